@@ -1,0 +1,8 @@
+"""The one exception that stands for a user's mistake."""
+
+
+class UserError(Exception):
+    """A mistake in what the user gave: one sentence with what was found, what was expected, what to do.
+
+    The command line prints it without a traceback and exits with status 2.
+    """
