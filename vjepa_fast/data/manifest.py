@@ -1,0 +1,225 @@
+"""The manifest: a CSV file that lists the videos, their labels and what decoding them needs to know.
+
+Columns: path, label_<name> ..., frames, fps, width, height, codec, size_bytes, mtime_ns. A relative path starts at the
+manifest's folder. The last two columns pin the file as it was indexed, so that a changed file is refused, not misread.
+"""
+
+import csv
+import logging
+import os
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TextIO
+
+from vjepa_fast.errors import UserError
+
+LABEL_PREFIX = "label_"
+_FACTS = {
+    "frames": int,
+    "fps": float,
+    "width": int,
+    "height": int,
+    "codec": str,
+    "size_bytes": int,
+    "mtime_ns": int,
+}
+_logger = logging.getLogger("vjepa_fast")
+
+
+@dataclass(frozen=True)
+class ManifestEntry:
+    """One video: where it is, what it shows (integer labels by name) and how it is stored.
+
+    `frames` counts the frames that decoding gives (container headers are not trusted), `fps` is the average rate in
+    frames per second, `codec` is FFmpeg's name ("vp9"), `size_bytes` and `mtime_ns` are the file's when it was indexed.
+    """
+
+    path: str
+    frames: int
+    fps: float
+    width: int
+    height: int
+    codec: str
+    size_bytes: int
+    mtime_ns: int
+    labels: dict[str, int] = field(default_factory=dict)
+
+
+@contextmanager
+def replaced_atomically(path: str | os.PathLike) -> Iterator[TextIO]:
+    """Open a text file for writing that takes the place of `path` only once all of it is on the disk."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with open(descriptor, "w", encoding="utf-8", newline="") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)  # mkstemp makes it private, a manifest is shared
+        os.replace(temporary, path)
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+
+
+def write_manifest(path: str | os.PathLike, entries: Iterable[ManifestEntry]) -> None:
+    """Write `entries` as the manifest `path`, atomically.
+
+    Videos below the manifest's folder are written relative to it, so that the folder can move; a relative path in
+    `entries` counts from that folder already. Raises UserError where entries carry different label names.
+    """
+    entries = list(entries)
+    folder = Path(path).resolve().parent
+    names = list(entries[0].labels) if entries else []
+    with replaced_atomically(path) as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["path", *(LABEL_PREFIX + name for name in names), *_FACTS])
+        for entry in entries:
+            if set(entry.labels) != set(names):
+                raise UserError(
+                    f"found labels {sorted(entry.labels)} for {entry.path}, expected {sorted(names)} as in the first "
+                    "entry, give every video of a manifest the same labels"
+                )
+            labels = [entry.labels[name] for name in names]
+            facts = [getattr(entry, name) for name in _FACTS]
+            writer.writerow([_relative(entry.path, folder), *labels, *facts])
+
+
+def read_manifest(path: str | os.PathLike) -> list[ManifestEntry]:
+    """Read a manifest, or a text list of the public trainers ("path label" a line); the paths come back absolute.
+
+    A text list says nothing about the videos, so they are probed in parallel and the result is kept beside the list as
+    `<list>.indexed.csv`; only videos that are new or changed are probed next time. Its label is called "label".
+    Raises UserError for a missing, empty or malformed file, naming the line, and for a list with unusable videos.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(
+            f"found no manifest at {path}, expected a CSV file, write one with "
+            f"`vjepa-fast index DIR --output {path}`"
+        )
+    try:
+        with open(path, encoding="utf-8", newline="") as file:
+            first = file.readline()
+            file.seek(0)
+            if first.split(",")[0].strip().strip('"') == "path":
+                entries = _read_csv(path, file)
+            else:
+                entries = _read_text_list(path, file)
+    except UnicodeDecodeError:
+        raise UserError(f"found binary data in {path}, expected a manifest in UTF-8 text") from None
+    if not entries:
+        raise UserError(
+            f"found no video in {path}, expected one a line, index a folder that holds some"
+        )
+    return entries
+
+
+def _relative(path: str, folder: Path) -> str:
+    absolute = (folder / path).resolve()
+    return str(absolute.relative_to(folder) if absolute.is_relative_to(folder) else absolute)
+
+
+def _read_csv(path: Path, file: TextIO) -> list[ManifestEntry]:
+    reader = csv.DictReader(file)
+    columns = reader.fieldnames or []
+    missing = [name for name in _FACTS if name not in columns]
+    if missing:
+        raise UserError(
+            f"found no column {', '.join(missing)} in {path}, expected what `vjepa-fast index` writes, "
+            "run it and add label_<name> columns to its output"
+        )
+    labels = [name for name in columns if name.startswith(LABEL_PREFIX)]
+    folder = path.resolve().parent
+    entries = []
+    for row in reader:
+        line = f"{path}, line {reader.line_num}"
+        if None in row or None in row.values() or not row["path"]:
+            raise UserError(
+                f"found a row of another length in {line}, expected {len(columns)} columns, fix or remove it"
+            )
+        facts = {name: _number(row[name], kind, name, line) for name, kind in _FACTS.items()}
+        if min(facts["frames"], facts["width"], facts["height"]) < 1:
+            raise UserError(
+                f"found no frames or no size in {line}, expected at least 1, index the video again"
+            )
+        entries.append(
+            ManifestEntry(
+                path=str(folder / row["path"]),
+                labels={
+                    name.removeprefix(LABEL_PREFIX): _number(row[name], int, name, line)
+                    for name in labels
+                },
+                **facts,
+            )
+        )
+    return entries
+
+
+def _number(text: str, kind: type, name: str, line: str) -> int | float | str:
+    try:
+        return kind(text)
+    except ValueError:
+        raise UserError(
+            f"found {name} = {text!r} in {line}, expected {kind.__name__}, correct it"
+        ) from None
+
+
+def _read_text_list(path: Path, file: TextIO) -> list[ManifestEntry]:
+    from vjepa_fast.data.probe import probe_videos  # needs PyAV, a CSV manifest does not
+
+    folder = path.resolve().parent
+    labels: list[tuple[str, int]] = []
+    for number, text in enumerate(file, start=1):
+        if not text.strip():
+            continue
+        name, _, label = text.strip().rpartition(" ")
+        line = f"{path}, line {number}"
+        if not name:
+            raise UserError(
+                f'found {text.strip()!r} in {line}, expected "path label" or the columns that '
+                "`vjepa-fast index` writes, correct it"
+            )
+        labels.append((str(folder / name.strip()), _number(label, int, "label", line)))
+
+    cache = path.with_name(path.name + ".indexed.csv")
+    known = {entry.path: entry for entry in _read_cache(cache) if _is_unchanged(entry)}
+    unknown = sorted({name for name, _ in labels} - known.keys())
+    if unknown:
+        found, refused = probe_videos(unknown)
+        known |= {entry.path: entry for entry in found}
+        _write_cache(cache, known.values())
+        if refused:
+            shown = "; ".join(f"{name}: {reason}" for name, reason in refused[:20])
+            more = f"; and {len(refused) - 20} more" if len(refused) > 20 else ""
+            raise UserError(
+                f"found {len(refused)} unusable videos in {path} ({shown}{more}), expected none, remove their lines"
+            )
+    return [
+        ManifestEntry(**{**vars(known[name]), "labels": {"label": label}}) for name, label in labels
+    ]
+
+
+def _is_unchanged(entry: ManifestEntry) -> bool:
+    try:
+        now = os.stat(entry.path)
+    except OSError:
+        return False
+    return (now.st_size, now.st_mtime_ns) == (entry.size_bytes, entry.mtime_ns)
+
+
+def _read_cache(cache: Path) -> list[ManifestEntry]:
+    if not cache.is_file():
+        return []
+    with open(cache, encoding="utf-8", newline="") as file:
+        return _read_csv(cache, file)
+
+
+def _write_cache(cache: Path, entries: Iterable[ManifestEntry]) -> None:
+    try:
+        write_manifest(cache, entries)
+    except OSError as error:
+        _logger.warning("cannot keep the index of a text list in %s (%s)", cache, error)
