@@ -1,0 +1,162 @@
+"""Philox4x32-10, the generator behind every random choice, and the streams that keep choices apart.
+
+Word i of the sequence (seed, stream, index) is word i % 4 of `philox4x32` at
+counter (i // 4, stream, index_low, index_high) and key (seed_low, seed_high), so any word can be
+computed without the ones before it. csrc/philox.h gives the same numbers.
+Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
+"""
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+STREAM_BLOCK_SIZE = 1
+STREAM_BLOCK_PLACE = 2
+STREAM_VIDEO_ORDER = 3
+STREAM_CLIP_START = 4
+STREAM_CROP = 5
+STREAM_FLIP = 6
+
+_ROUNDS = 10
+_MULTIPLIERS = (np.uint64(0xD2511F53), np.uint64(0xCD9E8D57))
+_KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
+_LOW = np.uint64(0xFFFFFFFF)
+_HALF = np.uint64(32)
+
+
+def substream(stream: int, part: int) -> int:
+    """One part of a stream, e.g. per mask spec: stream in the low 8 bits, part (24 bits) above."""
+    _check_range("stream", stream, 2**8)
+    _check_range("part", part, 2**24)
+    return stream | part << 8
+
+
+def philox4x32(counter: ArrayLike, key: tuple[int, int]) -> np.ndarray:
+    """Ten Philox rounds: counter uint32 [..., 4], key two 32-bit words -> uint32 [..., 4]."""
+    c0, c1, c2, c3 = np.moveaxis(np.asarray(counter, dtype=np.uint64), -1, 0)
+    k0, k1 = key
+    for _ in range(_ROUNDS):
+        p0, p1 = _MULTIPLIERS[0] * c0, _MULTIPLIERS[1] * c2
+        c0, c1, c2, c3 = (
+            (p1 >> _HALF) ^ c1 ^ np.uint64(k0),
+            p1 & _LOW,
+            (p0 >> _HALF) ^ c3 ^ np.uint64(k1),
+            p0 & _LOW,
+        )
+        k0, k1 = (k0 + _KEY_STEPS[0]) % 2**32, (k1 + _KEY_STEPS[1]) % 2**32
+    return np.stack([c0, c1, c2, c3], axis=-1).astype(np.uint32)
+
+
+def draw(seed: int, stream: int, index: ArrayLike, count: int) -> np.ndarray:
+    """The first `count` words of each sequence (seed, stream, index).
+
+    seed: 0 .. 2**64-1; stream: 0 .. 2**32-1; index: an int or an integer array, each 0 .. 2**63-1.
+    Returns uint32 [*shape of index, count], a pure function of its arguments.
+    Raises ValueError for anything out of range.
+    """
+    blocks = -(-count // 4)
+    words = _blocks(seed, stream, index, 0, blocks)
+    return words.reshape(*words.shape[:-2], 4 * blocks)[..., :count]
+
+
+def uniform(words: np.ndarray) -> np.ndarray:
+    """uint32 words to float64 in [0, 1): exactly word / 2**32."""
+    return np.asarray(words, dtype=np.float64) * 2.0**-32
+
+
+def bounded(seed: int, stream: int, index: ArrayLike, bound: ArrayLike) -> np.ndarray:
+    """One unbiased integer in [0, bound) per index.
+
+    bound: 1 .. 2**32-1, broadcast against index. Returns int64 of the broadcast shape; the same
+    numbers as `PhiloxSequence(seed, stream, index).bounded(bound)`.
+    """
+    index, bound = np.broadcast_arrays(_indices(index), np.asarray(bound))
+    if bound.dtype.kind not in "iu":
+        raise ValueError(f"found a bound of type {bound.dtype}, expected integers, give integers")
+    if bound.size and (bound.min() < 1 or bound.max() >= 2**32):
+        raise ValueError(
+            f"found a bound of {bound.min()} .. {bound.max()}, expected 1 .. 2**32-1, "
+            "give a bound in that range"
+        )
+    shape, index, bound = index.shape, index.ravel(), bound.ravel().astype(np.uint64)
+    threshold = np.uint64(2**32) % np.maximum(bound, np.uint64(1))
+    result = np.empty(index.shape, dtype=np.int64)
+    pending, block = np.arange(index.size), 0
+    while pending.size:
+        words = _blocks(seed, stream, index[pending], block, 1)[:, 0].astype(np.uint64)
+        product = words * bound[pending, None]
+        accepted = (product & _LOW) >= threshold[pending, None]
+        first = accepted.argmax(axis=1)
+        done = accepted.any(axis=1)
+        result[pending[done]] = (product[done, first[done]] >> _HALF).astype(np.int64)
+        pending, block = pending[~done], block + 1
+    return result.reshape(shape)
+
+
+class PhiloxSequence:
+    """Reads the words of one sequence (seed, stream, index) in order; the twin of csrc/philox.h."""
+
+    def __init__(self, seed: int, stream: int, index: int) -> None:
+        self._position = (seed, stream, index)
+        self._block = 0
+        self._words: list[int] = []
+
+    def word(self) -> int:
+        """The next 32-bit word."""
+        if not self._words:
+            self._words = _blocks(*self._position, self._block, 1)[0, ::-1].tolist()
+            self._block += 1
+        return self._words.pop()
+
+    def uniform(self) -> float:
+        """The next word as a float in [0, 1)."""
+        return self.word() * 2.0**-32
+
+    def bounded(self, bound: int) -> int:
+        """The next unbiased integer in [0, bound), 1 <= bound < 2**32.
+
+        Lemire, "Fast random integer generation in an interval", 2019: biased words are redrawn.
+        """
+        if not 1 <= bound < 2**32:
+            raise ValueError(
+                f"found a bound of {bound}, expected 1 .. 2**32-1, give a bound in that range"
+            )
+        threshold = 2**32 % bound
+        while True:
+            product = self.word() * bound
+            if product % 2**32 >= threshold:
+                return product >> 32
+
+
+def _blocks(seed: int, stream: int, index: ArrayLike, first: int, count: int) -> np.ndarray:
+    """Philox blocks first .. first+count-1 of each sequence: uint32 [*shape of index, count, 4]."""
+    _check_range("seed", seed, 2**64)
+    _check_range("stream", stream, 2**32)
+    index = _indices(index)
+    counter = np.empty((*index.shape, count, 4), dtype=np.uint64)
+    counter[..., 0] = np.arange(first, first + count, dtype=np.uint64)
+    counter[..., 1] = stream
+    counter[..., 2] = (index & _LOW)[..., None]
+    counter[..., 3] = (index >> _HALF)[..., None]
+    return philox4x32(counter, (int(seed) % 2**32, int(seed) >> 32))
+
+
+def _indices(index: ArrayLike) -> np.ndarray:
+    index = np.asarray(index)
+    if index.size == 0:
+        return index.astype(np.uint64)
+    if index.dtype.kind not in "iu":
+        raise ValueError(f"found an index of type {index.dtype}, expected integers, give integers")
+    if index.min() < 0 or index.max() >= 2**63:
+        raise ValueError(
+            f"found an index in {index.min()} .. {index.max()}, expected 0 .. 2**63-1, "
+            "give a position in that range"
+        )
+    return index.astype(np.uint64)
+
+
+def _check_range(name: str, value: int, end: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or not 0 <= value < end:
+        raise ValueError(
+            f"found {name} {value!r}, expected an integer in 0 .. {end - 1}, "
+            f"give a {name} in that range"
+        )
