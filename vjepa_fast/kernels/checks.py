@@ -1,0 +1,29 @@
+"""Argument checks shared by the ops."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def require(condition: bool, message: str) -> None:
+    """Raise ValueError(message) unless condition holds."""
+    if not condition:
+        raise ValueError(message)
+
+
+def require_index(name: str, index: Tensor, size: int) -> None:
+    """Refuse an index tensor of a wrong dtype or, on CPU, with an entry outside 0 … size - 1.
+
+    On CUDA the range is not looked at, since that would wait for the device.
+    """
+    require(
+        index.dtype in (torch.int32, torch.int64),
+        f"{name}: found dtype {index.dtype}, expected int32 or int64",
+    )
+    if index.device.type == "cpu" and index.numel():
+        low, high = (int(v) for v in torch.aminmax(index))
+        require(
+            0 <= low and high < size,
+            f"{name}: found entries {low} to {high}, expected 0 to {size - 1}",
+        )

@@ -1,0 +1,112 @@
+"""The feature loss: |prediction - layer_norm(feature)|^p / p, averaged per clip, then per spec."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vjepa_fast.kernels.checks import require, require_index
+
+FEATURE_NORM_EPS = 1e-5
+
+
+def row_weights(seqlens: Tensor, spec_ids: Tensor, rows: int, width: int) -> Tensor:
+    """Weight of each target row in the loss, fp32 [R]: 1 / (specs · clips · targets · width)."""
+    # counted by comparison, not by bincount, which would wait for a CUDA device
+    clips = (spec_ids[:, None] == spec_ids[None, :]).sum(1).float()
+    specs = clips.reciprocal().sum().round()
+    weight = 1.0 / (clips * specs * seqlens * width)
+    return torch.repeat_interleave(weight, seqlens, output_size=rows)
+
+
+def masked_feature_loss_reference(
+    prediction: Tensor,
+    features: Tensor,
+    rows: Tensor,
+    seqlens: Tensor,
+    spec_ids: Tensor,
+    exponent: float,
+    normalize: bool,
+) -> tuple[Tensor, Tensor]:
+    """The specification: the loss (fp32 scalar) and its gradient in the prediction, in fp32."""
+    target = features[rows.long()].float()
+    if normalize:
+        target = F.layer_norm(target, target.shape[-1:], eps=FEATURE_NORM_EPS)
+    difference = prediction.float() - target
+    weight = row_weights(seqlens.long(), spec_ids.long(), *prediction.shape)
+    size = difference.abs()
+    loss = torch.dot(size.pow(exponent).sum(1) if exponent != 1.0 else size.sum(1), weight)
+    slope = difference.sign() if exponent == 1.0 else difference.sign() * size.pow(exponent - 1)
+    slope = torch.where(difference.isnan(), difference, slope)  # sign(NaN) would be 0
+    return loss / exponent, slope * weight[:, None]
+
+
+class _MaskedFeatureLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, prediction, features, rows, seqlens, spec_ids, exponent, normalize):
+        loss, gradient = masked_feature_loss_reference(
+            prediction, features, rows, seqlens, spec_ids, exponent, normalize
+        )
+        ctx.save_for_backward(gradient.to(prediction.dtype))
+        return loss
+
+    @staticmethod
+    def backward(ctx, grad_loss):
+        (gradient,) = ctx.saved_tensors
+        return gradient * grad_loss.to(gradient.dtype), None, None, None, None, None, None
+
+
+def masked_feature_loss(
+    prediction: Tensor,
+    features: Tensor,
+    rows: Tensor,
+    seqlens: Tensor,
+    spec_ids: Tensor,
+    exponent: float = 1.0,
+    normalize: bool = True,
+) -> Tensor:
+    """Distance of predicted to target features (paper, equation 1 and section 3.1).
+
+    Args:
+        prediction: [R, D]. The only argument that receives a gradient.
+        features: output of the target encoder for all tokens, [rows, D].
+        rows: row of `features` for each prediction, [R] int32 or int64.
+        seqlens: targets of each sequence (one clip under one mask spec), [S] int, all positive.
+        spec_ids: mask spec of each sequence, [S] int.
+        exponent: p of |z - y|^p / p.
+        normalize: layer-norm the features first (no affine, eps 1e-5, fp32).
+
+    Returns:
+        fp32 scalar: mean over specs of the mean over their clips of the mean over that clip's
+        targets and features. A NaN in a difference gives NaN in the loss and in the gradient.
+
+    Raises:
+        ValueError: shapes that don't fit, an exponent below 1, rows outside `features` (on CPU).
+    """
+    require(
+        prediction.ndim == 2 and features.ndim == 2 and prediction.shape[1] == features.shape[1],
+        f"prediction, features: found shapes {tuple(prediction.shape)} and "
+        f"{tuple(features.shape)}, expected [R, D] and [rows, D]",
+    )
+    require(
+        rows.shape == prediction.shape[:1],
+        f"rows: found shape {tuple(rows.shape)}, expected [{prediction.shape[0]}]",
+    )
+    require(
+        seqlens.ndim == 1 and seqlens.shape == spec_ids.shape,
+        f"seqlens, spec_ids: found shapes {tuple(seqlens.shape)} and {tuple(spec_ids.shape)}, "
+        "expected [S] each",
+    )
+    require(exponent >= 1.0, f"exponent: found {exponent}, expected 1 or more")
+    require_index("rows", rows, features.shape[0])
+    if seqlens.device.type == "cpu":
+        total = int(seqlens.sum())
+        require(
+            total == prediction.shape[0] and bool((seqlens > 0).all()),
+            f"seqlens: found {total} targets in all, expected positive lengths that sum to "
+            f"{prediction.shape[0]}",
+        )
+    return _MaskedFeatureLoss.apply(
+        prediction, features, rows, seqlens, spec_ids, exponent, normalize
+    )

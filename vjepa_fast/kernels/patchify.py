@@ -1,0 +1,86 @@
+"""uint8 video to normalised patch rows, for the kept tokens only."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from vjepa_fast.kernels.checks import require, require_index
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+def patchify_reference(
+    video: Tensor,
+    rows: Tensor | None,
+    patch_size: int,
+    tubelet_size: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+    dtype: torch.dtype,
+) -> Tensor:
+    """The specification of `patchify`, in plain PyTorch. Pixels are gathered as uint8."""
+    b, t, h, w, c = video.shape
+    grid = (t // tubelet_size, h // patch_size, w // patch_size)
+    tubes = video.reshape(b, grid[0], tubelet_size, grid[1], patch_size, grid[2], patch_size, c)
+    tubes = tubes.permute(0, 1, 3, 5, 7, 2, 4, 6)  # b t' h' w' | c tubelet ph pw: Conv3d order
+    if rows is None:
+        picked = tubes.reshape(b * grid[0] * grid[1] * grid[2], c, -1)
+    else:
+        r = rows.long()
+        r, column = r // grid[2], r % grid[2]
+        r, line = r // grid[1], r % grid[1]
+        clip, time = r // grid[0], r % grid[0]
+        picked = tubes[clip, time, line, column].flatten(2)
+    scale = 1.0 / (255.0 * torch.tensor(std, device=video.device))
+    shift = -torch.tensor(mean, device=video.device) / torch.tensor(std, device=video.device)
+    pixels = torch.addcmul(shift[:, None], picked.float(), scale[:, None])
+    return pixels.flatten(1).to(dtype)
+
+
+def patchify(
+    video: Tensor,
+    rows: Tensor | None = None,
+    *,
+    patch_size: int = 16,
+    tubelet_size: int = 2,
+    mean: Sequence[float] = IMAGENET_MEAN,
+    std: Sequence[float] = IMAGENET_STD,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """Normalise, cast and flatten patches; a linear layer on the result is the patch embedding.
+
+    Args:
+        video: pixels 0 … 255, uint8 [B, T, H, W, 3].
+        rows: kept tokens as b * N + token, [R] int32 or int64, where N = T'H'W' and tokens are in
+            raster order, time slowest; None keeps all.
+        patch_size: side of a patch in pixels.
+        tubelet_size: frames of a tubelet.
+        mean, std: per channel, of pixels scaled to 0 … 1.
+        dtype: of the result; the arithmetic is fp32.
+
+    Returns:
+        [R, 3 * tubelet_size * patch_size²], values of a patch in the order of a Conv3d weight
+        (channel, frame, line, column).
+
+    Raises:
+        ValueError: a video of another dtype, shape or size; rows as in `gather_tokens`.
+    """
+    require(video.dtype == torch.uint8, f"video: found dtype {video.dtype}, expected uint8")
+    require(
+        video.ndim == 5 and video.shape[-1] == 3,
+        f"video: found shape {tuple(video.shape)}, expected [B, T, H, W, 3]",
+    )
+    b, t, h, w, _ = video.shape
+    require(
+        t % tubelet_size == 0 and h % patch_size == 0 and w % patch_size == 0,
+        f"video: found {t} frames of {h}x{w}, expected multiples of {tubelet_size} frames and "
+        f"{patch_size} pixels",
+    )
+    if rows is not None:
+        require(rows.ndim == 1, f"rows: found shape {tuple(rows.shape)}, expected [R]")
+        require_index("rows", rows, b * (t // tubelet_size) * (h // patch_size) * (w // patch_size))
+    return patchify_reference(video, rows, patch_size, tubelet_size, mean, std, dtype)

@@ -1,0 +1,69 @@
+"""The predictor: a narrow ViT that guesses target features from context features."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from vjepa_fast.kernels import predictor_tokens
+from vjepa_fast.models.layers import NORM_EPS, Block, init_weights, scale_init_by_depth
+from vjepa_fast.models.packing import PackedMasks
+from vjepa_fast.models.positions import position_table
+
+
+class Predictor(nn.Module):
+    """Narrow ViT with one mask token per mask spec (paper, section 3.3).
+
+    Args:
+        encoder_width: features of the encoder, also of the prediction.
+        width, depth, heads, mlp_ratio: of the predictor.
+        grid: tokens (T', H', W') of a clip.
+        num_specs: mask specs, one learned mask token each, initialised to zero.
+        uniform_power, depth_scaled_init: as for the encoder.
+    """
+
+    def __init__(
+        self,
+        *,
+        encoder_width: int,
+        width: int,
+        depth: int,
+        heads: int,
+        grid: tuple[int, int, int],
+        num_specs: int,
+        mlp_ratio: float = 4.0,
+        uniform_power: bool = True,
+        depth_scaled_init: bool = False,
+    ) -> None:
+        super().__init__()
+        self.embed = nn.Linear(encoder_width, width)
+        self.mask_tokens = nn.Parameter(torch.zeros(num_specs, width))
+        table = position_table(width, tuple(grid), uniform_power)
+        self.register_buffer("positions", table, persistent=False)
+        self.blocks = nn.ModuleList(Block(width, heads, mlp_ratio) for _ in range(depth))
+        self.norm = nn.LayerNorm(width, eps=NORM_EPS)
+        self.proj = nn.Linear(width, encoder_width)
+        self.apply(init_weights)
+        if depth_scaled_init:
+            scale_init_by_depth(self.blocks)
+
+    def forward(self, context: Tensor, masks: PackedMasks) -> Tensor:
+        """Predict the target features.
+
+        Args:
+            context: encoder output, [Rc, D_encoder], in the order of `masks`.
+            masks: all mask specs of the micro-batch.
+
+        Returns:
+            [Rt, D_encoder]; only target rows go through the final norm and projection.
+        """
+        x = predictor_tokens(
+            self.embed(context),
+            self.positions.float(),
+            self.mask_tokens,
+            masks.predictor_source,
+            masks.predictor_tokens,
+        )
+        for block in self.blocks:
+            x = block(x, masks.predictor_layout)
+        return self.proj(self.norm(x[masks.prediction_rows]))
