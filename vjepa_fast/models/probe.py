@@ -12,14 +12,14 @@ PROBE_NORM_EPS = 1e-5
 
 
 class CrossAttention(nn.Module):
-    """Queries [B, Q, D] look at tokens [B, N, D]."""
+    """Queries [B, Q, D] look at tokens [B, N, D]. There is no output projection: the published
+    classifier stores one but never applies it."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
         self.q = nn.Linear(width, width)
         self.kv = nn.Linear(width, 2 * width)
-        self.proj = nn.Linear(width, width)
 
     def forward(self, query: Tensor, tokens: Tensor) -> Tensor:
         b, n, width = tokens.shape
@@ -27,7 +27,7 @@ class CrossAttention(nn.Module):
         kv = self.kv(tokens).view(b, n, 2, self.heads, width // self.heads)
         k, v = kv.permute(2, 0, 3, 1, 4)
         out = F.scaled_dot_product_attention(q, k, v)
-        return self.proj(out.transpose(1, 2).reshape(b, -1, width))
+        return out.transpose(1, 2).reshape(b, -1, width)
 
 
 class CrossAttentionBlock(nn.Module):

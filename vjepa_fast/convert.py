@@ -1,0 +1,94 @@
+"""Weights in the names of the published V-JEPA checkpoints, to ours and back."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from vjepa_fast.errors import UserError
+
+_WRAPPERS = re.compile(r"^(module\.|backbone\.)+")
+_PREDICTOR_TO_OURS = {
+    "predictor_embed": "embed",
+    "predictor_blocks": "blocks",
+    "predictor_norm": "norm",
+    "predictor_proj": "proj",
+}
+_POSITIONS = ("pos_embed", "predictor_pos_embed")
+
+
+def encoder_from_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Encoder weights (`[module.]backbone.blocks.0.attn.qkv.weight` …) under our names.
+
+    The position table is left out: it is fixed and our encoder computes it.
+    """
+    ours = {_WRAPPERS.sub("", name): value for name, value in state.items()}
+    return {name: value for name, value in ours.items() if name not in _POSITIONS}
+
+
+def predictor_from_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Predictor weights under our names; `mask_tokens.i` [1, 1, P] become one [M, P]."""
+    ours, mask_tokens = {}, {}
+    for published, value in state.items():
+        name = _WRAPPERS.sub("", published)
+        head, _, rest = name.partition(".")
+        if name in _POSITIONS:
+            continue
+        if head == "mask_tokens":
+            mask_tokens[int(rest)] = value.reshape(-1)
+        else:
+            ours[f"{_PREDICTOR_TO_OURS.get(head, head)}.{rest}"] = value
+    if mask_tokens:
+        ours["mask_tokens"] = torch.stack([mask_tokens[i] for i in sorted(mask_tokens)])
+    return ours
+
+
+def encoder_to_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Our encoder's tensors (weights or gradients) under the published names."""
+    return {f"backbone.{name}": value for name, value in state.items()}
+
+
+def predictor_to_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Our predictor's tensors under the published names."""
+    names = {ours: published for published, ours in _PREDICTOR_TO_OURS.items()}
+    published = {}
+    for name, value in state.items():
+        head, _, rest = name.partition(".")
+        if name == "mask_tokens":
+            for i, row in enumerate(value):
+                published[f"backbone.mask_tokens.{i}"] = row.reshape(1, 1, -1)
+        else:
+            published[f"backbone.{names.get(head, head)}.{rest}"] = value
+    return published
+
+
+def probe_from_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Attentive classifier's weights, less the output projection that is stored but not applied."""
+    unused = "pooler.cross_attention_block.xattn.proj."
+    return {name: value for name, value in state.items() if not name.startswith(unused)}
+
+
+def load_exactly(module: nn.Module, state: Mapping[str, Tensor], what: str) -> None:
+    """Load weights into a module: every name, every shape, nothing more.
+
+    Raises:
+        UserError: names that are missing or unknown, shapes that differ.
+    """
+    own = {name: tuple(value.shape) for name, value in module.state_dict().items()}
+    missing, unknown = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+    if missing or unknown:
+        raise UserError(
+            f"{what}: found {len(unknown)} unknown names {unknown[:3]} and {len(missing)} missing "
+            f"names {missing[:3]}, expected exactly the names of {type(module).__name__}; use the "
+            "model section that these weights were trained with"
+        )
+    for name, shape in own.items():
+        if tuple(state[name].shape) != shape:
+            raise UserError(
+                f"{what}: found {name} of shape {tuple(state[name].shape)}, expected {shape}; use "
+                "the model section that these weights were trained with"
+            )
+    module.load_state_dict(dict(state))
