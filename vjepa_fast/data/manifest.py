@@ -1,7 +1,9 @@
-"""The manifest: a CSV file that lists the videos, their labels and what decoding them needs to know.
+"""The manifest: a CSV file that lists the videos, their labels and what decoding them needs to
+know.
 
-Columns: path, label_<name> ..., frames, fps, width, height, codec, size_bytes, mtime_ns. A relative path starts at the
-manifest's folder. The last two columns pin the file as it was indexed, so that a changed file is refused, not misread.
+Columns: path, label_<name> ..., frames, fps, width, height, codec, size_bytes, mtime_ns. A relative
+path starts at the manifest's folder. The last two columns pin the file as it was indexed, so that a
+changed file is refused, not misread.
 """
 
 import csv
@@ -26,6 +28,8 @@ _FACTS = {
     "size_bytes": int,
     "mtime_ns": int,
 }
+# A file name need not be UTF-8: surrogateescape carries any bytes there and back.
+_TEXT = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}
 _logger = logging.getLogger("vjepa_fast")
 
 
@@ -33,8 +37,9 @@ _logger = logging.getLogger("vjepa_fast")
 class ManifestEntry:
     """One video: where it is, what it shows (integer labels by name) and how it is stored.
 
-    `frames` counts the frames that decoding gives (container headers are not trusted), `fps` is the average rate in
-    frames per second, `codec` is FFmpeg's name ("vp9"), `size_bytes` and `mtime_ns` are the file's when it was indexed.
+    `frames` counts the frames that decoding gives (container headers are not trusted), `fps` is the
+    average rate in frames per second, `codec` is FFmpeg's name ("vp9"), `size_bytes` and `mtime_ns`
+    are the file's when it was indexed.
     """
 
     path: str
@@ -48,14 +53,25 @@ class ManifestEntry:
     labels: dict[str, int] = field(default_factory=dict)
 
 
+def is_unchanged(entry: ManifestEntry) -> bool:
+    """Whether the file still has the size and modification time that it had when it was indexed."""
+    try:
+        now = os.stat(entry.path)
+    except OSError:
+        return False
+    return (now.st_size, now.st_mtime_ns) == (entry.size_bytes, entry.mtime_ns)
+
+
 @contextmanager
 def replaced_atomically(path: str | os.PathLike) -> Iterator[TextIO]:
-    """Open a text file for writing that takes the place of `path` only once all of it is on the disk."""
+    """Open a text file for writing that takes the place of `path` only once all of it is on the
+    disk.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
-        with open(descriptor, "w", encoding="utf-8", newline="") as file:
+        with open(descriptor, "w", **_TEXT) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -68,11 +84,12 @@ def replaced_atomically(path: str | os.PathLike) -> Iterator[TextIO]:
 def write_manifest(path: str | os.PathLike, entries: Iterable[ManifestEntry]) -> None:
     """Write `entries` as the manifest `path`, atomically.
 
-    Videos below the manifest's folder are written relative to it, so that the folder can move; a relative path in
-    `entries` counts from that folder already. Raises UserError where entries carry different label names.
+    Videos below the manifest's folder are written relative to it, so that the folder can move; a
+    relative path in `entries` counts from that folder already. Raises UserError where entries carry
+    different label names.
     """
     entries = list(entries)
-    folder = Path(path).resolve().parent
+    folder = _folder(path)
     names = list(entries[0].labels) if entries else []
     with replaced_atomically(path) as file:
         writer = csv.writer(file, lineterminator="\n")
@@ -80,8 +97,9 @@ def write_manifest(path: str | os.PathLike, entries: Iterable[ManifestEntry]) ->
         for entry in entries:
             if set(entry.labels) != set(names):
                 raise UserError(
-                    f"found labels {sorted(entry.labels)} for {entry.path}, expected {sorted(names)} as in the first "
-                    "entry, give every video of a manifest the same labels"
+                    f"found labels {sorted(entry.labels)} for {entry.path}, expected "
+                    f"{sorted(names)} as in the first entry, give every video of a manifest the "
+                    "same labels"
                 )
             labels = [entry.labels[name] for name in names]
             facts = [getattr(entry, name) for name in _FACTS]
@@ -89,11 +107,13 @@ def write_manifest(path: str | os.PathLike, entries: Iterable[ManifestEntry]) ->
 
 
 def read_manifest(path: str | os.PathLike) -> list[ManifestEntry]:
-    """Read a manifest, or a text list of the public trainers ("path label" a line); the paths come back absolute.
+    """Read a manifest, or a text list of the public trainers ("path label" a line); the paths come
+    back absolute.
 
-    A text list says nothing about the videos, so they are probed in parallel and the result is kept beside the list as
-    `<list>.indexed.csv`; only videos that are new or changed are probed next time. Its label is called "label".
-    Raises UserError for a missing, empty or malformed file, naming the line, and for a list with unusable videos.
+    A text list says nothing about the videos, so they are probed in parallel and the result is kept
+    beside the list as `<list>.indexed.csv`; only videos that are new or changed are probed next
+    time. Its label is called "label". Raises UserError for a missing, empty or malformed file,
+    naming the line, and for a list with unusable videos.
     """
     path = Path(path)
     if not path.is_file():
@@ -102,15 +122,17 @@ def read_manifest(path: str | os.PathLike) -> list[ManifestEntry]:
             f"`vjepa-fast index DIR --output {path}`"
         )
     try:
-        with open(path, encoding="utf-8", newline="") as file:
+        with open(path, **_TEXT) as file:
             first = file.readline()
             file.seek(0)
             if first.split(",")[0].strip().strip('"') == "path":
                 entries = _read_csv(path, file)
             else:
                 entries = _read_text_list(path, file)
-    except UnicodeDecodeError:
-        raise UserError(f"found binary data in {path}, expected a manifest in UTF-8 text") from None
+    except csv.Error as error:
+        raise UserError(
+            f"found {path} unreadable as CSV ({error}), expected a manifest, index again"
+        ) from None
     if not entries:
         raise UserError(
             f"found no video in {path}, expected one a line, index a folder that holds some"
@@ -118,8 +140,12 @@ def read_manifest(path: str | os.PathLike) -> list[ManifestEntry]:
     return entries
 
 
+def _folder(path: str | os.PathLike) -> Path:
+    return Path(os.path.abspath(path)).parent  # symbolic links stay as the user made them
+
+
 def _relative(path: str, folder: Path) -> str:
-    absolute = (folder / path).resolve()
+    absolute = Path(os.path.abspath(folder / path))
     return str(absolute.relative_to(folder) if absolute.is_relative_to(folder) else absolute)
 
 
@@ -129,17 +155,18 @@ def _read_csv(path: Path, file: TextIO) -> list[ManifestEntry]:
     missing = [name for name in _FACTS if name not in columns]
     if missing:
         raise UserError(
-            f"found no column {', '.join(missing)} in {path}, expected what `vjepa-fast index` writes, "
-            "run it and add label_<name> columns to its output"
+            f"found no column {', '.join(missing)} in {path}, expected what `vjepa-fast index` "
+            "writes, run it and add label_<name> columns to its output"
         )
     labels = [name for name in columns if name.startswith(LABEL_PREFIX)]
-    folder = path.resolve().parent
+    folder = _folder(path)
     entries = []
     for row in reader:
         line = f"{path}, line {reader.line_num}"
         if None in row or None in row.values() or not row["path"]:
             raise UserError(
-                f"found a row of another length in {line}, expected {len(columns)} columns, fix or remove it"
+                f"found a row of another length in {line}, expected {len(columns)} columns, "
+                "fix or remove it"
             )
         facts = {name: _number(row[name], kind, name, line) for name, kind in _FACTS.items()}
         if min(facts["frames"], facts["width"], facts["height"]) < 1:
@@ -171,7 +198,7 @@ def _number(text: str, kind: type, name: str, line: str) -> int | float | str:
 def _read_text_list(path: Path, file: TextIO) -> list[ManifestEntry]:
     from vjepa_fast.data.probe import probe_videos  # needs PyAV, a CSV manifest does not
 
-    folder = path.resolve().parent
+    folder = _folder(path)
     labels: list[tuple[str, int]] = []
     for number, text in enumerate(file, start=1):
         if not text.strip():
@@ -186,7 +213,7 @@ def _read_text_list(path: Path, file: TextIO) -> list[ManifestEntry]:
         labels.append((str(folder / name.strip()), _number(label, int, "label", line)))
 
     cache = path.with_name(path.name + ".indexed.csv")
-    known = {entry.path: entry for entry in _read_cache(cache) if _is_unchanged(entry)}
+    known = {entry.path: entry for entry in _read_cache(cache) if is_unchanged(entry)}
     unknown = sorted({name for name, _ in labels} - known.keys())
     if unknown:
         found, refused = probe_videos(unknown)
@@ -196,25 +223,18 @@ def _read_text_list(path: Path, file: TextIO) -> list[ManifestEntry]:
             shown = "; ".join(f"{name}: {reason}" for name, reason in refused[:20])
             more = f"; and {len(refused) - 20} more" if len(refused) > 20 else ""
             raise UserError(
-                f"found {len(refused)} unusable videos in {path} ({shown}{more}), expected none, remove their lines"
+                f"found {len(refused)} unusable videos in {path} ({shown}{more}), expected none, "
+                "remove their lines"
             )
     return [
         ManifestEntry(**{**vars(known[name]), "labels": {"label": label}}) for name, label in labels
     ]
 
 
-def _is_unchanged(entry: ManifestEntry) -> bool:
-    try:
-        now = os.stat(entry.path)
-    except OSError:
-        return False
-    return (now.st_size, now.st_mtime_ns) == (entry.size_bytes, entry.mtime_ns)
-
-
 def _read_cache(cache: Path) -> list[ManifestEntry]:
     if not cache.is_file():
         return []
-    with open(cache, encoding="utf-8", newline="") as file:
+    with open(cache, **_TEXT) as file:
         return _read_csv(cache, file)
 
 
