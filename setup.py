@@ -1,0 +1,27 @@
+"""Builds the one compiled part, the mask sampler; everything else is in pyproject.toml."""
+
+import os
+from pathlib import Path
+
+from pybind11.setup_helpers import ParallelCompile, Pybind11Extension
+from setuptools import setup
+
+# Contracted multiply-adds would round differently from one platform to the next.
+flags = ["-O3", "-ffp-contract=off", "-pthread"]
+if os.environ.get("VJEPA_FAST_WERROR") == "1":  # our own builds; a newer compiler must not stop users
+    flags += ["-Wall", "-Wextra", "-Werror"]
+
+ParallelCompile("VJEPA_FAST_BUILD_JOBS").install()
+setup(
+    ext_modules=[
+        Pybind11Extension(
+            "vjepa_fast.masks._sampler",
+            sources=["csrc/bindings.cpp", "csrc/mask_sampler.cpp"],
+            depends=sorted(str(header) for header in Path("csrc").glob("*.h")),
+            include_dirs=["csrc"],
+            extra_compile_args=flags,
+            extra_link_args=["-pthread"],
+            cxx_std=17,
+        )
+    ]
+)
