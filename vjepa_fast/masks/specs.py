@@ -1,0 +1,168 @@
+"""Mask specs: how the blocks of one mask are drawn, and which sizes can come out."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from numbers import Integral, Real
+from typing import TypeVar
+
+Size = tuple[int, int, int]
+"""(time, height, width) in tokens: a grid or the size of a block."""
+
+T = TypeVar("T")
+_LAST_WORD = 2**32 - 1
+
+
+@dataclass(frozen=True)
+class MultiBlock:
+    """The context is what no block covers; all blocks of a step share one size (paper, section 3.2).
+
+    num_blocks: blocks per clip, which may overlap.
+    spatial_scale: share of the frame that a block covers, drawn from [low, high).
+    temporal_scale: share of the clip's length that a block covers, drawn from [low, high).
+    aspect_ratio: height / width of a block, drawn uniformly from [low, high).
+    max_temporal_keep: only this first share of the frames, at least one, can be context.
+    max_keep: at most so many context tokens per clip, the first ones; None keeps them all.
+
+    Raises ValueError for a value out of range.
+    """
+
+    num_blocks: int
+    spatial_scale: tuple[float, float]
+    temporal_scale: tuple[float, float] = (1.0, 1.0)
+    aspect_ratio: tuple[float, float] = (0.75, 1.5)
+    max_temporal_keep: float = 1.0
+    max_keep: int | None = None
+
+    def __post_init__(self) -> None:
+        _check_count("num_blocks", self.num_blocks)
+        for name in ("spatial_scale", "temporal_scale", "aspect_ratio"):
+            pair = _check_range(name, getattr(self, name), math.inf if "ratio" in name else 1.0)
+            object.__setattr__(self, name, pair)
+        keep = self.max_temporal_keep
+        if not _is_real(keep) or not 0 < keep <= 1:
+            raise ValueError(
+                f"found max_temporal_keep {keep!r}, expected a number above 0 and up to 1, "
+                "give the share of frames that may be context"
+            )
+        if self.max_keep is not None:
+            _check_count("max_keep", self.max_keep)
+
+    def block_size(self, grid: Size, temporal: float, spatial: float, aspect: float) -> Size:
+        """The block's (t, h, w) in tokens for three draws in [0, 1); csrc/mask_sampler.cpp agrees."""
+        time, height, width = grid
+        area = self._area(grid, spatial)
+        return (self._length(time, temporal), *self._sides(area, height, width, aspect))
+
+    def block_sizes(self, grid: Size) -> list[Size]:
+        """Every (t, h, w) that can be drawn on this grid, ascending; exact to the last of the 2**32 draws.
+
+        Each step from a draw to a size is monotonic, so the sizes' boundaries can be bisected.
+        """
+        time, height, width = check_grid(grid)
+        lengths = _values(lambda u: self._length(time, u))
+        areas = _values(lambda u: self._area(grid, u))
+        planes = {
+            plane
+            for area in areas
+            for plane in _values(lambda u, area=area: self._sides(area, height, width, u))
+        }
+        return sorted((length, *plane) for length in lengths for plane in planes)
+
+    def check(self, grid: Size) -> None:
+        """Raise ValueError if some drawable block size leaves no context or no target wherever it falls.
+
+        Blocks may coincide, so a single block decides: it leaves context somewhere unless it fills
+        the whole grid (a shorter one can start after frame 0, which may always be context). There
+        are targets if a block has tokens or if frames are barred from the context.
+        """
+        sizes = self.block_sizes(grid)
+        if tuple(grid) in sizes:
+            raise ValueError(
+                f"found that a block can fill the whole grid {_text(grid)} and leave no context, "
+                "expected free tokens for some place of its blocks, lower spatial_scale's or "
+                "temporal_scale's upper end"
+            )
+        empty = [size for size in sizes if 0 in size]
+        if empty and self.context_frames(grid) == grid[0]:
+            raise ValueError(
+                f"found that a block can have the size {_text(empty[0])} and give no target, "
+                "expected at least one token, raise spatial_scale's lower end or narrow aspect_ratio"
+            )
+
+    def context_frames(self, grid: Size) -> int:
+        """How many frames (of tokens), from the first on, can be context."""
+        return max(1, int(grid[0] * self.max_temporal_keep))
+
+    def _length(self, time: int, draw: float) -> int:
+        return max(1, int(time * _between(self.temporal_scale, draw)))
+
+    def _area(self, grid: Size, draw: float) -> int:
+        return int(grid[1] * grid[2] * _between(self.spatial_scale, draw))
+
+    def _sides(self, area: int, height: int, width: int, draw: float) -> tuple[int, int]:
+        aspect = _between(self.aspect_ratio, draw)
+        tall, wide = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        return min(tall, height), min(wide, width)
+
+
+def check_grid(grid: Size) -> Size:
+    """The grid (T', H', W') as a tuple of ints; ValueError unless it is three positive integers."""
+    sides = tuple(grid) if isinstance(grid, tuple | list) else ()
+    if len(sides) != 3 or not all(_is_int(side) and side >= 1 for side in sides):
+        raise ValueError(
+            f"found grid {grid!r}, expected three positive integers (time, height, width), "
+            "give the clip's size in tokens"
+        )
+    if math.prod(sides) >= 2**31:
+        raise ValueError(f"found grid {grid!r}, expected under 2**31 tokens, give a smaller grid")
+    return tuple(int(side) for side in sides)
+
+
+def _between(ends: tuple[float, float], draw: float) -> float:
+    return ends[0] + draw * (ends[1] - ends[0])
+
+
+def _values(of_draw: Callable[[float], T]) -> list[T]:
+    """The values that a monotonic function takes over the draws word / 2**32."""
+    values, word = [], 0
+    last = of_draw(_LAST_WORD * 2.0**-32)
+    while True:
+        values.append(value := of_draw(word * 2.0**-32))
+        if value == last:
+            return values
+        low, high = word, _LAST_WORD  # of_draw(low) == value != of_draw(high)
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if of_draw(middle * 2.0**-32) == value else (low, middle)
+        word = high
+
+
+def _text(size: Size) -> str:
+    return "x".join(map(str, size))
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def _is_real(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _check_count(name: str, value: object) -> None:
+    if not _is_int(value) or not 1 <= value < 2**31:
+        raise ValueError(
+            f"found {name} {value!r}, expected an integer of at least 1, give a positive {name}"
+        )
+
+
+def _check_range(name: str, value: object, most: float) -> tuple[float, float]:
+    pair = tuple(value) if isinstance(value, tuple | list) else ()
+    if len(pair) == 2 and all(map(_is_real, pair)) and 0 < pair[0] <= pair[1] <= most:
+        return float(pair[0]), float(pair[1])
+    limit = "" if math.isinf(most) else " and up to 1"
+    raise ValueError(
+        f"found {name} {value!r}, expected [low, high] with 0 < low <= high{limit}, "
+        "give an ascending pair"
+    )
