@@ -13,8 +13,8 @@ try:
     from vjepa_fast.masks import _sampler
 except ImportError as error:
     raise ImportError(
-        "found no compiled mask sampler (vjepa_fast.masks._sampler) for this Python, expected the one "
-        "that installing builds, install the package again: pip install -e ."
+        "found no compiled mask sampler (vjepa_fast.masks._sampler) for this Python, expected the "
+        "one that installing builds, install the package again: pip install -e ."
     ) from error
 
 _END_OF_IDS = 2**62
@@ -60,7 +60,7 @@ class MaskSampler:
                 raise ValueError(f"mask spec {index}: {error}") from error
         if truncate not in ("batch", "none"):
             raise ValueError(
-                f"found truncate {truncate!r}, expected 'batch' or 'none', give one of them"
+                f"found truncate {truncate!r}, expected one of two, give 'batch' or 'none'"
             )
         self.seed = _integer("seed", seed, 0, 2**64)
         self.truncate = truncate
@@ -73,7 +73,7 @@ class MaskSampler:
         """The masks of these clips at this step, in the order given.
 
         block_sizes: one (t, h, w) per spec, used instead of drawn ones (to replay recorded masks).
-        Raises ValueError for bad arguments, and for a clip whose context stayed empty in 10,000 draws.
+        Raises ValueError for bad arguments and for a clip whose context stayed empty 10,000 times.
         """
         step = _integer("step", step, 0, 2**63)
         ids = self._sample_ids(sample_ids)
@@ -105,7 +105,8 @@ class MaskSampler:
         ids = np.asarray(sample_ids)
         if ids.ndim != 1 or ids.size == 0 or ids.dtype.kind not in "iu":
             raise ValueError(
-                f"found sample ids {sample_ids!r}, expected a flat list of integers, give at least one"
+                f"found sample ids {sample_ids!r}, expected a flat list of integers, "
+                "give at least one"
             )
         if ids.min() < 0 or ids.max() >= _END_OF_IDS:
             raise ValueError(
@@ -123,8 +124,8 @@ class MaskSampler:
             )
         if (sizes < (1, 0, 0)).any() or (sizes > self.grid).any():
             raise ValueError(
-                f"found block sizes {sizes.tolist()}, expected them to fit into the grid {self.grid}, "
-                "give sizes in tokens"
+                f"found block sizes {sizes.tolist()}, expected them to fit into the grid "
+                f"{self.grid}, give sizes in tokens"
             )
         return [tuple(size) for size in sizes.tolist()]
 

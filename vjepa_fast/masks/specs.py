@@ -15,7 +15,7 @@ _LAST_WORD = 2**32 - 1
 
 @dataclass(frozen=True)
 class MultiBlock:
-    """The context is what no block covers; all blocks of a step share one size (paper, section 3.2).
+    """The context is what no block covers; a step's blocks share one size (arXiv 2404.08471, 3.2).
 
     num_blocks: blocks per clip, which may overlap.
     spatial_scale: share of the frame that a block covers, drawn from [low, high).
@@ -49,13 +49,13 @@ class MultiBlock:
             _check_count("max_keep", self.max_keep)
 
     def block_size(self, grid: Size, temporal: float, spatial: float, aspect: float) -> Size:
-        """The block's (t, h, w) in tokens for three draws in [0, 1); csrc/mask_sampler.cpp agrees."""
+        """The block's (t, h, w) in tokens for three draws in [0, 1)."""
         time, height, width = grid
         area = self._area(grid, spatial)
         return (self._length(time, temporal), *self._sides(area, height, width, aspect))
 
     def block_sizes(self, grid: Size) -> list[Size]:
-        """Every (t, h, w) that can be drawn on this grid, ascending; exact to the last of the 2**32 draws.
+        """Every (t, h, w) that can be drawn on this grid, ascending; exact for the 2**32 draws.
 
         Each step from a draw to a size is monotonic, so the sizes' boundaries can be bisected.
         """
@@ -70,7 +70,7 @@ class MultiBlock:
         return sorted((length, *plane) for length in lengths for plane in planes)
 
     def check(self, grid: Size) -> None:
-        """Raise ValueError if some drawable block size leaves no context or no target wherever it falls.
+        """Raise ValueError if some drawable size leaves no context or no target wherever it falls.
 
         Blocks may coincide, so a single block decides: it leaves context somewhere unless it fills
         the whole grid (a shorter one can start after frame 0, which may always be context). There
@@ -87,7 +87,8 @@ class MultiBlock:
         if empty and self.context_frames(grid) == grid[0]:
             raise ValueError(
                 f"found that a block can have the size {_text(empty[0])} and give no target, "
-                "expected at least one token, raise spatial_scale's lower end or narrow aspect_ratio"
+                "expected at least one token, raise spatial_scale's lower end or narrow "
+                "aspect_ratio"
             )
 
     def context_frames(self, grid: Size) -> int:
