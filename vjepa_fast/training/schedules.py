@@ -1,8 +1,9 @@
-"""Learning rate, weight decay and EMA momentum as pure functions of the step, so that resuming needs no replay.
+"""Learning rate, weight decay and EMA momentum as pure functions of the step.
 
-All three run towards a horizon that lies beyond the last step (1.25 times the steps in the paper's recipes): a run
-ends before its cosines and its momentum line do. The published trainer cuts a fractional horizon to a whole step for
-the cosines but not for the momentum line; the same holds here.
+So resuming needs no replay. All three run towards a horizon that lies beyond the last step (1.25
+times the steps in the paper's recipes): a run ends before its cosines and its momentum line do. The
+published trainer cuts a fractional horizon to a whole step for the cosines but not for the momentum
+line; the same holds here.
 """
 
 import math
@@ -17,10 +18,10 @@ def _cosine(start: float, end: float, progress: float) -> float:
 def learning_rate(
     step: int, *, warmup_steps: int, horizon: float, start_lr: float, lr: float, final_lr: float
 ) -> float:
-    """The learning rate of step 0, 1, …: linear from `start_lr` to `lr`, then a cosine to `final_lr`.
+    """The learning rate of step 0, 1, …: linear from `start_lr` to `lr`, then cosine to `final_lr`.
 
-    The value is the schedule's at `step + 1`, so step 0 is already one step into the warm-up and step
-    `warmup_steps - 1` has exactly `lr`.
+    The value is the schedule's at `step + 1`, so step 0 is already one step into the warm-up and
+    step `warmup_steps - 1` has exactly `lr`.
     """
     position = step + 1
     if position < warmup_steps:
@@ -35,7 +36,7 @@ def weight_decay(step: int, *, horizon: float, start: float, final: float) -> fl
 
 
 def momentum(step: int, *, horizon: float, start: float, final: float) -> float:
-    """The teacher's momentum after step 0, 1, …: a straight line from `start` to `final`, taken at `step`."""
+    """The teacher's momentum after step 0, 1, …: the line from `start` to `final` at `step`."""
     return start + (final - start) * min(step / horizon, 1.0)
 
 

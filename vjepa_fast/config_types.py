@@ -1,0 +1,65 @@
+"""The value types of the config whose rules pydantic cannot put into a sentence by itself."""
+
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BeforeValidator, Field
+
+from .config_input import show
+from .models.presets import ENCODER_PRESETS
+
+
+def _pair(value: Any) -> Any:
+    if not isinstance(value, list | tuple) or len(value) != 2:
+        raise ValueError(
+            f"found {show(value)}, expected a list of two numbers; write e.g. [0.5, 1.0]"
+        )
+    return tuple(value)
+
+
+def _ascending(value: tuple[float, float]) -> tuple[float, float]:
+    low, high = value
+    if low > high:
+        raise ValueError(
+            f"found {show(value)}, expected the smaller number first; write {show([high, low])}"
+        )
+    return value
+
+
+def _stage(value: int) -> int:
+    if value == 3:
+        raise ValueError(
+            "found 3, expected 0, 1 or 2, since stage 3 is not supported yet; choose 2, which "
+            "shards all but the weights"
+        )
+    if value not in (0, 1, 2):
+        raise ValueError(f"found {value}, expected a ZeRO stage of 0, 1 or 2; choose e.g. 1")
+    return value
+
+
+def preset_shape(value: Any) -> Any:
+    """A preset's name as its shape; anything else unchanged, for EncoderConfig to check."""
+    if not isinstance(value, str):
+        return value
+    if value not in ENCODER_PRESETS:
+        raise ValueError(
+            f"found {show(value)}, expected one of {', '.join(ENCODER_PRESETS)} or an object; "
+            'write e.g. "vit_large" or {"width": 1024, "depth": 24, "heads": 16}'
+        )
+    return dict(vars(ENCODER_PRESETS[value]))
+
+
+Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
+Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+Fraction = Annotated[float, Field(gt=0, le=1)]
+Unit = Annotated[float, Field(ge=0, le=1)]
+Beta = Annotated[float, Field(ge=0, lt=1)]
+FractionRange = Annotated[
+    tuple[Fraction, Fraction], BeforeValidator(_pair), AfterValidator(_ascending)
+]
+PositiveRange = Annotated[
+    tuple[Positive, Positive], BeforeValidator(_pair), AfterValidator(_ascending)
+]
+UnitRange = Annotated[tuple[Unit, Unit], BeforeValidator(_pair), AfterValidator(_ascending)]
+Betas = Annotated[tuple[Beta, Beta], BeforeValidator(_pair)]
+Stage = Annotated[int, AfterValidator(_stage)]
