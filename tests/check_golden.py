@@ -1,0 +1,73 @@
+"""Hold files of the golden forms against the project: python tests/check_golden.py FILE…
+
+Prints the largest error of every item beside its tolerance; exits with 1 beyond one, with 2 where a
+file is not of a golden form.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from golden_items import Item
+
+from vjepa_fast.errors import UserError
+
+
+def check(path: Path) -> list[Item]:
+    """All items of one file, whatever its form.
+
+    Raises:
+        UserError: a file of no golden form.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as data:
+            names = set(data.files)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{path}: found {error}, expected a golden .npz file; check the path"
+        ) from None
+    if any(name.startswith("init/encoder/") for name in names):
+        from golden_training import check_training_steps
+
+        return [item for stage in (0, 1) for item in check_training_steps(path, stage)]
+    if any(name.startswith("state/") for name in names):
+        from golden_probe import check_attentive_probe
+
+        return check_attentive_probe(path)
+    if any(name.endswith("/visible_probability") for name in names):
+        from golden_masks import check_mask_statistics
+
+        return [Item(*item) for item in check_mask_statistics(path)]
+    raise UserError(
+        f"{path}: found arrays {sorted(names)[:3]}…, expected training steps (init/encoder/…), an "
+        "attentive probe (state/…) or mask statistics (…/visible_probability); pass such a file"
+    )
+
+
+def main(arguments: list[str]) -> int:
+    """Check every file named; the worst outcome is the exit status."""
+    if not arguments:
+        print("usage: python tests/check_golden.py FILE…", file=sys.stderr)
+        return 2
+    failed = 0
+    for argument in arguments:
+        try:
+            items = check(Path(argument))
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
+        print(argument)
+        for item in items:
+            verdict = "ok" if item.ok else "FAIL"
+            print(f"  {verdict:4}  {item.error:9.3e}  (≤ {item.tolerance:g})  {item.name}")
+        failed += sum(not item.ok for item in items)
+    print(f"{failed} beyond tolerance")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    raise SystemExit(main(sys.argv[1:]))

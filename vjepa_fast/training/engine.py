@@ -1,0 +1,127 @@
+"""DeepSpeed, configured once from plain numbers."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+
+import deepspeed
+import torch
+from deepspeed.runtime.engine import DeepSpeedEngine
+from torch import nn
+
+from vjepa_fast.errors import UserError
+
+log = logging.getLogger("vjepa_fast")
+
+
+def init_process_group() -> tuple[int, int]:
+    """Join the launcher's process group, or make a group of one where there is no launcher.
+
+    Returns:
+        rank, world size.
+    """
+    if "RANK" not in os.environ and "WORLD_SIZE" not in os.environ:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        alone = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "MASTER_PORT": port}
+        os.environ.update({name: str(value) for name, value in alone.items()})
+        os.environ["MASTER_ADDR"] = "127.0.0.1"
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    deepspeed.init_distributed(auto_mpi_discovery=False)
+    return torch.distributed.get_rank(), torch.distributed.get_world_size()
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
+    """Encoder and predictor apart, each in a decaying and a non-decaying group.
+
+    Matrices decay; one-dimensional tensors (biases, norms) do not. The mask tokens do: they are
+    three-dimensional in the published code. The encoder's groups stand alone, so that their flat
+    shards are what the teacher averages.
+    """
+    groups: dict[str, list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        decays = "decay" if parameter.ndim >= 2 else "no_decay"
+        groups.setdefault(f"{name.partition('.')[0]}.{decays}", []).append(parameter)
+    return [
+        {
+            "name": name,
+            "params": parameters,
+            "weight_decay": 0.0 if name.endswith("no_decay") else weight_decay,
+        }
+        for name, parameters in groups.items()
+    ]
+
+
+def deepspeed_config(
+    *, micro_batch: int, accumulation: int, world: int, stage: int, bf16: bool
+) -> dict:
+    """DeepSpeed's dict. Everything in it is derived; nothing of it is written by the user.
+
+    Gradients accumulate in fp32. Clipping is off here (written out, since DeepSpeed would clip to 1
+    by default): `shards.clip_gradients` clips encoder and predictor apart, as published.
+    """
+    ds = {
+        "train_micro_batch_size_per_gpu": micro_batch,
+        "gradient_accumulation_steps": accumulation,
+        "train_batch_size": micro_batch * accumulation * world,
+        "gradient_clipping": 0.0,
+        "steps_per_print": 2**62,
+        "data_types": {"grad_accum_dtype": "fp32"},
+        "bf16": {"enabled": bf16},
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+    }
+    if bf16:
+        ds["bf16"]["check_grad_overflow"] = False  # would wait for the device every step
+    if stage:
+        ds["zero_optimization"] = {
+            "stage": stage,
+            "round_robin_gradients": False,  # keeps parameters in flat order
+            "overlap_comm": False,
+            "contiguous_gradients": False,
+        }
+    return ds
+
+
+def make_engine(
+    model: nn.Module,
+    *,
+    micro_batch: int,
+    accumulation: int,
+    world: int,
+    stage: int,
+    bf16: bool,
+    betas: tuple[float, float],
+    eps: float,
+    weight_decay: float,
+) -> DeepSpeedEngine:
+    """Wrap the model (encoder + predictor) and AdamW in one DeepSpeed engine.
+
+    Raises:
+        UserError: stage 0 with bf16, which DeepSpeed can only accumulate in bf16.
+    """
+    if stage == 0 and bf16:
+        raise UserError(
+            "zero.stage: found 0 with precision bf16, where DeepSpeed would accumulate gradients "
+            "in bf16 and step without fp32 masters; set zero.stage to 1, or precision to fp32"
+        )
+    optimizer = torch.optim.AdamW(
+        parameter_groups(model, weight_decay), lr=0.0, betas=betas, eps=eps, fused=True
+    )
+    ds = deepspeed_config(
+        micro_batch=micro_batch, accumulation=accumulation, world=world, stage=stage, bf16=bf16
+    )
+    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=ds)
+    log.info(
+        "engine: ZeRO stage %d, %s, %s, world %d, %d x %d clips a rank",
+        stage,
+        "bf16" if bf16 else "fp32",
+        type(engine.optimizer).__name__,
+        world,
+        accumulation,
+        micro_batch,
+    )
+    return engine
