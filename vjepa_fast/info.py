@@ -1,0 +1,212 @@
+"""What a config amounts to, as a table: tokens, parameters, operations, memory, batch."""
+
+from collections import Counter
+from collections.abc import Sequence
+
+from .config import Config
+from .config_checks import check_world
+from .errors import UserError
+from .masks import MaskSampler, MultiBlock
+from .models.cost import (
+    StepFlops,
+    activation_memory,
+    encoder_parameters,
+    predictor_parameters,
+    state_memory,
+    step_flops,
+)
+
+SAMPLED_STEPS = 400
+
+
+def count_tokens(config: Config) -> tuple[list[list[int]], list[list[int]]]:
+    """Context and target tokens of sampled clips, one row of counts by mask spec for each clip.
+
+    The clips are the first truncation group (or micro-batch) of the run's first steps, as they
+    will be drawn.
+    """
+    masks, optim = config.masks, config.optim
+    sampler = MaskSampler(
+        [MultiBlock(**dict(spec)) for spec in masks.specs],
+        grid=config.grid,
+        seed=config.seed,
+        truncate=masks.truncate,
+        truncate_group=masks.truncate_group,
+        num_threads=1,
+    )
+    clips = masks.truncate_group if masks.truncate == "batch" else optim.micro_batch
+    context, target = [], []
+    for step in range(SAMPLED_STEPS):
+        first = step * optim.global_batch
+        batch = sampler.sample(step, range(first, first + clips))
+        context += batch.context_seqlens.T.tolist()
+        target += batch.target_seqlens.T.tolist()
+    return context, target
+
+
+def _means(rows: Sequence[Sequence[int]]) -> list[float]:
+    return [sum(column) / len(rows) for column in zip(*rows, strict=True)]
+
+
+def clip_flops(
+    config: Config, context: Sequence[Sequence[int]], target: Sequence[Sequence[int]]
+) -> StepFlops:
+    """Operations per clip by part, the mean over clips with these token counts."""
+    encoder, predictor, grid = config.model.encoder, config.model.predictor, config.grid
+    # Clips of one group share their counts: work each pair of counts out once.
+    pairs = Counter((tuple(c), tuple(t)) for c, t in zip(context, target, strict=True))
+    total = [0.0, 0.0, 0.0]
+    for (context_counts, target_counts), clips in pairs.items():
+        flops = step_flops(
+            num_tokens=grid[0] * grid[1] * grid[2],
+            context=context_counts,
+            target=target_counts,
+            encoder_width=encoder.width,
+            encoder_depth=encoder.depth,
+            predictor_width=predictor.width,
+            predictor_depth=predictor.depth,
+            patch_size=config.model.patch_size,
+            tubelet_size=config.model.tubelet_size,
+            mlp_ratio=encoder.mlp_ratio,
+        )
+        parts = (flops.target_encoder, flops.encoder, flops.predictor)
+        total = [
+            so_far + part * clips / len(context) for so_far, part in zip(total, parts, strict=True)
+        ]
+    return StepFlops(*total)
+
+
+def _worlds(config: Config) -> list[tuple[int, int]]:
+    """Numbers of processes worth showing, each with the micro-batches it accumulates."""
+    result = []
+    for world in sorted({1, 8, config.optim.global_batch // config.optim.micro_batch}):
+        try:
+            result.append((world, check_world(config, world)))
+        except UserError:
+            continue
+    return result
+
+
+def _table(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of cells in columns: the first to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(
+            [
+                row[0].ljust(widths[0]),
+                *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True)),
+            ]
+        ).rstrip()
+        for row in rows
+    )
+
+
+def info_text(config: Config) -> str:
+    """Tokens, parameters, operations per clip by part, memory and effective batch, for people."""
+    encoder, predictor, optim = config.model.encoder, config.model.predictor, config.optim
+    frames, height, width = config.grid
+    num_tokens = frames * height * width
+    context, target = count_tokens(config)
+    mean_context, mean_target = _means(context), _means(target)
+
+    clip = (
+        f"clip: {config.data.num_frames} frames, one in {config.data.frame_step}, "
+        f"{config.data.crop_size} px = {frames} x {height} x {width} = {num_tokens} tokens"
+    )
+    tokens = [("tokens per clip", "context", "target", "predictor")]
+    for index, spec in enumerate(config.masks.specs):
+        counts = (mean_context[index], mean_target[index], mean_context[index] + mean_target[index])
+        name = f"masks.specs[{index}] ({spec.num_blocks} blocks)"
+        tokens.append((name, *(f"{count:.0f}" for count in counts)))
+
+    encoder_count = encoder_parameters(
+        width=encoder.width,
+        depth=encoder.depth,
+        patch_size=config.model.patch_size,
+        tubelet_size=config.model.tubelet_size,
+        mlp_ratio=encoder.mlp_ratio,
+    )
+    predictor_count = predictor_parameters(
+        encoder_width=encoder.width,
+        width=predictor.width,
+        depth=predictor.depth,
+        num_specs=len(config.masks.specs),
+    )
+    parameters = [
+        ("parameters", "width", "depth", "heads", "count"),
+        _shape("encoder", encoder.width, encoder.depth, encoder.heads, encoder_count),
+        _shape(
+            "predictor", predictor.width, predictor.depth, config.predictor_heads, predictor_count
+        ),
+    ]
+
+    flops = clip_flops(config, context, target)
+    all_context, all_target = sum(mean_context), sum(mean_target)
+    operations = [
+        ("operations per clip", "tokens", "TFLOP"),
+        ("target encoder, forward", f"{num_tokens}", _tera(flops.target_encoder)),
+        ("encoder, forward + backward", f"{all_context:.0f}", _tera(flops.encoder)),
+        (
+            "predictor, forward + backward",
+            f"{all_context + all_target:.0f}",
+            _tera(flops.predictor),
+        ),
+        ("all", "", _tera(flops.total)),
+    ]
+
+    precision = config.precision_on("cuda")
+    activations = activation_memory(
+        num_tokens=num_tokens,
+        context_tokens=all_context,
+        predictor_tokens=all_context + all_target,
+        micro_batch=optim.micro_batch,
+        encoder_width=encoder.width,
+        encoder_depth=encoder.depth,
+        predictor_width=predictor.width,
+        predictor_depth=predictor.depth,
+        precision=precision,
+        mlp_ratio=encoder.mlp_ratio,
+    )
+    memory = [("GPUs", "micro-batches", "effective batch", "stage 0", "stage 1", "stage 2")]
+    for world, accumulated in _worlds(config):
+        totals = [
+            state_memory(
+                encoder_parameters=encoder_count,
+                predictor_parameters=predictor_count,
+                precision=precision,
+                stage=stage,
+                world_size=world,
+                accumulates=accumulated > 1,
+                activations=activations,
+            ).total
+            for stage in (0, 1, 2)
+        ]
+        batch = f"{world} x {accumulated} x {optim.micro_batch} = {optim.global_batch}"
+        memory.append((f"{world}", f"{accumulated}", batch, *map(_giga, totals)))
+
+    sampled = f"(means over {len(context)} clips of {SAMPLED_STEPS} steps)"
+    estimate = (
+        f"GB on each GPU in {precision}, of which about {_giga(activations)} are activations of "
+        f"{optim.micro_batch} clips (this run: zero.stage {config.zero.stage})"
+    )
+    return "\n\n".join(
+        [
+            clip,
+            f"{_table(tokens)}\n{sampled}",
+            _table(parameters),
+            _table(operations),
+            f"{_table(memory)}\n{estimate}",
+        ]
+    )
+
+
+def _shape(name: str, width: int, depth: int, heads: int, count: int) -> tuple[str, ...]:
+    return name, f"{width}", f"{depth}", f"{heads}", f"{count:,}"
+
+
+def _tera(flops: float) -> str:
+    return f"{flops / 1e12:.2f}" if flops >= 1e10 else f"{flops / 1e12:.5f}"
+
+
+def _giga(size: float) -> str:
+    return f"{size / 1e9:.1f}" if size >= 1e9 else f"{size / 1e9:.2f}"

@@ -1,0 +1,191 @@
+"""What a model costs, by formula: parameters, floating-point operations, memory.
+
+An operation is a multiplication or an addition, so a product [m, k] x [k, n] counts 2 m k n. Norms,
+softmax, GELU and the loss are left out: they take time by their bytes, not by their operations.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+RGB = 3
+
+
+def patch_values(patch_size: int, tubelet_size: int) -> int:
+    """Numbers in one patch of pixels."""
+    return RGB * tubelet_size * patch_size**2
+
+
+# -------------------------------------------------------------------------------------- parameters
+
+
+def block_parameters(width: int, mlp_ratio: float = 4.0) -> int:
+    """Parameters of a block: two norms, qkv and projection, two MLP layers, all with biases."""
+    hidden = int(width * mlp_ratio)
+    attention = width * 3 * width + 3 * width + width * width + width
+    mlp = width * hidden + hidden + hidden * width + width
+    return 2 * 2 * width + attention + mlp
+
+
+def encoder_parameters(
+    *, width: int, depth: int, patch_size: int, tubelet_size: int, mlp_ratio: float = 4.0
+) -> int:
+    """Parameters of the encoder: patch embedding, blocks, final norm. Positions are fixed."""
+    embedding = patch_values(patch_size, tubelet_size) * width + width
+    return embedding + depth * block_parameters(width, mlp_ratio) + 2 * width
+
+
+def predictor_parameters(
+    *, encoder_width: int, width: int, depth: int, num_specs: int, mlp_ratio: float = 4.0
+) -> int:
+    """Parameters of the predictor: embedding, mask tokens, blocks, final norm, projection back."""
+    ends = encoder_width * width + width + width * encoder_width + encoder_width
+    return ends + num_specs * width + depth * block_parameters(width, mlp_ratio) + 2 * width
+
+
+# -------------------------------------------------------------------------------------- operations
+
+
+def transformer_flops(
+    lengths: Iterable[float], *, width: int, depth: int, mlp_ratio: float = 4.0
+) -> float:
+    """Operations of one forward pass through the blocks over sequences of these lengths.
+
+    A token costs 2 (4 D^2 + 2 D hidden) in a block's products, a sequence 4 L^2 D in its attention.
+    """
+    hidden = int(width * mlp_ratio)
+    per_token = 2 * (4 * width**2 + 2 * width * hidden)
+    return depth * sum(per_token * n + 4 * n**2 * width for n in lengths)
+
+
+@dataclass(frozen=True)
+class StepFlops:
+    """Operations by part; the encoder's and the predictor's include their backward pass."""
+
+    target_encoder: float
+    encoder: float
+    predictor: float
+
+    @property
+    def total(self) -> float:
+        """All parts together."""
+        return self.target_encoder + self.encoder + self.predictor
+
+
+def step_flops(
+    *,
+    num_tokens: int,
+    context: Iterable[float],
+    target: Iterable[float],
+    encoder_width: int,
+    encoder_depth: int,
+    predictor_width: int,
+    predictor_depth: int,
+    patch_size: int,
+    tubelet_size: int,
+    mlp_ratio: float = 4.0,
+    predictor_mlp_ratio: float = 4.0,
+) -> StepFlops:
+    """Operations of one clip in a training step.
+
+    num_tokens: N, what the target encoder sees, once and without a backward pass.
+    context, target: the clip's token counts under each mask spec.
+
+    A backward pass costs twice its forward pass, except that pixels need no gradient: the patch
+    embedding's backward costs one product.
+    """
+    context, target = list(context), list(target)
+    embed = 2 * patch_values(patch_size, tubelet_size) * encoder_width
+    encoder = {"width": encoder_width, "depth": encoder_depth, "mlp_ratio": mlp_ratio}
+    predictor = {
+        "width": predictor_width,
+        "depth": predictor_depth,
+        "mlp_ratio": predictor_mlp_ratio,
+    }
+    both = [c + t for c, t in zip(context, target, strict=True)]
+    ends = 2 * encoder_width * predictor_width * (sum(context) + sum(target))
+    return StepFlops(
+        target_encoder=embed * num_tokens + transformer_flops([num_tokens], **encoder),
+        encoder=2 * embed * sum(context) + 3 * transformer_flops(context, **encoder),
+        predictor=3 * (ends + transformer_flops(both, **predictor)),
+    )
+
+
+# ------------------------------------------------------------------------------------------ memory
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on one device."""
+
+    weights: float
+    gradients: float
+    optimizer: float
+    teacher: float
+    activations: float
+
+    @property
+    def total(self) -> float:
+        """All together."""
+        return self.weights + self.gradients + self.optimizer + self.teacher + self.activations
+
+
+def state_memory(
+    *,
+    encoder_parameters: int,
+    predictor_parameters: int,
+    precision: Literal["bf16", "fp32"],
+    stage: int,
+    world_size: int,
+    accumulates: bool,
+    activations: float = 0.0,
+) -> Memory:
+    """Memory of one of `world_size` devices under a ZeRO stage (0, 1, 2).
+
+    Weights and the working copy of the teacher are whole on each device. The fp32 masters, Adam's
+    two moments and the teacher's fp32 average are cut by stages 1 and 2, the gradients by stage 2.
+    Gradients are fp32 where they accumulate over micro-batches.
+    """
+    trained = encoder_parameters + predictor_parameters
+    low = 2 if precision == "bf16" else 4
+    share = world_size if stage >= 1 else 1
+    # Unsharded fp32 weights are their own masters, and the teacher its own average.
+    separate = precision == "bf16" or stage >= 1
+    gradient = 4 if accumulates else low
+    return Memory(
+        weights=low * trained,
+        gradients=gradient * trained / (world_size if stage >= 2 else 1),
+        optimizer=(8 + 4 * separate) * trained / share,
+        teacher=low * encoder_parameters + 4 * separate * encoder_parameters / share,
+        activations=activations,
+    )
+
+
+def activation_memory(
+    *,
+    num_tokens: int,
+    context_tokens: float,
+    predictor_tokens: float,
+    micro_batch: int,
+    encoder_width: int,
+    encoder_depth: int,
+    predictor_width: int,
+    predictor_depth: int,
+    precision: Literal["bf16", "fp32"],
+    mlp_ratio: float = 4.0,
+    predictor_mlp_ratio: float = 4.0,
+) -> float:
+    """A rough count of the activations' bytes, without recomputation.
+
+    context_tokens, predictor_tokens: per clip, over all mask specs.
+
+    A block keeps its two inputs, two norms, qkv, the attention's output and two hidden rows: 8 + 2
+    mlp_ratio widths a token. The target encoder keeps one block at a time, and its features.
+    """
+    number = 2 if precision == "bf16" else 4
+    encoder = context_tokens * encoder_width * encoder_depth * (8 + 2 * mlp_ratio)
+    predictor = predictor_tokens * predictor_width * predictor_depth * (8 + 2 * predictor_mlp_ratio)
+    features = num_tokens * encoder_width
+    target_encoder = features * (8 + 2 * mlp_ratio)
+    # The target encoder is done before the others start, so only its features stay.
+    return number * micro_batch * max(target_encoder, features + encoder + predictor)
