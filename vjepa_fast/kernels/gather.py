@@ -8,12 +8,29 @@ import torch
 from torch import Tensor
 
 from vjepa_fast.kernels.checks import require, require_index
+from vjepa_fast.kernels.scatter import add_rows
 
 
 def gather_tokens_reference(x: Tensor, index: Tensor) -> Tensor:
     """The specification of `gather_tokens`, in plain PyTorch."""
     clip = torch.arange(x.shape[0], device=x.device).unsqueeze(1)
     return x[clip, index.long()]
+
+
+class _GatherTokens(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, index):
+        ctx.save_for_backward(index)
+        ctx.shape = x.shape
+        return gather_tokens_reference(x, index)
+
+    @staticmethod
+    def backward(ctx, grad):
+        (index,) = ctx.saved_tensors
+        b, n, d = ctx.shape
+        first = n * torch.arange(b, device=index.device).unsqueeze(1)
+        rows = (first + index).flatten()
+        return add_rows(grad.reshape(-1, d), rows, b * n).view(b, n, d), None
 
 
 def gather_tokens(x: Tensor, index: Tensor) -> Tensor:
@@ -24,7 +41,8 @@ def gather_tokens(x: Tensor, index: Tensor) -> Tensor:
         index: token of each output row, [B, K], int32 or int64, in 0 … N - 1.
 
     Returns:
-        [B, K, D], dtype of x. Differentiable in x; duplicates in index add up.
+        [B, K, D], dtype of x. Differentiable in x; duplicates in index add up in a fixed order (on CUDA
+        only where there are none).
 
     Raises:
         ValueError: wrong number of dimensions, batch sizes that differ, an index of another dtype
@@ -36,7 +54,7 @@ def gather_tokens(x: Tensor, index: Tensor) -> Tensor:
         f"index: found shape {tuple(index.shape)}, expected [{x.shape[0]}, K]",
     )
     require_index("index", index, x.shape[1])
-    return gather_tokens_reference(x, index)
+    return _GatherTokens.apply(x, index)
 
 
 def apply_masks(x: Tensor, masks: Sequence[Tensor], concat: bool = True) -> Tensor | list[Tensor]:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from vjepa_fast.kernels.checks import require, require_index
+from vjepa_fast.kernels.scatter import add_rows
 
 
 def predictor_tokens_reference(
@@ -14,6 +15,28 @@ def predictor_tokens_reference(
     """The specification of `predictor_tokens`, in plain PyTorch."""
     pool = torch.cat([context.float(), mask_tokens.float()])
     return (pool[source.long()] + pos[position.long()]).to(context.dtype)
+
+
+class _PredictorTokens(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, context, pos, mask_tokens, source, position):
+        ctx.save_for_backward(source)
+        ctx.rows, ctx.specs, ctx.mask_dtype = len(context), len(mask_tokens), mask_tokens.dtype
+        return predictor_tokens_reference(context, pos, mask_tokens, source, position)
+
+    @staticmethod
+    def backward(ctx, grad):
+        (source,) = ctx.saved_tensors
+        is_context = source < ctx.rows
+        # mask tokens collect thousands of rows each: a product with one-hot rows adds in fp32
+        spec = torch.arange(ctx.rows, ctx.rows + ctx.specs, device=source.device)
+        one_hot = (source == spec[:, None]).float()
+        mask_tokens = (one_hot @ grad.float()).to(ctx.mask_dtype)
+        if grad.device.type == "cpu":
+            context = add_rows(grad[is_context], source[is_context], ctx.rows)
+        else:  # a boolean mask would wait for the device: mask tokens go to a row that is dropped
+            context = add_rows(grad, source.clamp(max=ctx.rows), ctx.rows + 1)[:-1]
+        return context, None, mask_tokens, None, None
 
 
 def predictor_tokens(
@@ -51,4 +74,4 @@ def predictor_tokens(
     )
     require_index("source", source, context.shape[0] + mask_tokens.shape[0])
     require_index("position", position, pos.shape[0])
-    return predictor_tokens_reference(context, pos, mask_tokens, source, position)
+    return _PredictorTokens.apply(context, pos, mask_tokens, source, position)

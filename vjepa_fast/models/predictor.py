@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from vjepa_fast.kernels import predictor_tokens
+from vjepa_fast.kernels import gather_tokens, predictor_tokens
 from vjepa_fast.models.layers import NORM_EPS, Block, init_weights, scale_init_by_depth
 from vjepa_fast.models.packing import PackedMasks
 from vjepa_fast.models.positions import position_table
@@ -66,4 +66,5 @@ class Predictor(nn.Module):
         )
         for block in self.blocks:
             x = block(x, masks.predictor_layout)
-        return self.proj(self.norm(x[masks.prediction_rows]))
+        targets = gather_tokens(x.unsqueeze(0), masks.prediction_rows.unsqueeze(0)).squeeze(0)
+        return self.proj(self.norm(targets))
