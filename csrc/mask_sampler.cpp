@@ -16,7 +16,7 @@ namespace {
 // Calls work(i) for every i in [0, count) from several threads; work must not throw.
 template <typename Work>
 void parallel_for(int64_t count, int num_threads, const Work& work) {
-    constexpr int64_t kChunk = 8;  // clips: about the time that starting a thread takes
+    constexpr int64_t kChunk = 16;  // clips: about the time that starting a thread takes
     std::atomic<int64_t> next{0};
     const auto run = [&] {
         for (int64_t begin; (begin = next.fetch_add(kChunk)) < count;) {

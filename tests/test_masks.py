@@ -1,0 +1,260 @@
+"""The mask sampler against its readable twin, its promises, and its refusals."""
+
+import pickle
+import threading
+import time
+
+import pytest
+import torch
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+
+from vjepa_fast.masks import MaskSampler, MultiBlock, ReferenceSampler, _sampler, philox
+
+SHORT_RANGE = MultiBlock(num_blocks=8, spatial_scale=(0.15, 0.15))
+LONG_RANGE = MultiBlock(num_blocks=2, spatial_scale=(0.7, 0.7))
+CAUSAL = MultiBlock(
+    num_blocks=6,
+    spatial_scale=(0.1, 0.3),
+    temporal_scale=(0.5, 1.0),
+    max_temporal_keep=0.5,
+    max_keep=100,
+)
+SPECS = [SHORT_RANGE, LONG_RANGE, CAUSAL]
+
+
+def assert_same(a, b):
+    assert a.num_tokens == b.num_tokens
+    for name in (
+        "context_tokens",
+        "context_seqlens",
+        "target_tokens",
+        "target_seqlens",
+        "block_sizes",
+    ):
+        left, right = getattr(a, name), getattr(b, name)
+        assert left.dtype == right.dtype == torch.int64, name
+        assert left.shape == right.shape, name
+        assert torch.equal(left, right), name
+
+
+def clip_tokens(tokens, seqlens):
+    """The flat tokens as lists [spec][clip]."""
+    parts = iter(tokens.split(seqlens.flatten().tolist()))
+    return [[next(parts).tolist() for _ in row] for row in seqlens]
+
+
+def scale(least):
+    ends = st.floats(least, 1.0, exclude_min=least == 0.0)
+    return st.tuples(ends, ends).map(sorted).map(tuple)
+
+
+multi_blocks = st.builds(
+    MultiBlock,
+    num_blocks=st.integers(1, 5),
+    spatial_scale=scale(0.02),
+    temporal_scale=scale(0.02),
+    aspect_ratio=st.tuples(st.floats(0.3, 1.0), st.floats(1.0, 3.0)),
+    max_temporal_keep=st.floats(0.01, 1.0),
+    max_keep=st.none() | st.integers(1, 40),
+)
+grids = st.tuples(st.integers(1, 5), st.integers(2, 7), st.integers(2, 7))
+
+
+def outcome(sampler, *arguments):
+    """What sample gives: masks, or the sentence it fails with."""
+    try:
+        return sampler.sample(*arguments)
+    except ValueError as error:
+        return str(error)
+
+
+@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.filter_too_much])
+@given(
+    specs=st.lists(multi_blocks, min_size=1, max_size=3),
+    grid=grids,
+    seed=st.integers(0, 2**64 - 1),
+    step=st.integers(0, 2**63 - 1),
+    ids=st.lists(st.integers(0, 40) | st.integers(0, 2**62 - 1), min_size=1, max_size=4),
+    group=st.none() | st.integers(1, 4),
+    threads=st.integers(0, 3),
+)
+def test_twin_agrees_bit_for_bit(specs, grid, seed, step, ids, group, threads):
+    truncation = {"truncate": "none"} if group is None else {"truncate_group": group}
+    try:
+        sampler = MaskSampler(specs, grid, seed, num_threads=threads, **truncation)
+    except ValueError:
+        assume(False)
+    expected = outcome(ReferenceSampler(specs, grid, seed, **truncation), step, ids)
+    masks = outcome(sampler, step, ids)
+    if isinstance(expected, str):
+        assert masks == expected
+        return
+    assert_same(masks, expected)
+    # What every mask promises, whatever its spec.
+    contexts = clip_tokens(masks.context_tokens, masks.context_seqlens)
+    targets = clip_tokens(masks.target_tokens, masks.target_seqlens)
+    for m, spec in enumerate(specs):
+        assert tuple(masks.block_sizes[m].tolist()) in spec.block_sizes(grid)
+        frame = grid[1] * grid[2]
+        for context, target in zip(contexts[m], targets[m], strict=True):
+            assert context == sorted(set(context)) and target == sorted(set(target))
+            assert context and target and not set(context) & set(target)
+            assert max(context) < frame * spec.context_frames(grid)
+            assert len(context) <= (spec.max_keep or masks.num_tokens)
+            if group is None and spec.max_keep is None:
+                assert sorted(context + target) == list(range(masks.num_tokens))
+
+
+def test_twin_agrees_on_the_real_recipe():
+    for truncate in ("batch", "none"):
+        ids = [100, 5, 26, 5, 2**40]
+        assert_same(
+            MaskSampler(SPECS, truncate=truncate).sample(3, ids),
+            ReferenceSampler(SPECS, truncate=truncate).sample(3, ids),
+        )
+
+
+def test_twin_agrees_on_replayed_sizes():
+    sizes = [(3, 4, 5), (8, 14, 13), (8, 1, 1)]
+    masks = MaskSampler(SPECS).sample(0, [1, 2], block_sizes=sizes)
+    assert masks.block_sizes.tolist() == [list(size) for size in sizes]
+    assert_same(masks, ReferenceSampler(SPECS).sample(0, [1, 2], block_sizes=sizes))
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    seed=st.integers(0, 2**64 - 1),
+    stream=st.integers(0, 2**32 - 1),
+    index=st.integers(0, 2**63 - 1),
+    bounds=st.lists(st.none() | st.integers(1, 2**32 - 1), max_size=12),
+)
+def test_sequences_agree(seed, stream, index, bounds):
+    ours = _sampler.PhiloxSequence(seed, stream, index)
+    twin = philox.PhiloxSequence(seed, stream, index)
+    for bound in bounds:
+        if bound is None:
+            assert ours.uniform() == twin.uniform()
+        else:
+            assert ours.bounded(bound) == twin.bounded(bound)
+    assert ours.word() == twin.word()
+
+
+def test_masks_do_not_depend_on_the_batch_split():
+    sampler = MaskSampler(SPECS, truncate_group=6)
+    ids = list(range(12, 36))
+    whole = sampler.sample(7, ids)
+    contexts = clip_tokens(whole.context_tokens, whole.context_seqlens)
+    targets = clip_tokens(whole.target_tokens, whole.target_seqlens)
+    for size in (1, 4, 5, 12):
+        for start in range(0, len(ids), size):
+            part = sampler.sample(7, ids[start : start + size])
+            for m in range(len(SPECS)):
+                expected = contexts[m][start : start + size], targets[m][start : start + size]
+                assert clip_tokens(part.context_tokens, part.context_seqlens)[m] == expected[0]
+                assert clip_tokens(part.target_tokens, part.target_seqlens)[m] == expected[1]
+
+
+def test_masks_do_not_depend_on_threads_or_history():
+    ids = list(range(200))
+    expected = MaskSampler(SPECS, seed=5, num_threads=1).sample(9, ids)
+    for threads in (0, 2, 7, 1000):
+        sampler = MaskSampler(SPECS, seed=5, num_threads=threads)
+        sampler.sample(1, [3])
+        assert_same(sampler.sample(9, ids), expected)
+
+
+def test_seed_step_spec_and_clip_each_matter():
+    sampler = MaskSampler([SHORT_RANGE, SHORT_RANGE], truncate="none")
+    sizes = [(8, 5, 5)] * 2
+    first = sampler.sample(0, [0, 1], sizes)
+    contexts = clip_tokens(first.context_tokens, first.context_seqlens)
+    assert contexts[0][0] != contexts[0][1]
+    assert contexts[0][0] != contexts[1][0]
+    other = MaskSampler([SHORT_RANGE, SHORT_RANGE], seed=1, truncate="none").sample(0, [0], sizes)
+    assert clip_tokens(other.context_tokens, other.context_seqlens)[0][0] != contexts[0][0]
+    drawn = {tuple(sampler.sample(step, [0]).block_sizes.flatten().tolist()) for step in range(50)}
+    assert len(drawn) > 10
+
+
+def test_truncation_keeps_the_first_tokens_of_each_clip():
+    ids = list(range(48))
+    full = MaskSampler(SPECS, truncate="none").sample(2, ids)
+    cut = MaskSampler(SPECS, truncate="batch", truncate_group=24).sample(2, ids)
+    pairs = [
+        (full.context_tokens, full.context_seqlens, cut.context_tokens, cut.context_seqlens),
+        (full.target_tokens, full.target_seqlens, cut.target_tokens, cut.target_seqlens),
+    ]
+    for tokens, seqlens, cut_tokens, cut_seqlens in pairs:
+        rows, cut_rows = clip_tokens(tokens, seqlens), clip_tokens(cut_tokens, cut_seqlens)
+        for m in range(len(SPECS)):
+            for group in (slice(0, 24), slice(24, 48)):
+                least = min(map(len, rows[m][group]))
+                assert cut_rows[m][group] == [row[:least] for row in rows[m][group]]
+
+
+def test_max_keep_caps_the_context_alone():
+    capped = MultiBlock(num_blocks=8, spatial_scale=(0.15, 0.15), max_keep=50)
+    sampler = MaskSampler([SHORT_RANGE, capped])
+    masks = sampler.sample(0, range(24), [(8, 5, 5)] * 2)
+    assert masks.context(1).shape == (24, 50)
+    assert masks.target(1).shape[1] > 500
+    # A cap above the group's smallest count changes nothing.
+    loose = MultiBlock(num_blocks=8, spatial_scale=(0.15, 0.15), max_keep=1568)
+    assert_same(MaskSampler([loose]).sample(0, [1]), MaskSampler([SHORT_RANGE]).sample(0, [1]))
+
+
+def test_context_and_target_as_rectangles():
+    masks = MaskSampler(SPECS).sample(1, range(24))
+    for m in range(len(SPECS)):
+        contexts = clip_tokens(masks.context_tokens, masks.context_seqlens)
+        targets = clip_tokens(masks.target_tokens, masks.target_seqlens)
+        assert masks.context(m).tolist() == contexts[m]
+        assert masks.target(m).tolist() == targets[m]
+    with pytest.raises(ValueError, match="context lengths from"):
+        MaskSampler(SPECS, truncate="none").sample(1, range(24)).context(0)
+
+
+def test_an_empty_context_is_drawn_again():
+    # Four blocks of 14 x 13: the context survives only where all four coincide, one draw in eight.
+    spec = MultiBlock(num_blocks=4, spatial_scale=(0.9, 0.9))
+    masks = MaskSampler([spec], truncate="none").sample(0, range(50), [(8, 14, 13)])
+    assert (masks.context_seqlens == 8 * 14).all()
+
+
+@pytest.mark.parametrize("sampler", [MaskSampler, ReferenceSampler])
+def test_a_context_that_stays_empty_is_an_error_that_names_the_spec(sampler):
+    whole = [(2, 2, 2), (2, 4, 4)]
+    specs = [MultiBlock(1, (0.3, 0.3)), MultiBlock(3, (0.5, 0.5))]
+    with pytest.raises(
+        ValueError, match=r"clip 48 in 10000 draws of mask spec 1 \(3 blocks of 2x4"
+    ):
+        sampler(specs, (2, 4, 4), truncate="none").sample(0, [48, 49], whole)
+
+
+def test_sampler_travels_to_other_processes():
+    sampler = MaskSampler(SPECS, seed=3)
+    assert_same(pickle.loads(pickle.dumps(sampler)).sample(1, [2]), sampler.sample(1, [2]))
+
+
+def test_the_gil_is_released():
+    # Most clips here are drawn hundreds of times, so that the call takes long enough to be seen.
+    spec = MultiBlock(num_blocks=9, spatial_scale=(0.5, 0.5))
+    sampler = MaskSampler([spec], truncate="none", num_threads=1)
+    ticks, stop = [], threading.Event()
+
+    def tick():
+        while not stop.is_set():
+            ticks.append(time.perf_counter())
+            time.sleep(0.001)
+
+    ticker = threading.Thread(target=tick)
+    ticker.start()
+    begin = time.perf_counter()
+    sampler.sample(0, range(1000), [(8, 14, 13)])
+    end = time.perf_counter()
+    stop.set()
+    ticker.join()
+    inside = [moment for moment in ticks if begin < moment < end]
+    assert end - begin > 0.05
+    assert len(inside) > 5
