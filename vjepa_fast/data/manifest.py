@@ -1,5 +1,4 @@
-"""The manifest: a CSV file that lists the videos, their labels and what decoding them needs to
-know.
+"""The manifest: a CSV file that lists the videos, their labels and what decoding has to know.
 
 Columns: path, label_<name> ..., frames, fps, width, height, codec, size_bytes, mtime_ns. A relative
 path starts at the manifest's folder. The last two columns pin the file as it was indexed, so that a
@@ -12,7 +11,7 @@ import os
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TextIO
 
@@ -33,7 +32,7 @@ _TEXT = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}
 _logger = logging.getLogger("vjepa_fast")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ManifestEntry:
     """One video: where it is, what it shows (integer labels by name) and how it is stored.
 
@@ -60,6 +59,16 @@ def is_unchanged(entry: ManifestEntry) -> bool:
     except OSError:
         return False
     return (now.st_size, now.st_mtime_ns) == (entry.size_bytes, entry.mtime_ns)
+
+
+def check_unchanged(entry: ManifestEntry) -> None:
+    """Raise UserError if the file is gone or no longer the one that was indexed."""
+    if not is_unchanged(entry):
+        what = "changed since it was indexed" if os.path.exists(entry.path) else "missing"
+        raise UserError(
+            f"found {entry.path} {what}, expected the file that its manifest describes "
+            f"({entry.size_bytes} bytes, mtime_ns {entry.mtime_ns}), run `vjepa-fast index` again"
+        )
 
 
 @contextmanager
@@ -226,9 +235,7 @@ def _read_text_list(path: Path, file: TextIO) -> list[ManifestEntry]:
                 f"found {len(refused)} unusable videos in {path} ({shown}{more}), expected none, "
                 "remove their lines"
             )
-    return [
-        ManifestEntry(**{**vars(known[name]), "labels": {"label": label}}) for name, label in labels
-    ]
+    return [replace(known[name], labels={"label": label}) for name, label in labels]
 
 
 def _read_cache(cache: Path) -> list[ManifestEntry]:

@@ -108,6 +108,17 @@ def video_stream(
     return None
 
 
+def count_frame(packet: av.Packet, codec: str) -> bool:
+    """Whether a packet of the video stream gives a frame when it is decoded.
+
+    Not so: the empty one at the end, those cut away by an edit list, and VP8's alternative
+    reference frames, packets of their own that are never shown (RFC 6386, section 9.1).
+    """
+    if packet.size == 0 or packet.is_discard:
+        return False
+    return codec != "vp8" or bool(bytes(packet)[0] >> 4 & 1)
+
+
 def _is_text(head: bytes) -> bool:
     try:
         text = getincrementaldecoder("utf-8")().decode(head)  # the last character may be cut in two
@@ -151,29 +162,20 @@ def _demux(
 ) -> _Packets:
     found = _Packets()
     for packet in container.demux():
-        if packet.size == 0:  # the flush packet at the end
-            continue
         if packet.pts is not None:
             end = float((packet.pts + (packet.duration or 0)) * packet.time_base)
             found.end = max(found.end, end)
         if packet.stream is not stream:
             continue
-        found.total += 1
+        found.total += packet.size > 0
         found.corrupt += packet.is_corrupt
-        if packet.is_discard or (codec == "vp8" and not _vp8_shows(packet)):
+        if not count_frame(packet, codec):
             continue
         found.frames += 1
         if packet.is_keyframe and packet.pts is not None:
             found.last_key_pts, found.tail_frames = packet.pts, 0
         found.tail_frames += 1
     return found
-
-
-def _vp8_shows(packet: av.Packet) -> bool:
-    """VP8 stores its alternative reference frames as packets of their own, which are never shown
-    (RFC 6386, 9.1).
-    """
-    return bool(bytes(packet)[0] >> 4 & 1)
 
 
 def _check_length(

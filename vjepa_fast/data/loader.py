@@ -1,0 +1,188 @@
+"""The loader: plans micro-batches and decodes them in the background, ahead of the training."""
+
+import logging
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cache
+from typing import Literal, Protocol
+from weakref import finalize
+
+import torch
+
+from vjepa_fast.data.clips import ClipBatch, ClipPlan
+from vjepa_fast.data.manifest import ManifestEntry
+from vjepa_fast.data.planner import ClipPlanner
+from vjepa_fast.data.pyav import PyavDecoder
+from vjepa_fast.errors import UserError
+
+Backend = Literal["auto", "dali", "pyav"]
+DALI_CODECS = {
+    "cpu": frozenset({"vp8", "vp9", "mjpeg"}),
+    "cuda": frozenset({"av1", "h264", "hevc", "mjpeg", "mpeg4", "vp8", "vp9"}),
+}
+_logger = logging.getLogger("vjepa_fast")
+
+
+class Decoder(Protocol):
+    """What a backend does: `submit` starts work on a batch, `collect` waits for its video."""
+
+    name: str
+
+    def submit(self, plans: Sequence[ClipPlan]) -> list[Future]: ...
+    def collect(self, plans: Sequence[ClipPlan], submitted: list[Future]) -> torch.Tensor: ...
+    def close(self) -> None: ...
+
+
+class ClipLoader:
+    """An iterator of ClipBatch (see `make_loader`), with `prefetch` of them in the making.
+
+    A batch stays valid for as long as somebody holds it. The first error ends the iteration;
+    `close` (or leaving a `with` block, or dropping the loader) stops the threads, whatever is left.
+    """
+
+    def __init__(
+        self,
+        planner: ClipPlanner,
+        batches: Iterable[Sequence[int]],
+        decoder: Decoder,
+        prefetch: int,
+    ) -> None:
+        self.backend = decoder.name
+        self._planner = planner
+        self._batches = iter(batches)
+        self._decoder = decoder
+        self._prefetch = prefetch
+        self._pending: deque[Future] = deque()
+        # Two stages, each in its thread: plan and submit batch i+1 while batch i is collected.
+        self._plan = ThreadPoolExecutor(1, thread_name_prefix="vjepa-plan")
+        self._collect = ThreadPoolExecutor(1, thread_name_prefix="vjepa-collect")
+        self._close = finalize(self, _shut_down, self._plan, self._collect, decoder)
+
+    def __iter__(self) -> Iterator[ClipBatch]:
+        return self
+
+    def __next__(self) -> ClipBatch:
+        """The next micro-batch. Raises UserError, naming the file, where one can't be decoded."""
+        try:
+            self._fill()
+            if not self._pending:
+                raise StopIteration
+            batch = self._pending.popleft().result()
+            self._fill()
+        except BaseException:
+            self.close()
+            raise
+        if batch.video.is_cuda:  # made on another stream: tell the allocator who uses it
+            batch.video.record_stream(torch.cuda.current_stream(batch.video.device))
+        return batch
+
+    def __enter__(self) -> "ClipLoader":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop the threads, at the latest after the batch being decoded; may be called again."""
+        self._pending.clear()
+        self._batches = iter(())
+        self._close()
+
+    def _fill(self) -> None:
+        while len(self._pending) < self._prefetch:
+            ids = next(self._batches, None)
+            if ids is None:
+                return
+            prepared = self._plan.submit(_prepare, self._planner, self._decoder, list(ids))
+            self._pending.append(
+                self._collect.submit(_finish, self._planner.label_names, self._decoder, prepared)
+            )
+
+
+def make_loader(
+    planner: ClipPlanner,
+    batches: Iterable[Sequence[int]],
+    crop_size: int,
+    backend: Backend = "auto",
+    device: str | torch.device = "cpu",
+    num_threads: int = 2,
+    prefetch: int = 2,
+) -> ClipLoader:
+    """Decode micro-batches, each a list of sample ids, to clips of crop_size x crop_size pixels.
+
+    To resume, start `batches` later. The video comes on `device`. `num_threads` decode, `prefetch`
+    (at least 1) micro-batches are decoded ahead. `auto` takes DALI where it can decode every codec
+    of the manifests on that device, else PyAV, and logs which. Raises UserError where "dali" can't.
+    """
+    device = torch.device(device)
+    if device.type == "cuda" and device.index is None:
+        device = torch.device("cuda", torch.cuda.current_device())
+    name, reason = choose_backend(backend, planner.entries, device)
+    _log_once(f"decoding with {name} on {device}: {reason}")
+    if name == "dali":
+        from vjepa_fast.data.dali import DaliDecoder as Decoder  # an optional, slow import
+    else:
+        Decoder = PyavDecoder
+    decoder = Decoder(planner.entries, crop_size, device, num_threads)
+    return ClipLoader(planner, batches, decoder, max(prefetch, 1))
+
+
+def choose_backend(
+    backend: Backend, entries: Sequence[ManifestEntry], device: torch.device
+) -> tuple[str, str]:
+    """("dali" or "pyav", why). Raises UserError if "dali" is asked for and can't do it."""
+    if backend == "pyav":
+        return "pyav", "as configured"
+    unsupported = sorted({entry.codec for entry in entries} - DALI_CODECS[device.type])
+    obstacle = _dali_obstacle()
+    if obstacle is None and unsupported:
+        obstacle = f"DALI does not decode {', '.join(unsupported)} on {device.type}"
+    if backend == "dali":
+        if obstacle:
+            raise UserError(
+                f'found data.backend = "dali" but {obstacle}, expected it to decode the manifests, '
+                'set data.backend to "auto" or "pyav"'
+            )
+        return "dali", "as configured"
+    return ("pyav", obstacle) if obstacle else ("dali", "it decodes every codec of the manifests")
+
+
+def _dali_obstacle() -> str | None:
+    try:
+        import nvidia.dali  # noqa: F401
+    except ImportError as error:
+        return f"nvidia.dali cannot be imported ({error})"
+    return None
+
+
+@cache
+def _log_once(message: str) -> None:
+    _logger.info(message)
+
+
+def _prepare(
+    planner: ClipPlanner, decoder: Decoder, ids: list[int]
+) -> tuple[list[ClipPlan], list[Future]]:
+    plans = planner.plan(ids)
+    return plans, decoder.submit(plans)
+
+
+def _finish(label_names: Sequence[str], decoder: Decoder, prepared: Future) -> ClipBatch:
+    plans, submitted = prepared.result()
+    return ClipBatch(
+        video=decoder.collect(plans, submitted),
+        labels={
+            name: torch.tensor([plan.labels[name] for plan in plans], dtype=torch.int64)
+            for name in label_names
+        },
+        sample_ids=torch.tensor([plan.sample_id for plan in plans], dtype=torch.int64),
+    )
+
+
+def _shut_down(plan: ThreadPoolExecutor, collect: ThreadPoolExecutor, decoder: Decoder) -> None:
+    plan.shutdown(wait=False, cancel_futures=True)
+    collect.shutdown(wait=False, cancel_futures=True)
+    decoder.close()
+    plan.shutdown()
+    collect.shutdown()
