@@ -1,0 +1,69 @@
+"""Pretrain: deepspeed vjepa_fast/train.py --config configs/tiny.json [--set optim.lr=1e-4 …]
+
+Also runs under torchrun, or as plain `python vjepa_fast/train.py` in a single process.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":
+    # Run as a script, Python puts vjepa_fast/ first on the path, where `data`, `models` and
+    # `kernels` would shadow other people's packages: put the repository's root there instead.
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import argparse
+import logging
+import os
+from collections.abc import Sequence
+
+from vjepa_fast.errors import UserError
+
+
+def set_up_logging() -> None:
+    """Our log lines, plainly, from rank 0; warnings from every rank."""
+    rank = int(os.environ.get("RANK", "0"))
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter(f"[{rank}] %(message)s" if rank else "%(message)s"))
+    logger = logging.getLogger("vjepa_fast")
+    logger.handlers = [handler]
+    logger.propagate = False
+    logger.setLevel(logging.WARNING if rank else logging.INFO)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Parse the command line and pretrain; the exit status."""
+    parser = argparse.ArgumentParser(description="Pretrain V-JEPA from a config.")
+    parser.add_argument("--config", required=True, type=Path, help="JSON file, see configs/")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="override a key of the config, e.g. optim.lr=1e-4; may be repeated",
+    )
+    parser.add_argument(
+        "--local_rank", type=int, default=None, help="given by launchers; not for you"
+    )
+    options = parser.parse_args(arguments)
+    if options.local_rank is not None:
+        os.environ.setdefault("LOCAL_RANK", str(options.local_rank))
+    set_up_logging()
+    try:
+        from vjepa_fast.config import load_config
+
+        config = load_config(options.config, options.set)
+        from vjepa_fast.training.loop import pretrain
+
+        run = pretrain(config)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if int(os.environ.get("RANK", "0")) == 0:
+        print(f"run folder: {run}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

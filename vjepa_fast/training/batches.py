@@ -1,0 +1,93 @@
+"""Which clips and masks a rank sees at a step: pure functions of the step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from vjepa_fast.config import Config
+from vjepa_fast.data.clips import ClipBatch
+from vjepa_fast.data.loader import ClipLoader, make_loader
+from vjepa_fast.data.planner import Augment, ClipPlanner
+from vjepa_fast.masks import MaskSampler, MultiBlock
+from vjepa_fast.models.packing import PackedMasks, pack_masks
+
+
+def make_planner(config: Config) -> ClipPlanner:
+    """The planner of training clips that a config asks for."""
+    data = config.data
+    return ClipPlanner(
+        data.manifests,
+        data.weights,
+        num_frames=data.num_frames,
+        frame_step=data.frame_step,
+        augment=Augment(area=data.area, aspect_ratio=data.aspect_ratio, flip=data.flip),
+        seed=config.seed,
+    )
+
+
+def make_sampler(config: Config) -> MaskSampler:
+    """The mask sampler that a config asks for."""
+    return MaskSampler(
+        [MultiBlock(**spec.model_dump()) for spec in config.masks.specs],
+        grid=config.grid,
+        seed=config.seed,
+        truncate=config.masks.truncate,
+        truncate_group=config.masks.truncate_group,
+    )
+
+
+class Batches:
+    """Micro-batches of one rank, from any step on.
+
+    Sample id = step × global batch + i. Of a step's clips, micro-batch j of rank r takes the
+    (j · world + r)-th run of `micro_batch` ids, so any world size sees the same global batches.
+    """
+
+    def __init__(self, config: Config, rank: int, world: int, device: torch.device) -> None:
+        self._config = config
+        self._rank, self._world = rank, world
+        self._device = device
+        self._sampler = make_sampler(config)
+        self._planner = make_planner(config)
+
+    def sample_ids(self, step: int) -> list[list[int]]:
+        """This rank's sample ids at a step, one list for each micro-batch."""
+        optim = self._config.optim
+        first, micro = step * optim.global_batch, optim.micro_batch
+        stride = micro * self._world
+        starts = range(first + self._rank * micro, first + optim.global_batch, stride)
+        return [list(range(start, start + micro)) for start in starts]
+
+    def loader(self, first_step: int) -> ClipLoader:
+        """Decode ahead from a step to the end of the run."""
+        data = self._config.data
+        steps = range(first_step, self._config.optim.steps)
+        return make_loader(
+            self._planner,
+            (ids for step in steps for ids in self.sample_ids(step)),
+            data.crop_size,
+            backend=data.backend,
+            device=self._device,
+            num_threads=data.num_threads,
+            prefetch=data.prefetch,
+        )
+
+    def with_masks(
+        self, step: int, clips: Iterator[ClipBatch]
+    ) -> Iterator[tuple[Tensor, PackedMasks]]:
+        """The step's micro-batches as the trainer takes them."""
+        for ids in self.sample_ids(step):
+            batch = next(clips)
+            masks = self._sampler.sample(step, ids)
+            packed = pack_masks(
+                masks.context_tokens,
+                masks.context_seqlens,
+                masks.target_tokens,
+                masks.target_seqlens,
+                masks.num_tokens,
+                self._device,
+            )
+            yield batch.video, packed

@@ -1,0 +1,89 @@
+"""What a run writes down: JSONL, TensorBoard, and curves as a picture."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+LOWER_PANELS = (
+    ("gradient norm", ("grad_norm_encoder", "grad_norm_predictor"), "log"),
+    ("std across clips, same position", ("std_across_clips",), "linear"),
+    ("RankMe of pooled target features", ("rank_me",), "linear"),
+    ("learning rate", ("lr",), "linear"),
+    ("clips per second", ("clips_per_second",), "linear"),
+)
+
+
+def read_metrics(path: Path) -> list[dict]:
+    """All whole lines of a metrics file (a kill may leave half a line at the end)."""
+    if not path.is_file():
+        return []
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows
+
+
+class MetricsWriter:
+    """Appends to RUN/metrics.jsonl and RUN/tensorboard. For rank 0.
+
+    On resuming, lines from steps that will be run again are dropped, so that each step stands in
+    the file once.
+    """
+
+    def __init__(self, run: Path, next_step: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.path = run / "metrics.jsonl"
+        kept = [row for row in read_metrics(self.path) if row["step"] < next_step]
+        temporary = self.path.with_suffix(".tmp")
+        temporary.write_text("".join(json.dumps(r) + "\n" for r in kept), encoding="utf-8")
+        temporary.replace(self.path)
+        self._file = self.path.open("a", encoding="utf-8")
+        self._board = SummaryWriter(str(run / "tensorboard"), purge_step=next_step)
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """One line: step (0, 1, …) and scalars."""
+        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        self._file.flush()
+        for name, value in values.items():
+            self._board.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Flush and close."""
+        self._file.close()
+        self._board.close()
+
+
+def draw_curves(run: Path) -> Path:
+    """Draw RUN/metrics.jsonl to RUN/curves.png."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    rows = read_metrics(run / "metrics.jsonl")
+    figure, axes = plt.subplots(2, 3, figsize=(13, 6.5), layout="constrained")
+    panels = (
+        ("loss (falls, then may rise: the targets sharpen)", ("loss",), "linear"),
+        *LOWER_PANELS,
+    )
+    for axis, (title, names, scale) in zip(axes.flat, panels, strict=True):
+        for name in names:
+            points = [(row["step"], row[name]) for row in rows if name in row]
+            marker = "." if len(points) < 30 else ""
+            axis.plot(*zip(*points, strict=True) if points else ([], []), marker=marker, label=name)
+        axis.set(title=title, xlabel="step", yscale=scale)
+        axis.grid(alpha=0.3)
+        if len(names) > 1:
+            axis.legend(fontsize="small")
+        if scale == "linear" and title.split()[0] in ("std", "clips", "RankMe"):
+            axis.set_ylim(bottom=0)
+    figure.suptitle(str(run))
+    path = run / "curves.png"
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+    return path
