@@ -7,14 +7,15 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import av
 import numpy as np
 import torch
-from av.video.reformatter import Interpolation, VideoReformatter
+from av.video.reformatter import Colorspace, Interpolation, VideoReformatter
 
 from vjepa_fast.data.clips import ClipPlan
 from vjepa_fast.data.manifest import ManifestEntry, check_unchanged
 from vjepa_fast.data.probe import count_frame, video_stream
 from vjepa_fast.errors import UserError
 
-# What DALI sets: bit for bit the same RGB. FFmpeg's default truncates, 1.5 grey levels too dark.
+# With these, and BT.601 whatever the file's tag says, RGB is bit for bit that of DALI on the CPU.
+# (FFmpeg's default rounds down: 1.5 grey levels too dark.)
 _TO_RGB = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
 # Up to here, decoding from the first frame is cheaper than finding out where the key frames are.
 _NEAR_START = 32
@@ -69,7 +70,13 @@ def decode_clip(plan: ClipPlan, entry: ManifestEntry, crop_size: int) -> torch.T
     try:
         with av.open(plan.path) as container:
             for frame in _frames_at(container, wanted.tolist()):
-                rgb = reformatter.reformat(frame, format="rgb24", interpolation=_TO_RGB, threads=1)
+                rgb = reformatter.reformat(
+                    frame,
+                    format="rgb24",
+                    src_colorspace=Colorspace.ITU601,
+                    interpolation=_TO_RGB,
+                    threads=1,
+                )
                 pictures.append(rgb.to_ndarray()[rows, columns])
     except (av.error.FFmpegError, EOFError) as error:
         raise UserError(
