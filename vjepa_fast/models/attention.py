@@ -69,6 +69,11 @@ def _works(backend: Backend, dtype: torch.dtype, device: torch.device, head_dim:
 
 
 @lru_cache
+def _log_once(message: str) -> None:
+    log.info(message)
+
+
+@lru_cache
 def choose_backend(dtype: torch.dtype, device: torch.device, head_dim: int) -> Backend:
     """The fastest backend that works for this dtype, device and head width; logged once."""
     refused = []
@@ -76,11 +81,11 @@ def choose_backend(dtype: torch.dtype, device: torch.device, head_dim: int) -> B
         for backend in (varlen, xformers):
             reason = _works(backend, dtype, device, head_dim)
             if reason is None:
-                log.info("attention: %s on %s (%s)", backend.__name__, device.type, dtype)
+                _log_once(f"attention: {backend.__name__} on {device.type} ({dtype})")
                 return backend
             refused.append(f"{backend.__name__}: {reason}")
     note = "; ".join(refused)
-    log.info("attention: sdpa on %s (%s)%s", device.type, dtype, f" since {note}" if note else "")
+    _log_once(f"attention: sdpa on {device.type} ({dtype})" + (f" since {note}" if note else ""))
     return sdpa
 
 

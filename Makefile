@@ -1,0 +1,49 @@
+# make help lists the targets. Everything is installed into .venv through constraints.txt.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+DATA := data/demo
+CONFIG := configs/tiny.json
+RUN := runs/tiny
+SOURCES := setup.py pyproject.toml constraints.txt $(wildcard csrc/*)
+
+.DEFAULT_GOAL := help
+.PHONY: help install train test test-all lint format clean
+
+help: ## list the targets
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-10s %s\n", $$1, $$2}'
+
+install: $(STAMP) ## create .venv with everything that training and tests need
+
+$(STAMP): $(SOURCES)
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 13) else f"error: found Python {v[0]}.{v[1]}, expected 3.11 to 3.13; name one with: make PYTHON=python3.12 …")'
+	@command -v $${CXX:-c++} >/dev/null || { echo "error: found no C++ compiler, expected c++ or CXX; install one, e.g. g++" >&2; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt setuptools pybind11
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt --no-build-isolation -e '.[train,test]'
+	@touch $@
+
+$(DATA)/train.csv: $(STAMP)
+	$(BIN)/vjepa-fast demo-data --output $(DATA)
+
+train: $(STAMP) $(DATA)/train.csv ## demo data, pretraining and probe, in minutes
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/deepspeed vjepa_fast/train.py --config $(CONFIG)
+	$(BIN)/vjepa-fast probe --checkpoint $(RUN) --labels digit,direction
+
+test: $(STAMP) ## all tests but the slow ones
+	$(BIN)/python -m pytest
+
+test-all: $(STAMP) ## all tests
+	$(BIN)/python -m pytest -m ''
+
+lint: $(STAMP) ## ruff, check only
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(STAMP) ## ruff, in place
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean: ## remove .venv, builds, demo data and the tiny run
+	rm -rf $(VENV) build *.egg-info vjepa_fast/masks/*.so $(DATA) $(RUN)

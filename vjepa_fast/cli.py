@@ -1,0 +1,109 @@
+"""The console script: vjepa-fast COMMAND …"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from vjepa_fast import __version__
+from vjepa_fast.errors import UserError
+from vjepa_fast.train import set_up_logging
+
+
+def _index(options: argparse.Namespace) -> int:
+    from vjepa_fast.data.index import index_command
+
+    return index_command(options.directory, options.output, options.workers)
+
+
+def _demo_data(options: argparse.Namespace) -> int:
+    from vjepa_fast.data.demo import make_demo
+
+    train, test = make_demo(
+        options.output,
+        clips=options.clips,
+        test_clips=options.test_clips,
+        codec=options.codec,
+        seed=options.seed,
+        workers=options.workers,
+    )
+    print(f"demo data: {train} and {test}")
+    return 0
+
+
+def _info(options: argparse.Namespace) -> int:
+    from vjepa_fast.config import load_config
+    from vjepa_fast.info import info_text
+
+    print(info_text(load_config(options.config, options.set)))
+    return 0
+
+
+def _probe(options: argparse.Namespace) -> int:
+    from vjepa_fast.evaluation.probe import probe_table, run_probe
+
+    labels = [name.strip() for name in options.labels.split(",") if name.strip()]
+    if not labels:
+        raise UserError(
+            f"--labels: found {options.labels!r}, expected names as in label_<name>; name at least "
+            "one, e.g. --labels digit,direction"
+        )
+    result = run_probe(options.checkpoint, labels, options.train, options.test)
+    print(probe_table(result))
+    print(f"run folder: {Path(result['checkpoint']).parents[1]} (curves.png, metrics.jsonl, …)")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="vjepa-fast", description="Fast V-JEPA pretraining; `vjepa_fast/train.py` pretrains."
+    )
+    parser.add_argument("--version", action="version", version=f"vjepa_fast {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    index = commands.add_parser("index", help="scan a folder of videos into a manifest")
+    index.add_argument("directory", type=Path)
+    index.add_argument("--output", type=Path, required=True, help="manifest to write, .csv")
+    index.add_argument("--workers", type=int, help="processes (default: one a core)")
+    index.set_defaults(run=_index)
+
+    demo = commands.add_parser("demo-data", help="write the small data set of real video files")
+    demo.add_argument("--output", type=Path, default=Path("data/demo"), help="default: data/demo")
+    demo.add_argument("--clips", type=int, default=4000, help="training clips (4000)")
+    demo.add_argument("--test-clips", type=int, default=1000, help="test clips (1000)")
+    demo.add_argument("--codec", default="vp9", help="vp9 (default) or h264")
+    demo.add_argument("--seed", type=int, default=0)
+    demo.add_argument("--workers", type=int, help="processes (default: one a core)")
+    demo.set_defaults(run=_demo_data)
+
+    info = commands.add_parser(
+        "info", help="what a config means: tokens, parameters, FLOPs, memory"
+    )
+    info.add_argument("--config", type=Path, required=True)
+    info.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+    info.set_defaults(run=_info)
+
+    probe = commands.add_parser("probe", help="attentive probe on a checkpoint's frozen features")
+    probe.add_argument("--checkpoint", type=Path, required=True, help="checkpoint or run folder")
+    probe.add_argument("--labels", required=True, help="e.g. digit,direction")
+    probe.add_argument("--train", type=Path, help="manifest (default: the run's own)")
+    probe.add_argument("--test", type=Path, help="manifest (default: test.csv beside it)")
+    probe.set_defaults(run=_probe)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; the exit status. A user's mistake is one sentence and status 2."""
+    options = _parser().parse_args(arguments)
+    set_up_logging()
+    try:
+        return options.run(options)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

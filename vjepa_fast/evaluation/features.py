@@ -1,0 +1,89 @@
+"""Frozen features of whole clips, held in memory for probing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from vjepa_fast.data.loader import make_loader
+from vjepa_fast.data.planner import ClipPlanner
+from vjepa_fast.errors import UserError
+from vjepa_fast.kernels import patchify
+from vjepa_fast.models.encoder import VisionTransformer
+from vjepa_fast.models.jepa import encode_clips
+
+
+@dataclass(frozen=True)
+class Clips:
+    """A manifest's clips, decoded once: video uint8 [n, T, H, W, 3], labels int64 [n] by name."""
+
+    video: Tensor
+    labels: dict[str, Tensor]
+
+
+def load_clips(
+    manifest: Path,
+    labels: Sequence[str],
+    *,
+    num_frames: int,
+    frame_step: int,
+    crop_size: int,
+    backend: str = "auto",
+    num_threads: int = 2,
+) -> Clips:
+    """Decode the middle window of every video, centre square, no augmentation, on the host.
+
+    Raises:
+        UserError: a label that the manifest lacks; what the loader raises.
+    """
+    planner = ClipPlanner.in_order([manifest], num_frames=num_frames, frame_step=frame_step)
+    missing = [name for name in labels if name not in planner.label_names]
+    if missing:
+        raise UserError(
+            f"{manifest}: found labels {', '.join(planner.label_names) or 'none'}, expected "
+            f"{', '.join(missing)}; name labels that have a column label_<name> there"
+        )
+    starts = range(0, len(planner), 64)
+    batches = [list(range(s, min(s + 64, len(planner)))) for s in starts]
+    loader = make_loader(
+        planner, batches, crop_size, backend=backend, num_threads=num_threads, prefetch=4
+    )
+    with loader:
+        progress = tqdm(loader, f"decoding {manifest.name}", len(batches), leave=False)
+        read = [(batch.video, batch.labels) for batch in progress]
+    video = torch.cat([v for v, _ in read])
+    return Clips(video, {n: torch.cat([found[n] for _, found in read]) for n in labels})
+
+
+Featurize = Callable[[Tensor], Tensor]
+
+
+def encoder_features(encoder: VisionTransformer) -> Featurize:
+    """A frozen encoder as a function of video, uint8 [B, T, H, W, 3] → [B, N, D]."""
+
+    def featurize(video: Tensor) -> Tensor:
+        return encode_clips(encoder, video).view(video.shape[0], -1, encoder.width)
+
+    return featurize
+
+
+def pixel_features(patch_size: int, tubelet_size: int) -> Featurize:
+    """Normalised pixels of each token, uint8 [B, T, H, W, 3] → [B, N, 3 · tubelet · patch²]."""
+
+    def featurize(video: Tensor) -> Tensor:
+        rows = patchify(video, patch_size=patch_size, tubelet_size=tubelet_size)
+        return rows.view(video.shape[0], -1, rows.shape[1])
+
+    return featurize
+
+
+@torch.no_grad()
+def all_features(featurize: Featurize, video: Tensor, device: torch.device, name: str) -> Tensor:
+    """Features of all clips, fp32 on the device, [n, N, D]."""
+    batches = tqdm(video.split(64), f"features of {name}", leave=False)
+    return torch.cat([featurize(batch.to(device)).float() for batch in batches])

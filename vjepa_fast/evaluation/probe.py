@@ -1,0 +1,146 @@
+"""Probe a checkpoint: its target encoder beside the untrained encoder and raw pixels."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from vjepa_fast.config import Config
+from vjepa_fast.convert import load_exactly
+from vjepa_fast.errors import UserError
+from vjepa_fast.evaluation.attentive import ProbeRecipe, probe_accuracy
+from vjepa_fast.evaluation.features import (
+    Clips,
+    all_features,
+    encoder_features,
+    load_clips,
+    pixel_features,
+)
+from vjepa_fast.models.encoder import VisionTransformer
+from vjepa_fast.training.build import build_model
+from vjepa_fast.training.checkpoint import Checkpoint
+
+log = logging.getLogger("vjepa_fast")
+
+PRETRAINED, RANDOM, PIXELS = "pretrained encoder", "random encoder", "raw pixels"
+
+
+def load_target_encoder(checkpoint: Checkpoint) -> VisionTransformer:
+    """The checkpoint's target encoder (the EMA teacher), fp32, frozen."""
+    config = Config.model_validate(checkpoint.state["config"])
+    encoder = build_model(config).make_target_encoder()
+    load_exactly(encoder, checkpoint.weights("encoder", "teacher"), str(checkpoint.folder))
+    return encoder
+
+
+def test_manifest_beside(manifest: Path) -> Path:
+    """The test.csv in a training manifest's folder.
+
+    Raises:
+        UserError: there is none.
+    """
+    test = manifest.with_name("test.csv")
+    if not test.is_file():
+        raise UserError(
+            f"{manifest.parent}: found no test.csv, expected one beside {manifest.name} for the "
+            "probe to be tested on; name one with --test"
+        )
+    return test
+
+
+def run_probe(
+    path: Path, labels: Sequence[str], train: Path | None = None, test: Path | None = None
+) -> dict:
+    """Train the same attentive probe on three kinds of frozen features, for each label.
+
+    Args:
+        path: a checkpoint's folder or a run's.
+        labels: label columns to probe for.
+        train, test: manifests; by default the run's own (first) and the test.csv beside it.
+
+    Returns:
+        checkpoint, step, accuracy {label: {kind: share}}, chance {label: share}; also written
+        to RUN/probe.json.
+
+    Raises:
+        UserError: whatever the user can mend.
+    """
+    checkpoint = Checkpoint.find(path)
+    config = Config.model_validate(checkpoint.state["config"])
+    train = train or Path(config.data.manifests[0])
+    test = test or test_manifest_beside(train)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+    def clips(manifest: Path) -> Clips:
+        return load_clips(
+            manifest,
+            labels,
+            num_frames=config.data.num_frames,
+            frame_step=config.data.frame_step,
+            crop_size=config.data.crop_size,
+            backend=config.data.backend,
+            num_threads=config.data.num_threads,
+        )
+
+    train_clips, test_clips = clips(train), clips(test)
+    model = config.model
+    kinds = {
+        PRETRAINED: encoder_features(load_target_encoder(checkpoint).to(device)),
+        RANDOM: encoder_features(build_model(config).make_target_encoder().to(device)),
+        PIXELS: pixel_features(model.patch_size, model.tubelet_size),
+    }
+    recipe = ProbeRecipe(width=model.encoder.width, heads=model.encoder.heads)
+    accuracy: dict[str, dict[str, float]] = {label: {} for label in labels}
+    for kind, featurize in kinds.items():
+        train_features = all_features(featurize, train_clips.video, device, kind)
+        test_features = all_features(featurize, test_clips.video, device, kind)
+        for label in labels:
+            accuracy[label][kind] = probe_accuracy(
+                train_features,
+                train_clips.labels[label],
+                test_features,
+                test_clips.labels[label],
+                recipe,
+                seed=config.seed,
+                name=f"{kind}, {label}",
+            )
+    result = {
+        "checkpoint": str(checkpoint.folder),
+        "step": checkpoint.state["step"],
+        "accuracy": accuracy,
+        "chance": {label: _chance(train_clips, test_clips, label) for label in labels},
+    }
+    out = checkpoint.folder.parents[1] / "probe.json"
+    out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    return result
+
+
+def _chance(train: Clips, test: Clips, label: str) -> float:
+    """Test accuracy of always answering the commonest training class."""
+    commonest = train.labels[label].mode().values
+    return (test.labels[label] == commonest).float().mean().item()
+
+
+def probe_table(result: dict) -> str:
+    """The result as a short table for people."""
+    accuracy, kinds = result["accuracy"], (PRETRAINED, RANDOM, PIXELS)
+    lines = [
+        f"attentive probe on frozen features, accuracy on held-out videos (step {result['step']})",
+        f"{'':20}" + "".join(f"{label:>12}" for label in accuracy),
+    ]
+    for kind in kinds:
+        lines.append(f"{kind:20}" + "".join(f"{row[kind]:12.3f}" for row in accuracy.values()))
+    lines.append(f"{'chance':20}" + "".join(f"{c:12.3f}" for c in result["chance"].values()))
+    margins = [row[PRETRAINED] - row[RANDOM] for row in accuracy.values()]
+    lines.append(f"{'pretrained - random':20}" + "".join(f"{m:+12.3f}" for m in margins))
+    ahead = [label for label, row in accuracy.items() if row[PIXELS] > row[PRETRAINED]]
+    if ahead:
+        lines.append(
+            f"Raw pixels win on {' and '.join(ahead)}: there the probe itself learns filters from "
+            "labelled pixels, end to end, which frozen features do not allow."
+        )
+    return "\n".join(lines)

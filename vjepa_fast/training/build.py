@@ -1,0 +1,53 @@
+"""From a config to the model and the trainer."""
+
+from __future__ import annotations
+
+import torch
+
+from vjepa_fast.config import Config
+from vjepa_fast.config_checks import check_world
+from vjepa_fast.models.jepa import VJEPA, build_vjepa
+from vjepa_fast.training.trainer import Trainer
+
+
+def build_model(config: Config) -> VJEPA:
+    """Encoder and predictor with the config's seeded initial weights."""
+    model = config.model
+    return build_vjepa(
+        encoder=model.encoder.model_dump(),
+        predictor={
+            "width": model.predictor.width,
+            "depth": model.predictor.depth,
+            "heads": config.predictor_heads,
+        },
+        grid=config.grid,
+        patch_size=model.patch_size,
+        tubelet_size=model.tubelet_size,
+        num_specs=len(config.masks.specs),
+        uniform_power=model.uniform_power,
+        depth_scaled_init=model.depth_scaled_init,
+        loss_exponent=config.optim.loss_exponent,
+        seed=config.seed,
+    )
+
+
+def build_trainer(config: Config, world: int) -> Trainer:
+    """Model, optimiser and teacher on this rank's device."""
+    accumulation = check_world(config, world)
+    model = build_model(config)
+    if config.compile:
+        for block in (*model.encoder.blocks, *model.predictor.blocks):
+            block.compile(dynamic=True)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    optim = config.optim
+    return Trainer(
+        model,
+        optim.schedules(),
+        micro_batch=optim.micro_batch,
+        accumulation=accumulation,
+        stage=config.zero.stage,
+        bf16=config.precision_on(device) == "bf16",
+        betas=optim.betas,
+        eps=optim.eps,
+        clip_grad=optim.clip_grad,
+    )
