@@ -89,12 +89,12 @@ class ClipPlanner:
         videos = ids if self._order is None else self._order.videos(ids)
         counts, heights, widths = self._sizes[videos].T
         window = self.num_frames * self.frame_step
-        starts_possible = np.maximum(counts - window, 0) + 1
+        spare = np.maximum(counts - window, 0)
         if self.augment is None:
-            starts = starts_possible // 2
+            starts = spare // 2
             crops = centre_squares(heights, widths)
         else:
-            starts = bounded(self.seed, STREAM_CLIP_START, ids, starts_possible)
+            starts = bounded(self.seed, STREAM_CLIP_START, ids, spare + 1)
             crops = random_crops(self.seed, ids, heights, widths, self.augment)
         if self.augment is not None and self.augment.flip:
             flips = draw(self.seed, STREAM_FLIP, ids, 1)[:, 0] >= 2**31
