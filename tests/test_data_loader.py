@@ -1,0 +1,317 @@
+"""Both loaders decode exactly the planned frames, boxes and flips, ahead of the consumer."""
+
+import logging
+import sys
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+import videos
+
+from vjepa_fast.data import loader
+from vjepa_fast.data.loader import choose_backend, make_loader
+from vjepa_fast.data.manifest import read_manifest, write_manifest
+from vjepa_fast.data.planner import Augment, ClipPlanner
+from vjepa_fast.errors import UserError
+
+BACKENDS = ["dali", "pyav"]
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("videos")
+
+
+@pytest.fixture(scope="module")
+def vp9(folder):
+    """A manifest of five VP9 files of 20 to 100 numbered frames; key frames every 12."""
+    paths = [videos.write_numbered(folder, "vp9", 20 * i, f"vp9_{i}") for i in range(1, 6)]
+    return videos.manifest_of(folder, paths, "vp9.csv")
+
+
+class Fixed(ClipPlanner):
+    """Plans frames, crop and flip as given; sample id i is video i."""
+
+    def __init__(self, manifest, frames, crop=(0.0, 0.0, 1.0, 1.0), flip=False):
+        super().__init__([manifest], num_frames=len(frames), frame_step=1, augment=None)
+        self._order = None
+        self._fixed = {"frames": np.array(frames), "crop": crop, "flip": flip}
+
+    def plan(self, sample_ids):
+        return [replace(plan, **self._fixed) for plan in super().plan(sample_ids)]
+
+
+def training(manifest, **changes):
+    settings = {"num_frames": 6, "frame_step": 2, "augment": Augment(), "seed": 1}
+    return ClipPlanner([manifest], **settings | changes)
+
+
+def one(planner, backend, size=48, sample_id=0):
+    with make_loader(planner, [[sample_id]], size, backend) as batches:
+        return next(batches).video[0].numpy()
+
+
+def threads():
+    return [thread for thread in threading.enumerate() if thread.name.startswith("vjepa-")]
+
+
+def damage(manifest, place, packet=None):
+    """Spoil a file behind the back of size and time stamp: half of it, or one packet's payload."""
+    entries = read_manifest(manifest)
+    path = Path(entries[place].path)
+    data = bytearray(path.read_bytes())
+    first, last = len(data) // 3, len(data) * 5 // 6
+    if packet is not None:
+        with av.open(str(path)) as container:
+            found = [(p.pos, p.size) for p in container.demux(video=0) if p.size]
+        first, last = found[packet][0] + 12, sum(found[packet]) - 2
+    data[first:last] = b"\xa5" * (last - first)
+    path.write_bytes(data)
+    entries[place] = replace(entries[place], mtime_ns=path.stat().st_mtime_ns)
+    write_manifest(manifest, entries)
+    return path
+
+
+# --- what is decoded ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(
+    "frames",
+    [
+        [0, 1, 2, 3, 4, 5],
+        [0, 7, 11, 12, 13, 99],
+        [33, 36, 40, 47, 48, 49],
+        [60, 61, 71, 72, 73, 98],
+        [95, 98, 99, 99, 99, 99],
+    ],
+    ids=str,
+)
+def test_exactly_the_planned_frames_are_decoded(vp9, backend, frames):
+    video = one(Fixed(vp9, frames), backend, sample_id=4)
+    assert video.dtype == np.uint8 and video.shape == (6, 48, 48, 3)
+    assert videos.read_numbers(video) == frames
+
+
+@pytest.mark.parametrize("frames", [[0, 1, 2, 3], [33, 47, 48, 89], [89, 89, 89, 89]], ids=str)
+@pytest.mark.parametrize(
+    ("codec", "extension"),
+    [("h264", "mp4"), ("h264", "ts"), ("h264", "mkv"), ("mpeg4", "avi"), ("vp8", "webm")],
+)
+def test_pyav_decodes_every_codec(tmp_path, codec, extension, frames):
+    path = tmp_path / f"video.{extension}"
+    options = {"bf": "2"} if codec in ("h264", "mpeg4") else None  # B-frames: stored out of order
+    videos.write_video(path, (videos.numbered(i) for i in range(90)), codec, options=options)
+    planner = Fixed(videos.manifest_of(tmp_path, [path]), frames)
+    with make_loader(planner, [[0]], 48) as batches:
+        assert batches.backend == ("dali" if codec == "vp8" else "pyav")
+    assert videos.read_numbers(one(planner, "pyav")) == frames
+
+
+@pytest.mark.parametrize("codec", ["vp9", "vp8", "mjpeg"])
+def test_both_loaders_give_the_same_clips(tmp_path, codec):
+    paths = [videos.write_numbered(tmp_path, codec, 30, f"{codec}_{i}") for i in range(3)]
+    planner = training(videos.manifest_of(tmp_path, paths))
+    ids = [range(12), range(12, 24)]
+    batches = [list(make_loader(planner, ids, 40, backend)) for backend in BACKENDS]
+    for dali, pyav in zip(*batches, strict=True):
+        difference = (dali.video.float() - pyav.video.float()).abs()
+        assert difference.mean() < 1
+        assert difference.flatten(1).mean(1).max() < 2
+        assert dali.labels.keys() == pyav.labels.keys() == {"place"}
+        assert torch.equal(dali.labels["place"], pyav.labels["place"])
+        assert torch.equal(dali.sample_ids, pyav.sample_ids)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_without_resizing_the_pixels_are_what_was_drawn(tmp_path, backend):
+    picture = videos.numbered(5)
+    picture[:] = picture.mean(-1, keepdims=True)  # grey: no colour is lost
+    path = videos.write_video(tmp_path / "a.avi", [picture] * 3, "mjpeg", options={"q": "2"})
+    box = (0.0, 0.125, 1.0, 0.75)
+    video = one(Fixed(videos.manifest_of(tmp_path, [path]), [0, 1, 2], box), backend)
+    assert np.abs(video[:, 26:].astype(float) - picture[26:, 8:56]).mean() < 1.5
+
+
+@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_crop_and_flip_land_where_planned(tmp_path, backend, flip):
+    rows, columns = np.mgrid[:96, :128]
+    gradient = np.stack([2 * columns, 2 * rows, np.full_like(rows, 90)], -1).astype(np.uint8)
+    path = videos.write_video(tmp_path / "a.webm", [gradient] * 3, "vp9")
+    top, left, height, width = 20, 30, 60, 40
+    box = (top / 96, left / 128, height / 96, width / 128)
+    video = one(Fixed(videos.manifest_of(tmp_path, [path]), [0, 2], box, flip), backend, size=20)
+    x = left + (np.arange(20) + 0.5) * width / 20 - 0.5
+    y = top + (np.arange(20) + 0.5) * height / 20 - 0.5
+    expected = np.stack(np.broadcast_arrays(2 * x, 2 * y[:, None], 90), -1)
+    if flip:
+        expected = expected[:, ::-1]
+    inner = np.abs(video[:, 1:-1, 1:-1] - expected[1:-1, 1:-1])
+    assert inner.mean() < 2 and inner.max() < 8  # a shift by one source pixel would be 2 everywhere
+    assert abs((video[:, 1:-1, 1:-1, :2] - expected[1:-1, 1:-1, :2]).mean()) < 1
+
+
+# --- batches -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_batches_come_in_order_and_may_have_any_length(vp9, backend):
+    planner = training(vp9)
+    ids = [[3, 1], [4], [5, 6, 7], [8, 9]]
+    batches = list(make_loader(planner, iter(ids), 24, backend, prefetch=3))
+    assert [batch.sample_ids.tolist() for batch in batches] == ids
+    for batch in batches:
+        assert batch.video.shape == (len(batch.sample_ids), 6, 24, 24, 3)
+        assert batch.video.dtype == torch.uint8 and batch.video.is_contiguous()
+        plans = planner.plan(batch.sample_ids.tolist())
+        assert batch.labels["place"].tolist() == [plan.labels["place"] for plan in plans]
+        assert batch.labels["place"].dtype == batch.sample_ids.dtype == torch.int64
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_clip_is_the_same_in_whatever_batch_it_comes(vp9, backend):
+    planner = training(vp9)
+    whole = next(make_loader(planner, [range(12)], 24, backend)).video
+    parts = list(make_loader(planner, [range(i, i + 3) for i in range(0, 12, 3)], 24, backend))
+    assert torch.equal(torch.cat([part.video for part in parts]), whole)
+    (resumed,) = make_loader(planner, [range(9, 12)], 24, backend)
+    assert torch.equal(resumed.video, whole[9:])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_batch_stays_valid_while_others_are_decoded(vp9, backend):
+    batches = make_loader(training(vp9), [range(i, i + 4) for i in range(10)], 24, backend)
+    first = next(batches)
+    copy = first.video.clone()
+    rest = list(batches)
+    assert torch.equal(first.video, copy)
+    assert len(rest) == 9
+
+
+def test_decoding_runs_ahead_by_prefetch_batches(vp9):
+    taken = []
+
+    def ids():
+        for i in range(10):
+            taken.append(i)
+            yield [i]
+
+    with make_loader(training(vp9), ids(), 24, "pyav", prefetch=3) as batches:
+        next(batches)
+        assert taken == [0, 1, 2, 3]
+        next(batches)
+        assert taken == [0, 1, 2, 3, 4]
+
+
+# --- which loader ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("codecs", "device", "backend", "reason"),
+    [
+        (["vp9", "vp8", "mjpeg"], "cpu", "dali", "every codec"),
+        (["vp9", "h264", "hevc"], "cpu", "pyav", "does not decode h264, hevc on cpu"),
+        (["vp9", "h264", "hevc"], "cuda", "dali", "every codec"),
+        (["prores"], "cuda", "pyav", "does not decode prores on cuda"),
+    ],
+)
+def test_auto_takes_dali_where_it_can(vp9, codecs, device, backend, reason):
+    entries = [replace(read_manifest(vp9)[0], codec=codec) for codec in codecs]
+    name, why = choose_backend("auto", entries, torch.device(device))
+    assert name == backend and reason in why
+    assert choose_backend("pyav", entries, torch.device(device))[0] == "pyav"
+
+
+def test_dali_is_refused_for_codecs_that_it_cannot_decode(vp9):
+    entries = [replace(read_manifest(vp9)[0], codec="h264")]
+    with pytest.raises(UserError, match=r"does not decode h264 on cpu.*set data\.backend"):
+        choose_backend("dali", entries, CPU)
+
+
+def test_without_dali_auto_takes_pyav_and_says_so_once(vp9, monkeypatch, caplog):
+    monkeypatch.setitem(sys.modules, "nvidia.dali", None)  # makes the import fail
+    loader._log_once.cache_clear()
+    with caplog.at_level(logging.INFO, "vjepa_fast"):
+        for _ in range(2):
+            with make_loader(training(vp9), [[0]], 24) as batches:
+                assert batches.backend == "pyav"
+                assert len(list(batches)) == 1
+    (record,) = caplog.records
+    assert "decoding with pyav on cpu: nvidia.dali cannot be imported" in record.getMessage()
+    with pytest.raises(UserError, match=r"nvidia\.dali cannot be imported"):
+        make_loader(training(vp9), [[0]], 24, "dali")
+
+
+# --- what goes wrong ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_changed_or_missing_file_is_refused(tmp_path, backend):
+    paths = [videos.write_numbered(tmp_path, "vp9", 12, f"{i}") for i in range(2)]
+    planner = Fixed(videos.manifest_of(tmp_path, paths), [0, 1])
+    videos.write_numbered(tmp_path, "vp9", 13, "1")
+    batches = make_loader(planner, [[0], [1], [0]], 24, backend)
+    assert next(batches).sample_ids.tolist() == [0]
+    with pytest.raises(UserError, match=r"1\.webm changed since.*run `vjepa-fast index` again"):
+        next(batches)
+    assert not threads()
+    assert list(batches) == []
+    paths[1].unlink()
+    with pytest.raises(UserError, match=r"1\.webm missing"):
+        next(make_loader(planner, [[0, 1]], 24, backend))
+
+
+@pytest.mark.parametrize("packet", [None, 20])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_damaged_file_is_named(tmp_path, backend, packet):
+    paths = [videos.write_numbered(tmp_path, "vp9", 40, f"{i}") for i in range(3)]
+    manifest = videos.manifest_of(tmp_path, paths)
+    path = damage(manifest, 1, packet)
+    batches = make_loader(Fixed(manifest, [0, 39]), [[0, 1, 2]], 24, backend)
+    with pytest.raises(UserError, match=rf"found .*{path}"):
+        next(batches)
+    assert not threads()
+
+
+def test_black_frames_of_a_good_video_are_no_damage(tmp_path):
+    pictures = [np.zeros((48, 64, 3), np.uint8)] * 3 + [videos.numbered(i) for i in range(3, 6)]
+    path = videos.write_video(tmp_path / "a.avi", pictures, "mjpeg")
+    video = one(Fixed(videos.manifest_of(tmp_path, [path]), [0, 2, 3, 5]), "dali")
+    assert video[:2].max() == 0
+    assert videos.read_numbers(video[2:]) == [3, 5]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_an_error_in_the_batches_reaches_the_consumer(vp9, backend):
+    def ids():
+        yield [0]
+        raise KeyError("from the sampler")
+
+    batches = make_loader(training(vp9), ids(), 24, backend, prefetch=1)
+    with pytest.raises(KeyError, match="from the sampler"):
+        list(batches)
+    assert not threads()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_closing_early_stops_the_threads(vp9, backend):
+    endless = ([i, i + 1] for i in range(10**9))
+    batches = make_loader(training(vp9), endless, 24, backend, prefetch=4)
+    next(batches)
+    batches.close()
+    batches.close()
+    assert not threads()
+    assert list(batches) == []
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_dropping_a_loader_stops_the_threads(vp9, backend):
+    for _ in make_loader(training(vp9), ([i] for i in range(10**9)), 24, backend):
+        break
+    assert not threads()
