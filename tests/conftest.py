@@ -1,0 +1,76 @@
+"""What several test files share: small real videos, a small config, and a small trainer."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(Path(__file__).parent))  # golden_*.py and other helpers beside the tests
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a few demo videos: train.csv (48 clips) and test.csv (16)."""
+    from vjepa_fast.data.demo import make_demo
+
+    folder = tmp_path_factory.mktemp("demo")
+    make_demo(folder, clips=48, test_clips=16, workers=2)
+    return folder
+
+
+@pytest.fixture
+def small_config(demo: Path, tmp_path: Path) -> Callable[..., dict]:
+    """Makes the JSON data of a run that takes seconds; keyword arguments replace whole sections'
+    keys, e.g. optim={"steps": 4}."""
+
+    def make(**changes: dict) -> dict:
+        config = {
+            "output": str(tmp_path / "run"),
+            "data": {
+                "manifests": [str(demo / "train.csv")],
+                "num_frames": 8,
+                "frame_step": 1,
+                "crop_size": 24,
+                "num_threads": 1,
+            },
+            "model": {
+                "encoder": {"width": 24, "depth": 2, "heads": 2},
+                "predictor": {"width": 12, "depth": 1, "heads": 2},
+                "patch_size": 8,
+            },
+            "masks": {
+                "specs": [
+                    {"num_blocks": 2, "spatial_scale": [0.3, 0.3]},
+                    {"num_blocks": 1, "spatial_scale": [0.6, 0.6]},
+                ],
+                "truncate_group": 8,
+            },
+            "optim": {
+                "steps": 8,
+                "global_batch": 8,
+                "micro_batch": 4,
+                "warmup_steps": 2,
+                "lr": 1e-3,
+                "momentum": [0.9, 1.0],
+                "clip_grad": 0.05,
+            },
+            "log": {"every": 1, "monitor_every": 4},
+            "checkpoint": {"every": 4, "keep": 2},
+        }
+        for section, keys in changes.items():
+            if isinstance(keys, dict):
+                config[section] = config.get(section, {}) | keys
+            else:
+                config[section] = keys
+        return config
+
+    return make

@@ -1,0 +1,48 @@
+"""The published implementation's numbers, through the shipped code (see check_golden.py)."""
+
+from pathlib import Path
+
+import check_golden
+import numpy as np
+import pytest
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+@pytest.mark.parametrize(
+    "name", ["multiblock_tiny", "clipped_nonuniform_tiny", "attentive_probe", "mask_statistics"]
+)
+def test_golden_file(name: str) -> None:
+    items = check_golden.check(GOLDEN / f"{name}.npz")
+    assert items
+    assert [item for item in items if not item.ok] == []
+
+
+@pytest.mark.parametrize(
+    ("name", "array", "item"),
+    [
+        ("attentive_probe", "logits", "logits"),
+        ("clipped_nonuniform_tiny", "final/predictor/backbone.mask_tokens.1", "final predictor"),
+        ("clipped_nonuniform_tiny", "final/target_encoder/backbone.norm.bias", "final target"),
+        ("clipped_nonuniform_tiny", "step0/grad/encoder/backbone.norm.weight", "gradients"),
+    ],
+)
+def test_a_changed_number_is_found(
+    tmp_path: Path, capsys: pytest.CaptureFixture, name: str, array: str, item: str
+) -> None:
+    with np.load(GOLDEN / f"{name}.npz") as data:
+        arrays = dict(data)
+    arrays[array] = arrays[array] + 1e-3
+    np.savez(tmp_path / "changed.npz", **arrays)
+    assert check_golden.main([str(tmp_path / "changed.npz")]) == 1
+    failed = [line for line in capsys.readouterr().out.splitlines() if "FAIL" in line]
+    assert failed
+    assert all(item in line for line in failed)
+
+
+def test_other_files_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    np.savez(tmp_path / "other.npz", something=np.zeros(3))
+    (tmp_path / "text.npz").write_text("no archive")
+    for name in ("other.npz", "text.npz", "missing.npz"):
+        assert check_golden.main([str(tmp_path / name)]) == 2
+        assert name in capsys.readouterr().err

@@ -1,0 +1,91 @@
+"""Checkpoints: bit-exact, for any stage, complete or absent."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from training_helpers import make_trainer, run_steps
+
+from vjepa_fast.errors import UserError
+from vjepa_fast.training.checkpoint import Checkpoint, checkpoints, restore, save_checkpoint
+
+
+def weights(trainer) -> list[torch.Tensor]:
+    student = [p.detach().clone() for p in trainer.model.parameters()]
+    return student + [p.clone() for p in trainer.teacher.encoder.parameters()]
+
+
+@pytest.mark.parametrize(
+    ("stage", "bf16"), [(0, False), (1, False), (2, False), (1, True), (2, True)]
+)
+def test_resuming_is_bit_exact(tmp_path: Path, stage: int, bf16: bool) -> None:
+    straight = make_trainer(stage, bf16, clip_grad=0.05)
+    run_steps(straight, 0, 3)
+    folder = save_checkpoint(straight, tmp_path, {}, keep=2)
+    losses = run_steps(straight, 3, 6)
+
+    resumed = make_trainer(stage, bf16, clip_grad=0.05, seed=1)  # other weights to begin with
+    restore(resumed, Checkpoint.open(folder))
+    assert resumed.step_number == 3
+    assert torch.equal(torch.stack(run_steps(resumed, 3, 6)), torch.stack(losses))
+    pairs = list(zip(weights(resumed), weights(straight), strict=True))
+    assert all(torch.equal(a, b) for a, b in pairs)
+
+
+@pytest.mark.parametrize(("saved", "read"), [(0, 1), (1, 0), (1, 2)])
+def test_another_stage_reads_it(tmp_path: Path, saved: int, read: int) -> None:
+    first = make_trainer(saved)
+    run_steps(first, 0, 3)
+    folder = save_checkpoint(first, tmp_path, {}, keep=1)
+    second = make_trainer(read, seed=1)
+    restore(second, Checkpoint.open(folder))
+    losses = torch.stack(run_steps(first, 3, 6)), torch.stack(run_steps(second, 3, 6))
+    torch.testing.assert_close(*losses, rtol=1e-6, atol=1e-7)
+
+
+def test_it_holds_whole_weights_by_name(tmp_path: Path) -> None:
+    trainer = make_trainer()
+    run_steps(trainer, 0, 2)
+    checkpoint = Checkpoint.open(save_checkpoint(trainer, tmp_path, {}, keep=1))
+    for part in ("encoder", "predictor"):
+        read, own = checkpoint.weights(part, "master"), getattr(trainer.model, part).state_dict()
+        assert read.keys() == own.keys()
+        assert all(torch.equal(read[name], own[name]) for name in own)
+    read, own = checkpoint.weights("encoder", "teacher"), trainer.teacher.encoder.state_dict()
+    assert all(torch.equal(read[name], own[name]) for name in own)
+
+
+def test_old_ones_go_and_half_written_ones_do_not_count(tmp_path: Path) -> None:
+    trainer = make_trainer()
+    for step in range(4):
+        run_steps(trainer, step, step + 1)
+        save_checkpoint(trainer, tmp_path, {}, keep=2)
+    names = [folder.name for folder in checkpoints(tmp_path)]
+    assert names == ["step_00000003", "step_00000004"]
+    half = tmp_path / "checkpoints" / ".step_00000005.writing"
+    half.mkdir()
+    (half / "state.json").write_text("{}")
+    assert Checkpoint.find(tmp_path).folder.name == "step_00000004"
+    run_steps(trainer, 4, 5)
+    save_checkpoint(trainer, tmp_path, {}, keep=2)  # over the half-written one
+    assert Checkpoint.find(tmp_path).state["step"] == 5
+    assert not half.exists()
+
+
+def test_damage_is_named(tmp_path: Path) -> None:
+    trainer = make_trainer()
+    run_steps(trainer, 0, 1)
+    folder = save_checkpoint(trainer, tmp_path, {}, keep=1)
+    with pytest.raises(UserError, match=r"found other parameters in encoder\.decay"):
+        restore(make_trainer(encoder_width=36), Checkpoint.open(folder))
+    shard = folder / "shard_00000.safetensors"
+    shard.write_bytes(shard.read_bytes()[:1000])
+    with pytest.raises(UserError, match=r"shard_00000\.safetensors: found .*expected a whole"):
+        restore(make_trainer(), Checkpoint.open(folder))
+    state = json.loads((folder / "state.json").read_text())
+    (folder / "state.json").write_text(json.dumps(state | {"format": 99}))
+    with pytest.raises(UserError, match="found checkpoint format 99, expected 1"):
+        Checkpoint.open(folder)
+    with pytest.raises(UserError, match=r"found no readable state\.json"):
+        Checkpoint.find(tmp_path / "nowhere")

@@ -1,0 +1,80 @@
+"""A small trainer in this process, fed with random clips."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from vjepa_fast.masks import MaskSampler, MultiBlock
+from vjepa_fast.models.jepa import build_vjepa
+from vjepa_fast.models.packing import PackedMasks, pack_masks
+from vjepa_fast.training.engine import init_process_group
+from vjepa_fast.training.schedules import Schedules
+from vjepa_fast.training.trainer import Trainer
+
+GRID, CLIPS = (2, 3, 3), 4
+SCHEDULES = Schedules(
+    warmup_steps=2,
+    horizon=20,
+    start_lr=1e-4,
+    lr=1e-3,
+    final_lr=1e-6,
+    weight_decay=0.04,
+    final_weight_decay=0.4,
+    momentum=(0.9, 1.0),
+)
+
+
+def make_trainer(
+    stage: int = 1,
+    bf16: bool = False,
+    seed: int = 0,
+    accumulation: int = 1,
+    clip_grad: float | None = None,
+    encoder_width: int = 24,
+) -> Trainer:
+    """A trainer of a process group of one."""
+    init_process_group()
+    model = build_vjepa(
+        encoder={"width": encoder_width, "depth": 2, "heads": 2},
+        predictor={"width": 12, "depth": 1, "heads": 2},
+        grid=GRID,
+        patch_size=8,
+        tubelet_size=2,
+        num_specs=2,
+        seed=seed,
+    )
+    return Trainer(
+        model,
+        SCHEDULES,
+        micro_batch=CLIPS,
+        accumulation=accumulation,
+        stage=stage,
+        bf16=bf16,
+        betas=(0.9, 0.999),
+        eps=1e-8,
+        clip_grad=clip_grad,
+    )
+
+
+def micro_batch(step: int) -> tuple[Tensor, PackedMasks]:
+    """Random clips and their masks, a function of the step."""
+    specs = [MultiBlock(2, (0.3, 0.3)), MultiBlock(1, (0.6, 0.6))]
+    sampler = MaskSampler(specs, grid=GRID, truncate_group=CLIPS)
+    masks = sampler.sample(step, range(step * CLIPS, (step + 1) * CLIPS))
+    generator = torch.Generator().manual_seed(step)
+    shape = (CLIPS, 4, 24, 24, 3)
+    video = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
+    packed = pack_masks(
+        masks.context_tokens,
+        masks.context_seqlens,
+        masks.target_tokens,
+        masks.target_seqlens,
+        masks.num_tokens,
+    )
+    return video, packed
+
+
+def run_steps(trainer: Trainer, first: int, last: int) -> list[Tensor]:
+    """Losses of steps first … last - 1."""
+    return [trainer.step([micro_batch(step)]).loss for step in range(first, last)]
