@@ -1,0 +1,227 @@
+"""Demo data: real handwritten digits glide over textured backgrounds, as labelled video files.
+
+`digit` (10 classes) is appearance, `direction` (8 classes, clockwise in steps of 45 degrees from
+"right") is motion. A digit starts anywhere, has a speed of its own and wraps around the frame, so
+its place in any one frame is uniform whatever the direction: no single frame tells the direction.
+The test split shows digit images that training never shows. The images are scikit-learn's
+`load_digits` (1,797 scans of 8x8 pixels, UCI machine learning repository).
+"""
+
+import os
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import repeat
+from multiprocessing import get_context
+from pathlib import Path
+
+import av
+import numpy as np
+from sklearn.datasets import load_digits
+from tqdm import tqdm
+
+from vjepa_fast.data.manifest import ManifestEntry, write_manifest
+from vjepa_fast.errors import UserError
+
+SIZE = 40  # pixels, height and width of the frame
+FRAMES = 8
+FPS = 8
+DIGITS = 10
+DIRECTIONS = 8
+
+_VERSION = 1  # raise it when pictures or encoding change: other versions are written again
+_DIGIT_SIZE = 24.0  # pixels that the 8 scanned ones are stretched to
+_SPEED = (1.5, 3.5)  # pixels per frame
+_BACKGROUND = (60.0, 110.0)  # grey level
+_CONTRAST = (90.0, 140.0)  # grey levels, digit above background
+_COLOUR = 10.0  # grey levels that each channel may lie off the grey
+_TEXTURE = 15.0  # grey levels, standard deviation
+_NOISE = 6.0  # grey levels, standard deviation
+_HELD_OUT = 0.2  # of the images of each digit, for the test split
+
+_SPLITS = ("train", "test")
+
+
+@dataclass(frozen=True)
+class _Codec:
+    encoder: str
+    container: str
+    suffix: str
+    options: dict[str, str]
+
+
+# Constant quality at which the noise survives; on one thread the bytes are always the same.
+_CODECS = {
+    "vp9": _Codec(
+        "libvpx-vp9",
+        "webm",
+        ".webm",
+        {"deadline": "realtime", "cpu-used": "8", "crf": "16", "b": "0"},
+    ),
+    "h264": _Codec("libx264", "mp4", ".mp4", {"preset": "ultrafast", "crf": "16"}),
+}
+
+
+def render_clip(seed: int, split: str, index: int) -> tuple[np.ndarray, dict[str, int]]:
+    """Draw clip `index` of a split: uint8 [FRAMES, SIZE, SIZE, 3] (RGB) and its labels.
+
+    A pure function of its arguments. Any 80 consecutive indices hold every (digit, direction).
+    Raises ValueError for a split other than "train" and "test".
+    """
+    if split not in _SPLITS:
+        raise ValueError(f"found split {split!r}, expected one of {_SPLITS}, name one of them")
+    counter = [0, 0, _SPLITS.index(split), index]  # the two zeros count what this clip draws
+    random = np.random.Generator(np.random.Philox(key=seed, counter=counter))
+    direction, digit = index % DIRECTIONS, index // DIRECTIONS % DIGITS
+
+    images = digit_images(split)[digit]
+    image = images[random.integers(len(images))]
+    angle = 2 * np.pi * direction / DIRECTIONS
+    step = random.uniform(*_SPEED) * np.array([np.sin(angle), np.cos(angle)])  # y points down
+    centre = random.uniform(0, SIZE, 2) + step * np.arange(FRAMES)[:, None]  # [T, 2]
+    digit_mask = _stretch(image, centre)[..., None]  # [T, H, W, 1], 0 .. 1
+
+    grey = random.uniform(*_BACKGROUND) + random.uniform(-_COLOUR, _COLOUR, 3)
+    background = grey + _TEXTURE * _texture(random)[..., None]
+    ink = grey + random.uniform(*_CONTRAST)
+    video = background + digit_mask * (ink - background)
+    video += _NOISE * random.standard_normal(video.shape)
+    return video.clip(0, 255).round().astype(np.uint8), {"digit": digit, "direction": direction}
+
+
+@lru_cache(maxsize=2)
+def digit_images(split: str) -> tuple[np.ndarray, ...]:
+    """The scans of a split, for each digit: float64 [images, 8, 8] in 0 .. 1."""
+    scans = load_digits()
+    chosen = []
+    for digit in range(DIGITS):
+        images = scans.images[scans.target == digit] / 16
+        first_test = round(len(images) * (1 - _HELD_OUT))
+        chosen.append(images[:first_test] if split == "train" else images[first_test:])
+    return tuple(chosen)
+
+
+def make_demo(
+    directory: str | os.PathLike,
+    clips: int = 4000,
+    test_clips: int = 1000,
+    codec: str = "vp9",
+    seed: int = 0,
+    workers: int | None = None,
+) -> tuple[Path, Path]:
+    """Write the demo data below `directory` and return its two manifests, train.csv and test.csv.
+
+    The videos are train/00000.webm … and test/00000.webm … (codec "vp9", which DALI decodes on a
+    CPU, or "h264": .mp4). Good files of the same settings are kept as they are, so an interrupted
+    call goes on where it stopped. `workers` processes draw and encode (None: one per core).
+    Raises UserError for settings that cannot be used.
+    """
+    directory = Path(directory)
+    if codec not in _CODECS:
+        raise UserError(
+            f"found codec {codec!r} for the demo data, expected one of {', '.join(_CODECS)}, "
+            "choose one of them"
+        )
+    if clips < 1 or test_clips < 1:
+        raise UserError(
+            f"found {clips} training and {test_clips} test clips, expected at least 1 of each, "
+            "ask for more"
+        )
+    if not 0 <= seed < 2**64:
+        raise UserError(f"found seed {seed}, expected 0 .. 2**64-1, choose one in that range")
+    for split in _SPLITS:
+        try:
+            (directory / split).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"found {directory}, where no folder can be made ({error.strerror}), "
+                "expected a folder to write to, name another"
+            ) from None
+
+    jobs = [("train", index) for index in range(clips)]
+    jobs += [("test", index) for index in range(test_clips)]
+    splits, indices = zip(*jobs, strict=True)
+    arguments = (repeat(directory), repeat(codec), repeat(seed), splits, indices)
+    workers = workers or len(os.sched_getaffinity(0))
+    # "spawn": a fork of a process that runs torch's threads may hang.
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        written = pool.map(_write_clip, *arguments, chunksize=20)
+        entries = list(tqdm(written, total=len(jobs), desc="demo data", unit="clip"))
+
+    manifests = directory / "train.csv", directory / "test.csv"
+    write_manifest(manifests[0], entries[:clips])
+    write_manifest(manifests[1], entries[clips:])
+    return manifests
+
+
+def _write_clip(directory: Path, codec: str, seed: int, split: str, index: int) -> ManifestEntry:
+    path = directory / split / f"{index:05d}{_CODECS[codec].suffix}"
+    stamp = f"vjepa_fast demo {_VERSION}, {codec}, seed {seed}, {split} {index}"
+    video, labels = render_clip(seed, split, index)
+    if not _is_complete(path, stamp):
+        temporary = path.with_name(path.name + ".part")
+        _encode(temporary, video, _CODECS[codec], stamp)
+        os.replace(temporary, path)  # a file of this name is always whole
+    found = path.stat()
+    return ManifestEntry(
+        path=str(path.resolve()),
+        frames=FRAMES,
+        fps=FPS,
+        width=SIZE,
+        height=SIZE,
+        codec=codec,
+        size_bytes=found.st_size,
+        mtime_ns=found.st_mtime_ns,
+        labels=labels,
+    )
+
+
+def _is_complete(path: Path, stamp: str) -> bool:
+    """Whether the file is there, carries the stamp and decodes to the end."""
+    if not path.is_file():
+        return False
+    try:
+        with av.open(path) as container:
+            tags = {name.lower(): text for name, text in container.metadata.items()}
+            if tags.get("comment") != stamp:
+                return False
+            return sum(1 for _ in container.decode(video=0)) == FRAMES
+    except av.FFmpegError:
+        return False
+
+
+def _encode(path: Path, video: np.ndarray, codec: _Codec, stamp: str) -> None:
+    bitexact = {"fflags": "bitexact"}  # no random ids: the same call writes the same bytes
+    with av.open(path, "w", format=codec.container, options=bitexact) as container:
+        container.metadata["comment"] = stamp
+        stream = container.add_stream(codec.encoder, rate=FPS, options=codec.options)
+        stream.height, stream.width = video.shape[1:3]
+        stream.pix_fmt = "yuv420p"
+        stream.codec_context.thread_count = 1
+        for frame in video:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode(None))
+
+
+def _stretch(image: np.ndarray, centre: np.ndarray) -> np.ndarray:
+    """Draw an 8x8 scan at `centre` [T, 2] (y, x; pixels), wrapping around: [T, H, W] in 0 .. 1."""
+    offset = np.arange(SIZE)[:, None] - centre[:, None, :]  # [T, SIZE, 2]
+    offset = (offset + SIZE / 2) % SIZE - SIZE / 2
+    scan = offset * 8 / _DIGIT_SIZE + 3.5
+    weight = _cubic_spline(scan[..., None] - np.arange(8))  # [T, SIZE, 2, 8]
+    return np.einsum("tyi,ij,txj->tyx", weight[:, :, 0], image, weight[:, :, 1]).clip(0, 1)
+
+
+def _cubic_spline(x: np.ndarray) -> np.ndarray:
+    """The cubic B-spline: a smooth, positive bump of width 4 whose shifts by 1 add up to 1."""
+    x = np.abs(x)
+    return np.where(x < 1, 2 / 3 - x**2 + x**3 / 2, np.clip(2 - x, 0, None) ** 3 / 6)
+
+
+def _texture(random: np.random.Generator) -> np.ndarray:
+    """A random field [SIZE, SIZE], mean 0, standard deviation 1, amplitudes like 1 / frequency."""
+    frequency = np.fft.fftfreq(SIZE) * SIZE
+    radius = np.hypot(frequency[:, None], frequency)
+    amplitude = np.where(radius > 0, 1 / np.maximum(radius, 2), 0)
+    field = np.fft.ifft2(np.fft.fft2(random.standard_normal((SIZE, SIZE))) * amplitude).real
+    return field / field.std()
