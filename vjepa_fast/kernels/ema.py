@@ -58,9 +58,12 @@ def ema_update_(
             "and pass low_precision_copy)",
         )
     if low_precision_copy is not None:
-        shapes = [tuple(c.shape) for c in low_precision_copy]
+        found = [tuple(c.shape) for c in low_precision_copy]
+        expected = [tuple(t.shape) for t in teacher]
         require(
-            shapes == [tuple(t.shape) for t in teacher],
-            "low_precision_copy: expected as many tensors as in teacher, of the same shapes",
+            found == expected,
+            f"low_precision_copy: found shapes {found}, expected the teacher's {expected}",
         )
+    if not teacher:  # PyTorch's list functions refuse an empty list
+        return
     ema_update_reference_(teacher, student, momentum, low_precision_copy)

@@ -41,8 +41,8 @@ def gather_tokens(x: Tensor, index: Tensor) -> Tensor:
         index: token of each output row, [B, K], int32 or int64, in 0 … N - 1.
 
     Returns:
-        [B, K, D], dtype of x. Differentiable in x; duplicates in index add up in a fixed order (on CUDA
-        only where there are none).
+        [B, K, D], dtype of x. Differentiable in x; duplicates in index add up in a fixed order
+        on CPU (on CUDA in any order).
 
     Raises:
         ValueError: wrong number of dimensions, batch sizes that differ, an index of another dtype

@@ -28,7 +28,7 @@ def patchify_reference(
     tubes = video.reshape(b, grid[0], tubelet_size, grid[1], patch_size, grid[2], patch_size, c)
     tubes = tubes.permute(0, 1, 3, 5, 7, 2, 4, 6)  # b t' h' w' | c tubelet ph pw: Conv3d order
     if rows is None:
-        picked = tubes.reshape(b * grid[0] * grid[1] * grid[2], c, -1)
+        picked = tubes.flatten(0, 3).flatten(2)
     else:
         r = rows.long()
         r, column = r // grid[2], r % grid[2]

@@ -60,7 +60,8 @@ def predictor_tokens(
     """
     require(
         context.ndim == 2 and pos.ndim == 2 and mask_tokens.ndim == 2,
-        "context, pos, mask_tokens: expected two dimensions each",
+        f"context, pos, mask_tokens: found shapes {tuple(context.shape)}, {tuple(pos.shape)} and "
+        f"{tuple(mask_tokens.shape)}, expected [Rc, P], [N, P] and [M, P]",
     )
     widths = (context.shape[1], pos.shape[1], mask_tokens.shape[1])
     require(
