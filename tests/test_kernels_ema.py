@@ -1,0 +1,134 @@
+"""ema_update_ against the formula in float64."""
+
+import pytest
+import torch
+from torch import nn
+
+from vjepa_fast.kernels import ema_update_
+
+SHAPES = [(1,), (63,), (7, 9), (), (3, 0), (2, 3, 5)]
+student_dtypes = pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str
+)
+
+
+def make(dtype=torch.float32):
+    generator = torch.Generator().manual_seed(0)
+    teacher = [torch.randn(s, generator=generator) for s in SHAPES]
+    return teacher, [torch.randn(s, generator=generator).to(dtype) for s in SHAPES]
+
+
+def clones(tensors):
+    return [t.clone() for t in tensors]
+
+
+@student_dtypes
+@pytest.mark.parametrize("momentum", [0.0, 0.3, 0.5, 0.9, 0.998, 1.0])
+def test_formula(momentum, dtype):
+    teacher, student = make(dtype)
+    before, unchanged = clones(teacher), clones(student)
+    assert ema_update_(teacher, student, momentum) is None
+    for t, old, s in zip(teacher, before, student, strict=True):
+        expected = momentum * old.double() + (1 - momentum) * s.double()
+        torch.testing.assert_close(t.double(), expected, rtol=1e-6, atol=2e-7)
+    assert all(torch.equal(a, b) for a, b in zip(student, unchanged, strict=True))
+
+
+def test_ends_are_exact():
+    teacher, student = make()
+    before = clones(teacher)
+    ema_update_(teacher, student, 1.0)
+    assert all(torch.equal(a, b) for a, b in zip(teacher, before, strict=True))
+    ema_update_(teacher, student, 0.0)
+    assert all(torch.equal(a, b) for a, b in zip(teacher, student, strict=True))
+
+
+def test_many_small_updates_arrive():
+    """1000 updates at momentum 0.998 from 1 towards a student that is half an ulp of bf16 away."""
+    student = [torch.full((5,), 1.0 + 2**-8)]
+    teacher = [torch.ones(5)]
+    for _ in range(1000):
+        ema_update_(teacher, student, 0.998)
+    expected = 1.0 + 2**-8 * (1 - 0.998**1000)
+    torch.testing.assert_close(teacher[0], torch.full((5,), expected), rtol=0, atol=1e-4)
+    moved = (teacher[0] - 1.0) / 2**-8
+    assert bool(((moved > 0.8) & (moved < 0.9)).all())
+
+
+@student_dtypes
+def test_low_precision_copy(dtype):
+    teacher, student = make()
+    copies = [torch.full(s, float("nan"), dtype=dtype) for s in SHAPES]
+    ema_update_(teacher, student, 0.9, copies)
+    assert all(torch.equal(c, t.to(dtype)) for c, t in zip(copies, teacher, strict=True))
+
+
+def test_strided_tensors():
+    before, student = torch.randn(5, 6), torch.randn(6, 5).t()
+    teacher = torch.empty(6, 5).t().copy_(before)
+    copy = torch.full((5, 12), float("nan"), dtype=torch.bfloat16)[:, ::2]
+    ema_update_([teacher], [student], 0.75, [copy])
+    torch.testing.assert_close(teacher, 0.75 * before + 0.25 * student)
+    assert torch.equal(copy, teacher.bfloat16())
+
+
+def test_parameters_are_updated_outside_the_graph():
+    student, teacher = nn.Linear(3, 4), nn.Linear(3, 4)
+    before = clones(teacher.parameters())
+    ema_update_(list(teacher.parameters()), list(student.parameters()), 0.5)
+    for t, old, s in zip(teacher.parameters(), before, student.parameters(), strict=True):
+        torch.testing.assert_close(t.detach(), (old + s.detach()) / 2)
+        assert t.is_leaf and t.grad_fn is None
+
+
+def test_a_nan_arrives():
+    teacher = [torch.zeros(2)]
+    ema_update_(teacher, [torch.tensor([float("nan"), 1.0])], 0.5)
+    assert teacher[0].isnan().tolist() == [True, False]
+
+
+def test_nothing_to_update():
+    ema_update_([], [], 0.5)
+    ema_update_([], [], 0.5, [])
+
+
+T, HALF = [torch.zeros(2, 3)], [torch.zeros(2, 3, dtype=torch.bfloat16)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((T, T, 1.5), "momentum: found 1.5, expected 0 to 1"),
+        ((T, T, -0.1), "momentum: found -0.1, expected 0 to 1"),
+        ((T, T, float("nan")), "momentum: found nan, expected 0 to 1"),
+        ((T, T + T, 0.5), "teacher, student: found 1 and 2 tensors, expected as many"),
+        (
+            (T + T, [T[0], T[0].t()], 0.5),
+            r"teacher\[1\], student\[1\]: found shapes \(2, 3\) and \(3, 2\), expected equal",
+        ),
+        ((T, T, 0.5, []), r"low_precision_copy: found shapes \[\], expected .*\[\(2, 3\)\]"),
+        (
+            (T, T, 0.5, [HALF[0].t()]),
+            r"low_precision_copy: found shapes \[\(3, 2\)\], expected .*\[\(2, 3\)\]",
+        ),
+    ],
+)
+def test_refusals(arguments, message):
+    with pytest.raises(ValueError, match="^" + message):
+        ema_update_(*arguments)
+
+
+def test_half_precision_teacher_is_refused_with_the_reason():
+    with pytest.raises(
+        ValueError, match=r"teacher\[0\]: found dtype torch.bfloat16, .*float32"
+    ) as e:
+        ema_update_(HALF, HALF, 0.998)
+    assert "half an ulp" in str(e.value) and "never moves" in str(e.value)
+    assert "low_precision_copy" in str(e.value)  # the way out
+
+
+def test_a_refused_update_changes_nothing():
+    teacher = [torch.zeros(2), torch.zeros(2)]
+    with pytest.raises(ValueError, match="found shapes"):
+        ema_update_(teacher, [torch.ones(2), torch.ones(3)], 0.5)
+    assert not any(t.any() for t in teacher)
