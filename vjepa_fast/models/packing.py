@@ -56,8 +56,17 @@ def pack_masks(
         device: where the index tensors go.
 
     Raises:
-        ValueError: an empty context or target; lengths that don't add up.
+        ValueError: an empty context or target; lengths that don't add up; tokens outside the clip.
     """
+    if (
+        context_seqlens.shape != target_seqlens.shape
+        or context_seqlens.ndim != 2
+        or not context_seqlens.numel()
+    ):
+        raise ValueError(
+            f"context_seqlens, target_seqlens: found shapes {tuple(context_seqlens.shape)} and "
+            f"{tuple(target_seqlens.shape)}, expected [M, B] each, with a spec and a clip at least"
+        )
     specs, clips = context_seqlens.shape
     context_len, target_len = context_seqlens.numpy().ravel(), target_seqlens.numpy().ravel()
     context, target = context_tokens.numpy(), target_tokens.numpy()
@@ -65,10 +74,15 @@ def pack_masks(
         ("context", context, context_len),
         ("target", target, target_len),
     ):
-        if lengths.sum() != len(tokens) or (len(lengths) and lengths.min() < 1):
+        if lengths.sum() != len(tokens) or lengths.min() < 1:
             raise ValueError(
                 f"{name}: found {len(tokens)} tokens and lengths {lengths.min()} to "
                 f"{lengths.max()}, expected positive lengths that sum to the tokens"
+            )
+        if tokens.min() < 0 or tokens.max() >= num_tokens:  # would point into another clip
+            raise ValueError(
+                f"{name}: found tokens {tokens.min()} to {tokens.max()}, expected 0 to "
+                f"{num_tokens - 1}"
             )
     sequence = np.arange(specs * clips)
     length = context_len + target_len
