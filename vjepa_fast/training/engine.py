@@ -30,6 +30,9 @@ def init_process_group() -> tuple[int, int]:
         os.environ.update({name: str(value) for name, value in alone.items()})
         os.environ["MASTER_ADDR"] = "127.0.0.1"
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    # On CPU DeepSpeed would compile a C++ extension here, a minute's work, again whenever another
+    # ninja is on the path. Only its inference collectives use it.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(auto_mpi_discovery=False)
     return torch.distributed.get_rank(), torch.distributed.get_world_size()
 

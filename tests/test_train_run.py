@@ -1,0 +1,154 @@
+"""train.py as its users run it: launchers, kills, mistakes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import REPOSITORY
+from safetensors.torch import load_file
+
+TRAIN = str(REPOSITORY / "vjepa_fast" / "train.py")
+BIN = Path(sys.executable).parent
+
+
+def write(config: dict, folder: Path) -> list[str]:
+    path = folder / "config.json"
+    path.write_text(json.dumps(config))
+    return ["--config", str(path)]
+
+
+def run(command: list[str], **options: object) -> subprocess.CompletedProcess:
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PATH": f"{BIN}:{os.environ['PATH']}"}
+    return subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=300,
+        check=False,
+        **options,
+    )
+
+
+def launched(processes: int) -> list[str]:
+    """The start of a command line under DeepSpeed's launcher, on a port of its own."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    count = ["--num_accelerators", str(processes), "--master_port", str(port)]
+    return [str(BIN / "deepspeed"), *count, TRAIN]
+
+
+def metrics(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def shards(folder: Path) -> dict:
+    newest = sorted((folder / "checkpoints").glob("step_*"))[-1]
+    return load_file(newest / "shard_00000.safetensors")
+
+
+def test_a_run_and_what_it_leaves(small_config: Callable[..., dict], tmp_path: Path) -> None:
+    arguments = write(small_config(), tmp_path)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    done = run([sys.executable, TRAIN, *arguments], cwd=elsewhere)
+    assert done.returncode == 0, done.stderr
+    assert f"run folder: {tmp_path / 'run'}" in done.stdout
+    rows = metrics(tmp_path / "run")
+    assert [row["step"] for row in rows] == list(range(8))
+    assert all(0 < row["loss"] < 2 and row["clips_per_second"] > 0 for row in rows)
+    assert {"std_across_clips", "rank_me", "teacher_distance"} <= rows[3].keys()
+    assert (tmp_path / "run" / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert any((tmp_path / "run" / "tensorboard").iterdir())
+    for line in ("engine: ZeRO stage 1, fp32", "decoding with dali", "attention: sdpa"):
+        assert done.stderr.count(line) == 1, line
+
+    again = run([sys.executable, TRAIN, *arguments])  # finished: nothing to do, nothing lost
+    assert again.returncode == 0, again.stderr
+    assert "resumed at step 8" in again.stderr
+    assert metrics(tmp_path / "run") == rows
+
+    other = run([sys.executable, TRAIN, *arguments, "--set", "optim.lr=0.5"])
+    assert other.returncode == 2
+    assert "optim.lr was 0.001 and is 0.5" in other.stderr
+    assert "Traceback" not in other.stderr
+    assert metrics(tmp_path / "run") == rows
+
+
+def test_two_processes_give_the_losses_of_one(
+    small_config: Callable[..., dict], tmp_path: Path
+) -> None:
+    losses = {}
+    for processes in (1, 2):
+        output = tmp_path / f"on{processes}"
+        config = small_config(output=str(output), optim={"micro_batch": 2})
+        done = run([*launched(processes), *write(config, tmp_path)])
+        assert done.returncode == 0, done.stderr
+        rows = metrics(output)
+        assert [row["step"] for row in rows] == list(range(8))
+        losses[processes] = [row["loss"] for row in rows]
+        norms = [row["grad_norm_predictor"] for row in rows]
+        assert min(norms) > 0.05  # the clip bites
+    assert losses[2] == pytest.approx(losses[1], rel=2e-6)
+
+
+def test_a_killed_run_continues_bit_for_bit(
+    small_config: Callable[..., dict], tmp_path: Path
+) -> None:
+    optim, checkpoint = {"steps": 60}, {"every": 5}
+    config = small_config(output=str(tmp_path / "a"), optim=optim, checkpoint=checkpoint)
+    straight = run([sys.executable, TRAIN, *write(config, tmp_path)])
+    assert straight.returncode == 0, straight.stderr
+
+    killed_folder = tmp_path / "b"
+    config = small_config(output=str(killed_folder), optim=optim, checkpoint=checkpoint)
+    command = [sys.executable, TRAIN, *write(config, tmp_path)]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
+        deadline = time.monotonic() + 120
+        while not list(killed_folder.glob("checkpoints/step_*")):
+            assert process.poll() is None, "the run ended before it could be killed"
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        process.send_signal(signal.SIGKILL)
+    saved = sorted(killed_folder.glob("checkpoints/step_*"))[-1].name
+    assert saved < "step_00000060"
+    resumed = run(command)
+    assert resumed.returncode == 0, resumed.stderr
+    assert f"resumed at step {int(saved.removeprefix('step_'))}" in resumed.stderr
+    first, second = shards(tmp_path / "a"), shards(killed_folder)
+    assert first.keys() == second.keys()
+    assert all(first[name].equal(second[name]) for name in first)
+    assert [row["step"] for row in metrics(killed_folder)] == list(range(60))
+    assert [row["loss"] for row in metrics(killed_folder)] == [
+        row["loss"] for row in metrics(tmp_path / "a")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--config", "nowhere.json"], "nowhere.json"),
+        (["--config", "configs/tiny.json", "--set", "optim.lrate=1"], "optim.lrate"),
+        (
+            ["--config", "configs/tiny.json", "--set", 'data.manifests=["none.csv"]'],
+            "none.csv",
+        ),
+    ],
+)
+def test_mistakes_are_one_sentence(arguments: list[str], sentence: str) -> None:
+    done = run([sys.executable, TRAIN, *arguments], cwd=REPOSITORY)
+    assert done.returncode == 2
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert sentence in errors[0]
+    assert "Traceback" not in done.stderr
