@@ -30,7 +30,11 @@ def encoder_from_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def predictor_from_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Predictor weights under our names; `mask_tokens.i` [1, 1, P] become one [M, P]."""
+    """Predictor weights under our names; `mask_tokens.i` [1, 1, P] become one [M, P].
+
+    Raises:
+        UserError: a mask token is missing among those found.
+    """
     ours, mask_tokens = {}, {}
     for published, value in state.items():
         name = _WRAPPERS.sub("", published)
@@ -38,11 +42,17 @@ def predictor_from_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if name in _POSITIONS:
             continue
         if head == "mask_tokens":
-            mask_tokens[int(rest)] = value.reshape(-1)
+            mask_tokens[rest] = value.reshape(-1)
         else:
-            ours[f"{_PREDICTOR_TO_OURS.get(head, head)}.{rest}"] = value
+            ours[".".join([_PREDICTOR_TO_OURS.get(head, head), *name.split(".")[1:]])] = value
     if mask_tokens:
-        ours["mask_tokens"] = torch.stack([mask_tokens[i] for i in sorted(mask_tokens)])
+        numbers = [str(i) for i in range(len(mask_tokens))]
+        if set(numbers) != mask_tokens.keys():  # stacked, they would move to other mask specs
+            raise UserError(
+                f"predictor: found mask tokens {sorted(mask_tokens)}, expected {numbers}; use the "
+                "whole checkpoint"
+            )
+        ours["mask_tokens"] = torch.stack([mask_tokens[i] for i in numbers])
     return ours
 
 
@@ -68,7 +78,8 @@ def predictor_to_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def probe_from_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Attentive classifier's weights, less the output projection that is stored but not applied."""
     unused = "pooler.cross_attention_block.xattn.proj."
-    return {name: value for name, value in state.items() if not name.startswith(unused)}
+    ours = {_WRAPPERS.sub("", name): value for name, value in state.items()}
+    return {name: value for name, value in ours.items() if not name.startswith(unused)}
 
 
 def load_exactly(module: nn.Module, state: Mapping[str, Tensor], what: str) -> None:
