@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-
 from golden_items import Item, largest
+
 from vjepa_fast.convert import load_exactly, probe_from_published
 from vjepa_fast.models.probe import AttentiveClassifier
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from golden_items import Item, largest, relative
 from torch import Tensor
 
-from golden_items import Item, largest, relative
 from vjepa_fast.convert import (
     encoder_from_published,
     encoder_to_published,

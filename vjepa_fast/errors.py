@@ -2,7 +2,7 @@
 
 
 class UserError(Exception):
-    """A mistake in what the user gave: one sentence with what was found, what was expected, what to do.
+    """A user's mistake, in one sentence: what was found, what was expected, what to do.
 
     The command line prints it without a traceback and exits with status 2.
     """

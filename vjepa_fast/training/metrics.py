@@ -30,8 +30,8 @@ def read_metrics(path: Path) -> list[dict]:
 class MetricsWriter:
     """Appends to RUN/metrics.jsonl and RUN/tensorboard. For rank 0.
 
-    On resuming, lines from steps that will be run again are dropped, so that each step stands in
-    the file once.
+    On resuming, lines from steps that will be run again are dropped, so that no step stands in
+    the file twice.
     """
 
     def __init__(self, run: Path, next_step: int) -> None:
