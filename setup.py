@@ -8,7 +8,8 @@ from setuptools import setup
 
 # Contracted multiply-adds would round differently from one platform to the next.
 flags = ["-O3", "-ffp-contract=off", "-pthread"]
-if os.environ.get("VJEPA_FAST_WERROR") == "1":  # our own builds; a newer compiler must not stop users
+# Only in our own builds: a newer compiler's warnings must not stop users.
+if os.environ.get("VJEPA_FAST_WERROR") == "1":
     flags += ["-Wall", "-Wextra", "-Werror"]
 
 ParallelCompile("VJEPA_FAST_BUILD_JOBS").install()

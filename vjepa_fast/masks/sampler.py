@@ -89,7 +89,7 @@ class MaskSampler:
         )
 
     def _sample(self, step: int, ids: list[int], sizes: list[Size]) -> tuple[np.ndarray, ...]:
-        """Five int64 arrays: MaskBatch's tensors in its order; no sizes means that they are drawn."""
+        """Five int64 arrays: MaskBatch's tensors in order; without sizes they are drawn."""
         return _sampler.sample(
             specs=self.specs,
             grid=self.grid,

@@ -1,0 +1,222 @@
+"""Block sizes, the specs that are refused, and one sentence for each bad argument."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vjepa_fast.masks import MaskSampler, MultiBlock, _sampler
+
+GRID = (8, 14, 14)
+SHORT_RANGE = MultiBlock(num_blocks=8, spatial_scale=(0.15, 0.15))
+
+
+def test_paper_block_sizes():
+    # area = floor(196 * 0.15) = 29; height / width from 0.75 to 1.5.
+    sizes = [(8, 5, 5), (8, 5, 6), (8, 6, 4), (8, 6, 5), (8, 7, 4)]
+    assert SHORT_RANGE.block_sizes(GRID) == sizes
+
+
+@pytest.mark.parametrize(
+    ("spec", "grid"),
+    [
+        (SHORT_RANGE, GRID),
+        (MultiBlock(2, (0.7, 0.7)), GRID),
+        (MultiBlock(1, (0.05, 0.3), (0.2, 0.9), (0.4, 2.5)), (5, 6, 9)),
+        (MultiBlock(1, (0.05, 0.5), (0.1, 1.0), (1.0, 1.0)), (3, 7, 4)),
+    ],
+)
+def test_block_sizes_are_those_that_are_drawn(spec, grid):
+    sampler = MaskSampler([spec], grid, truncate="none", num_threads=1)
+    drawn = {tuple(sampler.sample(step, [0]).block_sizes[0].tolist()) for step in range(6000)}
+    drawable = set(spec.block_sizes(grid))
+    assert drawn <= drawable
+    # A size may be too rare to have come up: those that did must be nearly all of the probability.
+    ends = np.linspace(0, 1, 41)[:-1]
+    dense = {spec.block_size(grid, *draws) for draws in itertools.product(ends, repeat=3)}
+    assert dense <= drawable
+    assert len(drawable - drawn - dense) <= 0.2 * len(drawable)
+
+
+def test_the_upper_end_of_a_scale_is_not_drawn():
+    # [0.25, 1) of 4 frames: 4 frames would need a draw of exactly 1.
+    spec = MultiBlock(1, (0.5, 0.5), temporal_scale=(0.25, 1.0))
+    assert {size[0] for size in spec.block_sizes((4, 4, 4))} == {1, 2, 3}
+    # A range of one point is always that point.
+    spec = MultiBlock(1, (0.5, 0.5), temporal_scale=(1.0, 1.0))
+    assert {size[0] for size in spec.block_sizes((4, 4, 4))} == {4}
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    spatial=st.tuples(st.floats(0.01, 1.0), st.floats(0.01, 1.0)).map(sorted),
+    temporal=st.tuples(st.floats(0.01, 1.0), st.floats(0.01, 1.0)).map(sorted),
+    aspect=st.tuples(st.floats(0.2, 5.0), st.floats(0.2, 5.0)).map(sorted),
+    keep=st.floats(0.01, 1.0),
+    grid=st.tuples(st.integers(1, 3), st.integers(1, 4), st.integers(1, 4)),
+)
+def test_check_agrees_with_trying_every_place(spatial, temporal, aspect, keep, grid):
+    spec = MultiBlock(1, tuple(spatial), tuple(temporal), tuple(aspect), keep)
+
+    def possible(size):
+        barred = np.zeros(grid, dtype=bool)
+        barred[max(1, math.floor(grid[0] * keep)) :] = True
+        corners = (range(whole - part + 1) for whole, part in zip(grid, size, strict=True))
+        for t, y, x in itertools.product(*corners):
+            target = barred.copy()
+            target[t : t + size[0], y : y + size[1], x : x + size[2]] = True
+            if target.any() and not target.all():
+                return True
+        return False
+
+    refused = False
+    try:
+        spec.check(grid)
+    except ValueError:
+        refused = True
+    assert refused == (not all(map(possible, spec.block_sizes(grid))))
+
+
+def test_full_frames_are_fine_where_the_block_is_shorter_than_the_clip():
+    full = {"num_blocks": 3, "spatial_scale": (1.0, 1.0), "aspect_ratio": (1.0, 1.0)}
+    MultiBlock(**full, temporal_scale=(0.5, 0.5)).check((4, 6, 6))
+    # Even if only frame 0 may be context: the blocks can start after it.
+    MultiBlock(**full, temporal_scale=(0.5, 0.9), max_temporal_keep=0.1).check((4, 6, 6))
+    with pytest.raises(ValueError, match="fill the whole grid 4x6x6 and leave no context"):
+        MultiBlock(**full).check((4, 6, 6))
+    with pytest.raises(ValueError, match="fill the whole grid"):
+        MultiBlock(**full, temporal_scale=(0.1, 1.0)).check((1, 6, 6))
+
+
+def test_empty_blocks_are_fine_where_barred_frames_are_targets():
+    MultiBlock(1, (0.01, 0.01), max_temporal_keep=0.5).check((4, 4, 4))
+    with pytest.raises(ValueError, match="size 4x0x0 and give no target"):
+        MultiBlock(1, (0.01, 0.01)).check((4, 4, 4))
+    with pytest.raises(ValueError, match="give no target"):
+        MultiBlock(1, (0.1, 0.1), aspect_ratio=(9.0, 9.0)).check((4, 4, 4))
+
+
+def test_the_sampler_refuses_such_specs_and_names_them():
+    with pytest.raises(ValueError, match="mask spec 1: found that a block can fill the whole grid"):
+        MaskSampler([SHORT_RANGE, MultiBlock(1, (1.0, 1.0), aspect_ratio=(1.0, 1.0))])
+
+
+def test_specs_accept_what_json_gives():
+    assert MultiBlock(8, [0.15, 0.15]) == SHORT_RANGE
+    assert hash(MultiBlock(8, [0.15, 0.15])) == hash(SHORT_RANGE)
+    assert MultiBlock(1, [1, 1]).spatial_scale == (1.0, 1.0)
+
+
+BAD_FIELDS = [
+    {"num_blocks": 0},
+    {"num_blocks": 2.0},
+    {"num_blocks": True},
+    {"num_blocks": "8"},
+    {"spatial_scale": 0.15},
+    {"spatial_scale": (0.15,)},
+    {"spatial_scale": (0.0, 0.15)},
+    {"spatial_scale": (0.3, 0.15)},
+    {"spatial_scale": (0.3, 1.01)},
+    {"spatial_scale": (0.3, math.nan)},
+    {"spatial_scale": ("a", "b")},
+    {"temporal_scale": (0.5, 2)},
+    {"temporal_scale": (-0.5, 1)},
+    {"aspect_ratio": (0, 1)},
+    {"aspect_ratio": (1.5, 0.75)},
+    {"aspect_ratio": (1.5, math.inf)},
+    {"max_temporal_keep": 0.0},
+    {"max_temporal_keep": 1.5},
+    {"max_temporal_keep": math.nan},
+    {"max_temporal_keep": None},
+    {"max_keep": 0},
+    {"max_keep": 10.0},
+]
+
+
+@pytest.mark.parametrize("fields", BAD_FIELDS, ids=str)
+def test_bad_fields_are_refused_by_name(fields):
+    (name,) = fields
+    with pytest.raises(ValueError) as caught:
+        MultiBlock(**({"num_blocks": 8, "spatial_scale": (0.15, 0.15)} | fields))
+    assert_sentence(caught.value, name)
+
+
+BAD_CALLS = [
+    ("mask specs", lambda: MaskSampler([])),
+    ("mask specs", lambda: MaskSampler([{"num_blocks": 8}])),
+    ("grid", lambda: MaskSampler([SHORT_RANGE], grid=(8, 14))),
+    ("grid", lambda: MaskSampler([SHORT_RANGE], grid=(8, 14, 0))),
+    ("grid", lambda: MaskSampler([SHORT_RANGE], grid=(8, 14, 14.0))),
+    ("grid", lambda: MaskSampler([SHORT_RANGE], grid=14)),
+    ("grid", lambda: MaskSampler([SHORT_RANGE], grid=(2**11, 2**10, 2**10))),
+    ("seed", lambda: MaskSampler([SHORT_RANGE], seed=-1)),
+    ("seed", lambda: MaskSampler([SHORT_RANGE], seed=2**64)),
+    ("truncate", lambda: MaskSampler([SHORT_RANGE], truncate="group")),
+    ("truncate_group", lambda: MaskSampler([SHORT_RANGE], truncate_group=0)),
+    ("num_threads", lambda: MaskSampler([SHORT_RANGE], num_threads=-1)),
+    ("step", lambda: MaskSampler([SHORT_RANGE]).sample(-1, [0])),
+    ("step", lambda: MaskSampler([SHORT_RANGE]).sample(1.0, [0])),
+    ("step", lambda: MaskSampler([SHORT_RANGE]).sample(2**63, [0])),
+    ("sample ids", lambda: MaskSampler([SHORT_RANGE]).sample(0, [])),
+    ("sample ids", lambda: MaskSampler([SHORT_RANGE]).sample(0, 3)),
+    ("sample ids", lambda: MaskSampler([SHORT_RANGE]).sample(0, [[0]])),
+    ("sample ids", lambda: MaskSampler([SHORT_RANGE]).sample(0, [0.5])),
+    ("sample ids", lambda: MaskSampler([SHORT_RANGE]).sample(0, [0, -1])),
+    ("sample ids", lambda: MaskSampler([SHORT_RANGE]).sample(0, [2**62])),
+    ("block sizes", lambda: MaskSampler([SHORT_RANGE]).sample(0, [0], [])),
+    ("block sizes", lambda: MaskSampler([SHORT_RANGE]).sample(0, [0], [(8, 5)])),
+    ("block sizes", lambda: MaskSampler([SHORT_RANGE]).sample(0, [0], [(8, 5, 5.0)])),
+    ("block sizes", lambda: MaskSampler([SHORT_RANGE]).sample(0, [0], [(8, 5, 15)])),
+    ("block sizes", lambda: MaskSampler([SHORT_RANGE]).sample(0, [0], [(0, 5, 5)])),
+    ("block sizes", lambda: MaskSampler([SHORT_RANGE]).sample(0, [0], [(8, 5, 5)] * 2)),
+]
+
+
+@pytest.mark.parametrize(("name", "call"), BAD_CALLS)
+def test_bad_arguments_are_refused_by_name(name, call):
+    with pytest.raises(ValueError) as caught:
+        call()
+    assert_sentence(caught.value, name)
+
+
+def assert_sentence(error, name):
+    """One sentence: what was found, what was expected, what to do."""
+    message = str(error)
+    assert f"found {name}" in message
+    assert ", expected" in message
+    assert ", give" in message
+    assert "\n" not in message
+
+
+GOOD_CALL = {
+    "specs": [SHORT_RANGE],
+    "grid": GRID,
+    "seed": 0,
+    "step": 0,
+    "sample_ids": [0],
+    "truncate_group": 0,
+    "block_sizes": [],
+    "num_threads": 1,
+}
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"grid": (8, 0, 14)},
+        {"sample_ids": [-1]},
+        {"step": -1},
+        {"truncate_group": -1},
+        {"block_sizes": [(8, 5, 15)]},
+        {"block_sizes": [(8, -5, 5)]},
+        {"block_sizes": [(8, 5, 5)] * 2},
+    ],
+    ids=str,
+)
+def test_the_extension_itself_refuses_what_would_harm_memory(bad):
+    _sampler.sample(**GOOD_CALL)
+    with pytest.raises(ValueError, match="the mask sampler expected"):
+        _sampler.sample(**(GOOD_CALL | bad))
