@@ -399,11 +399,6 @@ BAD = {
         "optim.micro_batch",
         "16 is neither a multiple nor a divisor of masks.truncate_group 24; choose e.g. 12",
     ),
-    "warm-up longer than the run": (
-        {"optim.steps": 1000},
-        "optim.warmup_steps",
-        "found 12000, expected at most optim.steps 1000; choose e.g. 100, or raise optim.steps",
-    ),
     "weights and manifests": (
         {"data.weights": [1.0, 2.0]},
         "data.weights",

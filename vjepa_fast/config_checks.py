@@ -30,7 +30,6 @@ def check_combinations(config: Config) -> None:
     _check_grid(config)
     _check_widths(config)
     _check_batch(config)
-    _check_schedule(config)
     _check_masks(config)
     _check_manifests(config)
 
@@ -111,15 +110,6 @@ def _check_batch(config: Config) -> None:
         raise UserError(
             f"optim.micro_batch: {micro} is neither a multiple nor a divisor of "
             f"masks.truncate_group {group}; choose e.g. {_nearest(choices, micro)}"
-        )
-
-
-def _check_schedule(config: Config) -> None:
-    warmup, steps = config.optim.warmup_steps, config.optim.steps
-    if warmup > steps:
-        raise UserError(
-            f"optim.warmup_steps: found {warmup}, expected at most optim.steps {steps}; choose "
-            f"e.g. {steps // 10}, or raise optim.steps"
         )
 
 
