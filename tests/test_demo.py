@@ -59,7 +59,7 @@ def test_a_file_decodes_to_what_was_drawn(tmp_path, codec):
         assert decoded.shape == drawn.shape == (entry.frames, entry.height, entry.width, 3)
         assert entry.labels == labels
         # The colour is stored at half the resolution, so the grey level is what stays close.
-        assert np.abs(decoded.mean(-1) - drawn.mean(-1)).mean() < 4
+        assert np.abs(decoded.mean(-1) - drawn.mean(-1)).mean() < 6
         noise = np.diff(decoded.mean(-1), axis=0).std() / np.diff(drawn.mean(-1), axis=0).std()
         assert 0.8 < noise < 1.2
 
@@ -99,7 +99,8 @@ def test_good_files_are_kept_and_bad_ones_written_again(tmp_path):
 
 def test_one_frame_does_not_tell_the_direction_but_two_do():
     clips = [demo.render_clip(0, "train", index) for index in range(2400)]
-    video = np.stack([video[[0, demo.FRAMES - 1]].mean(-1) for video, _ in clips])
+    # Half the clip apart: over all of it a fast digit passes half the frame, and wraps.
+    video = np.stack([video[[0, demo.FRAMES // 2]].mean(-1) for video, _ in clips])
     direction = np.array([labels["direction"] for _, labels in clips])
     train, test = slice(0, 1600), slice(1600, 2400)
 
