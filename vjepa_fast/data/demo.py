@@ -3,6 +3,7 @@
 `digit` (10 classes) is appearance, `direction` (8 classes, clockwise in steps of 45 degrees from
 "right") is motion. A digit starts anywhere, has a speed of its own and wraps around the frame, so
 its place in any one frame is uniform whatever the direction: no single frame tells the direction.
+Its ink is darker or lighter than the background, so that no linear view of the pixels tells either.
 The test split shows digit images that training never shows. The images are scikit-learn's
 `load_digits` (1,797 scans of 8x8 pixels, UCI machine learning repository).
 """
@@ -23,20 +24,21 @@ from tqdm import tqdm
 from vjepa_fast.data.manifest import ManifestEntry, write_manifest
 from vjepa_fast.errors import UserError
 
-SIZE = 40  # pixels, height and width of the frame
+SIZE = 32  # pixels, height and width of the frame
 FRAMES = 8
 FPS = 8
 DIGITS = 10
 DIRECTIONS = 8
 
-_VERSION = 1  # raise it when pictures or encoding change: other versions are written again
-_DIGIT_SIZE = 24.0  # pixels that the 8 scanned ones are stretched to
-_SPEED = (1.5, 3.5)  # pixels per frame
-_BACKGROUND = (60.0, 110.0)  # grey level
-_CONTRAST = (90.0, 140.0)  # grey levels, digit above background
-_COLOUR = 10.0  # grey levels that each channel may lie off the grey
-_TEXTURE = 15.0  # grey levels, standard deviation
-_NOISE = 6.0  # grey levels, standard deviation
+_VERSION = 2  # raise it when pictures or encoding change: other versions are written again
+_DIGIT_SIZE = 18.0  # pixels that the 8 scanned ones are stretched to
+_SPEED = (3.0, 5.0)  # pixels per frame
+_BACKGROUND = (110.0, 140.0)  # grey level
+_CONTRAST = (95.0, 105.0)  # grey levels between ink and background; the ink is darker or lighter
+_COLOUR = 5.0  # grey levels that each channel may lie off the grey
+_TEXTURE = 20.0  # grey levels, standard deviation
+_GRAIN = 0.8  # pixels, the texture's smoothness
+_NOISE = 10.0  # grey levels, standard deviation
 _HELD_OUT = 0.2  # of the images of each digit, for the test split
 
 _SPLITS = ("train", "test")
@@ -83,7 +85,7 @@ def render_clip(seed: int, split: str, index: int) -> tuple[np.ndarray, dict[str
 
     grey = random.uniform(*_BACKGROUND) + random.uniform(-_COLOUR, _COLOUR, 3)
     background = grey + _TEXTURE * _texture(random)[..., None]
-    ink = grey + random.uniform(*_CONTRAST)
+    ink = grey + random.choice((-1.0, 1.0)) * random.uniform(*_CONTRAST)
     video = background + digit_mask * (ink - background)
     video += _NOISE * random.standard_normal(video.shape)
     return video.clip(0, 255).round().astype(np.uint8), {"digit": digit, "direction": direction}
@@ -219,9 +221,9 @@ def _cubic_spline(x: np.ndarray) -> np.ndarray:
 
 
 def _texture(random: np.random.Generator) -> np.ndarray:
-    """A random field [SIZE, SIZE], mean 0, standard deviation 1, amplitudes like 1 / frequency."""
-    frequency = np.fft.fftfreq(SIZE) * SIZE
-    radius = np.hypot(frequency[:, None], frequency)
-    amplitude = np.where(radius > 0, 1 / np.maximum(radius, 2), 0)
+    """A random field [SIZE, SIZE], mean 0, standard deviation 1, smooth over _GRAIN pixels."""
+    frequency = np.fft.fftfreq(SIZE)
+    squared = frequency[:, None] ** 2 + frequency**2
+    amplitude = np.where(squared > 0, np.exp(-squared * (2 * np.pi * _GRAIN) ** 2 / 2), 0)
     field = np.fft.ifft2(np.fft.fft2(random.standard_normal((SIZE, SIZE))) * amplitude).real
     return field / field.std()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -12,18 +11,20 @@ from tqdm import tqdm
 
 from vjepa_fast.models.probe import AttentiveClassifier
 
+WHITENING_FLOOR = 1e-4  # of the largest variance; directions below are not blown up
+
 
 @dataclass(frozen=True)
 class ProbeRecipe:
     """How a probe is trained; the same for every kind of feature.
 
     Attributes:
-        epochs, batch, lr, weight_decay: of AdamW; the learning rate falls along a cosine to 0.
+        steps, batch, lr, weight_decay: of AdamW; the learning rate falls along a cosine to 0.
         width, heads: of the classifier; features of another width are projected to it, inside the
             probe.
     """
 
-    epochs: int = 15
+    steps: int = 900
     batch: int = 64
     lr: float = 1e-3
     weight_decay: float = 0.01
@@ -31,19 +32,29 @@ class ProbeRecipe:
     heads: int = 4
 
 
-class _Probe(nn.Module):
-    """Standardise features by the training set's statistics, project if needed, classify."""
+class Whitening(nn.Module):
+    """Centre frozen features at each position and whiten them by the training clips' statistics.
 
-    def __init__(self, features: Tensor, recipe: ProbeRecipe, classes: int) -> None:
+    What a token's features say about its own position is most of their variance and the same for
+    every clip; without this the probe's optimiser hardly sees the rest. A fixed linear map, the
+    same for every kind of feature.
+
+    Args:
+        features: of the training clips, [n, N, D].
+    """
+
+    def __init__(self, features: Tensor) -> None:
         super().__init__()
-        self.register_buffer("mean", features.mean((0, 1)))
-        self.register_buffer("std", features.std((0, 1)).clamp(min=1e-6))
-        width = features.shape[-1]
-        self.project = nn.Identity() if width == recipe.width else nn.Linear(width, recipe.width)
-        self.classifier = AttentiveClassifier(recipe.width, recipe.heads, classes)
+        mean = features.mean(0, keepdim=True)
+        rows = (features - mean).flatten(0, 1)
+        values, vectors = torch.linalg.eigh((rows.T @ rows / len(rows)).double())
+        floor = WHITENING_FLOOR * values.max()
+        self.register_buffer("mean", mean)
+        self.register_buffer("map", (vectors / values.clamp(min=floor).sqrt()).float())
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        return self.classifier(self.project((tokens - self.mean) / self.std))
+    def forward(self, features: Tensor) -> Tensor:
+        """[B, N, D] → [B, N, D], unit variance in every direction that carries any."""
+        return (features - self.mean) @ self.map
 
 
 def probe_accuracy(
@@ -59,34 +70,34 @@ def probe_accuracy(
     """Train a probe on frozen features and test it.
 
     Args:
-        train, test: features, fp32 [n, N, D].
-        train_labels, test_labels: classes, int64 [n].
+        train, test: features, fp32 [n, N, D], whitened.
+        train_labels, test_labels: classes, int64 [n], on the same device.
         recipe: how to train.
         seed: of the probe's weights and the order of clips.
         name: for the progress bar.
 
     Returns:
-        Share of test clips classified right, after the last epoch.
+        Share of test clips classified right, after the last step.
     """
-    device, count = train.device, train.shape[0]
-    classes = int(max(train_labels.max(), test_labels.max())) + 1
-    train_labels, test_labels = train_labels.to(device), test_labels.to(device)
+    count, classes = train.shape[0], int(max(train_labels.max(), test_labels.max())) + 1
     order = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        probe = _Probe(train, recipe, classes).to(device)
+        width = train.shape[-1]
+        project = nn.Identity() if width == recipe.width else nn.Linear(width, recipe.width)
+        classifier = AttentiveClassifier(recipe.width, recipe.heads, classes)
+        probe = nn.Sequential(project, classifier).to(train.device)
     optimizer = torch.optim.AdamW(
         probe.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay, fused=True
     )
-    steps = recipe.epochs * math.ceil(count / recipe.batch)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    for _ in tqdm(range(recipe.epochs), f"probe of {name}", leave=False, unit="epoch"):
-        for picked in torch.randperm(count, generator=order).to(device).split(recipe.batch):
-            loss = F.cross_entropy(probe(train[picked]), train_labels[picked])
-            loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
-            schedule.step()
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, recipe.steps)
+    for _ in tqdm(range(recipe.steps), f"probe of {name}", leave=False, unit="step"):
+        picked = torch.randperm(count, generator=order)[: recipe.batch].to(train.device)
+        loss = F.cross_entropy(probe(train[picked]), train_labels[picked])
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        schedule.step()
     with torch.no_grad():
         guesses = torch.cat([probe(batch).argmax(1) for batch in test.split(256)])
     return (guesses == test_labels).float().mean().item()

@@ -12,7 +12,7 @@ import torch
 from vjepa_fast.config import Config
 from vjepa_fast.convert import load_exactly
 from vjepa_fast.errors import UserError
-from vjepa_fast.evaluation.attentive import ProbeRecipe, probe_accuracy
+from vjepa_fast.evaluation.attentive import ProbeRecipe, Whitening, probe_accuracy
 from vjepa_fast.evaluation.features import (
     Clips,
     all_features,
@@ -98,12 +98,14 @@ def run_probe(
     for kind, featurize in kinds.items():
         train_features = all_features(featurize, train_clips.video, device, kind)
         test_features = all_features(featurize, test_clips.video, device, kind)
+        whiten = Whitening(train_features)
+        train_features, test_features = whiten(train_features), whiten(test_features)
         for label in labels:
             accuracy[label][kind] = probe_accuracy(
                 train_features,
-                train_clips.labels[label],
+                train_clips.labels[label].to(device),
                 test_features,
-                test_clips.labels[label],
+                test_clips.labels[label].to(device),
                 recipe,
                 seed=config.seed,
                 name=f"{kind}, {label}",
