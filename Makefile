@@ -23,8 +23,9 @@ $(STAMP): $(SOURCES)
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[train,test]'
 	@touch $@
 
-$(DATA)/train.csv: $(STAMP)
+$(DATA)/train.csv: $(STAMP) vjepa_fast/data/demo.py
 	$(BIN)/vjepa-fast demo-data --output $(DATA)
+	@touch $@
 
 train: $(STAMP) $(DATA)/train.csv ## demo data, pretraining and probe, in minutes
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/deepspeed vjepa_fast/train.py --config $(CONFIG)

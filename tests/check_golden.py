@@ -51,20 +51,22 @@ def main(arguments: list[str]) -> int:
     if not arguments:
         print("usage: python tests/check_golden.py FILE…", file=sys.stderr)
         return 2
-    failed = 0
+    status = 0
     for argument in arguments:
+        print(argument)
         try:
             items = check(Path(argument))
-        except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
-            return 2
-        print(argument)
+        except (UserError, ValueError, KeyError) as error:
+            print(f"error: {argument}: {error!s}", file=sys.stderr)
+            status = 2
+            continue
         for item in items:
             verdict = "ok" if item.ok else "FAIL"
             print(f"  {verdict:4}  {item.error:9.3e}  (≤ {item.tolerance:g})  {item.name}")
-        failed += sum(not item.ok for item in items)
-    print(f"{failed} beyond tolerance")
-    return 1 if failed else 0
+        beyond = sum(not item.ok for item in items)
+        print(f"  {len(items)} items, {beyond} beyond tolerance")
+        status = max(status, int(beyond > 0))
+    return status
 
 
 if __name__ == "__main__":

@@ -40,3 +40,8 @@ def relative(ours: object, golden: object) -> float:
     """Norm of the difference over the norm of the golden value."""
     ours, golden = _pair(ours, golden)
     return ((ours - golden).norm() / golden.norm().clamp(min=1e-30)).item()
+
+
+def worst(errors: list[float]) -> float:
+    """The largest of some errors; NaN if one is (Python's max would drop it)."""
+    return torch.tensor(errors, dtype=torch.float64).max().item()

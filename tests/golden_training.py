@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from golden_items import Item, largest, relative
+from golden_items import Item, largest, relative, worst
 from torch import Tensor
 
 from vjepa_fast.convert import (
@@ -188,7 +188,7 @@ def _gradient_items(run: GoldenRun) -> list[Item]:
         errors = [relative(ours[name], g) for name, g in golden.items()]
         whole = 0.0 if ours.keys() == golden.keys() else float("inf")
         items.append(
-            Item(f"gradients of the {part} ({len(golden)})", max(*errors, whole), GRADIENT)
+            Item(f"gradients of the {part} ({len(golden)})", worst([whole, *errors]), GRADIENT)
         )
     return items
 
@@ -208,7 +208,7 @@ def _final_items(run: GoldenRun) -> list[Item]:
         fixed = ("backbone.pos_embed", "backbone.predictor_pos_embed")
         golden = {n: g for n, g in golden.items() if n not in fixed}
         whole = 0.0 if ours.keys() == golden.keys() else float("inf")
-        error = max(whole, *(largest(ours[n], g) for n, g in golden.items() if n in ours))
+        error = worst([whole, *(largest(ours[n], g) for n, g in golden.items() if n in ours)])
         items.append(Item(f"final {name} ({len(golden)})", error, tolerance))
     return items
 

@@ -222,10 +222,20 @@ def test_decoding_runs_ahead_by_prefetch_batches(vp9):
     ],
 )
 def test_auto_takes_dali_where_it_can(vp9, codecs, device, backend, reason):
-    entries = [replace(read_manifest(vp9)[0], codec=codec) for codec in codecs]
+    entry = replace(read_manifest(vp9)[0], width=320, height=240)
+    entries = [replace(entry, codec=codec) for codec in codecs]
     name, why = choose_backend("auto", entries, torch.device(device))
     assert name == backend and reason in why
     assert choose_backend("pyav", entries, torch.device(device))[0] == "pyav"
+
+
+def test_pictures_too_small_for_the_gpus_decoder_go_to_pyav(vp9):
+    small = replace(read_manifest(vp9)[0], width=320, height=96)
+    name, why = choose_backend("auto", [small], torch.device("cuda"))
+    assert name == "pyav" and "takes vp9 from 128 px on" in why and "320x96" in why
+    assert choose_backend("auto", [small], CPU)[0] == "dali"
+    large = replace(small, height=128)
+    assert choose_backend("auto", [large], torch.device("cuda"))[0] == "dali"
 
 
 def test_dali_is_refused_for_codecs_that_it_cannot_decode(vp9):

@@ -40,6 +40,16 @@ def test_a_changed_number_is_found(
     assert all(item in line for line in failed)
 
 
+def test_a_nan_is_found(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    with np.load(GOLDEN / "clipped_nonuniform_tiny.npz") as data:
+        arrays = dict(data)
+    name = "final/encoder/backbone.norm.bias"
+    arrays[name] = np.full_like(arrays[name], np.nan)
+    np.savez(tmp_path / "nan.npz", **arrays)
+    assert check_golden.main([str(tmp_path / "nan.npz")]) == 1
+    assert "nan" in capsys.readouterr().out
+
+
 def test_other_files_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     np.savez(tmp_path / "other.npz", something=np.zeros(3))
     (tmp_path / "text.npz").write_text("no archive")

@@ -26,13 +26,19 @@ def write(config: dict, folder: Path) -> list[str]:
     return ["--config", str(path)]
 
 
+def environment() -> dict[str, str]:
+    """As in a fresh shell: without what a process group in this process has left behind."""
+    ours = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    kept = {name: value for name, value in os.environ.items() if name not in ours}
+    return kept | {"OMP_NUM_THREADS": "1", "PATH": f"{BIN}:{kept['PATH']}"}
+
+
 def run(command: list[str], **options: object) -> subprocess.CompletedProcess:
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PATH": f"{BIN}:{os.environ['PATH']}"}
     return subprocess.run(
         command,
         capture_output=True,
         text=True,
-        env=environment,
+        env=environment(),
         timeout=300,
         check=False,
         **options,
@@ -116,7 +122,7 @@ def test_a_killed_run_continues_bit_for_bit(
     killed_folder = tmp_path / "b"
     config = small_config(output=str(killed_folder), optim=optim, checkpoint=checkpoint)
     command = [sys.executable, TRAIN, *write(config, tmp_path)]
-    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL, env=environment()) as process:
         deadline = time.monotonic() + 120
         while not list(killed_folder.glob("checkpoints/step_*")):
             assert process.poll() is None, "the run ended before it could be killed"

@@ -56,6 +56,13 @@ def _probe(options: argparse.Namespace) -> int:
     return 0
 
 
+def _count(text: str) -> int:
+    """A number of processes or clips, for argparse."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected a whole number from 1 on")
+    return int(text)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="vjepa-fast", description="Fast V-JEPA pretraining; `vjepa_fast/train.py` pretrains."
@@ -66,16 +73,16 @@ def _parser() -> argparse.ArgumentParser:
     index = commands.add_parser("index", help="scan a folder of videos into a manifest")
     index.add_argument("directory", type=Path)
     index.add_argument("--output", type=Path, required=True, help="manifest to write, .csv")
-    index.add_argument("--workers", type=int, help="processes (default: one a core)")
+    index.add_argument("--workers", type=_count, help="processes (default: one a core)")
     index.set_defaults(run=_index)
 
     demo = commands.add_parser("demo-data", help="write the small data set of real video files")
     demo.add_argument("--output", type=Path, default=Path("data/demo"), help="default: data/demo")
-    demo.add_argument("--clips", type=int, default=4000, help="training clips (4000)")
-    demo.add_argument("--test-clips", type=int, default=1000, help="test clips (1000)")
+    demo.add_argument("--clips", type=_count, default=4000, help="training clips (4000)")
+    demo.add_argument("--test-clips", type=_count, default=1000, help="test clips (1000)")
     demo.add_argument("--codec", default="vp9", help="vp9 (default) or h264")
     demo.add_argument("--seed", type=int, default=0)
-    demo.add_argument("--workers", type=int, help="processes (default: one a core)")
+    demo.add_argument("--workers", type=_count, help="processes (default: one a core)")
     demo.set_defaults(run=_demo_data)
 
     info = commands.add_parser(

@@ -21,6 +21,8 @@ DALI_CODECS = {
     "cpu": frozenset({"vp8", "vp9", "mjpeg"}),
     "cuda": frozenset({"av1", "h264", "hevc", "mjpeg", "mpeg4", "vp8", "vp9"}),
 }
+# Smallest side in pixels that NVDEC decodes (NVIDIA's decoder programming guide, table of limits).
+NVDEC_SMALLEST = {"av1": 128, "hevc": 144, "vp9": 128}
 _logger = logging.getLogger("vjepa_fast")
 
 
@@ -138,6 +140,8 @@ def choose_backend(
     obstacle = _dali_obstacle()
     if obstacle is None and unsupported:
         obstacle = f"DALI does not decode {', '.join(unsupported)} on {device.type}"
+    if obstacle is None and device.type == "cuda":
+        obstacle = _too_small_for_nvdec(entries)
     if backend == "dali":
         if obstacle:
             raise UserError(
@@ -146,6 +150,17 @@ def choose_backend(
             )
         return "dali", "as configured"
     return ("pyav", obstacle) if obstacle else ("dali", "it decodes every codec of the manifests")
+
+
+def _too_small_for_nvdec(entries: Sequence[ManifestEntry]) -> str | None:
+    for entry in entries:
+        smallest = NVDEC_SMALLEST.get(entry.codec, 0)
+        if min(entry.width, entry.height) < smallest:
+            return (
+                f"the GPU's decoder takes {entry.codec} from {smallest} px on and "
+                f"{entry.path} has {entry.width}x{entry.height}"
+            )
+    return None
 
 
 def _dali_obstacle() -> str | None:

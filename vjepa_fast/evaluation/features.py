@@ -48,6 +48,13 @@ def load_clips(
             f"{manifest}: found labels {', '.join(planner.label_names) or 'none'}, expected "
             f"{', '.join(missing)}; name labels that have a column label_<name> there"
         )
+    for name in labels:
+        low = min(entry.labels[name] for entry in planner.entries)
+        if low < 0:
+            raise UserError(
+                f"{manifest}: found {low} in label_{name}, expected classes counted from 0; "
+                "number them so"
+            )
     starts = range(0, len(planner), 64)
     batches = [list(range(s, min(s + 64, len(planner)))) for s in starts]
     loader = make_loader(

@@ -69,7 +69,7 @@ def run_probe(
     Raises:
         UserError: whatever the user can mend.
     """
-    checkpoint = Checkpoint.find(path)
+    checkpoint = Checkpoint.find(path.resolve())
     config = Config.model_validate(checkpoint.state["config"])
     train = train or Path(config.data.manifests[0])
     test = test or test_manifest_beside(train)
@@ -82,7 +82,6 @@ def run_probe(
             num_frames=config.data.num_frames,
             frame_step=config.data.frame_step,
             crop_size=config.data.crop_size,
-            backend=config.data.backend,
             num_threads=config.data.num_threads,
         )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -11,6 +12,16 @@ from vjepa_fast.kernels.checks import require, require_index
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@lru_cache
+def _normalisation(
+    mean: tuple[float, ...], std: tuple[float, ...], device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Scale and shift per channel, kept on the device: to copy them there would wait for it."""
+    spread = torch.tensor(std)
+    scale, shift = 1.0 / (255.0 * spread), -torch.tensor(mean) / spread
+    return scale.to(device), shift.to(device)
 
 
 def patchify_reference(
@@ -35,8 +46,7 @@ def patchify_reference(
         r, line = r // grid[1], r % grid[1]
         clip, time = r // grid[0], r % grid[0]
         picked = tubes[clip, time, line, column].flatten(2)
-    scale = 1.0 / (255.0 * torch.tensor(std, device=video.device))
-    shift = -torch.tensor(mean, device=video.device) / torch.tensor(std, device=video.device)
+    scale, shift = _normalisation(tuple(mean), tuple(std), video.device)
     pixels = torch.addcmul(shift[:, None], picked.float(), scale[:, None])
     return pixels.flatten(1).to(dtype)
 

@@ -65,7 +65,8 @@ def save_checkpoint(trainer: Trainer, run: Path, config: dict, keep: int) -> Pat
     final = run / "checkpoints" / f"step_{trainer.step_number:08d}"
     writing = final.with_name(f".{final.name}.writing")
     if rank == 0:
-        shutil.rmtree(writing, ignore_errors=True)
+        for stale in final.parent.glob(".step_*"):  # what a kill left half written or half removed
+            shutil.rmtree(stale)
         writing.mkdir(parents=True)
     dist.barrier()
 
@@ -95,7 +96,9 @@ def save_checkpoint(trainer: Trainer, run: Path, config: dict, keep: int) -> Pat
         writing.rename(final)
         _sync(final.parent)
         for old in checkpoints(run)[:-keep]:
-            shutil.rmtree(old)
+            dying = old.with_name(f".{old.name}.removing")  # out of sight first, then gone
+            old.rename(dying)
+            shutil.rmtree(dying)
     dist.barrier()
     return final
 

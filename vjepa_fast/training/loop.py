@@ -66,7 +66,7 @@ def resume(trainer: Trainer, run: Path, config: dict) -> None:
     if changed:
         raise UserError(
             f"{checkpoint.folder}: found a run of another recipe ({'; '.join(changed[:3])}), "
-            "expected the same one; set these keys back, or give another output folder"
+            "expected the same one; set these keys back, or give another folder with --set output=…"
         )
     restore(trainer, checkpoint)
     log.info("resumed at step %d from %s", trainer.step_number, checkpoint.folder)
@@ -91,12 +91,18 @@ def pretrain(config: Config) -> Path:
     rank, world = init_process_group()
     share_cores(world)
     run, settings = Path(config.output), json.loads(config.model_dump_json())
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"output: found {run}, where no folder can be made ({error.strerror}), expected a "
+            "folder to write to; name another with --set output=…"
+        ) from None
     trainer = build_trainer(config, world)
     resume(trainer, run, settings)
     batches = Batches(config, rank, world, trainer.device)
     first, last = trainer.step_number, config.optim.steps
     if rank == 0:
-        run.mkdir(parents=True, exist_ok=True)
         (run / "config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
     def due(done: int, every: int) -> bool:

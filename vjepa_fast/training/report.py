@@ -85,7 +85,7 @@ class Reporter:
 
     def monitor(self, step: int, result: StepResult) -> None:
         """Look at the health of rank 0's target features; waits for its device."""
-        if self._writer:
+        if self._writer and len(result.features) > 1:  # one clip has no spread across clips
             health = feature_health(result.features)
             self._collapse.check(step, health)
             teacher = self._trainer.teacher

@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from vjepa_fast.errors import UserError
 from vjepa_fast.models.jepa import VJEPA, encode_clips
 from vjepa_fast.models.packing import PackedMasks
 from vjepa_fast.training.engine import make_engine
@@ -124,11 +125,20 @@ class Trainer:
         return torch.stack(losses).mean(), features.view(masks.clips, -1, features.shape[-1])
 
     def update(self, loss: Tensor, features: Tensor) -> StepResult:
-        """The second half: schedules, clipping, AdamW, teacher."""
+        """The second half: schedules, clipping, AdamW, teacher.
+
+        Raises:
+            UserError: DeepSpeed skipped the step, since a gradient is not finite.
+        """
         values = self.schedules.at(self.step_number)
         self._set_schedules(values)
         norms = clip_gradients(self.optimizer, self.clip_grad)
         self.engine.step()
+        if not self.engine.was_step_applied():  # DeepSpeed leaves the weights alone then
+            raise UserError(
+                f"step {self.step_number}: found gradients that are not finite, expected finite "
+                "ones; lower optim.lr or optim.clip_grad and start again in a new output folder"
+            )
         self.teacher.update(values.momentum)
         self.step_number += 1
         return StepResult(loss, norms, features, values)

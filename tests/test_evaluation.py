@@ -1,0 +1,89 @@
+"""The probe: that it learns what is there, does not learn what is not, and reports it straight."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from vjepa_fast import cli
+from vjepa_fast.config import Config
+from vjepa_fast.evaluation.attentive import ProbeRecipe, Whitening, probe_accuracy
+from vjepa_fast.evaluation.probe import PIXELS, PRETRAINED, RANDOM, load_target_encoder
+from vjepa_fast.training.checkpoint import Checkpoint
+from vjepa_fast.training.loop import pretrain
+
+RECIPE = ProbeRecipe(steps=80, batch=32, width=16, heads=2)
+
+
+def token_clips(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Clips of 6 noisy tokens, one of which (any) carries the class in its direction."""
+    generator = torch.Generator().manual_seed(seed)
+    features = 0.5 * torch.randn(count, 6, 16, generator=generator)
+    labels = torch.randint(0, 4, (count,), generator=generator)
+    where = torch.randint(0, 6, (count,), generator=generator)
+    features[torch.arange(count), where] += 4 * torch.eye(16)[labels]
+    return features, labels
+
+
+def test_probe_learns_what_the_features_hold() -> None:
+    train, test = token_clips(400, 0), token_clips(200, 1)
+    whiten = Whitening(train[0])
+    features = whiten(train[0]), whiten(test[0])
+    right = probe_accuracy(
+        features[0], train[1], features[1], test[1], RECIPE, seed=0, name="signal"
+    )
+    assert right > 0.9
+    shuffled = train[1][torch.randperm(400, generator=torch.Generator().manual_seed(2))]
+    wrong = probe_accuracy(
+        features[0], shuffled, features[1], test[1], RECIPE, seed=0, name="chance"
+    )
+    assert wrong < 0.45  # chance is 0.25
+
+
+def test_probe_is_a_function_of_its_seed() -> None:
+    train, test = token_clips(100, 0), token_clips(100, 1)
+    before = torch.get_rng_state()
+    found = [probe_accuracy(*train, *test, RECIPE, seed=seed, name="seed") for seed in (0, 0, 1)]
+    assert found[0] == found[1]
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_whitening_sees_past_the_positions() -> None:
+    generator = torch.Generator().manual_seed(0)
+    mix = torch.randn(16, 16, generator=generator)
+    features = torch.randn(500, 6, 16, generator=generator) @ mix
+    features += 100 * torch.randn(1, 6, 16, generator=generator)  # the same in every clip
+    rows = Whitening(features)(features).flatten(0, 1)
+    torch.testing.assert_close(rows.T @ rows / len(rows), torch.eye(16), atol=0.02, rtol=0)
+
+
+def test_probe_of_a_run_through_the_command_line(
+    small_config: Callable[..., dict], demo: Path, capsys: pytest.CaptureFixture
+) -> None:
+    data = small_config(optim={"steps": 2})
+    run = pretrain(Config.model_validate(data))
+    trained = Checkpoint.find(run)
+    encoder = load_target_encoder(trained)
+    assert not any(p.requires_grad for p in encoder.parameters())
+
+    assert cli.main(["probe", "--checkpoint", str(run), "--labels", "digit,direction"]) == 0
+    printed = capsys.readouterr().out
+    result = json.loads((run / "probe.json").read_text())
+    assert result["step"] == 2
+    for label in ("digit", "direction"):
+        assert result["accuracy"][label].keys() == {PRETRAINED, RANDOM, PIXELS}
+        for share in result["accuracy"][label].values():
+            assert f"{share:.3f}" in printed
+    assert f"run folder: {run}" in printed
+
+    for arguments, fragment in (
+        (["--labels", "colour"], "found labels digit, direction, expected colour"),
+        (["--labels", ","], "--labels: found ','"),
+        (["--labels", "digit", "--train", str(run / "config.json")], "config.json"),
+    ):
+        assert cli.main(["probe", "--checkpoint", str(run), *arguments]) == 2
+        assert fragment in capsys.readouterr().err
+    assert cli.main(["probe", "--checkpoint", str(demo), "--labels", "digit"]) == 2
+    assert "found no readable state.json" in capsys.readouterr().err
