@@ -29,8 +29,12 @@ def test_rank_me_counts_directions() -> None:
         assert rank_me(features) == pytest.approx(rank, rel=0.02)
 
 
-def test_warning_comes_once_and_says_what_to_do(caplog: pytest.LogCaptureFixture) -> None:
-    logging.getLogger("vjepa_fast").propagate = True
+def test_warning_comes_once_and_says_what_to_do(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logger = logging.getLogger("vjepa_fast")
+    monkeypatch.setattr(logger, "handlers", [])
+    monkeypatch.setattr(logger, "propagate", True)
     monitor = CollapseMonitor()
     # the measured collapse of docs/log.md: lr 1e-3, momentum from 0.98
     with caplog.at_level(logging.WARNING, "vjepa_fast"):

@@ -38,7 +38,10 @@ def count_tokens(config: Config) -> tuple[list[list[int]], list[list[int]]]:
     context, target = [], []
     for step in range(SAMPLED_STEPS):
         first = step * optim.global_batch
-        batch = sampler.sample(step, range(first, first + clips))
+        try:
+            batch = sampler.sample(step, range(first, first + clips))
+        except ValueError as error:  # a spec that all but never leaves context
+            raise UserError(f"masks.specs: {error}") from None
         context += batch.context_seqlens.T.tolist()
         target += batch.target_seqlens.T.tolist()
     return context, target
