@@ -187,7 +187,7 @@ atexit.register(report)
 
 def run_script(script, tmp_path, *arguments):
     """Run a file from elsewhere: what it printed, its path's first entry, what it shadows."""
-    (tmp_path / "sitecustomize.py").write_text(f"ROOT = {str(ROOT)!r}\n{AFTERWARDS}")
+    (tmp_path / "sitecustomize.py").write_text(f"ROOT = {str(PACKAGE)!r}\n{AFTERWARDS}")
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     printed = fresh(script, *arguments, cwd=elsewhere, PYTHONPATH=str(tmp_path))

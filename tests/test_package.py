@@ -1,6 +1,7 @@
 """The package as others get it: built, installed elsewhere, imported in a fresh process."""
 
 import re
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -15,6 +16,8 @@ import torch
 from vjepa_fast.masks import MaskSampler, MultiBlock
 
 ROOT = Path(__file__).resolve().parent.parent
+PACKAGED = ("csrc", "configs", "vjepa_fast")
+BUILT = ("*.so", "__pycache__")
 SDIST = "import sys, setuptools.build_meta as backend; backend.build_sdist(sys.argv[1])"
 
 # Run with -S, so that no .pth file brings the editable install back.
@@ -46,8 +49,14 @@ def run(*command, cwd=None):
 
 @pytest.fixture(scope="module")
 def sdist(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("sdist")
-    run("-c", SDIST, folder, cwd=ROOT)
+    # From a copy: an egg-info left by an earlier build would lend its list of files.
+    source, folder = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("sdist")
+    for path in ROOT.iterdir():
+        if path.name in PACKAGED and path.is_dir():
+            shutil.copytree(path, source / path.name, ignore=shutil.ignore_patterns(*BUILT))
+        elif path.is_file():
+            shutil.copy(path, source)
+    run("-c", SDIST, folder, cwd=source)
     (path,) = folder.glob("*.tar.gz")
     return path
 
