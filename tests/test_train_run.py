@@ -16,6 +16,9 @@ import pytest
 from conftest import REPOSITORY
 from safetensors.torch import load_file
 
+from vjepa_fast.config import Config
+from vjepa_fast.training.recipe import with_own_folder
+
 TRAIN = str(REPOSITORY / "vjepa_fast" / "train.py")
 BIN = Path(sys.executable).parent
 
@@ -87,11 +90,45 @@ def test_a_run_and_what_it_leaves(small_config: Callable[..., dict], tmp_path: P
     assert "resumed at step 8" in again.stderr
     assert metrics(tmp_path / "run") == rows
 
-    other = run([sys.executable, TRAIN, *arguments, "--set", "optim.lr=0.5"])
+    edited = write(small_config(optim={"lr": 0.5}), tmp_path)
+    other = run([sys.executable, TRAIN, *edited])
     assert other.returncode == 2
     assert "optim.lr was 0.001 and is 0.5" in other.stderr
     assert "Traceback" not in other.stderr
     assert metrics(tmp_path / "run") == rows
+
+
+def test_an_overridden_recipe_has_a_folder_of_its_own(
+    small_config: Callable[..., dict], tmp_path: Path
+) -> None:
+    arguments = write(small_config(), tmp_path)
+    trial = run([sys.executable, TRAIN, *arguments, "--set", "optim.steps=2"])
+    assert trial.returncode == 0, trial.stderr
+    assert f"run folder: {tmp_path / 'run-optim.steps=2'}" in trial.stdout
+    assert len(metrics(tmp_path / "run-optim.steps=2")) == 2
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "folder"),
+    [
+        ([], "run"),
+        (["data.backend=pyav", "zero.stage=0"], "run"),  # not part of the recipe
+        (["optim.steps=2"], "run-optim.steps=2"),
+        (["seed=3", "optim.lr=1e-4", "log.every=1"], "run-optim.lr=1e-4-seed=3"),
+        (["optim.lr=1e-4", "seed=3"], "run-optim.lr=1e-4-seed=3"),
+        (["seed=3", "output=elsewhere"], "run"),
+        (["model.encoder.depth=" + "9" * 200], "run-model.encoder.depth=" + "9" * 80),
+        (['data.manifests=["a/b.csv"]'], "run-data.manifests=_a_b.csv_-"),
+    ],
+)
+def test_the_folder_of_an_overridden_recipe(
+    small_config: Callable[..., dict], tmp_path: Path, overrides: list[str], folder: str
+) -> None:
+    found = with_own_folder(Config.model_validate(small_config()), overrides).output
+    exact = folder[-1] not in "9-"  # else a digest follows, which tells long names apart
+    assert found == str(tmp_path / folder) if exact else found.startswith(str(tmp_path / folder))
+    assert len(Path(found).name) < 130
 
 
 def test_two_processes_give_the_losses_of_one(

@@ -55,8 +55,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         config = load_config(options.config, options.set)
         from vjepa_fast.training.loop import pretrain
+        from vjepa_fast.training.recipe import with_own_folder
 
-        run = pretrain(config)
+        run = pretrain(with_own_folder(config, options.set))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -18,38 +18,12 @@ from vjepa_fast.training.build import build_trainer
 from vjepa_fast.training.checkpoint import Checkpoint, checkpoints, restore, save_checkpoint
 from vjepa_fast.training.engine import init_process_group
 from vjepa_fast.training.metrics import draw_curves
+from vjepa_fast.training.recipe import recipe_changes, settings_of
 from vjepa_fast.training.report import Reporter
 from vjepa_fast.training.timing import Waiting
 from vjepa_fast.training.trainer import Trainer
 
 log = logging.getLogger("vjepa_fast")
-
-# What may change between a checkpoint and the run that resumes it: nothing that alters the recipe.
-_FREE_TO_CHANGE = {
-    ("output",),
-    ("log",),
-    ("checkpoint",),
-    ("zero",),
-    ("compile",),
-    ("data", "backend"),
-    ("data", "num_threads"),
-    ("data", "prefetch"),
-    ("optim", "micro_batch"),
-}
-
-
-def _changes(saved: dict, own: dict, at: tuple[str, ...] = ()) -> list[str]:
-    """Keys whose values differ, apart from those that are free to change."""
-    found = []
-    for key in sorted(saved.keys() | own.keys()):
-        place, old, new = (*at, key), saved.get(key), own.get(key)
-        if place in _FREE_TO_CHANGE or old == new:
-            continue
-        if isinstance(old, dict) and isinstance(new, dict):
-            found += _changes(old, new, place)
-        else:
-            found.append(f"{'.'.join(place)} was {json.dumps(old)} and is {json.dumps(new)}")
-    return found
 
 
 def resume(trainer: Trainer, run: Path, config: dict) -> None:
@@ -62,7 +36,7 @@ def resume(trainer: Trainer, run: Path, config: dict) -> None:
     if not saved:
         return
     checkpoint = Checkpoint.open(saved[-1])
-    changed = _changes(checkpoint.state["config"], config)
+    changed = list(recipe_changes(checkpoint.state["config"], config))
     if changed:
         raise UserError(
             f"{checkpoint.folder}: found a run of another recipe ({'; '.join(changed[:3])}), "
@@ -90,7 +64,7 @@ def pretrain(config: Config) -> Path:
     """
     rank, world = init_process_group()
     share_cores(world)
-    run, settings = Path(config.output), json.loads(config.model_dump_json())
+    run, settings = Path(config.output), settings_of(config)
     try:
         run.mkdir(parents=True, exist_ok=True)
     except OSError as error:
