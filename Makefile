@@ -29,7 +29,7 @@ $(DATA)/train.csv: $(STAMP) vjepa_fast/data/demo.py
 
 train: $(STAMP) $(DATA)/train.csv ## demo data, pretraining and probe, in minutes
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/deepspeed vjepa_fast/train.py --config $(CONFIG)
-	$(BIN)/vjepa-fast probe --checkpoint $(RUN) --labels digit,direction
+	$(BIN)/vjepa-fast probe --checkpoint $(RUN) --labels digit,direction --label-share 0.1
 
 test: $(STAMP) ## all tests but the slow ones
 	$(BIN)/python -m pytest

@@ -9,7 +9,7 @@ import torch
 
 from vjepa_fast import cli
 from vjepa_fast.config import Config
-from vjepa_fast.evaluation.attentive import ProbeRecipe, Whitening, probe_accuracy
+from vjepa_fast.evaluation.attentive import ProbeRecipe, label_split, probe_accuracy
 from vjepa_fast.evaluation.probe import PIXELS, PRETRAINED, RANDOM, load_target_encoder
 from vjepa_fast.training.checkpoint import Checkpoint
 from vjepa_fast.training.loop import pretrain
@@ -29,16 +29,10 @@ def token_clips(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 def test_probe_learns_what_the_features_hold() -> None:
     train, test = token_clips(400, 0), token_clips(200, 1)
-    whiten = Whitening(train[0])
-    features = whiten(train[0]), whiten(test[0])
-    right = probe_accuracy(
-        features[0], train[1], features[1], test[1], RECIPE, seed=0, name="signal"
-    )
+    right = probe_accuracy(*train, *test, RECIPE, seed=0, name="signal")
     assert right > 0.9
     shuffled = train[1][torch.randperm(400, generator=torch.Generator().manual_seed(2))]
-    wrong = probe_accuracy(
-        features[0], shuffled, features[1], test[1], RECIPE, seed=0, name="chance"
-    )
+    wrong = probe_accuracy(train[0], shuffled, *test, RECIPE, seed=0, name="chance")
     assert wrong < 0.45  # chance is 0.25
 
 
@@ -50,13 +44,13 @@ def test_probe_is_a_function_of_its_seed() -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_whitening_sees_past_the_positions() -> None:
-    generator = torch.Generator().manual_seed(0)
-    mix = torch.linalg.qr(torch.randn(16, 16, generator=generator)).Q * torch.linspace(0.5, 2, 16)
-    features = torch.randn(500, 6, 16, generator=generator) @ mix
-    features += 100 * torch.randn(1, 6, 16, generator=generator)  # the same in every clip
-    rows = Whitening(features)(features).flatten(0, 1)
-    torch.testing.assert_close(rows.T @ rows / len(rows), torch.eye(16), atol=0.02, rtol=0)
+def test_labelled_clips_are_a_share_of_every_class() -> None:
+    labels = torch.tensor([0] * 40 + [1] * 20 + [2] * 3)
+    drawn = label_split(labels, 0.1, seed=0)
+    assert torch.bincount(labels[drawn]).tolist() == [4, 2, 1]  # never none
+    assert torch.equal(drawn, label_split(labels, 0.1, seed=0))
+    assert not torch.equal(drawn, label_split(labels, 0.1, seed=1))
+    assert torch.equal(label_split(labels, 1.0, seed=0), torch.arange(63))
 
 
 def test_probe_of_a_run_through_the_command_line(
@@ -77,6 +71,22 @@ def test_probe_of_a_run_through_the_command_line(
         for share in result["accuracy"][label].values():
             assert f"{share:.3f}" in printed
     assert f"run folder: {run}" in printed
+
+    few = ["--labels", "digit", "--label-share", "0.5"]
+    assert cli.main(["probe", "--checkpoint", str(run), *few]) == 0
+    printed = capsys.readouterr().out
+    assert "50% of the labels, mean of 3 draws" in printed
+    result = json.loads((run / "probe.json").read_text())
+    for kind, draws in result["draws"]["digit"].items():
+        assert len(draws) == 3
+        assert result["accuracy"]["digit"][kind] == pytest.approx(sum(draws) / 3)
+        assert f"{sum(draws) / 3:.3f}" in printed
+    for share in ("0", "1.5", "some"):
+        with pytest.raises(SystemExit, match="2"):
+            cli.main(
+                ["probe", "--checkpoint", str(run), "--labels", "digit", "--label-share", share]
+            )
+        assert f"found '{share}', expected a number above 0" in capsys.readouterr().err
 
     for arguments, fragment in (
         (["--labels", "colour"], "found labels digit, direction, expected colour"),

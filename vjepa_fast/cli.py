@@ -50,7 +50,7 @@ def _probe(options: argparse.Namespace) -> int:
             f"--labels: found {options.labels!r}, expected names as in label_<name>; name at least "
             "one, e.g. --labels digit,direction"
         )
-    result = run_probe(options.checkpoint, labels, options.train, options.test)
+    result = run_probe(options.checkpoint, labels, options.train, options.test, options.label_share)
     print(probe_table(result))
     print(f"run folder: {Path(result['checkpoint']).parents[1]} (curves.png, metrics.jsonl, …)")
     return 0
@@ -61,6 +61,17 @@ def _count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"found {text!r}, expected a whole number from 1 on")
     return int(text)
+
+
+def _share(text: str) -> float:
+    """A share above 0 and up to 1, for argparse."""
+    try:
+        share = float(text)
+    except ValueError:
+        share = 0.0
+    if not 0 < share <= 1:
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected a number above 0, at most 1")
+    return share
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -97,6 +108,13 @@ def _parser() -> argparse.ArgumentParser:
     probe.add_argument("--labels", required=True, help="e.g. digit,direction")
     probe.add_argument("--train", type=Path, help="manifest (default: the run's own)")
     probe.add_argument("--test", type=Path, help="manifest (default: test.csv beside it)")
+    probe.add_argument(
+        "--label-share",
+        type=_share,
+        default=1.0,
+        help="share of the training clips that carry labels, e.g. 0.1 (default: 1); below 1 the "
+        "mean of three draws, as in the paper's low-shot evaluation",
+    )
     probe.set_defaults(run=_probe)
     return parser
 

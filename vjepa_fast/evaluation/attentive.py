@@ -1,4 +1,4 @@
-"""Train an attentive classifier on frozen features (paper, section 4.1)."""
+"""Train an attentive classifier on frozen features (paper, section 4.1 and, with few labels, 5)."""
 
 from __future__ import annotations
 
@@ -11,8 +11,6 @@ from tqdm import tqdm
 
 from vjepa_fast.models.probe import AttentiveClassifier
 
-WHITENING_FLOOR = 1e-4  # of the largest variance; directions below are not blown up
-
 
 @dataclass(frozen=True)
 class ProbeRecipe:
@@ -24,37 +22,32 @@ class ProbeRecipe:
             probe.
     """
 
-    steps: int = 900
+    steps: int = 300
     batch: int = 64
-    lr: float = 1e-3
+    lr: float = 3e-3
     weight_decay: float = 0.01
     width: int = 128
     heads: int = 4
 
 
-class Whitening(nn.Module):
-    """Centre frozen features at each position and whiten them by the training clips' statistics.
-
-    What a token's features say about its own position is most of their variance and the same for
-    every clip; without this the probe's optimiser hardly sees the rest. A fixed linear map, the
-    same for every kind of feature.
+def label_split(labels: Tensor, share: float, seed: int) -> Tensor:
+    """Draw a share of the clips, of every class alike, to be the ones that carry labels.
 
     Args:
-        features: of the training clips, [n, N, D].
+        labels: classes, int64 [n].
+        share: of the clips of each class, above 0 and at most 1; at least one clip of each is kept.
+        seed: of the draw.
+
+    Returns:
+        The drawn clips in ascending order, int64 [m], on the host.
     """
-
-    def __init__(self, features: Tensor) -> None:
-        super().__init__()
-        mean = features.mean(0, keepdim=True)
-        rows = (features - mean).flatten(0, 1)
-        values, vectors = torch.linalg.eigh((rows.T @ rows / len(rows)).double())
-        floor = WHITENING_FLOOR * values.max()
-        self.register_buffer("mean", mean)
-        self.register_buffer("map", (vectors / values.clamp(min=floor).sqrt()).float())
-
-    def forward(self, features: Tensor) -> Tensor:
-        """[B, N, D] → [B, N, D], unit variance in every direction that carries any."""
-        return (features - self.mean) @ self.map
+    labels, generator = labels.cpu(), torch.Generator().manual_seed(seed)
+    drawn = []
+    for name in labels.unique():
+        own = torch.nonzero(labels == name).squeeze(1)
+        keep = max(1, round(share * len(own)))
+        drawn.append(own[torch.randperm(len(own), generator=generator)[:keep]])
+    return torch.cat(drawn).sort().values
 
 
 def probe_accuracy(
@@ -70,7 +63,7 @@ def probe_accuracy(
     """Train a probe on frozen features and test it.
 
     Args:
-        train, test: features, fp32 [n, N, D], whitened.
+        train, test: features, fp32 [n, N, D].
         train_labels, test_labels: classes, int64 [n], on the same device.
         recipe: how to train.
         seed: of the probe's weights and the order of clips.

@@ -12,7 +12,7 @@ import torch
 from vjepa_fast.config import Config
 from vjepa_fast.convert import load_exactly
 from vjepa_fast.errors import UserError
-from vjepa_fast.evaluation.attentive import ProbeRecipe, Whitening, probe_accuracy
+from vjepa_fast.evaluation.attentive import ProbeRecipe, label_split, probe_accuracy
 from vjepa_fast.evaluation.features import (
     Clips,
     all_features,
@@ -27,6 +27,7 @@ from vjepa_fast.training.checkpoint import Checkpoint
 log = logging.getLogger("vjepa_fast")
 
 PRETRAINED, RANDOM, PIXELS = "pretrained encoder", "random encoder", "raw pixels"
+LOW_SHOT_DRAWS = 3  # as in the paper
 
 
 def load_target_encoder(checkpoint: Checkpoint) -> VisionTransformer:
@@ -53,18 +54,26 @@ def test_manifest_beside(manifest: Path) -> Path:
 
 
 def run_probe(
-    path: Path, labels: Sequence[str], train: Path | None = None, test: Path | None = None
+    path: Path,
+    labels: Sequence[str],
+    train: Path | None = None,
+    test: Path | None = None,
+    label_share: float = 1.0,
 ) -> dict:
     """Train the same attentive probe on three kinds of frozen features, for each label.
+
+    With a part of the labels it is the paper's low-shot evaluation (section 5, table 7): the mean
+    over three draws of the labelled clips.
 
     Args:
         path: a checkpoint's folder or a run's.
         labels: label columns to probe for.
         train, test: manifests; by default the run's own (first) and the test.csv beside it.
+        label_share: of the training clips of each class, how many carry a label; (0, 1].
 
     Returns:
-        checkpoint, step, accuracy {label: {kind: share}}, chance {label: share}; also written
-        to RUN/probe.json.
+        checkpoint, step, label_share, accuracy {label: {kind: share}}, draws {label: {kind:
+        [share]}}, chance {label: share}; also written to RUN/probe.json.
 
     Raises:
         UserError: whatever the user can mend.
@@ -93,26 +102,36 @@ def run_probe(
         PIXELS: pixel_features(model.patch_size, model.tubelet_size),
     }
     recipe = ProbeRecipe(width=model.encoder.width, heads=model.encoder.heads)
-    accuracy: dict[str, dict[str, float]] = {label: {} for label in labels}
+    draws: dict[str, dict[str, list[float]]] = {label: {} for label in labels}
+    seeds = [config.seed + draw for draw in range(1 if label_share == 1.0 else LOW_SHOT_DRAWS)]
     for kind, featurize in kinds.items():
         train_features = all_features(featurize, train_clips.video, device, kind)
         test_features = all_features(featurize, test_clips.video, device, kind)
-        whiten = Whitening(train_features)
-        train_features, test_features = whiten(train_features), whiten(test_features)
         for label in labels:
-            accuracy[label][kind] = probe_accuracy(
-                train_features,
-                train_clips.labels[label].to(device),
-                test_features,
-                test_clips.labels[label].to(device),
-                recipe,
-                seed=config.seed,
-                name=f"{kind}, {label}",
-            )
+            train_labels = train_clips.labels[label].to(device)
+            test_labels = test_clips.labels[label].to(device)
+            draws[label][kind] = []
+            for seed in seeds:
+                labelled = label_split(train_labels, label_share, seed).to(device)
+                found = probe_accuracy(
+                    train_features[labelled],
+                    train_labels[labelled],
+                    test_features,
+                    test_labels,
+                    recipe,
+                    seed=seed,
+                    name=f"{kind}, {label}",
+                )
+                draws[label][kind].append(found)
     result = {
         "checkpoint": str(checkpoint.folder),
         "step": checkpoint.state["step"],
-        "accuracy": accuracy,
+        "label_share": label_share,
+        "accuracy": {
+            label: {kind: sum(found) / len(found) for kind, found in by_kind.items()}
+            for label, by_kind in draws.items()
+        },
+        "draws": draws,
         "chance": {label: _chance(train_clips, test_clips, label) for label in labels},
     }
     out = checkpoint.folder.parents[1] / "probe.json"
@@ -129,8 +148,13 @@ def _chance(train: Clips, test: Clips, label: str) -> float:
 def probe_table(result: dict) -> str:
     """The result as a short table for people."""
     accuracy, kinds = result["accuracy"], (PRETRAINED, RANDOM, PIXELS)
+    share = result["label_share"]
+    labelled = (
+        "" if share == 1.0 else f", {share:.0%} of the labels, mean of {LOW_SHOT_DRAWS} draws"
+    )
     lines = [
-        f"attentive probe on frozen features, accuracy on held-out videos (step {result['step']})",
+        f"attentive probe on frozen features{labelled}; accuracy on held-out videos, step "
+        f"{result['step']}",
         f"{'':20}" + "".join(f"{label:>12}" for label in accuracy),
     ]
     for kind in kinds:
