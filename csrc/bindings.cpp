@@ -3,6 +3,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <map>
 #include <stdexcept>
 #include <string>
@@ -169,9 +170,11 @@ py::tuple sample(const vjepa::MaskSampler& sampler, int64_t step, const Int64Arr
     require(step >= 0, "a step of at least 0");
     require(sample_ids.ndim() == 1 && sample_ids.size() > 0, "a list of sample ids");
     const int64_t batch = sample_ids.size();
-    for (int64_t i = 0; i < batch; ++i) {
-        const int64_t id = sample_ids.data()[i];
-        require(0 <= id && id < int64_t{1} << 62, "sample ids in 0 .. 2**62-1");
+    const auto [least, most] = std::minmax_element(sample_ids.data(), sample_ids.data() + batch);
+    if (*least < 0 || *most >= int64_t{1} << 62) {
+        throw std::invalid_argument("found sample ids in " + std::to_string(*least) + " .. " +
+                                    std::to_string(*most) +
+                                    ", expected 0 .. 2**62-1, give step * global_batch + position");
     }
     const vjepa::Size* sizes = block_sizes ? read_sizes(sampler, *block_sizes) : nullptr;
 

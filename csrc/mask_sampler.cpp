@@ -98,7 +98,7 @@ void MaskSampler::draw_clips(Workspace& w) const {
     const int64_t clips = w.drawn_ids.size(), masks = settings_.specs.size() * clips;
     w.drawn.resize(masks);
     w.visible.resize(masks * mask_words_);
-    const int64_t workers = count_workers(masks, settings_.num_threads);
+    const int64_t workers = count_workers(masks * num_tokens_, settings_.num_threads);
     parallel_for(masks, workers, [&](int64_t, int64_t i) {
         const int64_t m = i / clips, id = w.drawn_ids[i % clips];
         const Spec& spec = settings_.specs[m];
@@ -176,7 +176,7 @@ template <typename Token>
 void MaskSampler::write(Workspace& w, Token* context, Token* target) const {
     const int64_t batch = w.asked.size(), clips = w.drawn_ids.size();
     const int64_t masks = settings_.specs.size() * batch;
-    const int64_t workers = count_workers(masks, settings_.num_threads);
+    const int64_t workers = count_workers(masks * num_tokens_, settings_.num_threads);
     const int64_t places = settings_.grid[1] * settings_.grid[2];
     const bool random_cut = settings_.truncate == Truncate::kBatchRandom;
     const int64_t whole_clip = random_cut ? num_tokens_ : 0;

@@ -10,13 +10,15 @@
 
 namespace vjepa {
 
-constexpr int64_t kMasksPerThread = 128;  // about the time that starting a thread takes
+// Under half a millisecond's work: a thread that has to wait for a busy core costs more.
+constexpr int64_t kTokensPerThread = int64_t{1} << 20;
 
 // num_threads: 0 takes one per core.
-inline int64_t count_workers(int64_t count, int num_threads) {
+inline int64_t count_workers(int64_t num_tokens, int num_threads) {
+    const int64_t most = (num_tokens + kTokensPerThread - 1) / kTokensPerThread;
+    if (most <= 1) return 1;  // without asking for the cores, which takes microseconds
     const int64_t cores = std::max(1u, std::thread::hardware_concurrency());
-    const int64_t most = (count + kMasksPerThread - 1) / kMasksPerThread;
-    return std::max<int64_t>(1, std::min<int64_t>(num_threads > 0 ? num_threads : cores, most));
+    return std::min<int64_t>(num_threads > 0 ? num_threads : cores, most);
 }
 
 // Calls work(worker, i) for every i in [0, count), each worker on a thread of its own; work must

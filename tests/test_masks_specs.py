@@ -16,6 +16,7 @@ from vjepa_fast.masks import (
     MultiBlock,
     RandomTokens,
     RandomTube,
+    ReferenceSampler,
     _sampler,
 )
 
@@ -202,6 +203,9 @@ BAD_CALLS = [
     ("sample ids", lambda: MaskSampler([SHORT_RANGE]).sample(0, [0.5])),
     ("sample ids", lambda: MaskSampler([SHORT_RANGE]).sample(0, [0, -1])),
     ("sample ids", lambda: MaskSampler([SHORT_RANGE]).sample(0, [2**62])),
+    ("sample ids", lambda: MaskSampler([SHORT_RANGE]).sample(0, [2**63])),
+    ("sample ids", lambda: MaskSampler([SHORT_RANGE]).sample(0, [2**64])),
+    ("sample ids", lambda: ReferenceSampler([SHORT_RANGE]).sample(0, [2**62])),
     ("block sizes", lambda: MaskSampler([SHORT_RANGE]).sample(0, [0], [])),
     ("block sizes", lambda: MaskSampler([SHORT_RANGE]).sample(0, [0], [(8, 5)])),
     ("block sizes", lambda: MaskSampler([SHORT_RANGE]).sample(0, [0], [(8, 5, 5.0)])),
@@ -255,7 +259,6 @@ def raw_sample(
     [
         {"grid": (8, 0, 14)},
         {"grid": (2**20, 2**20, 2**20)},
-        {"ids": [-1]},
         {"ids": []},
         {"ids": [[1]]},
         {"step": -1},

@@ -14,7 +14,7 @@ from vjepa_fast.masks.philox import (
     PhiloxSequence,
     substream,
 )
-from vjepa_fast.masks.sampler import MaskSampler
+from vjepa_fast.masks.sampler import MaskSampler, check_ids
 from vjepa_fast.masks.specs import MultiBlock, Size
 from vjepa_fast.masks.strategies import Mixture, RandomTube, Strategy, part, strategies
 
@@ -31,6 +31,7 @@ class ReferenceSampler(MaskSampler):
     def _sample(
         self, step: int, ids: np.ndarray, sizes: np.ndarray | None, out: MaskBuffers | None
     ) -> tuple[np.ndarray, ...]:
+        check_ids(ids)
         if sizes is None:
             sizes = np.array(self._draw_block_sizes(step), dtype=np.int64)
         group = 1 if self.truncate == "none" else self.truncate_group

@@ -29,8 +29,6 @@ except ImportError as error:
 TRUNCATE = ("batch", "batch-random", "none")
 COMPLEMENT = ("target", "context", None)
 
-_END_OF_IDS = 2**62
-
 
 class MaskSampler:
     """Masks as a pure function of (seed, step, sample id): the same for any batch split or threads.
@@ -172,12 +170,9 @@ class MaskSampler:
                 f"found sample ids {sample_ids!r}, expected a flat list of integers, "
                 "give at least one"
             )
-        if ids.min() < 0 or ids.max() >= _END_OF_IDS:
-            raise ValueError(
-                f"found sample ids in {ids.min()} .. {ids.max()}, expected 0 .. 2**62-1, "
-                "give step * global_batch + position"
-            )
-        return ids.astype(np.int64)
+        if ids.dtype == np.uint64:  # might wrap; others are checked where they are read
+            check_ids(ids)
+        return ids.astype(np.int64, copy=False)
 
     def _block_sizes(self, block_sizes: Sequence[Size]) -> np.ndarray:
         sizes = np.asarray(block_sizes)
@@ -209,6 +204,15 @@ class MaskSampler:
                         f"{index}, expected no max_keep and no barred frames, "
                         "give complement 'target' or drop the limit"
                     )
+
+
+def check_ids(ids: np.ndarray) -> None:
+    """Raise ValueError for sample ids outside 0 .. 2**62-1, as csrc/bindings.cpp does."""
+    if ids.min() < 0 or ids.max() >= 2**62:
+        raise ValueError(
+            f"found sample ids in {ids.min()} .. {ids.max()}, expected 0 .. 2**62-1, "
+            "give step * global_batch + position"
+        )
 
 
 def _choices(spec: MaskSpec, index: int, grid: Size) -> tuple[list[float], list[dict]]:
