@@ -1,6 +1,7 @@
 """Which tokens are context and which are targets (numpy and torch only)."""
 
 from vjepa_fast.masks.batch import MaskBatch, MaskBuffers
+from vjepa_fast.masks.collator import MaskCollator
 from vjepa_fast.masks.reference import ReferenceSampler
 from vjepa_fast.masks.sampler import MaskSampler
 from vjepa_fast.masks.specs import MultiBlock
@@ -9,6 +10,7 @@ from vjepa_fast.masks.strategies import MaskSpec, Mixture, RandomTokens, RandomT
 __all__ = [
     "MaskBatch",
     "MaskBuffers",
+    "MaskCollator",
     "MaskSampler",
     "MaskSpec",
     "Mixture",
