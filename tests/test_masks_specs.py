@@ -185,6 +185,8 @@ BAD_CALLS = [
     ("mask buffers", lambda: MaskBuffers(torch.arange(6)[::2], torch.arange(3))),
     ("mask buffers", lambda: MaskBuffers(torch.arange(6).view(2, 3), torch.arange(3))),
     ("mask buffers", lambda: MaskBuffers(None, None)),
+    ("mask buffers", lambda: MaskSampler([SHORT_RANGE]).sample(0, [0], out=torch.arange(9))),
+    ("no memory", lambda: MaskSampler([SHORT_RANGE]).buffers(2**31 - 1, torch.int64)),
     (
         "mask buffers",
         lambda: MaskSampler([SHORT_RANGE]).sample(

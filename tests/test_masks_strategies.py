@@ -209,6 +209,16 @@ def test_tokens_go_straight_into_buffers():
             assert torch.equal(masks.target(1).long(), plain.target(1))
 
 
+def test_buffers_are_pinned_where_there_is_a_gpu():
+    sampler = MaskSampler([SHORT_RANGE])
+    if torch.cuda.is_available():
+        masks = sampler.sample(0, range(24), out=sampler.buffers(24, pin_memory=True))
+        assert masks.context_tokens.is_pinned() and masks.target(0).is_pinned()
+    else:
+        with pytest.raises(ValueError, match="pin_memory=False where there is no GPU"):
+            sampler.buffers(24, pin_memory=True)
+
+
 def test_offsets_are_those_of_the_lengths():
     masks = MaskSampler([SHORT_RANGE, LONG_RANGE], truncate="none").sample(0, range(5))
     for seqlens, offsets in (

@@ -79,9 +79,15 @@ class MaskBuffers:
             raise ValueError(
                 f"found dtype {dtype}, expected torch.int32 or torch.int64, give one of them"
             )
-        return MaskBuffers(
-            *(torch.empty(rows, dtype=dtype, pin_memory=pin_memory) for _ in range(2))
-        )
+        try:
+            tensors = [torch.empty(rows, dtype=dtype, pin_memory=pin_memory) for _ in range(2)]
+        except RuntimeError as error:
+            raise ValueError(
+                f"found no memory for two buffers of {rows} tokens (pin_memory={pin_memory}: "
+                f"{str(error).splitlines()[0]}), expected as much, give fewer clips, or "
+                "pin_memory=False where there is no GPU"
+            ) from error
+        return MaskBuffers(*tensors)
 
 
 def _rows(tokens: torch.Tensor, seqlens: torch.Tensor, spec: int, name: str) -> torch.Tensor:

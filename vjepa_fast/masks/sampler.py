@@ -115,6 +115,10 @@ class MaskSampler:
         step = _integer("step", step, 0, 2**63)
         ids = self._sample_ids(sample_ids)
         sizes = None if block_sizes is None else self._block_sizes(block_sizes)
+        if not isinstance(out, MaskBuffers | None):
+            raise ValueError(
+                f"found mask buffers {out!r}, expected MaskBuffers, give what buffers returns"
+            )
         context, context_seqlens, context_cu, target, target_seqlens, target_cu, used = (
             self._sample(step, ids, sizes, out)
         )
