@@ -38,13 +38,10 @@ inline void or_shifted(const uint64_t* pattern, int64_t num_words, int64_t shift
     if (carry) set[num_words] |= carry;
 }
 
-// Writes the numbers of the set bits, ascending, each plus `first`; returns one past the last.
-template <typename Token>
-Token* list_bits(const uint64_t* words, int64_t num_words, int64_t first, Token* out) {
-    for (int64_t i = 0; i < num_words; ++i) {
-        for (uint64_t word = words[i]; word; word &= word - 1) {
-            *out++ = static_cast<Token>(first + 64 * i + __builtin_ctzll(word));
-        }
+// Writes the numbers of a word's set bits, ascending, each plus `first`; returns one past the last.
+inline uint32_t* list_bits(uint64_t word, int64_t first, uint32_t* out) {
+    for (; word; word &= word - 1) {
+        *out++ = static_cast<uint32_t>(first + __builtin_ctzll(word));
     }
     return out;
 }

@@ -12,8 +12,7 @@ namespace vjepa {
 
 // What one call needs. Kept from call to call, it allocates nothing once it has grown.
 struct Workspace {
-    std::vector<Size>
-        block_sizes;  // one per strategy, specs in order; zeros where it has no blocks
+    std::vector<Size> block_sizes;  // one per strategy; zeros where it has no blocks
     std::vector<int64_t> context_seqlens, target_seqlens;  // [spec][clip]
     std::vector<int64_t> context_offsets, target_offsets;  // [spec * clips + 1]
 

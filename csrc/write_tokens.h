@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <numeric>
 
 #include "draw_mask.h"
 #include "mask_bits.h"
@@ -24,22 +25,20 @@ void write_first(const Mask& mask, bool context, int64_t length, uint32_t* plane
     const int64_t places = mask.grid[1] * mask.grid[2], num_words = words_for(places);
     int64_t listed = 0, written = 0;
     const auto list = [&](const uint64_t* visible) {
-        listed = 0;
+        uint32_t* end = plane;
         for (int64_t i = 0; i < num_words; ++i) {
             const int64_t bits = std::min<int64_t>(64, places - 64 * i);
             const uint64_t all = ~uint64_t{0} >> (64 - bits);
-            const uint64_t word = context ? visible[i] : ~visible[i] & all;
-            listed = list_bits(&word, 1, 64 * i, plane + listed) - plane;
+            end = list_bits(context ? visible[i] : ~visible[i] & all, 64 * i, end);
         }
+        listed = end - plane;
     };
     for (int64_t t = 0; written < length; ++t) {
-        if (t < mask.context_frames) {
-            if (t == 0 || !mask.one_plane) {
-                list(mask.visible + (mask.one_plane ? 0 : t * num_words));
-            }
-        } else if (t == mask.context_frames) {  // only targets from here on
-            for (listed = 0; listed < places; ++listed)
-                plane[listed] = static_cast<uint32_t>(listed);
+        if (t == mask.context_frames) {  // only targets from here on
+            std::iota(plane, plane + places, 0);
+            listed = places;
+        } else if (t < mask.context_frames && (t == 0 || !mask.one_plane)) {
+            list(mask.visible + t * num_words);
         }
         const int64_t count = std::min(listed, length - written);
         const uint32_t first = static_cast<uint32_t>(t * places);

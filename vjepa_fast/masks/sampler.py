@@ -115,7 +115,7 @@ class MaskSampler:
         step = _integer("step", step, 0, 2**63)
         ids = self._sample_ids(sample_ids)
         sizes = None if block_sizes is None else self._block_sizes(block_sizes)
-        if not isinstance(out, MaskBuffers | None):
+        if out is not None and not isinstance(out, MaskBuffers):
             raise ValueError(
                 f"found mask buffers {out!r}, expected MaskBuffers, give what buffers returns"
             )
@@ -176,7 +176,7 @@ class MaskSampler:
             )
         if ids.dtype == np.uint64:  # might wrap; others are checked where they are read
             check_ids(ids)
-        return ids.astype(np.int64, copy=False)
+        return ids.astype(np.int64)  # a copy, that nobody changes while the GIL is released
 
     def _block_sizes(self, block_sizes: Sequence[Size]) -> np.ndarray:
         sizes = np.asarray(block_sizes)
