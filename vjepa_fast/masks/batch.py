@@ -1,7 +1,8 @@
 """The masks of one batch of clips, and memory to draw them into."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 
 
@@ -51,6 +52,7 @@ class MaskBuffers:
 
     context_tokens: torch.Tensor
     target_tokens: torch.Tensor
+    arrays: tuple[np.ndarray, np.ndarray] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         for tensor in (self.context_tokens, self.target_tokens):
@@ -71,6 +73,8 @@ class MaskBuffers:
                     f"found mask buffers with {kind}, expected two contiguous [rows] tensors on "
                     "the CPU, both int32 or both int64, give what MaskSampler.buffers returns"
                 )
+        arrays = self.context_tokens.numpy(), self.target_tokens.numpy()
+        object.__setattr__(self, "arrays", arrays)  # the same memory, for the sampler to write to
 
     @staticmethod
     def allocate(rows: int, dtype: torch.dtype, pin_memory: bool) -> "MaskBuffers":

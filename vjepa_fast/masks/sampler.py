@@ -66,6 +66,7 @@ class MaskSampler:
         complement: Literal["target", "context"] | None = None,
     ) -> None:
         self.grid = check_grid(grid)
+        self._num_tokens = math.prod(self.grid)
         self.specs = tuple(specs) if isinstance(specs, Sequence) else ()
         if not 1 <= len(self.specs) <= 2**12 or not all(
             isinstance(spec, MaskSpec) for spec in self.specs
@@ -122,16 +123,19 @@ class MaskSampler:
         context, context_seqlens, context_cu, target, target_seqlens, target_cu, used = (
             self._sample(step, ids, sizes, out)
         )
+        if out is None:
+            context_tokens, target_tokens = torch.from_numpy(context), torch.from_numpy(target)
+        else:
+            context_tokens = out.context_tokens[: int(context_cu[-1])]
+            target_tokens = out.target_tokens[: int(target_cu[-1])]
         return MaskBatch(
-            context_tokens=out.context_tokens[: context_cu[-1]]
-            if out
-            else torch.from_numpy(context),
+            context_tokens=context_tokens,
             context_seqlens=torch.from_numpy(context_seqlens),
             context_cu_seqlens=torch.from_numpy(context_cu),
-            target_tokens=out.target_tokens[: target_cu[-1]] if out else torch.from_numpy(target),
+            target_tokens=target_tokens,
             target_seqlens=torch.from_numpy(target_seqlens),
             target_cu_seqlens=torch.from_numpy(target_cu),
-            num_tokens=math.prod(self.grid),
+            num_tokens=self._num_tokens,
             block_sizes=torch.from_numpy(used),
         )
 
@@ -144,9 +148,7 @@ class MaskSampler:
         with its work. Raises ValueError for bad arguments.
         """
         clips = _integer("clips", clips, 1, 2**31)
-        return MaskBuffers.allocate(
-            len(self.specs) * clips * math.prod(self.grid), dtype, pin_memory
-        )
+        return MaskBuffers.allocate(len(self.specs) * clips * self._num_tokens, dtype, pin_memory)
 
     def _set_up(self) -> None:
         self._sampler = _sampler.Sampler(
@@ -164,7 +166,7 @@ class MaskSampler:
         self, step: int, ids: np.ndarray, sizes: np.ndarray | None, out: MaskBuffers | None
     ) -> tuple[np.ndarray, ...]:
         """MaskBatch's arrays in order; without sizes they are drawn."""
-        room = (out.context_tokens.numpy(), out.target_tokens.numpy()) if out else (None, None)
+        room = (None, None) if out is None else out.arrays
         return self._sampler.sample(step, ids, sizes, *room)
 
     def _sample_ids(self, sample_ids: Sequence[int]) -> np.ndarray:
