@@ -17,7 +17,7 @@ setup(
     ext_modules=[
         Pybind11Extension(
             "vjepa_fast.masks._sampler",
-            sources=["csrc/bindings.cpp", "csrc/mask_sampler.cpp"],
+            sources=["csrc/bindings.cpp", "csrc/draw_mask.cpp", "csrc/mask_sampler.cpp"],
             depends=sorted(str(header) for header in Path("csrc").glob("*.h")),
             include_dirs=["csrc"],
             extra_compile_args=flags,

@@ -1,187 +1,226 @@
 #include "mask_sampler.h"
 
 #include <algorithm>
-#include <atomic>
-#include <cmath>
-#include <limits>
 #include <stdexcept>
-#include <system_error>
-#include <thread>
+#include <string>
+#include <utility>
 
-#include "philox.h"
+#include "parallel.h"
+#include "write_tokens.h"
 
 namespace vjepa {
 namespace {
 
-// Calls work(i) for every i in [0, count) from several threads; work must not throw.
-template <typename Work>
-void parallel_for(int64_t count, int num_threads, const Work& work) {
-    constexpr int64_t kChunk = 16;  // clips: about the time that starting a thread takes
-    std::atomic<int64_t> next{0};
-    const auto run = [&] {
-        for (int64_t begin; (begin = next.fetch_add(kChunk)) < count;) {
-            for (int64_t i = begin; i < std::min(begin + kChunk, count); ++i) work(i);
-        }
-    };
-    const int64_t cores = std::max(1u, std::thread::hardware_concurrency());
-    const int64_t wanted =
-        std::min<int64_t>(num_threads > 0 ? num_threads : cores, (count + kChunk - 1) / kChunk);
-    std::vector<std::thread> threads;
-    threads.reserve(std::max<int64_t>(wanted, 1));
-    try {
-        while (static_cast<int64_t>(threads.size()) + 1 < wanted) threads.emplace_back(run);
-    } catch (const std::system_error&) {
-        // No more threads to be had: those that started and this one do all the work.
-    }
-    run();
-    for (auto& thread : threads) thread.join();
-}
-
-int64_t volume(const Size& size) { return size[0] * size[1] * size[2]; }
-
-// The clips to draw: those asked for or, with truncation, their whole groups, of which a batch may
-// hold only a part.
-struct Clips {
-    std::vector<int64_t> ids;    // each group's `group` ids side by side
-    std::vector<int64_t> asked;  // where the i-th clip asked for is in `ids`
-    int64_t group;               // 1: each clip stands alone
-};
-
-Clips list_clips(const std::vector<int64_t>& sample_ids, int64_t truncate_group) {
-    Clips clips{{}, {}, std::max<int64_t>(truncate_group, 1)};
-    std::vector<int64_t> groups;
-    for (const int64_t id : sample_ids) groups.push_back(id / clips.group);
-    std::sort(groups.begin(), groups.end());
-    groups.erase(std::unique(groups.begin(), groups.end()), groups.end());
-    for (const int64_t group : groups) {
-        for (int64_t i = 0; i < clips.group; ++i) clips.ids.push_back(group * clips.group + i);
-    }
-    for (const int64_t id : sample_ids) {
-        const auto group = std::lower_bound(groups.begin(), groups.end(), id / clips.group);
-        clips.asked.push_back((group - groups.begin()) * clips.group + id % clips.group);
-    }
-    return clips;
-}
-
-// Draws the blocks' places until the context isn't empty: is_context holds one 0 or 1 per token of
-// the grid. Returns the number of context tokens, 0 after kMaxDraws empty ones.
-int64_t draw_context(const MultiBlock& spec, const Size& grid, const Size& block, uint64_t seed,
-                     uint32_t spec_index, int64_t sample_id, uint8_t* is_context) {
-    const int64_t plane = grid[1] * grid[2];
-    const int64_t kept_frames = std::max<int64_t>(
-        1, static_cast<int64_t>(static_cast<double>(grid[0]) * spec.max_temporal_keep));
-    PhiloxSequence random(seed, substream(kStreamBlockPlace, spec_index), sample_id);
-    for (int attempt = 0; attempt < kMaxDraws; ++attempt) {
-        std::fill_n(is_context, kept_frames * plane, uint8_t{1});
-        std::fill_n(is_context + kept_frames * plane, (grid[0] - kept_frames) * plane, uint8_t{0});
-        for (int64_t i = 0; i < spec.num_blocks; ++i) {
-            const int64_t start = random.bounded(grid[0] - block[0] + 1);
-            const int64_t top = random.bounded(grid[1] - block[1] + 1);
-            const int64_t left = random.bounded(grid[2] - block[2] + 1);
-            for (int64_t t = start; t < start + block[0]; ++t) {
-                for (int64_t y = top; y < top + block[1]; ++y) {
-                    std::fill_n(is_context + t * plane + y * grid[2] + left, block[2], uint8_t{0});
-                }
-            }
-        }
-        const int64_t count = std::count(is_context, is_context + kept_frames * plane, uint8_t{1});
-        if (count > 0) return count;
-    }
-    return 0;
-}
-
-// Writes the first `length` tokens whose flag is `wanted`.
-void write_tokens(const uint8_t* is_context, uint8_t wanted, int64_t length, int64_t* out) {
-    for (int64_t token = 0, written = 0; written < length; ++token) {
-        if (is_context[token] == wanted) out[written++] = token;
-    }
-}
-
 // Exclusive prefix sums, the total last.
-std::vector<int64_t> offsets(const std::vector<int64_t>& lengths) {
-    std::vector<int64_t> sums{0};
-    for (const int64_t length : lengths) sums.push_back(sums.back() + length);
-    return sums;
+void set_offsets(const std::vector<int64_t>& lengths, std::vector<int64_t>& offsets) {
+    offsets.assign(1, 0);
+    for (const int64_t length : lengths) offsets.push_back(offsets.back() + length);
+}
+
+int64_t round_down(int64_t length, int64_t multiple) {
+    return length < multiple ? length : length - length % multiple;
+}
+
+void refuse_above(double found, double most, const char* what, const char* power) {
+    if (found < most) return;
+    throw std::invalid_argument(
+        "found " + std::to_string(static_cast<int64_t>(std::min(found, 0x1p62))) + what +
+        ", expected under " + power + ", give fewer sample ids or a smaller truncate_group");
 }
 
 }  // namespace
 
-Size draw_block_size(const MultiBlock& spec, const Size& grid, uint64_t seed, uint32_t spec_index,
-                     int64_t step) {
-    PhiloxSequence random(seed, substream(kStreamBlockSize, spec_index), step);
-    const auto between = [&](const Range& range) {
-        return range.low + random.uniform() * (range.high - range.low);
-    };
-    const double temporal = between(spec.temporal_scale);
-    const double spatial = between(spec.spatial_scale);
-    const double aspect = between(spec.aspect_ratio);
-    const double area = std::floor(static_cast<double>(grid[1] * grid[2]) * spatial);
-    // nearbyint rounds halves to even, as Python's round does.
-    const auto side = [](double x, int64_t limit) {
-        return static_cast<int64_t>(std::min(std::nearbyint(x), static_cast<double>(limit)));
-    };
-    return {std::max<int64_t>(1, static_cast<int64_t>(static_cast<double>(grid[0]) * temporal)),
-            side(std::sqrt(area * aspect), grid[1]), side(std::sqrt(area / aspect), grid[2])};
+MaskSampler::MaskSampler(Settings settings) : settings_(std::move(settings)), first_strategy_{0} {
+    const Size& grid = settings_.grid;
+    num_tokens_ = grid[0] * grid[1] * grid[2];
+    mask_words_ = grid[0] * words_for(grid[1] * grid[2]);
+    for (const Spec& spec : settings_.specs) {
+        first_strategy_.push_back(num_strategies() + spec.choices.size());
+    }
 }
 
-Masks sample(const Request& request) {
-    const Size& grid = request.grid;
-    const int64_t num_specs = request.specs.size(), batch = request.sample_ids.size();
-    const int64_t num_tokens = volume(grid);
-    const Clips clips = list_clips(request.sample_ids, request.truncate_group);
-    const int64_t num_clips = clips.ids.size();
+int64_t MaskSampler::group_size() const {
+    return settings_.truncate == Truncate::kNone ? 1 : settings_.truncate_group;
+}
 
-    Masks masks;
-    masks.block_sizes = request.block_sizes;
-    for (int64_t m = masks.block_sizes.size(); m < num_specs; ++m) {
-        masks.block_sizes.push_back(
-            draw_block_size(request.specs[m], grid, request.seed, m, request.step));
+// The clips to draw: with truncation whole groups, of which a batch may hold only a part.
+void MaskSampler::list_clips(const int64_t* ids, int64_t batch, Workspace& w) const {
+    const int64_t group = group_size();
+    w.asked.resize(batch);
+    w.groups.clear();
+    w.drawn_ids.clear();
+    for (int64_t i = 0; i < batch; ++i) {
+        const int64_t own = ids[i] / group;
+        if (w.groups.empty() || w.groups.back() != own) w.groups.push_back(own);
     }
-
-    std::vector<uint8_t> is_context(num_specs * num_clips * num_tokens);
-    std::vector<int64_t> counts(num_specs * num_clips);
-    parallel_for(num_specs * num_clips, request.num_threads, [&](int64_t i) {
-        const int64_t m = i / num_clips;
-        counts[i] = draw_context(request.specs[m], grid, masks.block_sizes[m], request.seed, m,
-                                 clips.ids[i % num_clips], &is_context[i * num_tokens]);
-    });
-    const auto empty = std::find(counts.begin(), counts.end(), 0);
-    if (empty != counts.end()) {
-        const int64_t i = empty - counts.begin(), m = i / num_clips;
-        const Size& block = masks.block_sizes[m];
-        throw std::invalid_argument(
-            "found no context token for clip " + std::to_string(clips.ids[i % num_clips]) + " in " +
-            std::to_string(kMaxDraws) + " draws of mask spec " + std::to_string(m) + " (" +
-            std::to_string(request.specs[m].num_blocks) + " blocks of " + std::to_string(block[0]) +
-            "x" + std::to_string(block[1]) + "x" + std::to_string(block[2]) +
-            " tokens), expected at least one, make its blocks smaller or fewer");
+    if (!std::is_sorted(w.groups.begin(), w.groups.end())) {
+        std::sort(w.groups.begin(), w.groups.end());
+        w.groups.erase(std::unique(w.groups.begin(), w.groups.end()), w.groups.end());
     }
+    const double clips = static_cast<double>(w.groups.size()) * static_cast<double>(group);
+    const double masks = clips * static_cast<double>(settings_.specs.size());
+    refuse_above(masks * static_cast<double>(mask_words_) * 64, 0x1p37,
+                 " bits in the masks of one call", "2**37");
+    int64_t at = 0;
+    for (const int64_t own : w.groups) {
+        for (int64_t i = 0; i < group; ++i) w.drawn_ids.push_back(own * group + i);
+    }
+    for (int64_t i = 0; i < batch; ++i) {
+        const int64_t own = ids[i] / group;
+        if (w.groups[at] != own) {
+            at = std::lower_bound(w.groups.begin(), w.groups.end(), own) - w.groups.begin();
+        }
+        w.asked[i] = at * group + ids[i] % group;
+    }
+}
 
-    // Lengths: a clip's own counts or, with truncation, the smallest of its group.
-    const int64_t no_cap = std::numeric_limits<int64_t>::max();
-    for (int64_t m = 0; m < num_specs; ++m) {
-        const int64_t cap = request.specs[m].max_keep.value_or(no_cap);
-        for (const int64_t clip : clips.asked) {
-            const auto first = counts.begin() + m * num_clips + clip - clip % clips.group;
-            const auto [least, most] = std::minmax_element(first, first + clips.group);
-            masks.context_seqlens.push_back(std::min(*least, cap));
-            masks.target_seqlens.push_back(num_tokens - *most);
+void MaskSampler::set_blocks(int64_t step, const Size* sizes, Workspace& w) const {
+    const Size& grid = settings_.grid;
+    const int64_t plane_words = words_for(grid[1] * grid[2]);
+    w.block_sizes.assign(num_strategies(), Size{0, 0, 0});
+    w.block_planes.resize(num_strategies() * plane_words);
+    w.blocks.clear();
+    for (const Spec& spec : settings_.specs) {
+        for (const Strategy& strategy : spec.choices) {
+            const int64_t index = w.blocks.size();
+            Size& size = w.block_sizes[index];
+            uint64_t* plane = &w.block_planes[index * plane_words];
+            if (strategy.kind == Kind::kBlocks) {
+                size = sizes ? sizes[index] : draw_block_size(strategy, grid, settings_.seed, step);
+                set_block_plane(size, grid, plane);
+            }
+            w.blocks.push_back({size, plane});
         }
     }
-
-    const auto context_offsets = offsets(masks.context_seqlens);
-    const auto target_offsets = offsets(masks.target_seqlens);
-    masks.context_tokens.resize(context_offsets.back());
-    masks.target_tokens.resize(target_offsets.back());
-    parallel_for(num_specs * batch, request.num_threads, [&](int64_t i) {
-        const int64_t clip = i / batch * num_clips + clips.asked[i % batch];
-        const uint8_t* flags = &is_context[clip * num_tokens];
-        write_tokens(flags, 1, masks.context_seqlens[i],
-                     masks.context_tokens.data() + context_offsets[i]);
-        write_tokens(flags, 0, masks.target_seqlens[i],
-                     masks.target_tokens.data() + target_offsets[i]);
-    });
-    return masks;
 }
+
+void MaskSampler::draw_clips(Workspace& w) const {
+    const int64_t clips = w.drawn_ids.size(), masks = settings_.specs.size() * clips;
+    w.drawn.resize(masks);
+    w.visible.resize(masks * mask_words_);
+    const int64_t workers = count_workers(masks * num_tokens_, settings_.num_threads);
+    parallel_for(masks, workers, [&](int64_t, int64_t i) {
+        const int64_t m = i / clips, id = w.drawn_ids[i % clips];
+        const Spec& spec = settings_.specs[m];
+        const int64_t choice = draw_choice(spec, settings_.seed, m, id);
+        w.drawn[i] =
+            draw_mask(spec.choices[choice], settings_.grid, w.blocks[first_strategy_[m] + choice],
+                      settings_.seed, id, &w.visible[i * mask_words_]);
+        w.drawn[i].choice = choice;
+    });
+}
+
+void MaskSampler::refuse_empty(const Workspace& w) const {
+    const int64_t clips = w.drawn_ids.size();
+    const auto empty = std::find_if(w.drawn.begin(), w.drawn.end(),
+                                    [](const Drawn& drawn) { return drawn.context == 0; });
+    if (empty == w.drawn.end()) return;
+    const int64_t i = empty - w.drawn.begin(), m = i / clips;
+    const Size& block = w.block_sizes[first_strategy_[m] + empty->choice];
+    throw std::invalid_argument(
+        "found no context token for clip " + std::to_string(w.drawn_ids[i % clips]) + " in " +
+        std::to_string(kMaxDraws) + " draws of mask spec " + std::to_string(m) + " (" +
+        std::to_string(settings_.specs[m].choices[empty->choice].num_blocks) + " blocks of " +
+        std::to_string(block[0]) + "x" + std::to_string(block[1]) + "x" + std::to_string(block[2]) +
+        " tokens), expected at least one, make its blocks smaller or fewer");
+}
+
+// A clip's own counts or, with truncation, the smallest of its group.
+void MaskSampler::set_lengths(Workspace& w) const {
+    const int64_t group = group_size(), num_specs = settings_.specs.size();
+    const int64_t clips = w.drawn_ids.size(), batch = w.asked.size();
+    const int64_t num_groups = w.groups.size();
+    w.shortest.assign(num_specs * num_groups * 2, num_tokens_);
+    for (int64_t m = 0; m < num_specs; ++m) {
+        for (int64_t g = 0; g < num_groups; ++g) {
+            int64_t* shortest = &w.shortest[(m * num_groups + g) * 2];
+            for (int64_t i = 0; i < group; ++i) {
+                const Drawn& drawn = w.drawn[m * clips + g * group + i];
+                const auto& max_keep = settings_.specs[m].choices[drawn.choice].max_keep;
+                const int64_t context = std::min(drawn.context, max_keep.value_or(num_tokens_));
+                shortest[0] = std::min(shortest[0], context);
+                shortest[1] = std::min(shortest[1], num_tokens_ - drawn.context);
+            }
+            int64_t& context = shortest[0] = round_down(shortest[0], settings_.round_to);
+            int64_t& target = shortest[1] = round_down(shortest[1], settings_.round_to);
+            if (settings_.complement == Complement::kTarget) target = num_tokens_ - context;
+            if (settings_.complement == Complement::kContext) context = num_tokens_ - target;
+        }
+    }
+    w.context_seqlens.resize(num_specs * batch);
+    w.target_seqlens.resize(num_specs * batch);
+    for (int64_t m = 0; m < num_specs; ++m) {
+        for (int64_t i = 0; i < batch; ++i) {
+            const int64_t* shortest = &w.shortest[(m * num_groups + w.asked[i] / group) * 2];
+            w.context_seqlens[m * batch + i] = shortest[0];
+            w.target_seqlens[m * batch + i] = shortest[1];
+        }
+    }
+    set_offsets(w.context_seqlens, w.context_offsets);
+    set_offsets(w.target_seqlens, w.target_offsets);
+}
+
+void MaskSampler::draw(int64_t step, const int64_t* ids, int64_t batch, const Size* sizes,
+                       Workspace& w) const {
+    const double rows = static_cast<double>(batch) * static_cast<double>(settings_.specs.size()) *
+                        static_cast<double>(num_tokens_);
+    refuse_above(rows, 0x1p31, " tokens in one call", "2**31");
+    list_clips(ids, batch, w);
+    set_blocks(step, sizes, w);
+    draw_clips(w);
+    refuse_empty(w);
+    set_lengths(w);
+}
+
+template <typename Token>
+void MaskSampler::write(Workspace& w, Token* context, Token* target) const {
+    const int64_t batch = w.asked.size(), clips = w.drawn_ids.size();
+    const int64_t masks = settings_.specs.size() * batch;
+    const int64_t workers = count_workers(masks * num_tokens_, settings_.num_threads);
+    const int64_t places = settings_.grid[1] * settings_.grid[2];
+    const bool random_cut = settings_.truncate == Truncate::kBatchRandom;
+    const int64_t whole_clip = random_cut ? num_tokens_ : 0;
+    w.tokens.resize(workers * (places + whole_clip));
+    w.chosen.resize(workers * words_for(whole_clip));
+
+    parallel_for(masks, workers, [&](int64_t worker, int64_t i) {
+        const int64_t m = i / batch, clip = w.asked[i % batch];
+        const Drawn& drawn = w.drawn[m * clips + clip];
+        const Mask mask{settings_.grid, &w.visible[(m * clips + clip) * mask_words_],
+                        drawn.one_plane, settings_.specs[m].choices[drawn.choice].context_frames};
+        uint32_t* plane = &w.tokens[worker * (places + whole_clip)];
+
+        const auto write_one = [&](bool is_context, int64_t length, Token* out) {
+            const int64_t count = is_context ? drawn.context : num_tokens_ - drawn.context;
+            if (!random_cut || count == length) {
+                return write_first(mask, is_context, length, plane, out);
+            }
+            write_first(mask, is_context, count, plane, plane + places);
+            const uint32_t stream = is_context ? kStreamCutContext : kStreamCutTarget;
+            write_subset(PhiloxSequence(settings_.seed, substream(stream, m), w.drawn_ids[clip]),
+                         plane + places, count, length, &w.chosen[worker * words_for(whole_clip)],
+                         out);
+        };
+        Token* contexts = context + w.context_offsets[i];
+        Token* targets = target + w.target_offsets[i];
+        const int64_t context_length = w.context_seqlens[i], target_length = w.target_seqlens[i];
+        switch (settings_.complement) {
+            case Complement::kNone:
+                write_one(true, context_length, contexts);
+                write_one(false, target_length, targets);
+                break;
+            case Complement::kTarget:
+                write_one(true, context_length, contexts);
+                write_others(contexts, context_length, num_tokens_, targets);
+                break;
+            case Complement::kContext:
+                write_one(false, target_length, targets);
+                write_others(targets, target_length, num_tokens_, contexts);
+        }
+    });
+}
+
+template void MaskSampler::write(Workspace&, int32_t*, int32_t*) const;
+template void MaskSampler::write(Workspace&, int64_t*, int64_t*) const;
 
 }  // namespace vjepa

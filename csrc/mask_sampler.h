@@ -1,56 +1,62 @@
-// Multi-block masks of a batch of clips. Knows neither Python nor torch;
-// vjepa_fast/masks/reference.py is its readable twin and agrees bit for bit.
+// The masks of a batch of clips. Knows neither Python nor torch; vjepa_fast/masks/reference.py is
+// its readable twin and agrees bit for bit.
 #pragma once
 
-#include <array>
 #include <cstdint>
-#include <optional>
-#include <string>
 #include <vector>
+
+#include "draw_mask.h"
+#include "mask_spec.h"
 
 namespace vjepa {
 
-// (time, height, width) in tokens: a grid or the size of a block.
-using Size = std::array<int64_t, 3>;
+// What one call needs. Kept from call to call, it allocates nothing once it has grown.
+struct Workspace {
+    std::vector<Size> block_sizes;  // one per strategy; zeros where it has no blocks
+    std::vector<int64_t> context_seqlens, target_seqlens;  // [spec][clip]
+    std::vector<int64_t> context_offsets, target_offsets;  // [spec * clips + 1]
 
-struct Range {
-    double low, high;
+    std::vector<int64_t> groups;     // which truncation groups the clips belong to, ascending
+    std::vector<int64_t> drawn_ids;  // those groups' clips side by side, or the clips asked for
+    std::vector<int64_t> asked;      // where the i-th clip asked for is in drawn_ids
+    std::vector<uint64_t> block_planes;
+    std::vector<Block> blocks;
+    std::vector<Drawn> drawn;       // [spec][drawn id]
+    std::vector<uint64_t> visible;  // [spec][drawn id][frame][word]
+    std::vector<int64_t> shortest;  // [spec][group][context, target]
+    std::vector<uint32_t> tokens;   // scratch of each worker: a frame's, a clip's
+    std::vector<uint64_t> chosen;   // likewise: a clip's
 };
 
-// Fields as in vjepa_fast/masks/specs.py.
-struct MultiBlock {
-    int64_t num_blocks;
-    Range spatial_scale, temporal_scale, aspect_ratio;
-    double max_temporal_keep;
-    std::optional<int64_t> max_keep;
+class MaskSampler {
+  public:
+    explicit MaskSampler(Settings settings);
+
+    const Settings& settings() const { return settings_; }
+    int64_t num_strategies() const { return first_strategy_.back(); }
+
+    // Draws the masks and works out their lengths. `sizes`: one per strategy, or null: drawn.
+    // Throws std::invalid_argument, naming the spec, when a clip's context stays empty.
+    void draw(int64_t step, const int64_t* ids, int64_t batch, const Size* sizes,
+              Workspace& workspace) const;
+
+    // Writes what `draw` drew: context_offsets.back() and target_offsets.back() tokens, spec-major,
+    // then clip, then ascending.
+    template <typename Token>
+    void write(Workspace& workspace, Token* context, Token* target) const;
+
+  private:
+    int64_t group_size() const;
+    void list_clips(const int64_t* ids, int64_t batch, Workspace& workspace) const;
+    void set_blocks(int64_t step, const Size* sizes, Workspace& workspace) const;
+    void draw_clips(Workspace& workspace) const;
+    void refuse_empty(const Workspace& workspace) const;
+    void set_lengths(Workspace& workspace) const;
+
+    Settings settings_;
+    std::vector<int64_t> first_strategy_;  // of each spec, and one past the last
+    int64_t num_tokens_;
+    int64_t mask_words_;  // a mask's planes
 };
-
-// Everything that the masks are a function of, but for num_threads, which changes no number.
-struct Request {
-    std::vector<MultiBlock> specs;
-    Size grid;
-    uint64_t seed;
-    int64_t step;
-    std::vector<int64_t> sample_ids;
-    int64_t truncate_group;         // 0: nothing is truncated
-    std::vector<Size> block_sizes;  // one per spec, or empty: drawn
-    int num_threads;                // 0: one per core
-};
-
-// Tokens are spec-major, then clip, then ascending; lengths are [spec][clip].
-struct Masks {
-    std::vector<int64_t> context_tokens, context_seqlens;
-    std::vector<int64_t> target_tokens, target_seqlens;
-    std::vector<Size> block_sizes;
-};
-
-// A clip whose context is empty is drawn again, at most so often in all.
-constexpr int kMaxDraws = 10'000;
-
-Size draw_block_size(const MultiBlock& spec, const Size& grid, uint64_t seed, uint32_t spec_index,
-                     int64_t step);
-
-// Throws std::invalid_argument, naming the spec, when a clip's context stays empty.
-Masks sample(const Request& request);
 
 }  // namespace vjepa

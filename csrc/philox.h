@@ -24,6 +24,10 @@ inline Words philox4x32(Words counter, std::array<uint32_t, 2> key) {
 
 constexpr uint32_t kStreamBlockSize = 1;
 constexpr uint32_t kStreamBlockPlace = 2;
+constexpr uint32_t kStreamMixture = 7;
+constexpr uint32_t kStreamKeptTokens = 8;
+constexpr uint32_t kStreamCutContext = 9;
+constexpr uint32_t kStreamCutTarget = 10;
 
 constexpr uint32_t substream(uint32_t stream, uint32_t part) { return stream | part << 8; }
 
@@ -48,11 +52,11 @@ class PhiloxSequence {
 
     // Unbiased in [0, bound), bound > 0: Lemire's multiplication, biased words are redrawn.
     uint32_t bounded(uint32_t bound) {
-        const uint32_t threshold = -bound % bound;  // 2^32 mod bound
-        uint64_t product;
-        do {
-            product = uint64_t{word()} * bound;
-        } while (static_cast<uint32_t>(product) < threshold);
+        uint64_t product = uint64_t{word()} * bound;
+        if (static_cast<uint32_t>(product) < bound) {   // else it is above the threshold anyway
+            const uint32_t threshold = -bound % bound;  // 2^32 mod bound
+            while (static_cast<uint32_t>(product) < threshold) product = uint64_t{word()} * bound;
+        }
         return static_cast<uint32_t>(product >> 32);
     }
 

@@ -29,7 +29,7 @@ def test_shipped_configs_say_everything(name: str) -> None:
     def missing(model: BaseModel, given: object, prefix: str) -> list[str]:
         if isinstance(given, str):
             return []
-        lost = [f"{prefix}{key}" for key in type(model).model_fields if key not in given]
+        lost = [f"{prefix}{key}" for key, value in model if value is not None and key not in given]
         for key, value in model:
             values = value if isinstance(value, list) else [value]
             givens = given.get(key) if isinstance(value, list) else [given.get(key)]

@@ -291,7 +291,7 @@ BAD = {
     "truncate": (
         {"masks.truncate": None},
         "masks.truncate",
-        "found null, expected 'batch' or 'none'; write e.g. \"",
+        "found null, expected 'batch', 'batch-random' or 'none'; write e.g. \"",
     ),
     "stage 3": (
         {"zero.stage": 3},

@@ -1,15 +1,14 @@
-"""The mask sampler against its readable twin, its promises, and its refusals."""
+"""What the mask sampler promises: purity, truncation, cleanly redrawn and refused contexts."""
 
+import hashlib
 import pickle
 import threading
 import time
 
 import pytest
-import torch
-from hypothesis import HealthCheck, assume, given, settings
-from hypothesis import strategies as st
+from test_masks_twin import assert_same, clip_tokens
 
-from vjepa_fast.masks import MaskSampler, MultiBlock, ReferenceSampler, _sampler, philox
+from vjepa_fast.masks import MaskSampler, MultiBlock, ReferenceSampler
 
 SHORT_RANGE = MultiBlock(num_blocks=8, spatial_scale=(0.15, 0.15))
 LONG_RANGE = MultiBlock(num_blocks=2, spatial_scale=(0.7, 0.7))
@@ -23,121 +22,16 @@ CAUSAL = MultiBlock(
 SPECS = [SHORT_RANGE, LONG_RANGE, CAUSAL]
 
 
-def assert_same(a, b):
-    assert a.num_tokens == b.num_tokens
-    for name in (
-        "context_tokens",
-        "context_seqlens",
-        "target_tokens",
-        "target_seqlens",
-        "block_sizes",
-    ):
-        left, right = getattr(a, name), getattr(b, name)
-        assert left.dtype == right.dtype == torch.int64, name
-        assert left.shape == right.shape, name
-        assert torch.equal(left, right), name
-
-
-def clip_tokens(tokens, seqlens):
-    """The flat tokens as lists [spec][clip]."""
-    parts = iter(tokens.split(seqlens.flatten().tolist()))
-    return [[next(parts).tolist() for _ in row] for row in seqlens]
-
-
-def scale(least):
-    ends = st.floats(least, 1.0, exclude_min=least == 0.0)
-    return st.tuples(ends, ends).map(sorted).map(tuple)
-
-
-multi_blocks = st.builds(
-    MultiBlock,
-    num_blocks=st.integers(1, 5),
-    spatial_scale=scale(0.02),
-    temporal_scale=scale(0.02),
-    aspect_ratio=st.tuples(st.floats(0.3, 1.0), st.floats(1.0, 3.0)),
-    max_temporal_keep=st.floats(0.01, 1.0),
-    max_keep=st.none() | st.integers(1, 40),
-)
-grids = st.tuples(st.integers(1, 5), st.integers(2, 7), st.integers(2, 7))
-
-
-def outcome(sampler, *arguments):
-    """What sample gives: masks, or the sentence it fails with."""
-    try:
-        return sampler.sample(*arguments)
-    except ValueError as error:
-        return str(error)
-
-
-@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.filter_too_much])
-@given(
-    specs=st.lists(multi_blocks, min_size=1, max_size=3),
-    grid=grids,
-    seed=st.integers(0, 2**64 - 1),
-    step=st.integers(0, 2**63 - 1),
-    ids=st.lists(st.integers(0, 40) | st.integers(0, 2**62 - 1), min_size=1, max_size=4),
-    group=st.none() | st.integers(1, 4),
-    threads=st.integers(0, 3),
-)
-def test_twin_agrees_bit_for_bit(specs, grid, seed, step, ids, group, threads):
-    truncation = {"truncate": "none"} if group is None else {"truncate_group": group}
-    try:
-        sampler = MaskSampler(specs, grid, seed, num_threads=threads, **truncation)
-    except ValueError:
-        assume(False)
-    expected = outcome(ReferenceSampler(specs, grid, seed, **truncation), step, ids)
-    masks = outcome(sampler, step, ids)
-    if isinstance(expected, str):
-        assert masks == expected
-        return
-    assert_same(masks, expected)
-    # What every mask promises, whatever its spec.
-    contexts = clip_tokens(masks.context_tokens, masks.context_seqlens)
-    targets = clip_tokens(masks.target_tokens, masks.target_seqlens)
-    for m, spec in enumerate(specs):
-        assert tuple(masks.block_sizes[m].tolist()) in spec.block_sizes(grid)
-        frame = grid[1] * grid[2]
-        for context, target in zip(contexts[m], targets[m], strict=True):
-            assert context == sorted(set(context)) and target == sorted(set(target))
-            assert context and target and not set(context) & set(target)
-            assert max(context) < frame * spec.context_frames(grid)
-            assert len(context) <= (spec.max_keep or masks.num_tokens)
-            if group is None and spec.max_keep is None:
-                assert sorted(context + target) == list(range(masks.num_tokens))
-
-
-def test_twin_agrees_on_the_real_recipe():
-    for truncate in ("batch", "none"):
-        ids = [100, 5, 26, 5, 2**40]
-        assert_same(
-            MaskSampler(SPECS, truncate=truncate).sample(3, ids),
-            ReferenceSampler(SPECS, truncate=truncate).sample(3, ids),
-        )
-
-
-def test_twin_agrees_on_replayed_sizes():
-    sizes = [(3, 4, 5), (8, 14, 13), (8, 1, 1)]
-    masks = MaskSampler(SPECS).sample(0, [1, 2], block_sizes=sizes)
-    assert masks.block_sizes.tolist() == [list(size) for size in sizes]
-    assert_same(masks, ReferenceSampler(SPECS).sample(0, [1, 2], block_sizes=sizes))
-
-
-@settings(max_examples=100, deadline=None)
-@given(
-    seed=st.integers(0, 2**64 - 1),
-    stream=st.integers(0, 2**32 - 1),
-    index=st.integers(0, 2**63 - 1),
-    bounds=st.lists(st.none() | st.integers(1, 2**32 - 1), max_size=12),
-)
-def test_sequences_agree(seed, stream, index, bounds):
-    ours = _sampler.PhiloxSequence(seed, stream, index)
-    twin = philox.PhiloxSequence(seed, stream, index)
-    for bound in bounds:
-        if bound is None:
-            assert ours.uniform() == twin.uniform()
-        else:
-            assert ours.bounded(bound) == twin.bounded(bound)
-    assert ours.word() == twin.word()
+def test_masks_stay_what_they_were():
+    """Checkpoints resume by them: digests of what the first version drew."""
+    for truncate, expected in (("batch", "657b4b18389eb123"), ("none", "2c135289b7a73deb")):
+        sampler = MaskSampler(SPECS, seed=12345678901234, truncate=truncate)
+        masks = sampler.sample(7, [100, 5, 26, 5, 2**40])
+        digest = hashlib.sha256()
+        for name in ("context_tokens", "context_seqlens", "target_tokens", "target_seqlens"):
+            digest.update(getattr(masks, name).numpy().tobytes())
+        digest.update(masks.block_sizes.numpy().tobytes())
+        assert digest.hexdigest()[:16] == expected
 
 
 def test_masks_do_not_depend_on_the_batch_split():
@@ -156,7 +50,7 @@ def test_masks_do_not_depend_on_the_batch_split():
 
 
 def test_masks_do_not_depend_on_threads_or_history():
-    ids = list(range(200))
+    ids = list(range(1000))  # 4.7 million tokens: enough for several threads
     expected = MaskSampler(SPECS, seed=5, num_threads=1).sample(9, ids)
     for threads in (0, 2, 7, 1000):
         sampler = MaskSampler(SPECS, seed=5, num_threads=threads)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from vjepa_fast.masks import philox
+from vjepa_fast.masks import _sampler, philox
 
 # From Random123's kat_vectors file, philox4x32 with 10 rounds: counter, key, answer.
 KNOWN_ANSWERS = [
@@ -28,6 +28,7 @@ KNOWN_ANSWERS = [
 @pytest.mark.parametrize(("counter", "key", "answer"), KNOWN_ANSWERS)
 def test_known_answers(counter, key, answer):
     assert tuple(philox.philox4x32(counter, key).tolist()) == answer
+    assert tuple(_sampler.philox4x32(counter, key)) == answer
 
 
 def test_many_counters_at_once():

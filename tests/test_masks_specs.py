@@ -5,10 +5,20 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vjepa_fast.masks import MaskSampler, MultiBlock, _sampler
+from vjepa_fast.masks import (
+    MaskBuffers,
+    MaskSampler,
+    Mixture,
+    MultiBlock,
+    RandomTokens,
+    RandomTube,
+    ReferenceSampler,
+    _sampler,
+)
 
 GRID = (8, 14, 14)
 SHORT_RANGE = MultiBlock(num_blocks=8, spatial_scale=(0.15, 0.15))
@@ -156,6 +166,35 @@ BAD_CALLS = [
     ("seed", lambda: MaskSampler([SHORT_RANGE], seed=2**64)),
     ("truncate", lambda: MaskSampler([SHORT_RANGE], truncate="group")),
     ("truncate_group", lambda: MaskSampler([SHORT_RANGE], truncate_group=0)),
+    ("round_to", lambda: MaskSampler([SHORT_RANGE], round_to=0)),
+    ("complement", lambda: MaskSampler([SHORT_RANGE], complement="both")),
+    (
+        "complement",
+        lambda: MaskSampler([MultiBlock(2, (0.3, 0.3), max_keep=5)], complement="context"),
+    ),
+    ("ratio", lambda: RandomTube(1.0)),
+    ("ratio", lambda: RandomTokens("half")),
+    ("mixture specs", lambda: Mixture([])),
+    ("mixture specs", lambda: Mixture([Mixture([SHORT_RANGE])])),
+    ("mixture weights", lambda: Mixture([SHORT_RANGE], [0])),
+    ("mixture weights", lambda: Mixture([SHORT_RANGE], [1, 1])),
+    ("clips", lambda: MaskSampler([SHORT_RANGE]).buffers(0)),
+    ("dtype", lambda: MaskSampler([SHORT_RANGE]).buffers(1, torch.int16)),
+    ("mask buffers", lambda: MaskBuffers(torch.empty(3), torch.empty(3))),
+    ("mask buffers", lambda: MaskBuffers(torch.arange(3), torch.arange(3, dtype=torch.int32))),
+    ("mask buffers", lambda: MaskBuffers(torch.arange(6)[::2], torch.arange(3))),
+    ("mask buffers", lambda: MaskBuffers(torch.arange(6).view(2, 3), torch.arange(3))),
+    ("mask buffers", lambda: MaskBuffers(None, None)),
+    ("mask buffers", lambda: MaskSampler([SHORT_RANGE]).sample(0, [0], out=torch.arange(9))),
+    ("no memory", lambda: MaskSampler([SHORT_RANGE]).buffers(2**31 - 1, torch.int64)),
+    (
+        "mask buffers",
+        lambda: MaskSampler([SHORT_RANGE]).sample(
+            0, [0], out=MaskBuffers(torch.arange(9), torch.arange(9))
+        ),
+    ),
+    ("2199023255552 bits", lambda: MaskSampler([SHORT_RANGE], truncate_group=2**30).sample(0, [0])),
+    ("2147483648 tokens", lambda: MaskSampler([SHORT_RANGE], (1024,) * 3).sample(0, [0, 1])),
     ("num_threads", lambda: MaskSampler([SHORT_RANGE], num_threads=-1)),
     ("step", lambda: MaskSampler([SHORT_RANGE]).sample(-1, [0])),
     ("step", lambda: MaskSampler([SHORT_RANGE]).sample(1.0, [0])),
@@ -166,6 +205,9 @@ BAD_CALLS = [
     ("sample ids", lambda: MaskSampler([SHORT_RANGE]).sample(0, [0.5])),
     ("sample ids", lambda: MaskSampler([SHORT_RANGE]).sample(0, [0, -1])),
     ("sample ids", lambda: MaskSampler([SHORT_RANGE]).sample(0, [2**62])),
+    ("sample ids", lambda: MaskSampler([SHORT_RANGE]).sample(0, [2**63])),
+    ("sample ids", lambda: MaskSampler([SHORT_RANGE]).sample(0, [2**64])),
+    ("sample ids", lambda: ReferenceSampler([SHORT_RANGE]).sample(0, [2**62])),
     ("block sizes", lambda: MaskSampler([SHORT_RANGE]).sample(0, [0], [])),
     ("block sizes", lambda: MaskSampler([SHORT_RANGE]).sample(0, [0], [(8, 5)])),
     ("block sizes", lambda: MaskSampler([SHORT_RANGE]).sample(0, [0], [(8, 5, 5.0)])),
@@ -191,32 +233,64 @@ def assert_sentence(error, name):
     assert "\n" not in message
 
 
-GOOD_CALL = {
-    "specs": [SHORT_RANGE],
-    "grid": GRID,
-    "seed": 0,
-    "step": 0,
-    "sample_ids": [0],
-    "truncate_group": 0,
-    "block_sizes": [],
-    "num_threads": 1,
-}
+BLOCKS = {"num_blocks": 8, "max_keep": None, "kind": "blocks", "part": 0, "context_frames": 8}
+BLOCKS |= dict.fromkeys(("spatial_scale", "temporal_scale"), (0.15, 0.15))
+BLOCKS |= {"aspect_ratio": (0.75, 1.5)}
+TUBES = {"num_kept": 20, "max_keep": None, "kind": "tubes", "part": 0, "context_frames": 8}
+
+
+def raw_sample(
+    fields=BLOCKS, shares=(1.0,), ids=(0,), step=0, sizes=None, room=(None, None), **settings
+):
+    """The extension as nobody but MaskSampler calls it."""
+    defaults = {
+        "grid": GRID,
+        "seed": 0,
+        "truncate": "batch",
+        "truncate_group": 24,
+        "round_to": 1,
+        "complement": "",
+        "num_threads": 1,
+    }
+    sampler = _sampler.Sampler(specs=[(list(shares), [dict(fields)])], **(defaults | settings))
+    return sampler.sample(step, np.array(ids, dtype=np.int64), sizes, *room)
 
 
 @pytest.mark.parametrize(
     "bad",
     [
         {"grid": (8, 0, 14)},
-        {"sample_ids": [-1]},
+        {"grid": (2**20, 2**20, 2**20)},
+        {"ids": []},
+        {"ids": [[1]]},
         {"step": -1},
-        {"truncate_group": -1},
-        {"block_sizes": [(8, 5, 15)]},
-        {"block_sizes": [(8, -5, 5)]},
-        {"block_sizes": [(8, 5, 5)] * 2},
+        {"truncate": "some"},
+        {"truncate_group": 0},
+        {"round_to": 0},
+        {"complement": "all"},
+        {"shares": (0.5, 0.5)},
+        {"sizes": np.array([(8, 5, 15)])},
+        {"sizes": np.array([(8, -5, 5)])},
+        {"sizes": np.array([(8, 5, 5)] * 2)},
+        {"fields": BLOCKS | {"num_blocks": 0}},
+        {"fields": BLOCKS | {"kind": "block"}},
+        {"fields": BLOCKS | {"part": 2**24}},
+        {"fields": BLOCKS | {"context_frames": 9}},
+        {"fields": BLOCKS | {"spatial_scale": (0.5, 1.5)}},
+        {"fields": BLOCKS | {"aspect_ratio": (0.0, 1.5)}},
+        {"fields": BLOCKS | {"max_keep": 0}},
+        {"fields": TUBES | {"num_kept": 196}},
+        {"fields": TUBES | {"num_kept": 0}},
+        {"fields": TUBES | {"context_frames": 4}},
+        {"room": (np.empty(2000, np.int32), np.empty(2000, np.int64))},
+        {"room": (np.empty(2000, np.int16), np.empty(2000, np.int16))},
+        {"room": (np.empty(4000, np.int32)[::2], np.empty(2000, np.int32))},
     ],
     ids=str,
 )
 def test_the_extension_itself_refuses_what_would_harm_memory(bad):
-    _sampler.sample(**GOOD_CALL)
+    raw_sample()
+    raw_sample(TUBES)
+    raw_sample(room=(np.empty(2000, np.int32), np.empty(2000, np.int32)))
     with pytest.raises(ValueError, match="the mask sampler expected"):
-        _sampler.sample(**(GOOD_CALL | bad))
+        raw_sample(**bad)

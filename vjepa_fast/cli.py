@@ -41,6 +41,13 @@ def _info(options: argparse.Namespace) -> int:
     return 0
 
 
+def _masks(options: argparse.Namespace) -> int:
+    from vjepa_fast.config import load_config
+    from vjepa_fast.mask_pictures import masks_command
+
+    return masks_command(load_config(options.config, options.set), options.output)
+
+
 def _probe(options: argparse.Namespace) -> int:
     from vjepa_fast.evaluation.probe import probe_table, run_probe
 
@@ -102,6 +109,12 @@ def _parser() -> argparse.ArgumentParser:
     info.add_argument("--config", type=Path, required=True)
     info.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     info.set_defaults(run=_info)
+
+    masks = commands.add_parser("masks", help="draw a config's masks over a clip, count tokens")
+    masks.add_argument("--config", type=Path, required=True)
+    masks.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+    masks.add_argument("--output", type=Path, default=Path("masks.png"), help="default: masks.png")
+    masks.set_defaults(run=_masks)
 
     probe = commands.add_parser("probe", help="attentive probe on a checkpoint's frozen features")
     probe.add_argument("--checkpoint", type=Path, required=True, help="checkpoint or run folder")

@@ -8,7 +8,9 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    Discriminator,
     Field,
+    Tag,
     ValidationError,
     ValidatorFunctionWrapHandler,
     model_validator,
@@ -17,6 +19,7 @@ from pydantic import (
 from .config_checks import check_combinations
 from .config_input import apply_override, read_json_object, sentence
 from .config_types import (
+    RANDOM_MASKS,
     Betas,
     Count,
     Fraction,
@@ -26,8 +29,12 @@ from .config_types import (
     PositiveRange,
     Stage,
     UnitRange,
+    any_mask_strategy,
+    mask_strategy,
+    plain_mask_strategy,
     preset_shape,
 )
+from .masks import MaskSampler, Mixture, MultiBlock, RandomTokens, RandomTube
 from .training.schedules import Schedules
 
 
@@ -127,18 +134,98 @@ class MaskSpecConfig(_Section):
     max_keep: Count | None = None
     """Most context tokens of a clip; null: no limit."""
 
+    def spec(self) -> MultiBlock:
+        """The spec as the sampler takes it."""
+        return MultiBlock(**dict(self))
+
+
+class RandomMaskConfig(_Section):
+    """Random places (the same in every frame) or random tokens of the clip are the target."""
+
+    strategy: Literal["random_tube", "random_tokens"]
+    """Which of the two."""
+    ratio: Annotated[float, Field(gt=0, lt=1)] = Field(examples=[0.9])
+    """Fraction of the places, or of the tokens, that is target."""
+
+    def spec(self) -> RandomTube | RandomTokens:
+        """The spec as the sampler takes it."""
+        return (RandomTube if self.strategy == "random_tube" else RandomTokens)(self.ratio)
+
+
+def _plain_model(value: Any) -> str:
+    return "RandomMaskConfig" if mask_strategy(value) in RANDOM_MASKS else "MaskSpecConfig"
+
+
+PlainMask = Annotated[
+    Annotated[MaskSpecConfig, Tag("MaskSpecConfig")]
+    | Annotated[RandomMaskConfig, Tag("RandomMaskConfig")],
+    Discriminator(_plain_model),
+    BeforeValidator(plain_mask_strategy),
+]
+
+
+class MixtureConfig(_Section):
+    """Each clip is masked by one of several specs, by chance."""
+
+    strategy: Literal["mixture"]
+    """Says that this is a mixture."""
+    specs: list[PlainMask] = Field(
+        min_length=1, max_length=4095, examples=[[{"strategy": "random_tube", "ratio": 0.9}]]
+    )
+    """What it chooses from; no mixtures."""
+    weights: list[Positive] | None = None
+    """How often each is chosen, relative to the others; null: all alike."""
+
+    def spec(self) -> Mixture:
+        """The spec as the sampler takes it."""
+        return Mixture([spec.spec() for spec in self.specs], self.weights)
+
+
+def _mask_model(value: Any) -> str:
+    return "MixtureConfig" if mask_strategy(value) == "mixture" else _plain_model(value)
+
+
+AnyMask = Annotated[
+    Annotated[MaskSpecConfig, Tag("MaskSpecConfig")]
+    | Annotated[RandomMaskConfig, Tag("RandomMaskConfig")]
+    | Annotated[MixtureConfig, Tag("MixtureConfig")],
+    Discriminator(_mask_model),
+    BeforeValidator(any_mask_strategy),
+]
+
 
 class MasksConfig(_Section):
     """The masks. Each clip is masked once by every spec."""
 
-    specs: list[MaskSpecConfig] = Field(
-        min_length=1, examples=[[{"num_blocks": 8, "spatial_scale": [0.15, 0.15]}]]
+    specs: list[AnyMask] = Field(
+        min_length=1,
+        max_length=4096,
+        examples=[[{"num_blocks": 8, "spatial_scale": [0.15, 0.15]}]],
     )
-    """The mask specs."""
-    truncate: Literal["batch", "none"] = "batch"
-    """batch: cut all clips of a group to the smallest count in it, as published; none: keep all."""
+    """The mask specs; their "strategy" is "multi_block" unless given."""
+    truncate: Literal["batch", "batch-random", "none"] = "batch"
+    """batch: cut all clips of a group to the smallest count in it, as published; batch-random: as
+    far, but keep random tokens instead of the first ones; none: keep all."""
     truncate_group: Count = 24
     """Consecutive sample ids that form a group. Plays no part where truncate is none."""
+    round_to: Count | None = None
+    """Cut lengths down to a multiple of it, for few shapes under compilation; null: don't."""
+    complement: Literal["target", "context"] | None = None
+    """target: all that is not context is target, also what was cut; context: the reverse; null:
+    what was cut is neither."""
+
+    def sampler(self, grid: tuple[int, int, int], seed: int, num_threads: int = 0) -> MaskSampler:
+        """The sampler of these masks. Raises ValueError for what is impossible on this grid."""
+        return MaskSampler(
+            [spec.spec() for spec in self.specs],
+            grid=grid,
+            seed=seed,
+            truncate=self.truncate,
+            truncate_group=self.truncate_group,
+            num_threads=num_threads,
+            round_to=self.round_to,
+            complement=self.complement,
+        )
 
 
 class OptimConfig(_Section):

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from .errors import UserError
-from .masks import MultiBlock
 
 if TYPE_CHECKING:
     from .config import Config
@@ -92,7 +91,7 @@ def _fits_group(config: Config, micro_batch: int) -> bool:
 def _check_batch(config: Config) -> None:
     total, micro = config.optim.global_batch, config.optim.micro_batch
     group = config.masks.truncate_group
-    grouped = config.masks.truncate == "batch"
+    grouped = config.masks.truncate != "none"
     choices = _divisors(total)
     if grouped and total % group == 0:
         choices = [divisor for divisor in choices if _fits_group(config, divisor)]
@@ -116,9 +115,13 @@ def _check_batch(config: Config) -> None:
 def _check_masks(config: Config) -> None:
     for index, spec in enumerate(config.masks.specs):
         try:
-            MultiBlock(**dict(spec)).check(config.grid)
+            spec.spec().check(config.grid)
         except ValueError as error:
             raise UserError(f"masks.specs[{index}]: {error}") from None
+    try:
+        config.masks.sampler(config.grid, config.seed)
+    except ValueError as error:
+        raise UserError(f"masks: {error}") from None
 
 
 def _check_manifests(config: Config) -> None:

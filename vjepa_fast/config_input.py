@@ -106,11 +106,16 @@ def read_json_object(path: str | Path) -> dict[str, Any]:
 # -------------------------------------------------------------------------------------------- keys
 
 
-def _model_in(annotation: Any) -> type[BaseModel] | None:
-    """The model that a field holds, alone or as the items of a list."""
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    """The models that a field may hold, alone or as the items of a list."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    return next((m for m in map(_model_in, get_args(annotation)) if m is not None), None)
+        return [annotation]
+    return [model for inner in get_args(annotation) for model in _models_in(inner)]
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    """The first of them."""
+    return next(iter(_models_in(annotation)), None)
 
 
 def _keys(model: type[BaseModel], prefix: tuple[str | int, ...] = ()) -> Iterator[tuple]:
@@ -122,25 +127,47 @@ def _keys(model: type[BaseModel], prefix: tuple[str | int, ...] = ()) -> Iterato
             yield from _keys(inner, (*prefix, name, *item))
 
 
-def _field_at(root: type[BaseModel], location: Location) -> FieldInfo | None:
-    model: type[BaseModel] | None = root
+def _walk(root: type[BaseModel], location: Location) -> tuple[FieldInfo | None, list]:
+    """The field at a location, and the models that it may hold. Where there is a choice of models,
+    pydantic puts the name of the one that it took into the location."""
+    models: list[type[BaseModel]] = [root]
     field = None
     for part in location:
         if isinstance(part, int):
             continue
-        field = model.model_fields.get(part) if model is not None else None
-        if field is None:
-            return None
-        model = _model_in(field.annotation)
-    return field
+        chosen = [model for model in models if model.__name__ == part]
+        if chosen:
+            models = chosen
+            continue
+        field = next((m.model_fields[part] for m in models if part in m.model_fields), None)
+        models = [] if field is None else _models_in(field.annotation)
+    return field, models
+
+
+def _field_at(root: type[BaseModel], location: Location) -> FieldInfo | None:
+    return _walk(root, location)[0]
+
+
+def _without_models(root: type[BaseModel], location: Location) -> tuple[str | int, ...]:
+    """A location without the names of models that pydantic put in."""
+    plain = []
+    for end, part in enumerate(location):
+        names = [model.__name__ for model in _walk(root, location[:end])[1]]
+        if part not in names:
+            plain.append(part)
+    return tuple(plain)
 
 
 def unknown_key(root: type[BaseModel], location: Location) -> UserError:
     """The error for a key that the config does not have, naming the nearest one that it has."""
+    siblings = list(
+        dict.fromkeys(
+            name for model in _walk(root, location[:-1])[1] for name in model.model_fields
+        )
+    )
+    location = _without_models(root, location)
     key, prefix = key_name(location), location[:-1]
     keys = list(_keys(root))
-    pattern = tuple(0 if isinstance(part, int) else part for part in prefix)
-    siblings = [known[-1] for known in keys if known[:-1] == pattern]
     same_name = [key_name(known) for known in keys if known[-1] == location[-1]]
     near = difflib.get_close_matches(str(location[-1]), siblings, n=1)
     nearest = [key_name((*prefix, name)) for name in near] + same_name
@@ -222,6 +249,13 @@ def _example(field: FieldInfo | None) -> Any:
     return field.get_default(call_default_factory=True)
 
 
+def _choices(annotation: Any) -> list[str]:
+    """The texts that a Literal allows, also where null is allowed beside it."""
+    if isinstance(annotation, str):
+        return [annotation]
+    return [text for inner in get_args(annotation) for text in _choices(inner)]
+
+
 def _nearest_choice(found: Any, choices: Sequence[str]) -> str:
     return (difflib.get_close_matches(str(found), choices, n=1) or [choices[0]])[0]
 
@@ -236,7 +270,7 @@ def _fix(kind: str, found: Any, field: FieldInfo | None, inside: bool) -> str:
         except ValueError:
             pass
     if kind == "literal_error" and field is not None:
-        return f"write e.g. {show(_nearest_choice(found, get_args(field.annotation)))}"
+        return f"write e.g. {show(_nearest_choice(found, _choices(field.annotation)))}"
     example = _example(field)
     if field is not None and isinstance(example, BaseModel | type(PydanticUndefined)):
         section = _model_in(field.annotation)
@@ -255,7 +289,8 @@ def sentence(error: ValidationError, root: type[BaseModel]) -> UserError:
     mistakes = error.errors(include_url=False)
     mistake = next((m for m in mistakes if m["type"] == "extra_forbidden"), mistakes[0])
     kind, location, found = mistake["type"], mistake["loc"], mistake["input"]
-    key = key_name(location)
+    place = _without_models(root, location)
+    key = key_name(place)
     if kind == "extra_forbidden":
         return unknown_key(root, location)
     field = _field_at(root, location)
@@ -275,5 +310,5 @@ def sentence(error: ValidationError, root: type[BaseModel]) -> UserError:
     expected = _EXPECTED.get(kind, mistake["msg"]).format(**limits)
     if field is not None and type(None) in get_args(field.annotation):
         expected += " or null"
-    fix = _fix(kind, found, field, inside=bool(location) and isinstance(location[-1], int))
+    fix = _fix(kind, found, field, inside=bool(place) and isinstance(place[-1], int))
     return UserError(f"{key}: found {show(found)}, expected {expected}; {fix}")

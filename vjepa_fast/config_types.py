@@ -48,6 +48,37 @@ def preset_shape(value: Any) -> Any:
     return dict(vars(ENCODER_PRESETS[value]))
 
 
+RANDOM_MASKS = ("random_tube", "random_tokens")
+
+
+def mask_strategy(value: Any) -> Any:
+    """The strategy that a mask spec names, "multi_block" unless it does."""
+    given = value.get("strategy") if isinstance(value, dict) else getattr(value, "strategy", None)
+    return "multi_block" if given is None else given
+
+
+def _with_strategy(value: Any, known: tuple[str, ...]) -> Any:
+    strategy = mask_strategy(value)
+    if strategy not in known:
+        raise ValueError(
+            f"found strategy {show(strategy)}, expected one of {', '.join(known)}; write e.g. "
+            f'"strategy": "{known[0]}"'
+        )
+    if isinstance(value, dict) and strategy == "multi_block":  # the one that need not be named
+        return {key: item for key, item in value.items() if key != "strategy"}
+    return value
+
+
+def plain_mask_strategy(value: Any) -> Any:
+    """A spec inside a mixture, its strategy checked."""
+    return _with_strategy(value, ("multi_block", *RANDOM_MASKS))
+
+
+def any_mask_strategy(value: Any) -> Any:
+    """A mask spec, its strategy checked."""
+    return _with_strategy(value, ("multi_block", *RANDOM_MASKS, "mixture"))
+
+
 Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]

@@ -3,10 +3,9 @@
 from collections import Counter
 from collections.abc import Sequence
 
-from .config import Config
+from .config import AnyMask, Config, MaskSpecConfig, RandomMaskConfig
 from .config_checks import check_world
 from .errors import UserError
-from .masks import MaskSampler, MultiBlock
 from .models.cost import (
     StepFlops,
     activation_memory,
@@ -26,15 +25,8 @@ def count_tokens(config: Config) -> tuple[list[list[int]], list[list[int]]]:
     will be drawn.
     """
     masks, optim = config.masks, config.optim
-    sampler = MaskSampler(
-        [MultiBlock(**dict(spec)) for spec in masks.specs],
-        grid=config.grid,
-        seed=config.seed,
-        truncate=masks.truncate,
-        truncate_group=masks.truncate_group,
-        num_threads=1,
-    )
-    clips = masks.truncate_group if masks.truncate == "batch" else optim.micro_batch
+    sampler = config.masks.sampler(config.grid, config.seed, num_threads=1)
+    clips = masks.truncate_group if masks.truncate != "none" else optim.micro_batch
     context, target = [], []
     for step in range(SAMPLED_STEPS):
         first = step * optim.global_batch
@@ -45,6 +37,15 @@ def count_tokens(config: Config) -> tuple[list[list[int]], list[list[int]]]:
         context += batch.context_seqlens.T.tolist()
         target += batch.target_seqlens.T.tolist()
     return context, target
+
+
+def mask_name(spec: AnyMask) -> str:
+    """A mask spec in a few words."""
+    if isinstance(spec, MaskSpecConfig):
+        return f"{spec.num_blocks} block{'s' * (spec.num_blocks > 1)}"
+    if isinstance(spec, RandomMaskConfig):
+        return f"{spec.strategy.replace('_', ' ')} {spec.ratio:g}"
+    return f"mixture of {len(spec.specs)}"
 
 
 def _means(rows: Sequence[Sequence[int]]) -> list[float]:
@@ -90,7 +91,7 @@ def _worlds(config: Config) -> list[tuple[int, int]]:
     return result
 
 
-def _table(rows: Sequence[Sequence[str]]) -> str:
+def table(rows: Sequence[Sequence[str]]) -> str:
     """Rows of cells in columns: the first to the left, the others to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
@@ -119,7 +120,7 @@ def info_text(config: Config) -> str:
     tokens = [("tokens per clip", "context", "target", "predictor")]
     for index, spec in enumerate(config.masks.specs):
         counts = (mean_context[index], mean_target[index], mean_context[index] + mean_target[index])
-        name = f"masks.specs[{index}] ({spec.num_blocks} blocks)"
+        name = f"masks.specs[{index}] ({mask_name(spec)})"
         tokens.append((name, *(f"{count:.0f}" for count in counts)))
 
     encoder_count = encoder_parameters(
@@ -195,10 +196,10 @@ def info_text(config: Config) -> str:
     return "\n\n".join(
         [
             clip,
-            f"{_table(tokens)}\n{sampled}",
-            _table(parameters),
-            _table(operations),
-            f"{_table(memory)}\n{estimate}",
+            f"{table(tokens)}\n{sampled}",
+            table(parameters),
+            table(operations),
+            f"{table(memory)}\n{estimate}",
         ]
     )
 

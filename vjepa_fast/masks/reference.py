@@ -1,49 +1,93 @@
-"""The mask sampler in readable Python: what csrc/mask_sampler.cpp must give, bit for bit."""
+"""The mask sampler in readable Python: what csrc/ must give, bit for bit."""
 
 import numpy as np
+import torch
 
+from vjepa_fast.masks.batch import MaskBuffers
 from vjepa_fast.masks.philox import (
     STREAM_BLOCK_PLACE,
     STREAM_BLOCK_SIZE,
+    STREAM_CUT_CONTEXT,
+    STREAM_CUT_TARGET,
+    STREAM_KEPT_TOKENS,
+    STREAM_MIXTURE,
     PhiloxSequence,
     substream,
 )
-from vjepa_fast.masks.sampler import MaskSampler
-from vjepa_fast.masks.specs import Size
+from vjepa_fast.masks.sampler import MaskSampler, check_ids
+from vjepa_fast.masks.specs import MultiBlock, Size
+from vjepa_fast.masks.strategies import Mixture, RandomTube, Strategy, part, strategies
 
 MAX_DRAWS = 10_000
 """A clip whose context is empty is drawn again, at most so often in all."""
 
 
 class ReferenceSampler(MaskSampler):
-    """`MaskSampler`'s readable twin: same arguments, same numbers, one thread, 100 times slower."""
+    """`MaskSampler`'s readable twin: same arguments, same numbers, hundreds of times slower."""
 
-    def _sample(self, step: int, ids: list[int], sizes: list[Size]) -> tuple[np.ndarray, ...]:
-        sizes = sizes or [self._draw_block_size(index, step) for index in range(len(self.specs))]
-        group = self.truncate_group if self.truncate == "batch" else 1
-        drawn = sorted({first + i for first in _group_starts(ids, group) for i in range(group)})
+    def _set_up(self) -> None:
+        pass
+
+    def _sample(
+        self, step: int, ids: np.ndarray, sizes: np.ndarray | None, out: MaskBuffers | None
+    ) -> tuple[np.ndarray, ...]:
+        check_ids(ids)
+        if sizes is None:
+            sizes = np.array(self._draw_block_sizes(step), dtype=np.int64)
+        group = 1 if self.truncate == "none" else self.truncate_group
+        ids = ids.tolist()
+        drawn = sorted({clip - clip % group + i for clip in ids for i in range(group)})
 
         contexts, targets = [], []
-        for index, spec in enumerate(self.specs):
-            is_context = {clip: self._draw_context(index, sizes[index], clip) for clip in drawn}
+        for index in range(len(self.specs)):
+            masks = {clip: self._draw_mask(index, sizes, clip) for clip in drawn}
             for clip in ids:
-                (first,) = _group_starts([clip], group)
-                counts = [int(is_context[first + i].sum()) for i in range(group)]
-                keep = min(counts) if spec.max_keep is None else min(*counts, spec.max_keep)
-                keep_target = is_context[clip].size - max(counts)
-                contexts.append(np.flatnonzero(is_context[clip])[:keep])
-                targets.append(np.flatnonzero(~is_context[clip])[:keep_target])
-        return (*self._flatten(contexts), *self._flatten(targets), np.array(sizes, dtype=np.int64))
+                first = clip - clip % group
+                together = [masks[first + i] for i in range(group)]
+                context, target = self._cut(index, clip, masks[clip][0], together)
+                contexts.append(context)
+                targets.append(target)
+        flat = (*self._flatten(contexts), *self._flatten(targets))
+        if out is not None:
+            for room, tokens in ((out.context_tokens, flat[0]), (out.target_tokens, flat[3])):
+                room[: len(tokens)] = torch.from_numpy(tokens)
+        return (*flat, sizes)
 
-    def _draw_block_size(self, index: int, step: int) -> Size:
-        random = PhiloxSequence(self.seed, substream(STREAM_BLOCK_SIZE, index), step)
-        temporal, spatial, aspect = random.uniform(), random.uniform(), random.uniform()
-        return self.specs[index].block_size(self.grid, temporal, spatial, aspect)
+    def _draw_block_sizes(self, step: int) -> list[Size]:
+        """One for each strategy; zeros where it has no blocks."""
+        sizes = []
+        for index, spec in enumerate(self.specs):
+            for number, choice in enumerate(strategies(spec)):
+                if not isinstance(choice, MultiBlock):
+                    sizes.append((0, 0, 0))
+                    continue
+                stream = substream(STREAM_BLOCK_SIZE, part(spec, index, number))
+                random = PhiloxSequence(self.seed, stream, step)
+                draws = random.uniform(), random.uniform(), random.uniform()
+                sizes.append(choice.block_size(self.grid, *draws))
+        return sizes
 
-    def _draw_context(self, index: int, size: Size, sample_id: int) -> np.ndarray:
-        """Draw the blocks' places until the context isn't empty: bool [N], raster order."""
-        spec = self.specs[index]
-        random = PhiloxSequence(self.seed, substream(STREAM_BLOCK_PLACE, index), sample_id)
+    def _draw_mask(
+        self, index: int, sizes: np.ndarray, sample_id: int
+    ) -> tuple[np.ndarray, int | None]:
+        """A clip's context under a spec, bool [N] in raster order, and its max_keep."""
+        spec, number = self.specs[index], 0
+        if isinstance(spec, Mixture):
+            random = PhiloxSequence(self.seed, substream(STREAM_MIXTURE, index), sample_id)
+            draw, last = random.uniform(), len(spec.specs) - 1
+            number = next((i for i, end in enumerate(spec.cumulative()) if draw < end), last)
+        choice, own = strategies(spec)[number], part(spec, index, number)
+        if isinstance(choice, MultiBlock):
+            row = number + sum(len(strategies(before)) for before in self.specs[:index])
+            size = tuple(sizes[row].tolist())
+            return self._draw_blocks(index, choice, own, size, sample_id), choice.max_keep
+        return self._draw_kept(choice, own, sample_id), None
+
+    def _draw_blocks(
+        self, index: int, spec: MultiBlock, own: int, size: Size, sample_id: int
+    ) -> np.ndarray:
+        """Draw the blocks' places until the context isn't empty."""
+        random = PhiloxSequence(self.seed, substream(STREAM_BLOCK_PLACE, own), sample_id)
         for _ in range(MAX_DRAWS):
             is_context = np.zeros(self.grid, dtype=bool)
             is_context[: spec.context_frames(self.grid)] = True
@@ -64,10 +108,65 @@ class ReferenceSampler(MaskSampler):
             "expected at least one, make its blocks smaller or fewer"
         )
 
-    def _flatten(self, rows: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    def _draw_kept(self, spec: Strategy, own: int, sample_id: int) -> np.ndarray:
+        """The context of a random tube, or of random tokens."""
+        random = PhiloxSequence(self.seed, substream(STREAM_KEPT_TOKENS, own), sample_id)
+        time, height, width = self.grid
+        if isinstance(spec, RandomTube):
+            places = choose_subset(random, height * width, spec.num_kept(self.grid))
+            return np.tile(places, time)
+        return choose_subset(random, time * height * width, spec.num_kept(self.grid))
+
+    def _cut(
+        self,
+        index: int,
+        clip: int,
+        is_context: np.ndarray,
+        group: list[tuple[np.ndarray, int | None]],
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """A clip's context and target tokens, given the masks of its truncation group."""
+        num_tokens = is_context.size
+        keep = min(min(int(mask.sum()), cap or num_tokens) for mask, cap in group)
+        keep_target = min(int((~mask).sum()) for mask, _ in group)
+        if self.round_to:
+            keep = keep - keep % self.round_to or keep
+            keep_target = keep_target - keep_target % self.round_to or keep_target
+        context = np.flatnonzero(is_context)
+        target = np.flatnonzero(~is_context)
+        context = self._cut_tokens(STREAM_CUT_CONTEXT, index, clip, context, keep)
+        target = self._cut_tokens(STREAM_CUT_TARGET, index, clip, target, keep_target)
+        if self.complement == "target":
+            target = np.setdiff1d(np.arange(num_tokens), context)
+        if self.complement == "context":
+            context = np.setdiff1d(np.arange(num_tokens), target)
+        return context, target
+
+    def _cut_tokens(
+        self, stream: int, index: int, clip: int, tokens: np.ndarray, length: int
+    ) -> np.ndarray:
+        if self.truncate != "batch-random" or length == len(tokens):
+            return tokens[:length]
+        random = PhiloxSequence(self.seed, substream(stream, index), clip)
+        return tokens[choose_subset(random, len(tokens), length)]
+
+    def _flatten(self, rows: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Tokens, lengths [M, B] and offsets."""
         seqlens = np.array([len(row) for row in rows], dtype=np.int64)
-        return np.concatenate(rows).astype(np.int64), seqlens.reshape(len(self.specs), -1)
+        offsets = np.concatenate([[0], seqlens.cumsum()]).astype(np.int32)
+        tokens = np.concatenate(rows).astype(np.int64)
+        return tokens, seqlens.reshape(len(self.specs), -1), offsets
 
 
-def _group_starts(ids: list[int], group: int) -> set[int]:
-    return {clip - clip % group for clip in ids}
+def choose_subset(random: PhiloxSequence, count: int, chosen: int) -> np.ndarray:
+    """A uniformly random subset of `chosen` out of `count` as bool [count].
+
+    Floyd's algorithm (Bentley, "Programming pearls: a sample of brilliance", CACM 1987), drawn
+    through the smaller of the subset and its complement.
+    """
+    drawn: set[int] = set()
+    fewer = min(chosen, count - chosen)
+    for last in range(count - fewer, count):
+        value = random.bounded(last + 1)
+        drawn.add(last if value in drawn else value)
+    is_drawn = np.isin(np.arange(count), list(drawn))
+    return is_drawn if fewer == chosen else ~is_drawn

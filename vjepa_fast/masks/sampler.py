@@ -1,13 +1,22 @@
 """Draws the masks of a batch; the work is done in csrc/mask_sampler.cpp."""
 
+import math
 from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
 import torch
 
-from vjepa_fast.masks.batch import MaskBatch
+from vjepa_fast.masks.batch import MaskBatch, MaskBuffers
 from vjepa_fast.masks.specs import MultiBlock, Size, check_grid
+from vjepa_fast.masks.strategies import (
+    MaskSpec,
+    Mixture,
+    RandomTube,
+    Strategy,
+    part,
+    strategies,
+)
 
 try:
     from vjepa_fast.masks import _sampler
@@ -17,21 +26,28 @@ except ImportError as error:
         "one that installing builds, install the package again: pip install -e ."
     ) from error
 
-_END_OF_IDS = 2**62
+TRUNCATE = ("batch", "batch-random", "none")
+COMPLEMENT = ("target", "context", None)
 
 
 class MaskSampler:
     """Masks as a pure function of (seed, step, sample id): the same for any batch split or threads.
 
-    A block's size depends on (seed, spec, step), its places on (seed, spec, sample id).
+    A block's size depends on (seed, spec, step), everything else on (seed, spec, sample id).
 
-    specs: one mask per spec and clip.
-    grid: the clip's size in tokens (T', H', W').
+    specs: one mask per spec and clip; a `Mixture` chooses among several for each clip.
+    grid: the clip's size in tokens (T', H', W'); T' = 1 for images.
     truncate: "batch" cuts every clip to the smallest context and the smallest target count of its
-        truncation group, keeping the first tokens (parity with the published trainer); "none" keeps
-        every token. A spec's max_keep cuts the context afterwards, never the target.
+        truncation group, keeping the first tokens (parity with the published trainer);
+        "batch-random" cuts as far, but keeps a random subset; "none" keeps every token. A spec's
+        max_keep cuts the context, never the target.
     truncate_group: sample id s belongs to group s // truncate_group. The whole group counts, also
         where a batch holds a part of it, so all of it must belong to one step.
+    round_to: lengths are cut down to a multiple of it (shorter ones stay), so that few shapes come
+        up; None leaves them.
+    complement: "target" makes every token that is not context, after cutting, a target; "context"
+        makes every token that is not a target context (so that a clip's two sets fill it, as in
+        V-JEPA 2, arXiv 2506.09985); None leaves out what was cut.
     num_threads: 0 takes one per core.
 
     Raises ValueError for bad arguments, also for a spec with a drawable block size that leaves no
@@ -40,94 +56,199 @@ class MaskSampler:
 
     def __init__(
         self,
-        specs: Sequence[MultiBlock],
+        specs: Sequence[MaskSpec],
         grid: Size = (8, 14, 14),
         seed: int = 0,
-        truncate: Literal["batch", "none"] = "batch",
+        truncate: Literal["batch", "batch-random", "none"] = "batch",
         truncate_group: int = 24,
         num_threads: int = 0,
+        round_to: int | None = None,
+        complement: Literal["target", "context"] | None = None,
     ) -> None:
         self.grid = check_grid(grid)
-        self.specs = tuple(specs)
-        if not self.specs or not all(isinstance(spec, MultiBlock) for spec in self.specs):
+        self._num_tokens = math.prod(self.grid)
+        self.specs = tuple(specs) if isinstance(specs, Sequence) else ()
+        if not 1 <= len(self.specs) <= 2**12 or not all(
+            isinstance(spec, MaskSpec) for spec in self.specs
+        ):
             raise ValueError(
-                f"found mask specs {specs!r}, expected MultiBlock ones, give at least one"
+                f"found mask specs {specs!r}, expected MultiBlock, RandomTube, RandomTokens or "
+                "Mixture ones, give 1 to 4096 of them"
             )
         for index, spec in enumerate(self.specs):
             try:
                 spec.check(self.grid)
             except ValueError as error:
                 raise ValueError(f"mask spec {index}: {error}") from error
-        if truncate not in ("batch", "none"):
-            raise ValueError(
-                f"found truncate {truncate!r}, expected one of two, give 'batch' or 'none'"
-            )
+        _check_choice("truncate", truncate, TRUNCATE)
+        _check_choice("complement", complement, COMPLEMENT)
         self.seed = _integer("seed", seed, 0, 2**64)
         self.truncate = truncate
         self.truncate_group = _integer("truncate_group", truncate_group, 1, 2**31)
         self.num_threads = _integer("num_threads", num_threads, 0, 2**31)
+        self.round_to = None if round_to is None else _integer("round_to", round_to, 1, 2**31)
+        self.complement = complement
+        if complement == "context":
+            self._check_unlimited_context()
+        self._set_up()
+
+    def __reduce__(self) -> tuple:
+        options = (self.truncate, self.truncate_group, self.num_threads)
+        more = (self.round_to, self.complement)
+        return type(self), (self.specs, self.grid, self.seed, *options, *more)
 
     def sample(
-        self, step: int, sample_ids: Sequence[int], block_sizes: Sequence[Size] | None = None
+        self,
+        step: int,
+        sample_ids: Sequence[int],
+        block_sizes: Sequence[Size] | None = None,
+        out: MaskBuffers | None = None,
     ) -> MaskBatch:
         """The masks of these clips at this step, in the order given.
 
-        block_sizes: one (t, h, w) per spec, used instead of drawn ones (to replay recorded masks).
-        Raises ValueError for bad arguments and for a clip whose context stayed empty 10,000 times.
+        block_sizes: one (t, h, w) per strategy (see MaskBatch), used instead of drawn ones (to
+            replay recorded masks).
+        out: memory from `buffers` to write the tokens into; the result's tokens are views of it,
+            which the next call with the same memory overwrites.
+        Raises ValueError for bad arguments, too little room, 2**31 tokens or more in one call, and
+        a clip whose context stayed empty 10,000 times.
         """
         step = _integer("step", step, 0, 2**63)
         ids = self._sample_ids(sample_ids)
-        sizes = [] if block_sizes is None else self._block_sizes(block_sizes)
-        context, context_seqlens, target, target_seqlens, sizes = self._sample(step, ids, sizes)
+        sizes = None if block_sizes is None else self._block_sizes(block_sizes)
+        if out is not None and not isinstance(out, MaskBuffers):
+            raise ValueError(
+                f"found mask buffers {out!r}, expected MaskBuffers, give what buffers returns"
+            )
+        context, context_seqlens, context_cu, target, target_seqlens, target_cu, used = (
+            self._sample(step, ids, sizes, out)
+        )
+        if out is None:
+            context_tokens, target_tokens = torch.from_numpy(context), torch.from_numpy(target)
+        else:
+            context_tokens = out.context_tokens[: int(context_cu[-1])]
+            target_tokens = out.target_tokens[: int(target_cu[-1])]
         return MaskBatch(
-            context_tokens=torch.from_numpy(context),
+            context_tokens=context_tokens,
             context_seqlens=torch.from_numpy(context_seqlens),
-            target_tokens=torch.from_numpy(target),
+            context_cu_seqlens=torch.from_numpy(context_cu),
+            target_tokens=target_tokens,
             target_seqlens=torch.from_numpy(target_seqlens),
-            num_tokens=int(np.prod(self.grid)),
-            block_sizes=torch.from_numpy(sizes),
+            target_cu_seqlens=torch.from_numpy(target_cu),
+            num_tokens=self._num_tokens,
+            block_sizes=torch.from_numpy(used),
         )
 
-    def _sample(self, step: int, ids: list[int], sizes: list[Size]) -> tuple[np.ndarray, ...]:
-        """Five int64 arrays: MaskBatch's tensors in order; without sizes they are drawn."""
-        return _sampler.sample(
-            specs=self.specs,
+    def buffers(
+        self, clips: int, dtype: torch.dtype = torch.int32, pin_memory: bool = False
+    ) -> MaskBuffers:
+        """Memory for `sample`'s `out` that any masks of up to `clips` clips fit into.
+
+        dtype: torch.int32 or torch.int64. pin_memory: page-locked, for copies to a GPU that overlap
+        with its work. Raises ValueError for bad arguments.
+        """
+        clips = _integer("clips", clips, 1, 2**31)
+        return MaskBuffers.allocate(len(self.specs) * clips * self._num_tokens, dtype, pin_memory)
+
+    def _set_up(self) -> None:
+        self._sampler = _sampler.Sampler(
+            specs=[_choices(spec, index, self.grid) for index, spec in enumerate(self.specs)],
             grid=self.grid,
             seed=self.seed,
-            step=step,
-            sample_ids=ids,
-            truncate_group=self.truncate_group if self.truncate == "batch" else 0,
-            block_sizes=sizes,
+            truncate=self.truncate,
+            truncate_group=self.truncate_group,
+            round_to=self.round_to or 1,
+            complement=self.complement or "",
             num_threads=self.num_threads,
         )
 
-    def _sample_ids(self, sample_ids: Sequence[int]) -> list[int]:
+    def _sample(
+        self, step: int, ids: np.ndarray, sizes: np.ndarray | None, out: MaskBuffers | None
+    ) -> tuple[np.ndarray, ...]:
+        """MaskBatch's arrays in order; without sizes they are drawn."""
+        room = (None, None) if out is None else out.arrays
+        return self._sampler.sample(step, ids, sizes, *room)
+
+    def _sample_ids(self, sample_ids: Sequence[int]) -> np.ndarray:
         ids = np.asarray(sample_ids)
         if ids.ndim != 1 or ids.size == 0 or ids.dtype.kind not in "iu":
             raise ValueError(
                 f"found sample ids {sample_ids!r}, expected a flat list of integers, "
                 "give at least one"
             )
-        if ids.min() < 0 or ids.max() >= _END_OF_IDS:
-            raise ValueError(
-                f"found sample ids in {ids.min()} .. {ids.max()}, expected 0 .. 2**62-1, "
-                "give step * global_batch + position"
-            )
-        return ids.tolist()
+        if ids.dtype == np.uint64:  # might wrap; others are checked where they are read
+            check_ids(ids)
+        return ids.astype(np.int64)  # a copy, that nobody changes while the GIL is released
 
-    def _block_sizes(self, block_sizes: Sequence[Size]) -> list[Size]:
+    def _block_sizes(self, block_sizes: Sequence[Size]) -> np.ndarray:
         sizes = np.asarray(block_sizes)
-        if sizes.shape != (len(self.specs), 3) or sizes.dtype.kind not in "iu":
+        has_blocks = np.array(
+            [isinstance(choice, MultiBlock) for spec in self.specs for choice in strategies(spec)]
+        )
+        if sizes.shape != (len(has_blocks), 3) or sizes.dtype.kind not in "iu":
             raise ValueError(
                 f"found block sizes of shape {list(sizes.shape)} and type {sizes.dtype}, expected "
-                f"integers [{len(self.specs)}, 3], give one (t, h, w) per mask spec"
+                f"integers [{len(has_blocks)}, 3], give one (t, h, w) per mask spec"
             )
-        if (sizes < (1, 0, 0)).any() or (sizes > self.grid).any():
+        least = has_blocks[:, None] * (1, 0, 0)
+        most = has_blocks[:, None] * self.grid
+        if (sizes < least).any() or (sizes > most).any():
             raise ValueError(
                 f"found block sizes {sizes.tolist()}, expected them to fit into the grid "
-                f"{self.grid}, give sizes in tokens"
+                f"{self.grid} and to be 0 for specs without blocks, give sizes in tokens"
             )
-        return [tuple(size) for size in sizes.tolist()]
+        return sizes.astype(np.int64)
+
+    def _check_unlimited_context(self) -> None:
+        for index, spec in enumerate(self.specs):
+            for choice in strategies(spec):
+                if isinstance(choice, MultiBlock) and (
+                    choice.max_keep is not None or choice.context_frames(self.grid) < self.grid[0]
+                ):
+                    raise ValueError(
+                        f"found complement 'context' and a limit on the context of mask spec "
+                        f"{index}, expected no max_keep and no barred frames, "
+                        "give complement 'target' or drop the limit"
+                    )
+
+
+def check_ids(ids: np.ndarray) -> None:
+    """Raise ValueError for sample ids outside 0 .. 2**62-1, as csrc/bindings.cpp does."""
+    if ids.min() < 0 or ids.max() >= 2**62:
+        raise ValueError(
+            f"found sample ids in {ids.min()} .. {ids.max()}, expected 0 .. 2**62-1, "
+            "give step * global_batch + position"
+        )
+
+
+def _choices(spec: MaskSpec, index: int, grid: Size) -> tuple[list[float], list[dict]]:
+    """A spec as the C++ sampler takes it: cumulative shares and strategies."""
+    shares = spec.cumulative() if isinstance(spec, Mixture) else [1.0]
+    return shares, [
+        _fields(choice, part(spec, index, number), grid)
+        for number, choice in enumerate(strategies(spec))
+    ]
+
+
+def _fields(strategy: Strategy, part: int, grid: Size) -> dict:
+    if isinstance(strategy, MultiBlock):
+        fields = vars(strategy) | {"context_frames": strategy.context_frames(grid)}
+        return fields | {"kind": "blocks", "part": part}
+    return {
+        "kind": "tubes" if isinstance(strategy, RandomTube) else "tokens",
+        "part": part,
+        "num_kept": strategy.num_kept(grid),
+        "context_frames": grid[0],
+        "max_keep": None,
+    }
+
+
+def _check_choice(name: str, value: object, choices: tuple[str | None, ...]) -> None:
+    if value not in choices:
+        raise ValueError(
+            f"found {name} {value!r}, expected one of {', '.join(map(repr, choices))}, "
+            "give one of them"
+        )
 
 
 def _integer(name: str, value: int, low: int, end: int) -> int:

@@ -1,4 +1,4 @@
-"""Mask specs: how the blocks of one mask are drawn, and which sizes can come out."""
+"""The multi-block mask spec: how its blocks are drawn, and which sizes can come out."""
 
 import math
 from collections.abc import Callable
@@ -40,7 +40,7 @@ class MultiBlock:
             pair = _check_range(name, getattr(self, name), math.inf if "ratio" in name else 1.0)
             object.__setattr__(self, name, pair)
         keep = self.max_temporal_keep
-        if not _is_real(keep) or not 0 < keep <= 1:
+        if not is_real(keep) or not 0 < keep <= 1:
             raise ValueError(
                 f"found max_temporal_keep {keep!r}, expected a number above 0 and up to 1, "
                 "give the share of frames that may be context"
@@ -147,7 +147,7 @@ def _is_int(value: object) -> bool:
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
-def _is_real(value: object) -> bool:
+def is_real(value: object) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
@@ -160,7 +160,7 @@ def _check_count(name: str, value: object) -> None:
 
 def _check_range(name: str, value: object, most: float) -> tuple[float, float]:
     pair = tuple(value) if isinstance(value, tuple | list) else ()
-    if len(pair) == 2 and all(map(_is_real, pair)) and 0 < pair[0] <= pair[1] <= most:
+    if len(pair) == 2 and all(map(is_real, pair)) and 0 < pair[0] <= pair[1] <= most:
         return float(pair[0]), float(pair[1])
     limit = "" if math.isinf(most) else " and up to 1"
     raise ValueError(

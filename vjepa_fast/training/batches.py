@@ -12,7 +12,7 @@ from vjepa_fast.data.clips import ClipBatch
 from vjepa_fast.data.loader import ClipLoader, make_loader
 from vjepa_fast.data.planner import Augment, ClipPlanner
 from vjepa_fast.errors import UserError
-from vjepa_fast.masks import MaskSampler, MultiBlock
+from vjepa_fast.masks import MaskSampler
 from vjepa_fast.models.packing import PackedMasks, pack_masks
 
 
@@ -31,13 +31,7 @@ def make_planner(config: Config) -> ClipPlanner:
 
 def make_sampler(config: Config) -> MaskSampler:
     """The mask sampler that a config asks for."""
-    return MaskSampler(
-        [MultiBlock(**spec.model_dump()) for spec in config.masks.specs],
-        grid=config.grid,
-        seed=config.seed,
-        truncate=config.masks.truncate,
-        truncate_group=config.masks.truncate_group,
-    )
+    return config.masks.sampler(config.grid, config.seed)
 
 
 class Batches:

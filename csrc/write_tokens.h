@@ -1,0 +1,70 @@
+// A drawn mask's bits as token numbers.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <numeric>
+
+#include "draw_mask.h"
+#include "mask_bits.h"
+#include "philox.h"
+
+namespace vjepa {
+
+struct Mask {
+    const Size& grid;
+    const uint64_t* visible;
+    bool one_plane;
+    int64_t context_frames;
+};
+
+// Writes the first `length` context tokens (or, without `context`, target tokens) in raster order.
+// `plane` has room for a frame's tokens.
+template <typename Token>
+void write_first(const Mask& mask, bool context, int64_t length, uint32_t* plane, Token* out) {
+    const int64_t places = mask.grid[1] * mask.grid[2], num_words = words_for(places);
+    int64_t listed = 0, written = 0;
+    const auto list = [&](const uint64_t* visible) {
+        uint32_t* end = plane;
+        for (int64_t i = 0; i < num_words; ++i) {
+            const int64_t bits = std::min<int64_t>(64, places - 64 * i);
+            const uint64_t all = ~uint64_t{0} >> (64 - bits);
+            end = list_bits(context ? visible[i] : ~visible[i] & all, 64 * i, end);
+        }
+        listed = end - plane;
+    };
+    for (int64_t t = 0; written < length; ++t) {
+        if (t == mask.context_frames) {  // only targets from here on
+            std::iota(plane, plane + places, 0);
+            listed = places;
+        } else if (t < mask.context_frames && (t == 0 || !mask.one_plane)) {
+            list(mask.visible + t * num_words);
+        }
+        const int64_t count = std::min(listed, length - written);
+        const uint32_t first = static_cast<uint32_t>(t * places);
+        for (int64_t i = 0; i < count; ++i) out[written + i] = static_cast<Token>(plane[i] + first);
+        written += count;
+    }
+}
+
+// Writes a random `length` of `count` tokens, in their order. `chosen` has room for `count` bits.
+template <typename Token>
+void write_subset(PhiloxSequence random, const uint32_t* tokens, int64_t count, int64_t length,
+                  uint64_t* chosen, Token* out) {
+    choose_subset(random, 1, count, length, chosen);
+    for (int64_t i = 0; i < count; ++i) {
+        if (test_bit(chosen, i)) *out++ = static_cast<Token>(tokens[i]);
+    }
+}
+
+// Writes the tokens of 0 .. num_tokens-1 that an ascending list lacks.
+template <typename Token>
+void write_others(const Token* tokens, int64_t length, int64_t num_tokens, Token* out) {
+    Token token = 0;
+    for (int64_t i = 0; i < length; ++i, ++token) {
+        while (token < tokens[i]) *out++ = token++;
+    }
+    while (token < num_tokens) *out++ = token++;
+}
+
+}  // namespace vjepa

@@ -1,0 +1,185 @@
+// Random specs, grids and batches through the C++ mask sampler, for a build with sanitizers:
+// fuzz_masks SECONDS SEED [short]. Tokens go to buffers of their exact size, so that one too many
+// is seen ("short": of one less, which a sanitizer must see). Exits with 1, saying what, where a
+// mask breaks a promise.
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
+#include <limits>
+#include <new>
+#include <random>
+#include <stdexcept>
+#include <vector>
+
+#include "mask_bits.h"
+#include "mask_sampler.h"
+
+namespace {
+
+std::atomic<int64_t> allocations{0};
+
+std::mt19937_64 chance;
+
+int64_t missing = 0;  // room that buffers lack
+
+int64_t between(int64_t low, int64_t high) {
+    return std::uniform_int_distribution<int64_t>(low, high)(chance);
+}
+
+double fraction(double low, double high) {
+    return std::uniform_real_distribution<double>(low, high)(chance);
+}
+
+vjepa::Range range(double low, double high) {
+    const double a = fraction(low, high), b = between(0, 2) ? fraction(low, high) : a;
+    return {std::min(a, b), std::max(a, b)};
+}
+
+vjepa::Strategy random_strategy(const vjepa::Size& grid) {
+    vjepa::Strategy strategy{};
+    strategy.kind = static_cast<vjepa::Kind>(between(0, 2));
+    strategy.part = static_cast<uint32_t>(between(0, (1 << 24) - 1));
+    strategy.context_frames = grid[0];
+    const int64_t places = grid[1] * grid[2];
+    const int64_t tokens = strategy.kind == vjepa::Kind::kTubes ? places : grid[0] * places;
+    if (strategy.kind != vjepa::Kind::kBlocks && tokens > 1) {
+        strategy.num_kept = between(1, tokens - 1);
+        return strategy;
+    }
+    strategy.kind = vjepa::Kind::kBlocks;
+    strategy.num_blocks = between(1, between(0, 9) ? 6 : 40);
+    strategy.spatial_scale = range(0.001, strategy.num_blocks > 3 ? 0.3 : 1.0);
+    strategy.temporal_scale = between(0, 1) ? vjepa::Range{1.0, 1.0} : range(0.001, 1.0);
+    strategy.aspect_ratio = range(0.05, 20.0);
+    if (between(0, 2) == 0) strategy.context_frames = between(1, grid[0]);
+    if (between(0, 2) == 0) strategy.max_keep = between(1, 2 * grid[0] * places);
+    return strategy;
+}
+
+vjepa::Settings random_settings() {
+    vjepa::Settings settings{};
+    const int64_t side = between(0, 9) ? 16 : 70;
+    settings.grid = {between(1, 9), between(1, side), between(1, side)};
+    settings.seed = chance();
+    settings.truncate = static_cast<vjepa::Truncate>(between(0, 2));
+    settings.truncate_group = between(1, between(0, 9) ? 8 : 300);
+    settings.round_to = between(0, 1) ? 1 : between(1, 40);
+    settings.complement = static_cast<vjepa::Complement>(between(0, 2));
+    settings.num_threads = static_cast<int>(between(0, 3));
+    for (int64_t m = between(1, 4); m > 0; --m) {
+        vjepa::Spec spec;
+        for (int64_t c = between(0, 2) ? 1 : between(1, 4); c > 0; --c) {
+            spec.choices.push_back(random_strategy(settings.grid));
+            spec.cumulative.push_back(fraction(0.0, 1.0));
+        }
+        std::sort(spec.cumulative.begin(), spec.cumulative.end());
+        settings.specs.push_back(std::move(spec));
+    }
+    return settings;
+}
+
+void require(bool holds, const char* promise) {
+    if (holds) return;
+    std::fprintf(stderr, "broken promise: %s\n", promise);
+    std::exit(1);
+}
+
+// Calls use(clip's tokens, how many) for each mask.
+template <typename Token>
+void check_side(const std::vector<Token>& tokens, const std::vector<int64_t>& seqlens,
+                const std::vector<int64_t>& offsets, int64_t num_tokens,
+                std::vector<std::vector<char>>& taken) {
+    require(offsets.front() == 0 && offsets.back() == static_cast<int64_t>(tokens.size()),
+            "offsets run from 0 to the last token");
+    for (size_t i = 0; i < seqlens.size(); ++i) {
+        require(offsets[i + 1] - offsets[i] == seqlens[i], "offsets are those of the lengths");
+        for (int64_t k = offsets[i]; k < offsets[i + 1]; ++k) {
+            require(0 <= tokens[k] && tokens[k] < num_tokens, "tokens lie in the clip");
+            require(k == offsets[i] || tokens[k - 1] < tokens[k], "tokens ascend");
+            require(!taken[i][tokens[k]]++, "no token is context and target");
+        }
+    }
+}
+
+template <typename Token>
+void run(const vjepa::MaskSampler& sampler, const std::vector<int64_t>& ids, int64_t step,
+         const vjepa::Size* sizes, vjepa::Workspace& workspace) {
+    const auto& settings = sampler.settings();
+    const int64_t num_tokens = settings.grid[0] * settings.grid[1] * settings.grid[2];
+    sampler.draw(step, ids.data(), ids.size(), sizes, workspace);
+    std::vector<Token> context(workspace.context_offsets.back() - missing);
+    std::vector<Token> target(workspace.target_offsets.back() - missing);
+    sampler.write(workspace, context.data(), target.data());
+
+    std::vector<std::vector<char>> taken(ids.size() * settings.specs.size(),
+                                         std::vector<char>(num_tokens));
+    check_side(context, workspace.context_seqlens, workspace.context_offsets, num_tokens, taken);
+    check_side(target, workspace.target_seqlens, workspace.target_offsets, num_tokens, taken);
+    for (const int64_t length : workspace.context_seqlens) require(length > 0, "some context");
+    if (settings.complement != vjepa::Complement::kNone) {
+        for (const auto& clip : taken) {
+            require(std::count(clip.begin(), clip.end(), 1) == num_tokens, "the clip is filled");
+        }
+    }
+    // The same call again draws the same, and on one thread from memory that is there already.
+    const auto first_context = context, first_target = target;
+    const bool alone = settings.num_threads == 1;
+    const int64_t before = allocations;
+    sampler.draw(step, ids.data(), ids.size(), sizes, workspace);
+    sampler.write(workspace, context.data(), target.data());
+    require(!alone || allocations == before, "no allocation in steady state");
+    require(context == first_context && target == first_target, "masks depend on no history");
+}
+
+}  // namespace
+
+void* operator new(size_t size) {
+    ++allocations;
+    if (void* memory = std::malloc(size)) return memory;
+    throw std::bad_alloc();
+}
+void operator delete(void* memory) noexcept { std::free(memory); }
+void operator delete(void* memory, size_t) noexcept { std::free(memory); }
+
+int main(int argc, char** argv) {
+    if (argc < 3) return 2;
+    const double seconds = std::atof(argv[1]);
+    chance.seed(std::strtoull(argv[2], nullptr, 10));
+    missing = argc > 3;
+    const auto start = std::chrono::steady_clock::now();
+    vjepa::Workspace workspace;
+    int64_t calls = 0, refused = 0;
+    while (std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count() <
+           seconds) {
+        const vjepa::MaskSampler sampler(random_settings());
+        const auto& grid = sampler.settings().grid;
+        for (int64_t repeat = between(1, 3); repeat > 0; --repeat, ++calls) {
+            std::vector<int64_t> ids(between(1, between(0, 9) ? 8 : 400));
+            const int64_t last = between(0, 1) ? 100 : (int64_t{1} << 62) - 1;
+            for (int64_t& id : ids) id = between(0, last);
+            std::vector<vjepa::Size> sizes;
+            if (between(0, 3) == 0) {
+                for (int64_t i = 0; i < sampler.num_strategies(); ++i) {
+                    sizes.push_back(
+                        {between(1, grid[0]), between(0, grid[1]), between(0, grid[2])});
+                }
+            }
+            const int64_t step = between(0, std::numeric_limits<int64_t>::max());
+            try {
+                const vjepa::Size* given = sizes.empty() ? nullptr : sizes.data();
+                if (between(0, 1)) {
+                    run<int32_t>(sampler, ids, step, given, workspace);
+                } else {
+                    run<int64_t>(sampler, ids, step, given, workspace);
+                }
+            } catch (const std::invalid_argument&) {
+                ++refused;
+            }
+        }
+    }
+    std::printf("%lld calls, %lld refused\n", static_cast<long long>(calls),
+                static_cast<long long>(refused));
+    return calls > 0 && refused < calls ? 0 : 1;
+}

@@ -1,0 +1,143 @@
+"""A drop-in `collate_fn` with the call and the return values of the public V-JEPA code."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from multiprocessing import get_context
+from typing import Any
+
+import torch
+from torch.utils.data import default_collate
+
+from vjepa_fast.masks.sampler import MaskSampler
+from vjepa_fast.masks.specs import MultiBlock
+
+_KEYS = tuple(field.name for field in fields(MultiBlock))
+
+
+class MaskCollator:
+    """Collates a batch and draws its masks.
+
+    cfgs_mask: for each mask spec a dict of `MultiBlock`'s fields: num_blocks and spatial_scale, and
+        if wanted temporal_scale, aspect_ratio, max_temporal_keep, max_keep.
+    crop_size, num_frames: a clip's pixels (height, width; or one number for both) and frames.
+    patch_size, tubelet_size: a token's, likewise.
+    seed: not in the public call; give each rank of a distributed run its own.
+
+    Each call takes the next number of a counter that all worker processes share, so no two batches
+    have the same masks, however many workers there are and however they are started; a batch's
+    masks are a pure function of (seed, its number, its size).
+
+    Raises ValueError for bad arguments.
+    """
+
+    def __init__(
+        self,
+        cfgs_mask: Sequence[Mapping[str, Any]],
+        crop_size: int | tuple[int, int] = (224, 224),
+        num_frames: int = 16,
+        patch_size: int | tuple[int, int] = (16, 16),
+        tubelet_size: int = 2,
+        seed: int = 0,
+    ) -> None:
+        if not isinstance(cfgs_mask, Sequence):
+            raise ValueError(
+                f"found cfgs_mask {cfgs_mask!r}, expected a list of dicts, give one for each mask"
+            )
+        self._specs = [_spec(index, config) for index, config in enumerate(cfgs_mask)]
+        height, width = _pair("crop_size", crop_size)
+        tall, wide = _pair("patch_size", patch_size)
+        self._grid = (
+            _divide("num_frames", num_frames, "tubelet_size", tubelet_size),
+            _divide("crop_size", height, "patch_size", tall),
+            _divide("crop_size", width, "patch_size", wide),
+        )
+        if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**32:
+            raise ValueError(
+                f"found seed {seed!r}, expected an integer in 0 .. 2**32-1, give one in that range"
+            )
+        self._seed = seed
+        self._samplers: dict[int, MaskSampler] = {}
+        self._sampler(1)  # refuses impossible specs now
+        # A lock of the "spawn" kind travels to workers however they are started.
+        self._counter = get_context("spawn").Value("q", 0)
+
+    def step(self) -> None:
+        """Advance the counter by one batch, as a call does; to resume, once per batch seen."""
+        self._next()
+
+    def __call__(self, batch: list) -> tuple[Any, list[torch.Tensor], list[torch.Tensor]]:
+        """(collated batch, context masks, target masks): a mask is int64 [B, K], one per spec.
+
+        All clips of a batch are cut to the smallest context and the smallest target count in it.
+        """
+        clips = len(batch)
+        if clips == 0:
+            raise ValueError("found an empty batch, expected at least one sample, give some")
+        collated = default_collate(batch)
+        number = self._next()
+        ids = range(number * clips, (number + 1) * clips)
+        masks = self._sampler(clips).sample(number, ids)
+        specs = range(len(self._specs))
+        return collated, [masks.context(m) for m in specs], [masks.target(m) for m in specs]
+
+    def _next(self) -> int:
+        with self._counter.get_lock():
+            number = self._counter.value
+            self._counter.value += 1
+        return number
+
+    def _sampler(self, clips: int) -> MaskSampler:
+        """For batches of this size. Its seed depends on the size: the last, smaller batch of an
+        epoch would otherwise have the sample ids, and so the block places, of earlier clips."""
+        if clips not in self._samplers:
+            self._samplers[clips] = MaskSampler(
+                self._specs,
+                self._grid,
+                seed=self._seed + (clips << 32),
+                truncate_group=clips,
+                num_threads=1,  # the workers are the threads
+            )
+        return self._samplers[clips]
+
+
+def _spec(index: int, config: Mapping[str, Any]) -> MultiBlock:
+    if not isinstance(config, Mapping):
+        raise ValueError(
+            f"found cfgs_mask[{index}] {config!r}, expected a dict of {', '.join(_KEYS)}, give one"
+        )
+    unknown = [key for key in config if key not in _KEYS]
+    missing = [key for key in ("num_blocks", "spatial_scale") if key not in config]
+    if unknown or missing:
+        found = f"the key {unknown[0]!r}" if unknown else f"no {missing[0]}"
+        raise ValueError(
+            f"found {found} in cfgs_mask[{index}], expected num_blocks and spatial_scale and "
+            f"optionally {', '.join(_KEYS[2:])}, {'drop' if unknown else 'add'} it"
+        )
+    try:
+        return MultiBlock(**config)
+    except ValueError as error:
+        raise ValueError(f"cfgs_mask[{index}]: {error}") from error
+
+
+def _pair(name: str, value: int | tuple[int, int]) -> tuple[int, int]:
+    if isinstance(value, int):
+        return value, value
+    pair = tuple(value) if isinstance(value, tuple | list) else ()
+    if len(pair) != 2:
+        raise ValueError(f"found {name} {value!r}, expected height and width, give two numbers")
+    return pair
+
+
+def _divide(name: str, size: int, part_name: str, part: int) -> int:
+    for number in (size, part):
+        if not isinstance(number, int) or isinstance(number, bool) or number < 1:
+            raise ValueError(
+                f"found {name} {size!r} and {part_name} {part!r}, expected positive integers, "
+                "give sizes in pixels and frames"
+            )
+    if size % part:
+        raise ValueError(
+            f"found {name} {size}, expected a multiple of {part_name} {part}, choose e.g. "
+            f"{size - size % part or part}"
+        )
+    return size // part
