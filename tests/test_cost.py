@@ -257,6 +257,11 @@ def test_info_of_every_shipped_config(path: Path) -> None:
     assert f"= {optim['global_batch']}" in text
 
 
+def test_info_shows_the_stages_that_the_engine_takes(vith16: Config) -> None:
+    assert "stage 0" not in info_text(vith16)  # bf16
+    assert "stage 0" in info_text(vith16.model_copy(update={"precision": "fp32"}))
+
+
 def test_info_without_truncation(vith16: Config) -> None:
     """Then the clips' counts differ, and more tokens are left."""
     data = vith16.model_dump(mode="json")

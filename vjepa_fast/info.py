@@ -171,7 +171,9 @@ def info_text(config: Config) -> str:
         precision=precision,
         mlp_ratio=encoder.mlp_ratio,
     )
-    memory = [("GPUs", "micro-batches", "effective batch", "stage 0", "stage 1", "stage 2")]
+    stages = (0, 1, 2) if precision == "fp32" else (1, 2)  # the engine refuses bf16 at stage 0
+    columns = (f"stage {stage}" for stage in stages)
+    memory = [("GPUs", "micro-batches", "effective batch", *columns)]
     for world, accumulated in _worlds(config):
         totals = [
             state_memory(
@@ -183,7 +185,7 @@ def info_text(config: Config) -> str:
                 accumulates=accumulated > 1,
                 activations=activations,
             ).total
-            for stage in (0, 1, 2)
+            for stage in stages
         ]
         batch = f"{world} x {accumulated} x {optim.micro_batch} = {optim.global_batch}"
         memory.append((f"{world}", f"{accumulated}", batch, *map(_giga, totals)))
