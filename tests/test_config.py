@@ -8,7 +8,7 @@ from pydantic import BaseModel
 
 import vjepa_fast.config
 from vjepa_fast.config import Config, load_config
-from vjepa_fast.config_checks import check_world
+from vjepa_fast.config_checks import split_batch
 from vjepa_fast.errors import UserError
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -83,7 +83,7 @@ def test_published_batches_per_gpu_are_the_truncation_groups() -> None:
     for name, group, world in (("vitl16", 24, 128), ("vith16", 24, 128), ("vith16_384", 10, 240)):
         config = load_config(CONFIGS / f"{name}.json")
         assert config.masks.truncate_group == config.optim.micro_batch == group
-        assert check_world(config, world) == 1
+        assert split_batch(config, world) == (group, 1)
 
 
 def test_schedules_of_the_papers_recipe() -> None:
@@ -99,7 +99,7 @@ def test_schedules_of_the_papers_recipe() -> None:
 def test_tiny_runs_short_and_on_two_processes() -> None:
     """The commands of the README: 20 steps, with one process and with two."""
     config = load_config(CONFIGS / "tiny.json", ["optim.steps=20"])
-    assert check_world(config, 2) * 2 == check_world(config, 1)
+    assert (split_batch(config, 1), split_batch(config, 2)) == ((32, 1), (16, 1))
 
 
 def test_defaults_are_the_papers() -> None:
@@ -172,16 +172,20 @@ def test_overrides_reach_sections_that_the_file_leaves_out(tmp_path: Path) -> No
     assert load_config(tmp_path / "short.json", ["zero.stage=0"]).zero.stage == 0
 
 
-@pytest.mark.parametrize("world", [1, 2, 4, 8, 64, 128])
+@pytest.mark.parametrize("world", [1, 2, 4, 8, 64, 128, 256, 3072])
 def test_worlds_that_fit(world: int) -> None:
+    """A share of less than a micro-batch goes at once: 12 clips on each of 256 processes."""
     config = load_config(CONFIGS / "vith16.json")
-    assert check_world(config, world) * world * 24 == 3072
+    micro, accumulated = split_batch(config, world)
+    assert micro == min(24, 3072 // world)
+    assert micro * accumulated * world == 3072
 
 
 @pytest.mark.parametrize(
     ("batch", "world", "fix"),
     [
-        (3072, 256, "set optim.micro_batch to e.g. 12"),
+        (3072, 96, "set optim.micro_batch to e.g. 8"),
+        (3072, 192, "set optim.micro_batch to e.g. 8"),
         (3072, 7, "use a number of processes that divides it, e.g. 4"),
         (3360, 11, "use a number of processes that divides it, e.g. 10"),
     ],
@@ -189,7 +193,7 @@ def test_worlds_that_fit(world: int) -> None:
 def test_worlds_that_do_not_fit(batch: int, world: int, fix: str) -> None:
     config = load_config(CONFIGS / "vith16.json", [f"optim.global_batch={batch}"])
     with pytest.raises(UserError) as error:
-        check_world(config, world)
+        split_batch(config, world)
     assert str(error.value) == (
         f"optim.micro_batch: 24 clips on each of {world} processes do not divide "
         f"optim.global_batch {batch}; {fix}"

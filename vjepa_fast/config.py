@@ -236,7 +236,7 @@ class OptimConfig(_Section):
     global_batch: Count = Field(examples=[3072])
     """Clips per step, over all processes."""
     micro_batch: Count = Field(examples=[24])
-    """Clips that one process runs at a time; the rest of its share accumulates."""
+    """Clips that one process runs at a time, at most; the rest of its share accumulates."""
     start_lr: NonNegative = 2e-4
     """Learning rate where the warm-up starts."""
     lr: Positive = Field(examples=[6.25e-4])

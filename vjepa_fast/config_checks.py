@@ -133,22 +133,28 @@ def _check_manifests(config: Config) -> None:
         )
 
 
-def check_world(config: Config, world_size: int) -> int:
-    """The micro-batches that each of `world_size` processes accumulates per step.
+def split_batch(config: Config, world_size: int) -> tuple[int, int]:
+    """How each of `world_size` processes runs its share of the global batch.
+
+    Returns:
+        clips of a micro-batch (optim.micro_batch, or the whole share where that is less), and the
+        micro-batches of a step.
 
     Raises UserError where the global batch does not split evenly, naming a batch that does.
     """
-    total, micro = config.optim.global_batch, config.optim.micro_batch
-    if total % (micro * world_size) == 0:
-        return total // (micro * world_size)
+    total, wanted = config.optim.global_batch, config.optim.micro_batch
     message = (
-        f"optim.micro_batch: {micro} clips on each of {world_size} processes do not divide "
+        f"optim.micro_batch: {wanted} clips on each of {world_size} processes do not divide "
         f"optim.global_batch {total}"
     )
     if total % world_size == 0:
-        shares = [d for d in _divisors(total // world_size) if _fits_group(config, d)]
-        raise UserError(f"{message}; set optim.micro_batch to e.g. {_nearest(shares, micro)}")
+        share = total // world_size
+        micro = min(wanted, share)
+        if share % micro == 0 and _fits_group(config, micro):
+            return micro, share // micro
+        choices = [d for d in _divisors(share) if _fits_group(config, d)]
+        raise UserError(f"{message}; set optim.micro_batch to e.g. {_nearest(choices, wanted)}")
     raise UserError(
         f"{message}; use a number of processes that divides it, e.g. "
-        f"{_nearest([d for d in _divisors(total // micro) if d <= world_size], world_size)}"
+        f"{_nearest([d for d in _divisors(total // wanted) if d <= world_size], world_size)}"
     )

@@ -2,9 +2,10 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 
 from .config import AnyMask, Config, MaskSpecConfig, RandomMaskConfig
-from .config_checks import check_world
+from .config_checks import split_batch
 from .errors import UserError
 from .models.cost import (
     StepFlops,
@@ -80,12 +81,12 @@ def clip_flops(
     return StepFlops(*total)
 
 
-def _worlds(config: Config) -> list[tuple[int, int]]:
-    """Numbers of processes worth showing, each with the micro-batches it accumulates."""
+def _worlds(config: Config) -> list[tuple[int, int, int]]:
+    """Numbers of processes worth showing, each with its micro-batch and how many accumulate."""
     result = []
     for world in sorted({1, 8, config.optim.global_batch // config.optim.micro_batch}):
         try:
-            result.append((world, check_world(config, world)))
+            result.append((world, *split_batch(config, world)))
         except UserError:
             continue
     return result
@@ -159,11 +160,11 @@ def info_text(config: Config) -> str:
     ]
 
     precision = config.precision_on("cuda")
-    activations = activation_memory(
+    activations = partial(
+        activation_memory,
         num_tokens=num_tokens,
         context_tokens=all_context,
         predictor_tokens=all_context + all_target,
-        micro_batch=optim.micro_batch,
         encoder_width=encoder.width,
         encoder_depth=encoder.depth,
         predictor_width=predictor.width,
@@ -174,7 +175,7 @@ def info_text(config: Config) -> str:
     stages = (0, 1, 2) if precision == "fp32" else (1, 2)  # the engine refuses bf16 at stage 0
     columns = (f"stage {stage}" for stage in stages)
     memory = [("GPUs", "micro-batches", "effective batch", *columns)]
-    for world, accumulated in _worlds(config):
+    for world, micro, accumulated in _worlds(config):
         totals = [
             state_memory(
                 encoder_parameters=encoder_count,
@@ -183,16 +184,17 @@ def info_text(config: Config) -> str:
                 stage=stage,
                 world_size=world,
                 accumulates=accumulated > 1,
-                activations=activations,
+                activations=activations(micro_batch=micro),
             ).total
             for stage in stages
         ]
-        batch = f"{world} x {accumulated} x {optim.micro_batch} = {optim.global_batch}"
+        batch = f"{world} x {accumulated} x {micro} = {optim.global_batch}"
         memory.append((f"{world}", f"{accumulated}", batch, *map(_giga, totals)))
 
     sampled = f"(means over {len(context)} clips of {SAMPLED_STEPS} steps)"
+    most = _giga(activations(micro_batch=optim.micro_batch))
     estimate = (
-        f"GB on each GPU in {precision}, of which about {_giga(activations)} are activations of "
+        f"GB on each GPU in {precision}, of which about {most} are activations of "
         f"{optim.micro_batch} clips (this run: zero.stage {config.zero.stage})"
     )
     return "\n\n".join(

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from vjepa_fast.config import Config
+from vjepa_fast.config_checks import split_batch
 from vjepa_fast.data.clips import ClipBatch
 from vjepa_fast.data.loader import ClipLoader, make_loader
 from vjepa_fast.data.planner import Augment, ClipPlanner
@@ -38,22 +39,23 @@ class Batches:
     """Micro-batches of one rank, from any step on.
 
     Sample id = step × global batch + i. Of a step's clips, micro-batch j of rank r takes the
-    (j · world + r)-th run of `micro_batch` ids, so any world size sees the same global batches.
+    (j · world + r)-th run of ids, so any world size sees the same global batches.
     """
 
     def __init__(self, config: Config, rank: int, world: int, device: torch.device) -> None:
         self._config = config
         self._rank, self._world = rank, world
+        self._micro_batch, _ = split_batch(config, world)
         self._device = device
         self._sampler = make_sampler(config)
         self._planner = make_planner(config)
 
     def sample_ids(self, step: int) -> list[list[int]]:
         """This rank's sample ids at a step, one list for each micro-batch."""
-        optim = self._config.optim
-        first, micro = step * optim.global_batch, optim.micro_batch
+        batch, micro = self._config.optim.global_batch, self._micro_batch
+        first = step * batch
         stride = micro * self._world
-        starts = range(first + self._rank * micro, first + optim.global_batch, stride)
+        starts = range(first + self._rank * micro, first + batch, stride)
         return [list(range(start, start + micro)) for start in starts]
 
     def loader(self, first_step: int) -> ClipLoader:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from vjepa_fast.config import Config
-from vjepa_fast.config_checks import check_world
+from vjepa_fast.config_checks import split_batch
 from vjepa_fast.models.jepa import VJEPA, build_vjepa
 from vjepa_fast.training.trainer import Trainer
 
@@ -33,7 +33,7 @@ def build_model(config: Config) -> VJEPA:
 
 def build_trainer(config: Config, world: int) -> Trainer:
     """Model, optimiser and teacher on this rank's device."""
-    accumulation = check_world(config, world)
+    micro_batch, accumulation = split_batch(config, world)
     model = build_model(config)
     if config.compile:
         for block in (*model.encoder.blocks, *model.predictor.blocks):
@@ -43,7 +43,7 @@ def build_trainer(config: Config, world: int) -> Trainer:
     return Trainer(
         model,
         optim.schedules(),
-        micro_batch=optim.micro_batch,
+        micro_batch=micro_batch,
         accumulation=accumulation,
         stage=config.zero.stage,
         bf16=config.precision_on(device) == "bf16",
