@@ -6,8 +6,10 @@ file is not of a golden form.
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 from golden_items import Item
@@ -24,10 +26,8 @@ def check(path: Path) -> list[Item]:
     try:
         with np.load(path, allow_pickle=False) as data:
             names = set(data.files)
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{path}: found {error}, expected a golden .npz file; check the path"
-        ) from None
+    except (OSError, ValueError, BadZipFile, EOFError) as error:
+        raise UserError(f"found {error}, expected a golden .npz file; check the path") from None
     if any(name.startswith("init/encoder/") for name in names):
         from golden_training import check_training_steps
 
@@ -40,9 +40,14 @@ def check(path: Path) -> list[Item]:
         from golden_masks import check_mask_statistics
 
         return [Item(*item) for item in check_mask_statistics(path)]
+    if names and all(name.endswith(("/rows", "/values")) for name in names):
+        from golden_positions import check_positions
+
+        return check_positions(path)
     raise UserError(
-        f"{path}: found arrays {sorted(names)[:3]}…, expected training steps (init/encoder/…), an "
-        "attentive probe (state/…) or mask statistics (…/visible_probability); pass such a file"
+        f"found arrays {sorted(names)[:3]}…, expected training steps (init/encoder/…), an attentive "
+        "probe (state/…), mask statistics (…/visible_probability) or positions (…/rows, …/values); "
+        "pass such a file"
     )
 
 
@@ -56,7 +61,15 @@ def main(arguments: list[str]) -> int:
         print(argument)
         try:
             items = check(Path(argument))
-        except (UserError, ValueError, KeyError) as error:
+        except KeyError as error:
+            print(
+                f"error: {argument}: found no {error}, expected every array and entry of its form; "
+                "make the file anew",
+                file=sys.stderr,
+            )
+            status = 2
+            continue
+        except (UserError, ValueError, BadZipFile) as error:
             print(f"error: {argument}: {error!s}", file=sys.stderr)
             status = 2
             continue
@@ -70,4 +83,5 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the golden numbers are a CPU's
     raise SystemExit(main(sys.argv[1:]))

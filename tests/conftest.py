@@ -13,6 +13,8 @@ import torch
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(Path(__file__).parent))  # golden_*.py and other helpers beside the tests
 
+if not any(argument.startswith("--device") for argument in sys.argv):
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # what the tests expect is what a CPU gives
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 torch.set_num_threads(1)
 

@@ -10,7 +10,14 @@ GOLDEN = Path(__file__).parent / "golden"
 
 
 @pytest.mark.parametrize(
-    "name", ["multiblock_tiny", "clipped_nonuniform_tiny", "attentive_probe", "mask_statistics"]
+    "name",
+    [
+        "multiblock_tiny",
+        "clipped_nonuniform_tiny",
+        "attentive_probe",
+        "mask_statistics",
+        "position_embedding",
+    ],
 )
 def test_golden_file(name: str) -> None:
     items = check_golden.check(GOLDEN / f"{name}.npz")
@@ -22,6 +29,7 @@ def test_golden_file(name: str) -> None:
     ("name", "array", "item"),
     [
         ("attentive_probe", "logits", "logits"),
+        ("position_embedding", "D1024_grid14_depth8_uniform1/values", "D1024_grid14"),
         ("clipped_nonuniform_tiny", "final/predictor/backbone.mask_tokens.1", "final predictor"),
         ("clipped_nonuniform_tiny", "final/target_encoder/backbone.norm.bias", "final target"),
         ("clipped_nonuniform_tiny", "step0/grad/encoder/backbone.norm.weight", "gradients"),
@@ -53,6 +61,12 @@ def test_a_nan_is_found(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
 def test_other_files_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     np.savez(tmp_path / "other.npz", something=np.zeros(3))
     (tmp_path / "text.npz").write_text("no archive")
-    for name in ("other.npz", "text.npz", "missing.npz"):
+    whole = (GOLDEN / "attentive_probe.npz").read_bytes()
+    (tmp_path / "cut.npz").write_bytes(whole[:4000])
+    with np.load(GOLDEN / "attentive_probe.npz") as data:
+        np.savez(tmp_path / "part.npz", **{n: data[n] for n in data.files if n != "logits"})
+    for name in ("other.npz", "text.npz", "missing.npz", "cut.npz", "part.npz"):
         assert check_golden.main([str(tmp_path / name)]) == 2
-        assert name in capsys.readouterr().err
+        error = capsys.readouterr().err
+        assert error.count(name) == 1 or name == "missing.npz"
+        assert "expected" in error

@@ -1,7 +1,6 @@
 """The position table and the attentive classifier."""
 
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,24 +8,6 @@ import torch
 
 from vjepa_fast.models.positions import axis_widths, position_table
 from vjepa_fast.models.probe import AttentiveClassifier
-
-GOLDEN = Path(__file__).parent / "golden" / "position_embedding.npz"
-
-
-def golden_tables():
-    with np.load(GOLDEN) as data:
-        return sorted({name.split("/")[0] for name in data.files})
-
-
-@pytest.mark.parametrize("name", golden_tables())
-def test_golden_rows(name):
-    width, side, depth, uniform = (int("".join(filter(str.isdigit, p))) for p in name.split("_"))
-    with np.load(GOLDEN) as data:
-        rows, values = data[f"{name}/rows"], data[f"{name}/values"]
-    table = position_table(width, (depth, side, side), bool(uniform))
-    assert table.shape == (depth * side * side, width) and table.dtype == torch.float32
-    np.testing.assert_allclose(table[rows].numpy(), values, rtol=0, atol=1e-6)
-
 
 @pytest.mark.parametrize(
     ("width", "uniform", "shares"),
