@@ -45,9 +45,9 @@ def check(path: Path) -> list[Item]:
 
         return check_positions(path)
     raise UserError(
-        f"found arrays {sorted(names)[:3]}…, expected training steps (init/encoder/…), an attentive "
-        "probe (state/…), mask statistics (…/visible_probability) or positions (…/rows, …/values); "
-        "pass such a file"
+        f"found arrays {sorted(names)[:3]}…, expected training steps (init/encoder/…), an "
+        "attentive probe (state/…), mask statistics (…/visible_probability) or positions "
+        "(…/rows, …/values); pass such a file"
     )
 
 

@@ -182,22 +182,47 @@ def test_worlds_that_fit(world: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("batch", "world", "fix"),
+    ("batch", "world", "sentence"),
     [
-        (3072, 96, "set optim.micro_batch to e.g. 8"),
-        (3072, 192, "set optim.micro_batch to e.g. 8"),
-        (3072, 7, "use a number of processes that divides it, e.g. 4"),
-        (3360, 11, "use a number of processes that divides it, e.g. 10"),
+        (
+            3072,
+            96,
+            "optim.micro_batch: 24 clips on each of 96 processes do not divide optim.global_batch "
+            "3072; set optim.micro_batch to e.g. 8",
+        ),
+        (
+            3072,
+            192,
+            "optim.micro_batch: 24 clips on each of 192 processes do not divide "
+            "optim.global_batch 3072; set optim.micro_batch to e.g. 8",
+        ),
+        (
+            3072,
+            7,
+            "optim.global_batch: 3072 clips do not divide among 7 processes; use a number of "
+            "processes that divides them, e.g. 4",
+        ),
+        (
+            3360,
+            11,
+            "optim.global_batch: 3360 clips do not divide among 11 processes; use a number of "
+            "processes that divides them, e.g. 10",
+        ),
     ],
 )
-def test_worlds_that_do_not_fit(batch: int, world: int, fix: str) -> None:
+def test_worlds_that_do_not_fit(batch: int, world: int, sentence: str) -> None:
     config = load_config(CONFIGS / "vith16.json", [f"optim.global_batch={batch}"])
     with pytest.raises(UserError) as error:
         split_batch(config, world)
-    assert str(error.value) == (
-        f"optim.micro_batch: 24 clips on each of {world} processes do not divide "
-        f"optim.global_batch {batch}; {fix}"
-    )
+    assert str(error.value) == sentence
+
+
+def test_the_number_of_processes_suggested_works() -> None:
+    config = load_config(CONFIGS / "tiny.json")
+    for world, expected in ((3, 2), (6, 4), (12, 8), (64, 32)):
+        with pytest.raises(UserError, match=f"e.g. {expected}$"):
+            split_batch(config, world)
+        split_batch(config, expected)
 
 
 def test_every_field_is_documented() -> None:

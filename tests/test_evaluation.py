@@ -1,6 +1,7 @@
 """The probe: that it learns what is there, does not learn what is not, and reports it straight."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,7 +10,9 @@ import torch
 
 from vjepa_fast import cli
 from vjepa_fast.config import Config
+from vjepa_fast.errors import UserError
 from vjepa_fast.evaluation.attentive import ProbeRecipe, label_split, probe_accuracy
+from vjepa_fast.evaluation.features import all_features
 from vjepa_fast.evaluation.probe import PIXELS, PRETRAINED, RANDOM, load_target_encoder
 from vjepa_fast.training.checkpoint import Checkpoint
 from vjepa_fast.training.loop import pretrain
@@ -72,6 +75,12 @@ def test_probe_of_a_run_through_the_command_line(
             assert f"{share:.3f}" in printed
     assert f"run folder: {run}" in printed
 
+    alone = run.parent / "elsewhere" / "ckpt"  # a checkpoint that somebody was given
+    shutil.copytree(trained.folder, alone)
+    assert cli.main(["probe", "--checkpoint", str(alone), "--labels", "digit"]) == 0
+    assert f"run folder: {alone} (probe.json)" in capsys.readouterr().out
+    assert json.loads((alone / "probe.json").read_text())["step"] == 2
+
     few = ["--labels", "digit", "--label-share", "0.5"]
     assert cli.main(["probe", "--checkpoint", str(run), *few]) == 0
     printed = capsys.readouterr().out
@@ -97,3 +106,16 @@ def test_probe_of_a_run_through_the_command_line(
         assert fragment in capsys.readouterr().err
     assert cli.main(["probe", "--checkpoint", str(demo), "--labels", "digit"]) == 2
     assert "found no readable state.json" in capsys.readouterr().err
+
+
+def test_features_that_do_not_fit_are_refused_before_the_work() -> None:
+    video = torch.zeros(3, 2, 8, 8, 3, dtype=torch.uint8)
+    seen = []
+
+    def huge(batch: torch.Tensor) -> torch.Tensor:
+        seen.append(len(batch))
+        return torch.zeros(1, 1, 1).expand(len(batch), 2**20, 2**25)
+
+    with pytest.raises(UserError, match=r"features of it: found 3 clips, which take 42\d+\.\d GB"):
+        all_features(huge, video, torch.device("cpu"), "it")
+    assert seen == [1]

@@ -2,12 +2,12 @@
 
 import math
 
-import numpy as np
 import pytest
 import torch
 
 from vjepa_fast.models.positions import axis_widths, position_table
 from vjepa_fast.models.probe import AttentiveClassifier
+
 
 @pytest.mark.parametrize(
     ("width", "uniform", "shares"),

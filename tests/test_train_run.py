@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -146,6 +147,51 @@ def test_two_processes_give_the_losses_of_one(
         norms = [row["grad_norm_predictor"] for row in rows]
         assert min(norms) > 0.05  # the clip bites
     assert losses[2] == pytest.approx(losses[1], rel=2e-6)
+
+
+def test_shards_of_two_processes_are_continued_by_one(
+    small_config: Callable[..., dict], tmp_path: Path
+) -> None:
+    """And a micro-batch that is more than a process's share becomes the share."""
+    checkpoint = {"every": 4}
+    rows = {}
+    for processes in (1, 2):
+        config = small_config(
+            output=str(tmp_path / f"on{processes}"),
+            optim={"micro_batch": 8},
+            checkpoint=checkpoint,
+        )
+        done = run([*launched(processes), *write(config, tmp_path)])
+        assert done.returncode == 0, done.stderr
+        rows[processes] = [row["loss"] for row in metrics(tmp_path / f"on{processes}")]
+    assert rows[2] == pytest.approx(rows[1], rel=2e-6)
+
+    folder = tmp_path / "on2"
+    assert len(list(folder.glob("checkpoints/step_00000004/shard_*"))) == 2
+    shutil.rmtree(folder / "checkpoints" / "step_00000008")
+    resumed = run([sys.executable, TRAIN, *write(config, tmp_path)])
+    assert resumed.returncode == 0, resumed.stderr
+    assert "resumed at step 4" in resumed.stderr
+    losses = [row["loss"] for row in metrics(folder)]
+    assert losses[:4] == rows[2][:4]
+    assert losses == pytest.approx(rows[1], rel=2e-6)
+
+
+def test_a_collapsing_run_says_so(small_config: Callable[..., dict], tmp_path: Path) -> None:
+    """Too high a learning rate for the momentum: features become a function of position."""
+    optim = {"steps": 60, "global_batch": 16, "micro_batch": 16, "warmup_steps": 0}
+    optim |= {"start_lr": 3e-3, "lr": 3e-3, "momentum": [0.9, 0.9], "clip_grad": None}
+    config = small_config(
+        optim=optim,
+        masks={"truncate_group": 16},
+        log={"every": 20, "monitor_every": 10},
+    )
+    done = run([sys.executable, TRAIN, *write(config, tmp_path)])
+    assert done.returncode == 0, done.stderr
+    health = [row["std_across_clips"] for row in metrics(tmp_path / "run", "std_across_clips")]
+    assert health[0] > 2 * health[-1], health
+    assert health[-1] < 0.1
+    assert done.stderr.count("raise optim.momentum") == 1
 
 
 def test_a_killed_run_continues_bit_for_bit(

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from vjepa_fast import __version__
-from vjepa_fast.errors import UserError
+from vjepa_fast.errors import UserError, exit_status
 from vjepa_fast.train import set_up_logging
 
 
@@ -59,7 +58,10 @@ def _probe(options: argparse.Namespace) -> int:
         )
     result = run_probe(options.checkpoint, labels, options.train, options.test, options.label_share)
     print(probe_table(result))
-    print(f"run folder: {Path(result['checkpoint']).parents[1]} (curves.png, metrics.jsonl, …)")
+    folder = Path(result["file"]).parent
+    there = ("probe.json", "curves.png", "metrics.jsonl", "checkpoints")
+    found = ", ".join(name for name in there if (folder / name).exists())
+    print(f"run folder: {folder} ({found})")
     return 0
 
 
@@ -136,11 +138,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the exit status. A user's mistake is one sentence and status 2."""
     options = _parser().parse_args(arguments)
     set_up_logging()
-    try:
-        return options.run(options)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return exit_status(lambda: options.run(options))
 
 
 if __name__ == "__main__":

@@ -154,7 +154,16 @@ def split_batch(config: Config, world_size: int) -> tuple[int, int]:
             return micro, share // micro
         choices = [d for d in _divisors(share) if _fits_group(config, d)]
         raise UserError(f"{message}; set optim.micro_batch to e.g. {_nearest(choices, wanted)}")
+    fitting = [d for d in _divisors(total) if d < world_size and _splits(config, d)]
     raise UserError(
-        f"{message}; use a number of processes that divides it, e.g. "
-        f"{_nearest([d for d in _divisors(total // wanted) if d <= world_size], world_size)}"
+        f"optim.global_batch: {total} clips do not divide among {world_size} processes; use a "
+        f"number of processes that divides them, e.g. {_nearest(fitting, world_size)}"
     )
+
+
+def _splits(config: Config, world_size: int) -> bool:
+    try:
+        split_batch(config, world_size)
+    except UserError:
+        return False
+    return True

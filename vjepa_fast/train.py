@@ -18,7 +18,7 @@ import logging
 import os
 from collections.abc import Sequence
 
-from vjepa_fast.errors import UserError
+from vjepa_fast.errors import exit_status
 
 
 def set_up_logging() -> None:
@@ -50,17 +50,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.local_rank is not None:
         os.environ.setdefault("LOCAL_RANK", str(options.local_rank))
     set_up_logging()
-    try:
-        from vjepa_fast.config import load_config
+    return exit_status(lambda: _pretrain(options))
 
-        config = load_config(options.config, options.set)
-        from vjepa_fast.training.loop import pretrain
-        from vjepa_fast.training.recipe import with_own_folder
 
-        run = pretrain(with_own_folder(config, options.set))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+def _pretrain(options: argparse.Namespace) -> int:
+    from vjepa_fast.config import load_config
+
+    config = load_config(options.config, options.set)
+    from vjepa_fast.training.loop import pretrain
+    from vjepa_fast.training.recipe import with_own_folder
+
+    run = pretrain(with_own_folder(config, options.set))
     if int(os.environ.get("RANK", "0")) == 0:
         print(f"run folder: {run}")
     return 0

@@ -59,6 +59,7 @@ def probe_accuracy(
     *,
     seed: int,
     name: str,
+    labelled: Tensor | None = None,
 ) -> float:
     """Train a probe on frozen features and test it.
 
@@ -68,11 +69,14 @@ def probe_accuracy(
         recipe: how to train.
         seed: of the probe's weights and the order of clips.
         name: for the progress bar.
+        labelled: the training clips to learn from, int64 [m]; None takes all.
 
     Returns:
         Share of test clips classified right, after the last step.
     """
-    count, classes = train.shape[0], int(max(train_labels.max(), test_labels.max())) + 1
+    if labelled is None:
+        labelled = torch.arange(len(train), device=train.device)
+    count, classes = len(labelled), int(max(train_labels.max(), test_labels.max())) + 1
     order = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -85,7 +89,8 @@ def probe_accuracy(
     )
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, recipe.steps)
     for _ in tqdm(range(recipe.steps), f"probe of {name}", leave=False, unit="step"):
-        picked = torch.randperm(count, generator=order)[: recipe.batch].to(train.device)
+        drawn = torch.randperm(count, generator=order)[: recipe.batch].to(train.device)
+        picked = labelled[drawn]
         loss = F.cross_entropy(probe(train[picked]), train_labels[picked])
         loss.backward()
         optimizer.step()

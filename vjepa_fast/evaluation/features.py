@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,6 +58,8 @@ def load_clips(
             )
     starts = range(0, len(planner), 64)
     batches = [list(range(s, min(s + 64, len(planner)))) for s in starts]
+    size = len(planner) * num_frames * crop_size * crop_size * 3
+    _require_memory(size, torch.device("cpu"), str(manifest), len(planner))
     loader = make_loader(
         planner, batches, crop_size, backend=backend, num_threads=num_threads, prefetch=4
     )
@@ -92,5 +95,25 @@ def pixel_features(patch_size: int, tubelet_size: int) -> Featurize:
 @torch.no_grad()
 def all_features(featurize: Featurize, video: Tensor, device: torch.device, name: str) -> Tensor:
     """Features of all clips, fp32 on the device, [n, N, D]."""
-    batches = tqdm(video.split(64), f"features of {name}", leave=False)
-    return torch.cat([featurize(batch.to(device)).float() for batch in batches])
+    first = featurize(video[:1].to(device))
+    _require_memory(first.numel() * 4 * len(video), device, f"features of {name}", len(video))
+    out = torch.empty(len(video), *first.shape[1:], device=device)
+    for batch, place in zip(
+        tqdm(video.split(64), f"features of {name}", leave=False), out.split(64), strict=True
+    ):
+        place.copy_(featurize(batch.to(device)))
+    return out
+
+
+def _require_memory(size: int, device: torch.device, what: str, clips: int) -> None:
+    """Refuse what does not fit before hours of work have gone into it."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+    else:
+        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if size > free:
+        raise UserError(
+            f"{what}: found {clips} clips, which take {size / 1e9:.1f} GB, expected at most the "
+            f"{free / 1e9:.1f} GB that are free on {device.type}; name manifests with fewer videos "
+            "with --train and --test"
+        )

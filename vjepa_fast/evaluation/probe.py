@@ -73,7 +73,8 @@ def run_probe(
 
     Returns:
         checkpoint, step, label_share, accuracy {label: {kind: share}}, draws {label: {kind:
-        [share]}}, chance {label: share}; also written to RUN/probe.json.
+        [share]}}, chance {label: share}; also written to probe.json in the run's folder (of a
+        checkpoint that stands elsewhere, in its own), whose path is added as `file`.
 
     Raises:
         UserError: whatever the user can mend.
@@ -94,6 +95,8 @@ def run_probe(
             num_threads=config.data.num_threads,
         )
 
+    in_a_run = checkpoint.folder.parent.name == "checkpoints"
+    out = (checkpoint.folder.parents[1] if in_a_run else checkpoint.folder) / "probe.json"
     train_clips, test_clips = clips(train), clips(test)
     model = config.model
     kinds = {
@@ -114,13 +117,14 @@ def run_probe(
             for seed in seeds:
                 labelled = label_split(train_labels, label_share, seed).to(device)
                 found = probe_accuracy(
-                    train_features[labelled],
-                    train_labels[labelled],
+                    train_features,
+                    train_labels,
                     test_features,
                     test_labels,
                     recipe,
                     seed=seed,
                     name=f"{kind}, {label}",
+                    labelled=labelled,
                 )
                 draws[label][kind].append(found)
     result = {
@@ -134,9 +138,8 @@ def run_probe(
         "draws": draws,
         "chance": {label: _chance(train_clips, test_clips, label) for label in labels},
     }
-    out = checkpoint.folder.parents[1] / "probe.json"
     out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    return result
+    return result | {"file": str(out)}
 
 
 def _chance(train: Clips, test: Clips, label: str) -> float:

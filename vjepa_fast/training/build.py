@@ -35,12 +35,9 @@ def build_trainer(config: Config, world: int) -> Trainer:
     """Model, optimiser and teacher on this rank's device."""
     micro_batch, accumulation = split_batch(config, world)
     model = build_model(config)
-    if config.compile:
-        for block in (*model.encoder.blocks, *model.predictor.blocks):
-            block.compile(dynamic=True)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     optim = config.optim
-    return Trainer(
+    trainer = Trainer(
         model,
         optim.schedules(),
         micro_batch=micro_batch,
@@ -51,3 +48,8 @@ def build_trainer(config: Config, world: int) -> Trainer:
         eps=optim.eps,
         clip_grad=optim.clip_grad,
     )
+    if config.compile:
+        target = trainer.teacher.encoder
+        for block in (*model.encoder.blocks, *model.predictor.blocks, *target.blocks):
+            block.compile(dynamic=True)
+    return trainer

@@ -91,8 +91,6 @@ def save_checkpoint(trainer: Trainer, run: Path, config: dict, keep: int) -> Pat
     if rank == 0:
         _write_state(trainer, writing, config, every_range)
         _sync(writing)
-        if final.exists():  # the same step once more, after a resume with another config
-            shutil.rmtree(final)
         writing.rename(final)
         _sync(final.parent)
         for old in checkpoints(run)[:-keep]:

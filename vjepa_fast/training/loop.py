@@ -49,7 +49,9 @@ def resume(trainer: Trainer, run: Path, config: dict) -> None:
 def share_cores(world: int) -> None:
     """Give the ranks of one machine equal shares of its cores, unless OMP_NUM_THREADS says how."""
     if "OMP_NUM_THREADS" not in os.environ:
-        local = int(os.environ.get("LOCAL_WORLD_SIZE", world))
+        # torchrun's name, and that of DeepSpeed's launcher
+        names = ("LOCAL_WORLD_SIZE", "LOCAL_SIZE")
+        local = next((int(os.environ[name]) for name in names if name in os.environ), world)
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local))
 
 

@@ -30,7 +30,7 @@ def read_metrics(path: Path) -> list[dict]:
 class MetricsWriter:
     """Appends to RUN/metrics.jsonl and RUN/tensorboard. For rank 0.
 
-    On resuming, lines from steps that will be run again are dropped, so that no step stands in
+    On resuming, lines from steps that will be run again are dropped, so that no value stands in
     the file twice.
     """
 

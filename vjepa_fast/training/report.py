@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from pathlib import Path
@@ -15,6 +16,8 @@ from vjepa_fast.training.metrics import MetricsWriter
 from vjepa_fast.training.monitor import CollapseMonitor, feature_health, teacher_distance
 from vjepa_fast.training.timing import Waiting
 from vjepa_fast.training.trainer import StepResult, Trainer
+
+log = logging.getLogger("vjepa_fast")
 
 
 class Reporter:
@@ -35,6 +38,8 @@ class Reporter:
         self._first = rank == 0
         self._writer = MetricsWriter(run, trainer.step_number) if self._first else None
         self._collapse = CollapseMonitor()
+        if self._first and trainer.micro_batch == 1:
+            log.info("collapse monitor: off; a micro-batch of one clip has no spread across clips")
         self._steps, self._clock = 0, time.perf_counter()
         self._bar = tqdm(
             total=config.optim.steps,

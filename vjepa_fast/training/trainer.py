@@ -69,7 +69,7 @@ class Trainer:
     ) -> None:
         self.model = model
         self.schedules = schedules
-        self.accumulation = accumulation
+        self.micro_batch, self.accumulation = micro_batch, accumulation
         self.clip_grad = clip_grad
         self.step_number = 0
         self.engine = make_engine(
