@@ -89,6 +89,7 @@ def choose_backend(dtype: torch.dtype, device: torch.device, head_dim: int) -> B
     return sdpa
 
 
+@torch.compiler.disable  # somebody else's kernel already; compiled, it would follow every length
 def attention(qkv: Tensor, layout: SeqLayout) -> Tensor:
     """Softmax attention within each sequence of the layout.
 
