@@ -52,3 +52,9 @@ def _choose(op: str, device: str, setting: str) -> bool:
 def check_indices_on_device() -> bool:
     """VJEPA_FAST_CHECK_INDEX=1: look at indices on the GPU too, which waits for the device."""
     return os.environ.get("VJEPA_FAST_CHECK_INDEX") == "1"
+
+
+def look_at_indices(index: Tensor) -> bool:
+    """Whether an index's range is checked: on a CPU, unless its kernels stand in for a GPU's."""
+    interpreted = os.environ.get("VJEPA_FAST_KERNELS") == "triton"
+    return check_indices_on_device() or (index.device.type == "cpu" and not interpreted)
