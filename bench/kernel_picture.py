@@ -31,11 +31,12 @@ def kind(row: dict) -> str:
 
 def draw(rows: Sequence[dict], path: Path) -> None:
     """One line for each op, shape and pass, one dot for each provider at its share of the copy."""
-    shown = [row for row in rows if row["pass"] != "both"]
-    lines = list(dict.fromkeys((row["op"], row["shape"], row["pass"]) for row in shown))
+    lines = list(dict.fromkeys((row["op"], row["shape"], row["pass"]) for row in rows))
     figure, axes = plt.subplots(figsize=(11, 1.6 + 0.27 * len(lines)), layout="constrained")
     for style, look in STYLES.items():
-        dots = [row for row in shown if kind(row) == style]
+        dots = [row for row in rows if kind(row) == style]
+        if not dots:
+            continue
         places = [lines.index((row["op"], row["shape"], row["pass"])) for row in dots]
         shares = [100 * row["share_of_copy"] for row in dots]
         axes.scatter(shares, places, label=style, zorder=3, alpha=0.85, linewidths=0, **look)

@@ -196,7 +196,7 @@ def describe(device: torch.device) -> dict[str, object]:
     )
     cuda = device.type == "cuda"
     return {
-        "device": torch.cuda.get_device_name() if cuda else platform.processor() or "CPU",
+        "device": torch.cuda.get_device_name() if cuda else f"CPU, {platform.machine()}",
         "clock": "events" if cuda else "process time, one thread",
         "triton_kernels": cuda and os.environ.get("VJEPA_FAST_KERNELS") != "reference",
         "torch": torch.__version__,
