@@ -92,7 +92,7 @@ def other_gradient(op):
     def wrong(*arguments, **options):
         result = op(*arguments, **options)
         parts = result if isinstance(result, list) else [result]
-        parts = [1.01 * part - 0.01 * part.detach() for part in parts]
+        scaled = [1.01 * part - 0.01 * part.detach() for part in parts]
         return scaled if isinstance(result, list) else scaled[0]
 
     return wrong
