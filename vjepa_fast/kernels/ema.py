@@ -57,9 +57,10 @@ def ema_kernel(p_table, weight, STUDENT: tl.constexpr, COPY: tl.constexpr, BLOCK
     if COPY is not None:
         p_copy = a_copy.to(tl.pointer_type(COPY)) + o
     if (left >= BLOCK) & (((a_teacher | a_student | a_copy) & 15) == 0):
-        p_teacher = tl.max_contiguous(tl.multiple_of(p_teacher, 16), BLOCK)
-        p_student = tl.max_contiguous(tl.multiple_of(p_student, 16), BLOCK)
-        p_copy = tl.max_contiguous(tl.multiple_of(p_copy, 16), BLOCK)
+        # 4 elements a thread whatever their dtype: 8 would exchange values through shared memory
+        p_teacher = tl.max_contiguous(tl.multiple_of(p_teacher, 16), 4)
+        p_student = tl.max_contiguous(tl.multiple_of(p_student, 16), 4)
+        p_copy = tl.max_contiguous(tl.multiple_of(p_copy, 16), 4)
         average(p_teacher, p_student, p_copy, weight, None, COPY)
     else:
         average(p_teacher, p_student, p_copy, weight, o < left, COPY)
