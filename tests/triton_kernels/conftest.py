@@ -4,12 +4,32 @@ from __future__ import annotations
 
 import os
 
+import numpy as np
 import pytest
 import torch
+import triton.language as tl
+from triton.runtime import interpreter
 
 from vjepa_fast.kernels import dispatch
 
 POISON = {torch.bool: True, torch.uint8: 255}
+
+
+def round_to_bfloat16(cast):
+    """The interpreter cuts fp32 off to bf16; a GPU rounds to nearest, so let both do that."""
+
+    def wrapper(self, source, dtype):
+        if (source.dtype.scalar, dtype.scalar) == (tl.float32, tl.bfloat16):
+            values = torch.from_numpy(np.ascontiguousarray(source.data)).bfloat16()
+            data = values.view(torch.int16).numpy().view(np.uint16)
+            return interpreter.TensorHandle(data.reshape(source.data.shape), dtype.scalar)
+        return cast(self, source, dtype)
+
+    return wrapper
+
+
+Builder = interpreter.InterpreterBuilder
+Builder.cast_impl = round_to_bfloat16(Builder.cast_impl)
 
 
 @pytest.fixture

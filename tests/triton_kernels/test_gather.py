@@ -23,7 +23,6 @@ SHAPES = {  # B, N, K, D
 EMPTY = {"no rows": (2, 5, 0, 3), "no clips": (0, 5, 4, 3), "no width": (2, 5, 4, 0)}
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)
-index_dtypes = pytest.mark.parametrize("index_dtype", [torch.int32, torch.int64], ids=str)
 
 
 def shapes(table):
@@ -51,10 +50,9 @@ def scattered(grad, index, n):
 
 @shapes(SHAPES | EMPTY)
 @dtypes
-@index_dtypes
-def test_unique_tokens(device, shape, dtype, index_dtype):
+def test_unique_tokens(device, shape, dtype):
     """A copy, forward and backward: exact."""
-    x, index = make(shape, device, dtype, index_dtype)
+    x, index = make(shape, device, dtype)
     out = gather_tokens(x.requires_grad_(), index)
     assert torch.equal(out, gather_tokens_reference(x.detach(), index))
     grad = torch.randn(out.shape, device=device).to(dtype)
@@ -62,7 +60,7 @@ def test_unique_tokens(device, shape, dtype, index_dtype):
     assert torch.equal(x.grad, scattered(grad, index, shape[1]))
 
 
-@shapes({"few": (2, 5, 33, 24), "many": (1, 3, 400, 80), "wide": (1, 20, 63, 1408)})
+@shapes({"few": (2, 5, 33, 24), "many": (1, 3, 150, 80), "wide": (1, 8, 12, 1408)})
 @dtypes
 def test_duplicates_add_up(device, shape, dtype):
     x, index = make(shape, device, dtype, unique=False)
@@ -73,6 +71,15 @@ def test_duplicates_add_up(device, shape, dtype):
     exact = scattered(grad.double(), index, shape[1])
     assert_accurate(first, scattered(grad, index, shape[1]), exact, factor=3)
     assert torch.equal(first, scattered(grad.float(), index, shape[1]).to(dtype)), "not in order"
+
+
+@dtypes
+def test_int32_indices(device, dtype):
+    x, index = make((2, 63, 40, 80), device, dtype, torch.int32, unique=False)
+    out = gather_tokens(x.requires_grad_(), index)
+    assert torch.equal(out, gather_tokens_reference(x.detach(), index))
+    out.backward(torch.ones_like(out))
+    assert torch.equal(x.grad, scattered(torch.ones_like(out), index, 63))
 
 
 @pytest.mark.parametrize("repeat", [False, True], ids=["unique", "duplicates"])
@@ -154,7 +161,7 @@ def test_the_switch_makes_it_an_error(device, monkeypatch):
 
 @pytest.mark.parametrize("order", [1, 2], ids=["first derivative", "second derivative"])
 def test_derivatives(device, order):
-    x, index = make((2, 4, 6, 3), device, torch.float64, unique=False)
+    x, index = make((1, 3, 4, 2), device, torch.float64, unique=False)
     check = torch.autograd.gradcheck if order == 1 else torch.autograd.gradgradcheck
     assert check(lambda x: gather_tokens(x, index), x.requires_grad_())
 

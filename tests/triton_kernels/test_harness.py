@@ -31,6 +31,19 @@ def test_ops_choose_triton(device):
     assert use_triton("harness", torch.zeros(1, device=device))
 
 
+@triton.jit
+def cast_kernel(p_x, p_out, SIZE: tl.constexpr):
+    o = tl.arange(0, SIZE)
+    tl.store(p_out + o, tl.load(p_x + o).to(tl.bfloat16))
+
+
+def test_casts_to_bfloat16_round_to_nearest(device):
+    x = torch.randn(64, device=device)
+    out = torch.empty(64, dtype=torch.bfloat16, device=device)
+    cast_kernel[(1,)](x, out, SIZE=64)
+    assert torch.equal(out, x.bfloat16())
+
+
 def test_the_error_rule_refuses():
     exact = torch.linspace(0, 1, 100)
     torchs = exact.bfloat16()

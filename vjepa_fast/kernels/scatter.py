@@ -104,27 +104,27 @@ def scatter_kernel(
         start += B * size
     p_row = p_out + o_row.to(tl.int64)[:, None] * D + o_d[None, :]
     tl.store(p_row, b_sum, (m_row & (m_repeated == 0))[:, None] & m_d[None, :])
-    if tl.max(m_repeated.to(tl.int32), 0) > 0:
-        for j in range(ROWS):
-            row = tl.program_id(0) // blocks * ROWS + j
-            repeated = tl.max((m_repeated & (o_row == row)).to(tl.int32), 0)
-            if repeated > 0:
-                clip = row // N
-                token = (row - clip * N).to(tl.int64)
-                b_sum = tl.zeros([BLOCK_D], SUM)
-                start = 0
-                for i in tl.static_range(MASKS):
-                    size = odd_sizes[i] >> 1
-                    o = tl.cast(B * N, tl.int64) * i + row
-                    place = size - 1 - tl.load(p_first + o)
-                    last = tl.load(p_last + o)
-                    while place <= last:
-                        source = (start + clip * size + place).to(tl.int64)
-                        p_row = p_grad + source * stride_row + o_d * stride_d
-                        b_sum += tl.load(p_row, m_d, other=0).to(SUM)
-                        place = next_place(indices[i] + clip * size, token, place, last, SCAN)
-                    start += B * size
-                tl.store(p_out + tl.cast(row, tl.int64) * D + o_d, b_sum, m_d)
+    # one by one, which costs nothing where no token is repeated
+    nobody = B * N
+    row = tl.min(tl.where(m_repeated, o_row, nobody), 0)
+    while row < nobody:
+        clip = row // N
+        token = (row - clip * N).to(tl.int64)
+        b_sum = tl.zeros([BLOCK_D], SUM)
+        start = 0
+        for i in tl.static_range(MASKS):
+            size = odd_sizes[i] >> 1
+            o = tl.cast(B * N, tl.int64) * i + row
+            place = size - 1 - tl.load(p_first + o)
+            last = tl.load(p_last + o)
+            while place <= last:
+                source = (start + clip * size + place).to(tl.int64)
+                p_row = p_grad + source * stride_row + o_d * stride_d
+                b_sum += tl.load(p_row, m_d, other=0).to(SUM)
+                place = next_place(indices[i] + clip * size, token, place, last, SCAN)
+            start += B * size
+        tl.store(p_out + row.to(tl.int64) * D + o_d, b_sum, m_d)
+        row = tl.min(tl.where(m_repeated & (o_row > row), o_row, nobody), 0)
 
 
 def launch_scatter(grad: Tensor, indices: list[Tensor], clips: int, tokens: int) -> Tensor:
