@@ -14,6 +14,9 @@ logger = logging.getLogger("vjepa_fast.kernels")
 # Triton decides at a kernel's decoration, that is when this package is imported.
 INTERPRETED = bool(knobs.runtime.interpret)
 
+# Options of every launch. Triton 3.9 warns where this is left to a default that 3.10 will change.
+LAUNCH = {"enable_fp_fusion": True}
+
 
 def use_triton(op: str, tensor: Tensor) -> bool:
     """Whether `op` shall launch Triton kernels for tensors on this one's device.

@@ -16,7 +16,7 @@ from vjepa_fast.kernels.checks import (
     require_integers,
     require_same_device,
 )
-from vjepa_fast.kernels.dispatch import use_triton
+from vjepa_fast.kernels.dispatch import LAUNCH, use_triton
 from vjepa_fast.kernels.rows import locate, pack_indices, row_tile
 from vjepa_fast.kernels.scatter import scatter_tokens
 
@@ -81,6 +81,7 @@ def launch_gather(x: Tensor, indices: list[Tensor]) -> Tensor:
             MASKS=len(pointers),
             D=width,
             **tile,
+            **LAUNCH,
         )
     return out
 

@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from vjepa_fast.kernels.checks import require
-from vjepa_fast.kernels.dispatch import use_triton
+from vjepa_fast.kernels.dispatch import LAUNCH, use_triton
 from vjepa_fast.kernels.rows import MAX_ROWS, locate, pack_indices, row_tile
 
 
@@ -64,6 +64,43 @@ def next_place(p_index, token, place, last, SCAN: tl.constexpr):
     return found
 
 
+@triton.jit
+def sum_of_row(
+    p_grad,
+    p_first,
+    p_last,
+    indices,
+    odd_sizes,
+    B,
+    N,
+    row,
+    stride_row,
+    stride_d,
+    o_d,
+    m_d,
+    MASKS: tl.constexpr,
+    SUM: tl.constexpr,
+    SCAN: tl.constexpr,
+):
+    """All rows that came from one token, added mask by mask and in order."""
+    clip = row // N
+    token = (row - clip * N).to(tl.int64)
+    b_sum = tl.zeros(o_d.shape, SUM)
+    start = 0
+    for i in tl.static_range(MASKS):
+        size = odd_sizes[i] >> 1
+        o = tl.cast(B * N, tl.int64) * i + row
+        place = size - 1 - tl.load(p_first + o)
+        last = tl.load(p_last + o)
+        while place <= last:
+            source = (start + clip * size + place).to(tl.int64)
+            b = tl.load(p_grad + source * stride_row + o_d * stride_d, m_d, other=0)
+            b_sum += b.to(SUM)
+            place = next_place(indices[i] + clip * size, token, place, last, SCAN)
+        start += B * size
+    return b_sum
+
+
 @triton.jit(do_not_specialize=["B", "N"])
 def scatter_kernel(
     p_grad,
@@ -108,22 +145,11 @@ def scatter_kernel(
     nobody = B * N
     row = tl.min(tl.where(m_repeated, o_row, nobody), 0)
     while row < nobody:
-        clip = row // N
-        token = (row - clip * N).to(tl.int64)
-        b_sum = tl.zeros([BLOCK_D], SUM)
-        start = 0
-        for i in tl.static_range(MASKS):
-            size = odd_sizes[i] >> 1
-            o = tl.cast(B * N, tl.int64) * i + row
-            place = size - 1 - tl.load(p_first + o)
-            last = tl.load(p_last + o)
-            while place <= last:
-                source = (start + clip * size + place).to(tl.int64)
-                p_row = p_grad + source * stride_row + o_d * stride_d
-                b_sum += tl.load(p_row, m_d, other=0).to(SUM)
-                place = next_place(indices[i] + clip * size, token, place, last, SCAN)
-            start += B * size
-        tl.store(p_out + row.to(tl.int64) * D + o_d, b_sum, m_d)
+        b_row = sum_of_row(
+            p_grad, p_first, p_last, indices, odd_sizes, B, N, row,
+            stride_row, stride_d, o_d, m_d, MASKS, SUM, SCAN,
+        )  # fmt: skip
+        tl.store(p_out + row.to(tl.int64) * D + o_d, b_row, m_d)
         row = tl.min(tl.where(m_repeated & (o_row > row), o_row, nobody), 0)
 
 
@@ -139,7 +165,16 @@ def launch_scatter(grad: Tensor, indices: list[Tensor], clips: int, tokens: int)
     table = torch.full((2, masks, rows), -1, dtype=torch.int32, device=grad.device)
     with torch.cuda.device_of(grad):
         inverse_kernel[(triton.cdiv(total, 256),)](
-            table[0], table[1], pointers, odd_sizes, clips, tokens, total, MASKS=masks, ROWS=256
+            table[0],
+            table[1],
+            pointers,
+            odd_sizes,
+            clips,
+            tokens,
+            total,
+            MASKS=masks,
+            ROWS=256,
+            **LAUNCH,
         )
         tile = row_tile(width, grad.element_size())
         blocks = triton.cdiv(width, tile["BLOCK_D"])
@@ -158,6 +193,7 @@ def launch_scatter(grad: Tensor, indices: list[Tensor], clips: int, tokens: int)
             SUM=tl.float64 if grad.dtype == torch.float64 else tl.float32,
             **tile,
             SCAN=256,
+            **LAUNCH,
         )
     return out
 
