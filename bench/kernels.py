@@ -97,7 +97,6 @@ def find_errors(case: Case, calls: dict[str, Provider]) -> list[str]:
     """A sentence for each provider whose result is further from float64 than it may be."""
     baseline = next(iter(calls))
     outputs, gradients = evaluate(case, calls[baseline])
-    exact_outputs, exact_gradients = evaluate(case, case.providers[baseline], wide=True)
     # outputs of one dtype are judged together: fp32 averages apart from their bf16 copies
     runs = [list(run) for _, run in itertools.groupby(outputs, key=lambda t: t.dtype)]
     sizes = [sum(t.numel() for t in run) for run in runs]
@@ -105,8 +104,11 @@ def find_errors(case: Case, calls: dict[str, Provider]) -> list[str]:
     def flat(tensors: Sequence[Tensor]) -> Tensor:
         return torch.cat([t.flatten().double() for t in tensors])
 
+    exact, exact_gradients = evaluate(case, case.providers[baseline], wide=True)
+    exact = flat(exact)
+
     def errors(outputs: Sequence[Tensor], gradients: Sequence[Tensor]) -> list[float]:
-        values, exact = flat(outputs), flat(exact_outputs)
+        values = flat(outputs)
         if values.shape != exact.shape or len(gradients) != len(exact_gradients):
             return [float("inf")] * (len(sizes) + len(exact_gradients))
         pairs = zip(values.split(sizes), exact.split(sizes), strict=True)
