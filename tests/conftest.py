@@ -18,6 +18,25 @@ if not any(argument.startswith("--device") for argument in sys.argv):
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 torch.set_num_threads(1)
 
+KERNELS = Path(__file__).parent / "triton_kernels"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--device",
+        choices=["cpu", "cuda"],
+        default="cpu",
+        help="cuda also runs tests/triton_kernels here, on a GPU",
+    )
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """On a CPU tests/test_kernels_triton.py runs these, in a process of their own."""
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    if collection_path == KERNELS and config.getoption("--device") == "cpu" and not interpreted:
+        return True
+    return None
+
 
 @pytest.fixture(scope="session")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:

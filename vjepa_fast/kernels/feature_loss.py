@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from vjepa_fast.kernels.checks import require, require_index, require_integers
+from vjepa_fast.kernels.dispatch import check_indices_on_device, use_triton
+from vjepa_fast.kernels.feature_loss_triton import launch_loss, launch_scale
 
 FEATURE_NORM_EPS = 1e-5
 
@@ -43,23 +44,68 @@ def masked_feature_loss_reference(
     return loss / exponent, slope * weight[:, None]
 
 
-class _MaskedFeatureLoss(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, prediction, features, rows, seqlens, spec_ids, exponent, normalize):
-        loss, gradient = masked_feature_loss_reference(
-            prediction, features, rows, seqlens, spec_ids, exponent, normalize
-        )
-        # a mean over 10⁷ values has slopes of 10⁻⁷, which are 0 in fp16: keep them near 1
-        ctx.scale = 2.0 ** prediction.numel().bit_length()
-        ctx.save_for_backward((gradient * ctx.scale).to(prediction.dtype))
-        return loss
+def _gradient_scale(numel: int) -> float:
+    """A mean over 10⁷ values has slopes of 10⁻⁷, which are 0 in fp16: this keeps them near 1."""
+    return 2.0 ** numel.bit_length()
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad_loss):
-        (scaled,) = ctx.saved_tensors
-        gradient = scaled.float() * (grad_loss / ctx.scale)
-        return gradient.to(scaled.dtype), None, None, None, None, None, None
+
+@torch.library.custom_op("vjepa_fast::masked_feature_loss", mutates_args=())
+def _loss_and_gradient(
+    prediction: Tensor,
+    features: Tensor,
+    rows: Tensor,
+    seqlens: Tensor,
+    spec_ids: Tensor,
+    exponent: float,
+    normalize: bool,
+) -> tuple[Tensor, Tensor]:
+    """The loss, and its gradient times `_gradient_scale` in the prediction's dtype."""
+    arguments = (prediction, features, rows, seqlens, spec_ids, exponent, normalize)
+    scale = _gradient_scale(prediction.numel())
+    if use_triton("masked_feature_loss", prediction):
+        return launch_loss(*arguments, FEATURE_NORM_EPS, scale)
+    loss, gradient = masked_feature_loss_reference(*arguments)
+    return loss, (gradient * scale).to(prediction.dtype).contiguous()
+
+
+@_loss_and_gradient.register_fake
+def _(prediction, features, rows, seqlens, spec_ids, exponent, normalize):
+    loss = prediction.new_empty((), dtype=torch.float32)
+    return loss, prediction.new_empty(prediction.shape)
+
+
+@torch.library.custom_op("vjepa_fast::masked_feature_loss_backward", mutates_args=())
+def _unscale(scaled: Tensor, grad_loss: Tensor) -> Tensor:
+    factor = 1.0 / _gradient_scale(scaled.numel())
+    if use_triton("masked_feature_loss", scaled):
+        return launch_scale(scaled, grad_loss, factor)
+    return (scaled.float() * (grad_loss * factor)).to(scaled.dtype)
+
+
+@_unscale.register_fake
+def _(scaled, grad_loss):
+    return torch.empty_like(scaled)
+
+
+def _keep_gradient(ctx, inputs, output) -> None:
+    ctx.set_materialize_grads(False)  # the second output's would be zeros, [R, D]
+    ctx.save_for_backward(output[1])
+
+
+def _backward(ctx, grad_loss, _):
+    (scaled,) = ctx.saved_tensors
+    return _unscale(scaled, grad_loss), None, None, None, None, None, None
+
+
+def _refuse_twice(ctx, _):
+    raise RuntimeError(
+        "masked_feature_loss: found a second derivative asked for, expected one backward; its "
+        "gradient is written in the forward, so PyTorch can't differentiate twice"
+    )
+
+
+_loss_and_gradient.register_autograd(_backward, setup_context=_keep_gradient)
+_unscale.register_autograd(_refuse_twice)
 
 
 def masked_feature_loss(
@@ -87,7 +133,9 @@ def masked_feature_loss(
         targets and features. A NaN in a difference gives NaN in the loss and in the gradient.
 
     Raises:
-        ValueError: shapes that don't fit, an exponent below 1, rows outside `features` (on CPU).
+        ValueError: shapes that don't fit, an exponent below 1; on CPU, or under
+            VJEPA_FAST_CHECK_INDEX=1, rows outside `features` and lengths that don't sum to R.
+            Unchecked, such rows give NaN on a GPU.
     """
     require(
         prediction.ndim == 2 and features.ndim == 2 and prediction.shape[1] == features.shape[1],
@@ -107,11 +155,9 @@ def masked_feature_loss(
     require_integers("spec_ids", spec_ids)
     require(exponent >= 1.0, f"exponent: found {exponent}, expected 1 or more")
     require_index("rows", rows, features.shape[0])
-    if seqlens.device.type == "cpu":
+    if seqlens.device.type == "cpu" or check_indices_on_device():
         expected = f"expected positive lengths that sum to {prediction.shape[0]}"
         shortest, total = int(seqlens.min()), int(seqlens.sum())
         require(shortest > 0, f"seqlens: found a length of {shortest}, {expected}")
         require(total == prediction.shape[0], f"seqlens: found {total} targets in all, {expected}")
-    return _MaskedFeatureLoss.apply(
-        prediction, features, rows, seqlens, spec_ids, exponent, normalize
-    )
+    return _loss_and_gradient(prediction, features, rows, seqlens, spec_ids, exponent, normalize)[0]

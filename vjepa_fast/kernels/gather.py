@@ -5,10 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import triton
+import triton.language as tl
 from torch import Tensor
 
-from vjepa_fast.kernels.checks import require, require_index
-from vjepa_fast.kernels.scatter import add_rows
+from vjepa_fast.kernels.checks import (
+    require,
+    require_floating,
+    require_index,
+    require_integers,
+    require_same_device,
+)
+from vjepa_fast.kernels.dispatch import LAUNCH, use_triton
+from vjepa_fast.kernels.rows import locate, pack_indices, row_tile
+from vjepa_fast.kernels.scatter import scatter_tokens
 
 
 def gather_tokens_reference(x: Tensor, index: Tensor) -> Tensor:
@@ -17,48 +27,144 @@ def gather_tokens_reference(x: Tensor, index: Tensor) -> Tensor:
     return x[clip, index.long()]
 
 
-class _GatherTokens(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x, index):
-        ctx.save_for_backward(index)
-        ctx.shape = x.shape
-        return gather_tokens_reference(x, index)
+@triton.jit(do_not_specialize=["B", "N", "total"])
+def gather_kernel(
+    p_x,
+    indices,
+    odd_sizes,
+    p_out,
+    B,
+    N,
+    total,
+    stride_clip,
+    stride_token,
+    stride_d,
+    MASKS: tl.constexpr,
+    D: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """Copy rows of x; a row whose token is outside the clip becomes NaN, and nothing is read."""
+    blocks: tl.constexpr = (D + BLOCK_D - 1) // BLOCK_D
+    o_row = tl.program_id(0) // blocks * ROWS + tl.arange(0, ROWS)
+    o_d = tl.program_id(0) % blocks * BLOCK_D + tl.arange(0, BLOCK_D)
+    _, _, clip, _, token = locate(o_row, indices, odd_sizes, B, MASKS)
+    m_row, m_d = o_row < total, o_d < D
+    m_token = m_row & (token >= 0) & (token < N)
+    p_row = p_x + (clip.to(tl.int64) * stride_clip + token * stride_token)[:, None]
+    b = tl.load(
+        p_row + o_d[None, :] * stride_d, m_token[:, None] & m_d[None, :], other=float("nan")
+    )
+    p_row = p_out + o_row.to(tl.int64)[:, None] * D + o_d[None, :]
+    tl.store(p_row, b, m_row[:, None] & m_d[None, :])
 
-    @staticmethod
-    def backward(ctx, grad):
-        (index,) = ctx.saved_tensors
-        b, n, d = ctx.shape
-        first = n * torch.arange(b, device=index.device).unsqueeze(1)
-        rows = (first + index).flatten()
-        return add_rows(grad.reshape(-1, d), rows, b * n).view(b, n, d), None
+
+def launch_gather(x: Tensor, indices: list[Tensor]) -> Tensor:
+    """Gather on Triton: rows of all masks, mask by mask, in one launch."""
+    clips, tokens, width = x.shape
+    pointers, odd_sizes, total = pack_indices(indices)
+    out = x.new_empty(total, width)
+    if out.numel() == 0:
+        return out
+    tile = row_tile(width, x.element_size())
+    grid = (triton.cdiv(total, tile["ROWS"]) * triton.cdiv(width, tile["BLOCK_D"]),)
+    with torch.cuda.device_of(x):
+        gather_kernel[grid](
+            x,
+            pointers,
+            odd_sizes,
+            out,
+            clips,
+            tokens,
+            total,
+            *x.stride(),
+            MASKS=len(pointers),
+            D=width,
+            **tile,
+            **LAUNCH,
+        )
+    return out
+
+
+@torch.library.custom_op(
+    "vjepa_fast::gather_tokens",
+    mutates_args=(),
+    schema="(Tensor x, Tensor[] indices) -> Tensor",
+)
+def gather_rows(x: Tensor, indices: list[Tensor]) -> Tensor:
+    """x [B, N, D], indices [B, K_i] → [Σ B · K_i, D], mask by mask."""
+    for i, index in enumerate(indices):
+        require_index("index" if len(indices) == 1 else f"masks[{i}]", index, x.shape[1])
+    if use_triton("gather_tokens", x):
+        return launch_gather(x, indices)
+    rows = [gather_tokens_reference(x, index).flatten(0, 1) for index in indices]
+    return rows[0] if len(rows) == 1 else torch.cat(rows)
+
+
+@gather_rows.register_fake
+def _(x: Tensor, indices: list[Tensor]) -> Tensor:
+    return x.new_empty(sum(index.numel() for index in indices), x.shape[2])
+
+
+def _save_for_scatter(ctx, inputs, output) -> None:
+    x, indices = inputs
+    ctx.save_for_backward(*indices)
+    ctx.clips, ctx.tokens = x.shape[:2]
+
+
+def _backward_of_gather(ctx, grad: Tensor):
+    indices = list(ctx.saved_tensors)
+    return scatter_tokens(grad, indices, ctx.clips, ctx.tokens), [None] * len(indices)
+
+
+def _save_for_gather(ctx, inputs, output) -> None:
+    ctx.save_for_backward(*inputs[1])
+
+
+def _backward_of_scatter(ctx, grad: Tensor):
+    indices = list(ctx.saved_tensors)
+    return gather_rows(grad, indices), [None] * len(indices), None, None
+
+
+gather_rows.register_autograd(_backward_of_gather, setup_context=_save_for_scatter)
+scatter_tokens.register_autograd(_backward_of_scatter, setup_context=_save_for_gather)
+
+
+def _check(x: Tensor, name: str, index: Tensor) -> None:
+    require(
+        index.ndim == 2 and index.shape[0] == x.shape[0],
+        f"{name}: found shape {tuple(index.shape)}, expected [{x.shape[0]}, K]",
+    )
+    require_integers(name, index)
+    require_same_device(name, index, "x", x)
 
 
 def gather_tokens(x: Tensor, index: Tensor) -> Tensor:
     """Gather tokens of every clip.
 
     Args:
-        x: tokens, [B, N, D], any floating dtype, any strides.
+        x: tokens, [B, N, D], fp64, fp32, bf16 or fp16, any strides.
         index: token of each output row, [B, K], int32 or int64, in 0 … N - 1.
 
     Returns:
-        [B, K, D], dtype of x. Differentiable in x; duplicates in index add up in a fixed order
-        on CPU (on CUDA in any order).
+        [B, K, D], dtype of x. Differentiable in x, twice too; duplicates in index add up in a
+        fixed order (on CUDA that takes Triton).
 
     Raises:
-        ValueError: wrong number of dimensions, batch sizes that differ, an index of another dtype
-            or (on CPU) outside 0 … N - 1.
+        ValueError: wrong number of dimensions, batch sizes or devices that differ, other dtypes; on
+            CPU, or under VJEPA_FAST_CHECK_INDEX=1, an index outside 0 … N - 1. Else such a row is
+            NaN on CUDA and receives no gradient.
     """
     require(x.ndim == 3, f"x: found shape {tuple(x.shape)}, expected [B, N, D]")
-    require(
-        index.ndim == 2 and index.shape[0] == x.shape[0],
-        f"index: found shape {tuple(index.shape)}, expected [{x.shape[0]}, K]",
-    )
-    require_index("index", index, x.shape[1])
-    return _GatherTokens.apply(x, index)
+    require_floating("x", x)
+    _check(x, "index", index)
+    return gather_rows(x, [index]).view(*index.shape, x.shape[2])
 
 
 def apply_masks(x: Tensor, masks: Sequence[Tensor], concat: bool = True) -> Tensor | list[Tensor]:
     """Gather the tokens of several masks over the same x, as public JEPA code calls it.
+
+    One launch for all masks, and one for all of their gradients.
 
     Args:
         x: tokens, [B, N, D].
@@ -72,12 +178,18 @@ def apply_masks(x: Tensor, masks: Sequence[Tensor], concat: bool = True) -> Tens
         ValueError: as `gather_tokens`; no mask; concat with unequal K_i.
     """
     require(len(masks) > 0, "masks: found an empty list, expected at least one [B, K] index")
-    gathered = [gather_tokens(x, mask) for mask in masks]
-    if not concat:
-        return gathered
-    lengths = sorted({g.shape[1] for g in gathered})
-    require(
-        len(lengths) == 1,
-        f"masks: found {lengths} tokens a clip, expected one length; pass concat=False",
-    )
-    return torch.cat(gathered)
+    require(x.ndim == 3, f"x: found shape {tuple(x.shape)}, expected [B, N, D]")
+    require_floating("x", x)
+    for i, mask in enumerate(masks):
+        _check(x, f"masks[{i}]", mask)
+    clips, width = x.shape[0], x.shape[2]
+    lengths = [mask.shape[1] for mask in masks]
+    if concat:
+        require(
+            len(set(lengths)) == 1,
+            f"masks: found {sorted(set(lengths))} tokens a clip, expected one length; pass "
+            "concat=False",
+        )
+        return gather_rows(x, list(masks)).view(len(masks) * clips, lengths[0], width)
+    rows = gather_rows(x, list(masks)).split([clips * length for length in lengths])
+    return [part.view(clips, k, width) for part, k in zip(rows, lengths, strict=True)]

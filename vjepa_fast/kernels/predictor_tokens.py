@@ -5,8 +5,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vjepa_fast.kernels.checks import require, require_index
-from vjepa_fast.kernels.scatter import add_rows
+from vjepa_fast.kernels.checks import (
+    require,
+    require_floating,
+    require_index,
+    require_integers,
+    require_same_device,
+)
+from vjepa_fast.kernels.dispatch import use_triton
+from vjepa_fast.kernels.predictor_tokens_triton import launch_predictor_tokens, launch_sum_by_spec
+from vjepa_fast.kernels.scatter import add_rows, launch_scatter
 
 
 def predictor_tokens_reference(
@@ -17,26 +25,81 @@ def predictor_tokens_reference(
     return (pool[source.long()] + pos[position.long()]).to(context.dtype)
 
 
-class _PredictorTokens(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, context, pos, mask_tokens, source, position):
-        ctx.save_for_backward(source)
-        ctx.rows, ctx.specs, ctx.mask_dtype = len(context), len(mask_tokens), mask_tokens.dtype
-        return predictor_tokens_reference(context, pos, mask_tokens, source, position)
+def predictor_tokens_backward_reference(
+    grad: Tensor, source: Tensor, context_rows: int, specs: int
+) -> tuple[Tensor, Tensor]:
+    """Gradients in context (dtype of grad) and mask tokens (fp32), in plain PyTorch."""
+    is_context = source < context_rows
+    # mask tokens collect thousands of rows each: a product with one-hot rows adds in fp32
+    spec = torch.arange(context_rows, context_rows + specs, device=source.device)
+    one_hot = (source == spec[:, None]).float()
+    mask_tokens = one_hot @ grad.float()
+    if grad.device.type == "cpu":
+        return add_rows(grad[is_context], source[is_context], context_rows), mask_tokens
+    # a boolean mask would wait for the device: mask tokens go to a row that is dropped
+    rows = add_rows(grad, source.clamp(max=context_rows), context_rows + 1)
+    return rows[:-1].clone(), mask_tokens
 
-    @staticmethod
-    def backward(ctx, grad):
-        (source,) = ctx.saved_tensors
-        is_context = source < ctx.rows
-        # mask tokens collect thousands of rows each: a product with one-hot rows adds in fp32
-        spec = torch.arange(ctx.rows, ctx.rows + ctx.specs, device=source.device)
-        one_hot = (source == spec[:, None]).float()
-        mask_tokens = (one_hot @ grad.float()).to(ctx.mask_dtype)
-        if grad.device.type == "cpu":
-            context = add_rows(grad[is_context], source[is_context], ctx.rows)
-        else:  # a boolean mask would wait for the device: mask tokens go to a row that is dropped
-            context = add_rows(grad, source.clamp(max=ctx.rows), ctx.rows + 1)[:-1]
-        return context, None, mask_tokens, None, None
+
+@torch.library.custom_op(
+    "vjepa_fast::predictor_tokens",
+    mutates_args=(),
+    schema="(Tensor context, Tensor pos, Tensor mask_tokens, Tensor source, Tensor position)"
+    " -> Tensor",
+)
+def predictor_rows(
+    context: Tensor, pos: Tensor, mask_tokens: Tensor, source: Tensor, position: Tensor
+) -> Tensor:
+    """See `predictor_tokens`."""
+    require_index("source", source, context.shape[0] + mask_tokens.shape[0])
+    require_index("position", position, pos.shape[0])
+    if use_triton("predictor_tokens", context):
+        return launch_predictor_tokens(context, pos, mask_tokens, source, position)
+    return predictor_tokens_reference(context, pos, mask_tokens, source, position)
+
+
+@predictor_rows.register_fake
+def _(context, pos, mask_tokens, source, position):
+    return context.new_empty(source.shape[0], context.shape[1])
+
+
+@torch.library.custom_op(
+    "vjepa_fast::predictor_tokens_backward",
+    mutates_args=(),
+    schema="(Tensor grad, Tensor source, SymInt context_rows, SymInt specs) -> (Tensor, Tensor)",
+)
+def predictor_tokens_backward(
+    grad: Tensor, source: Tensor, context_rows: int, specs: int
+) -> tuple[Tensor, Tensor]:
+    """grad [R, P] → gradients of context [Rc, P], dtype of grad, and of mask tokens, fp32 [M, P].
+
+    Both are added in a fixed order.
+    """
+    if use_triton("predictor_tokens_backward", grad):
+        context = launch_scatter(grad, [source.unsqueeze(0)], 1, context_rows).squeeze(0)
+        return context, launch_sum_by_spec(grad, source, context_rows, specs)
+    return predictor_tokens_backward_reference(grad, source, context_rows, specs)
+
+
+@predictor_tokens_backward.register_fake
+def _(grad, source, context_rows, specs):
+    width = grad.shape[1]
+    return grad.new_empty(context_rows, width), grad.new_empty(specs, width, dtype=torch.float32)
+
+
+def _setup(ctx, inputs, output) -> None:
+    context, _, mask_tokens, source, _ = inputs
+    ctx.save_for_backward(source)
+    ctx.rows, ctx.specs, ctx.mask_dtype = len(context), len(mask_tokens), mask_tokens.dtype
+
+
+def _backward(ctx, grad: Tensor):
+    (source,) = ctx.saved_tensors
+    context, mask_tokens = predictor_tokens_backward(grad, source, ctx.rows, ctx.specs)
+    return context, None, mask_tokens.to(ctx.mask_dtype), None, None
+
+
+predictor_rows.register_autograd(_backward, setup_context=_setup)
 
 
 def predictor_tokens(
@@ -53,10 +116,12 @@ def predictor_tokens(
         position: token each output row stands at, [R], in 0 … N - 1.
 
     Returns:
-        [R, P], dtype of context, added in fp32. Differentiable in context and mask_tokens.
+        [R, P], dtype of context, added in fp32. Differentiable (once) in context and mask_tokens.
 
     Raises:
-        ValueError: widths that differ, lengths that differ, an index outside its range (on CPU).
+        ValueError: widths, lengths or devices that differ, other dtypes; on CPU, or under
+            VJEPA_FAST_CHECK_INDEX=1, an index outside its range. Else such a row is NaN on CUDA
+            and gives no gradient.
     """
     require(
         context.ndim == 2 and pos.ndim == 2 and mask_tokens.ndim == 2,
@@ -73,6 +138,10 @@ def predictor_tokens(
         f"source, position: found shapes {tuple(source.shape)} and {tuple(position.shape)}, "
         "expected [R] each",
     )
-    require_index("source", source, context.shape[0] + mask_tokens.shape[0])
-    require_index("position", position, pos.shape[0])
-    return _PredictorTokens.apply(context, pos, mask_tokens, source, position)
+    for name, table in (("context", context), ("pos", pos), ("mask_tokens", mask_tokens)):
+        require_floating(name, table)
+        require_same_device(name, table, "source", source)
+    require_integers("source", source)
+    require_integers("position", position)
+    require_same_device("position", position, "source", source)
+    return predictor_rows(context, pos, mask_tokens, source, position)

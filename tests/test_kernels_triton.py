@@ -1,0 +1,40 @@
+"""Runs tests/triton_kernels under Triton's interpreter, which must be chosen before an import."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+FOLDER = "tests/triton_kernels"
+
+
+def run(*arguments, **environment):
+    return subprocess.run(
+        [sys.executable, "-m", "pytest", FOLDER, "-q", "-p", "no:cacheprovider", *arguments],
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_kernels_under_the_interpreter():
+    done = run(TRITON_INTERPRET="1", VJEPA_FAST_KERNELS="triton")
+    assert done.returncode == 0, done.stdout + done.stderr
+    summary = done.stdout.splitlines()[-1]
+    assert int(re.search(r"(\d+) passed", summary).group(1)) > 3, done.stdout
+    assert "skipped" not in summary, done.stdout
+
+
+def test_without_a_gpu_its_tests_skip_or_fail_as_asked():
+    """`--device cuda` on a machine whose GPUs are hidden."""
+    hidden = {"CUDA_VISIBLE_DEVICES": "", "TRITON_INTERPRET": "0", "VJEPA_FAST_KERNELS": "auto"}
+    only = ("--device", "cuda", "-k", "test_ops_choose_triton", "-rs")
+    skipped = run(*only, **hidden, VJEPA_FAST_REQUIRE_CUDA="0")
+    assert skipped.returncode == 0 and "1 skipped" in skipped.stdout, skipped.stdout
+    assert "found no GPU, expected one for --device cuda" in skipped.stdout
+    failed = run(*only, **hidden, VJEPA_FAST_REQUIRE_CUDA="1")
+    assert failed.returncode == 1 and "1 error" in failed.stdout, failed.stdout
