@@ -9,7 +9,8 @@ from accuracy import assert_accurate
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vjepa_fast.kernels import masked_feature_loss
+from vjepa_fast.kernels import feature_loss_triton, masked_feature_loss
+from vjepa_fast.kernels.feature_loss import row_weights
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -89,10 +90,16 @@ def test_exponents(device, dtype, exponent, normalize):
     check(*make(device, SHAPES["63 x 80"], dtype), exponent, normalize)
 
 
-def test_many_rows_and_sequences(device):
-    """More sequences than a tile of the weights' kernel, and one longer than its block of rows."""
-    seqlens = [1 + i % 3 for i in range(70)] + [1030]
-    check(*make(device, (3, 50, seqlens, [i % 5 for i in range(71)])))
+def test_weights_of_many_sequences(device):
+    """More sequences than a tile holds, and some longer than a block of rows."""
+    seqlens = torch.tensor([1 + i % 37 for i in range(40)], device=device)
+    spec_ids = torch.tensor([i * i % 5 for i in range(40)], device=device)
+    rows = int(seqlens.sum())
+    weights = torch.empty(rows, device=device)
+    feature_loss_triton.weights_kernel[(40,)](
+        seqlens, spec_ids, weights, 40, rows, 24.0, 1, 1, BLOCK=16, ROWS=16
+    )
+    torch.testing.assert_close(weights, row_weights(seqlens, spec_ids, rows, 24))
 
 
 def test_a_thousand_rows(device):
@@ -146,7 +153,7 @@ def test_what_is_not_finite_is_kept(device, where, value, exponent, normalize):
 def test_a_row_outside_the_features_is_not_read(device, monkeypatch):
     """NaN where nobody looked at the index; the others as they should be."""
     monkeypatch.setattr("vjepa_fast.kernels.feature_loss.require_index", lambda *_: None)
-    prediction, features, rows, *sequences = make(device, SHAPES["63 x 80"])
+    prediction, features, rows, *sequences = make(device, (24, 40, [6, 3], [0, 1]))
     prediction.requires_grad_()
     clean = gradient(masked_feature_loss(prediction, features, rows, *sequences), prediction)
     for outside in (-1, 40, 2**40, -(2**40)):
@@ -162,9 +169,6 @@ def test_a_row_outside_the_features_is_not_read(device, monkeypatch):
 @pytest.mark.parametrize("seqlens", [[60, 2], [60, 5], [70, -7], [-4, 67], [200, -90]], ids=str)
 def test_lengths_that_do_not_sum_to_the_rows(device, monkeypatch, seqlens):
     """Nothing outside is written, and rows of no sequence give NaN."""
-    launches = "vjepa_fast.kernels.feature_loss_triton"
-    from vjepa_fast.kernels.feature_loss_triton import launch_loss
-
     prediction, features, rows, *_ = make(device, SHAPES["63 x 80"])
     around = torch.full((63 + 200,), 7.0, device=device)
     allocate = torch.empty
@@ -172,9 +176,11 @@ def test_lengths_that_do_not_sum_to_the_rows(device, monkeypatch, seqlens):
     def within(*size, **options):
         return around[100:163] if size == (63,) else allocate(*size, **options)
 
-    monkeypatch.setattr(f"{launches}.torch.empty", within)
+    monkeypatch.setattr(torch, "empty", within)
     sequences = torch.tensor(seqlens, device=device), torch.tensor([0, 1], device=device)
-    loss, _ = launch_loss(prediction, features, rows, *sequences, 1.0, True, 1e-5, 1.0)
+    loss, _ = feature_loss_triton.launch_loss(
+        prediction, features, rows, *sequences, 1.0, True, 1e-5, 1.0
+    )
     assert (around[:100] == 7).all() and (around[163:] == 7).all()
     left = sum(seqlens) < 63
     assert around[100:163].isnan().any() == left and loss.isnan() == left
