@@ -1,5 +1,10 @@
 """patchify against loops, and against the Conv3d whose input it lays out."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -262,6 +267,35 @@ def test_opcheck(rows, dtype):
     video = make((2, 1, 2, 1, 2, 16))
     for layout in (video, video.transpose(1, 3).contiguous().transpose(1, 3)):
         torch.library.opcheck(OPS.patchify, (layout, rows, *CALL, dtype))
+
+
+LOADS_AND_STORES = """
+import re
+from compile_kernels import compiled_instead_of_launched, declared
+
+for layout in "last", "first":
+    with compiled_instead_of_launched(90) as kernels:
+        declared("VARIANTS")[f"patchify: channels {layout}, bfloat16"]()
+    accesses = re.findall(r"(?:ld|st)\\.global\\S*?\\.((?:v\\d\\.)?b\\d+)", kernels[0].asm["ptx"])
+    print(*sorted(accesses))
+"""
+
+
+def test_pixels_are_not_read_byte_by_byte():
+    """An index; 24 bytes of pixels in three loads; 48 bytes of bfloat16 in three stores."""
+    environment = {name: v for name, v in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, "-c", LOADS_AND_STORES],
+        cwd=Path(__file__).parent,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    last, first = done.stdout.splitlines()
+    assert last.split() == ["b64"] * 4 + ["v4.b32"] * 3
+    assert first.split() == ["b64"] + ["v2.b32"] * 3 + ["v4.b32"] * 3
 
 
 def test_compiled_whole():

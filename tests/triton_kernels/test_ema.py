@@ -3,7 +3,7 @@
 import pytest
 import torch
 from accuracy import assert_accurate
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from vjepa_fast.kernels import ema, ema_update_
@@ -109,7 +109,11 @@ def test_addresses_are_looked_at_each_time(device):
     check(*first, 0.5)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(
+    max_examples=15,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 @given(
     st.lists(
         st.tuples(st.lists(st.integers(0, 5), max_size=3), st.integers(0, 2), st.integers(0, 2)),
@@ -119,8 +123,7 @@ def test_addresses_are_looked_at_each_time(device):
     st.floats(0, 1),
     st.booleans(),
 )
-def test_any_list(tensors, momentum, copying):
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+def test_any_list(device, tensors, momentum, copying):
     shapes = [tuple(shape) for shape, _, _ in tensors]
     teacher, student = make(device, shapes=shapes)
     student = [s.to(DTYPES[kind]) for s, (_, kind, _) in zip(student, tensors, strict=True)]

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from accuracy import assert_accurate
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from vjepa_fast.kernels import feature_loss_triton, masked_feature_loss
@@ -150,9 +150,8 @@ def test_what_is_not_finite_is_kept(device, where, value, exponent, normalize):
     assert touched.any(1).sum() == 1 and touched[7].any()
 
 
-def test_a_row_outside_the_features_is_not_read(device, monkeypatch):
+def test_a_row_outside_the_features_is_not_read(device):
     """NaN where nobody looked at the index; the others as they should be."""
-    monkeypatch.setattr("vjepa_fast.kernels.feature_loss.require_index", lambda *_: None)
     prediction, features, rows, *sequences = make(device, (24, 40, [6, 3], [0, 1]))
     prediction.requires_grad_()
     clean = gradient(masked_feature_loss(prediction, features, rows, *sequences), prediction)
@@ -186,6 +185,15 @@ def test_lengths_that_do_not_sum_to_the_rows(device, monkeypatch, seqlens):
     assert around[100:163].isnan().any() == left and loss.isnan() == left
 
 
+def test_the_switch_makes_them_errors(device, monkeypatch):
+    monkeypatch.setenv("VJEPA_FAST_CHECK_INDEX", "1")
+    prediction, features, rows, seqlens, specs = make(device, (24, 40, [6, 3], [0, 1]))
+    with pytest.raises(ValueError, match=r"^rows: found entries 40 to 40, expected 0 to 39"):
+        masked_feature_loss(prediction, features, rows * 0 + 40, seqlens, specs)
+    with pytest.raises(ValueError, match=r"^seqlens: found 11 targets in all, expected positive"):
+        masked_feature_loss(prediction, features, rows, seqlens + 1, specs)
+
+
 def test_gradient_in_float16_under_loss_scaling(device):
     """Neither an element's weight, 4e-8, nor a scale of 2²⁰ fits in float16."""
     prediction = torch.ones(1, 1, dtype=torch.float16, device=device).expand(60, 4096)
@@ -217,7 +225,11 @@ def test_a_retained_graph_gives_the_gradient_again(device):
     assert torch.equal(*grads)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(
+    max_examples=15,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 @given(
     st.lists(st.tuples(st.integers(1, 4), st.integers(-1, 3)), min_size=1, max_size=6),
     st.integers(1, 40),
@@ -225,8 +237,7 @@ def test_a_retained_graph_gives_the_gradient_again(device):
     st.sampled_from(DTYPES),
     st.booleans(),
 )
-def test_any_sequences(sequences, width, exponent, dtype, normalize):
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+def test_any_sequences(device, sequences, width, exponent, dtype, normalize):
     seqlens, spec_ids = zip(*sequences, strict=True)
     arguments = make(device, (width, 4, list(seqlens), list(spec_ids)), dtype)
     wide = (t.double() if t.is_floating_point() else t for t in arguments)

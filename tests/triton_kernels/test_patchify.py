@@ -1,10 +1,8 @@
 """patchify's kernel against a reshape of the normalised video."""
 
-import sys
-
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from vjepa_fast.kernels import patchify
@@ -106,9 +104,7 @@ def test_a_still_clip_is_expanded(device):
     check(call(video, size), expected(video.contiguous(), size))
 
 
-def test_rows_outside_the_video_are_not_read(device, monkeypatch):
-    module = sys.modules[patchify.__module__]  # the package's `patchify` is the function
-    monkeypatch.setattr(module, "require_index", lambda *_: None)
+def test_rows_outside_the_video_are_not_read(device):
     size = SIZES["of 14"]
     video = make(device, size)
     rows = torch.tensor([3, -1, 12, 11, 2**40, -(2**40)], device=device)
@@ -118,6 +114,13 @@ def test_rows_outside_the_video_are_not_read(device, monkeypatch):
     assert call(video[:0], size, rows).isnan().all()
 
 
+def test_the_switch_makes_it_an_error(device, monkeypatch):
+    monkeypatch.setenv("VJEPA_FAST_CHECK_INDEX", "1")
+    size = SIZES["of 14"]
+    with pytest.raises(ValueError, match=r"^rows: found entries 3 to 12, expected 0 to 11"):
+        call(make(device, size), size, torch.tensor([3, 12], device=device))
+
+
 def test_nothing_kept(device):
     size = SIZES["odd"]
     video = make(device, size)
@@ -125,14 +128,17 @@ def test_nothing_kept(device):
     assert call(video[:0], size).shape == (0, 81)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(
+    max_examples=15,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 @given(
     st.tuples(*(st.integers(1, 2) for _ in range(4)), st.integers(1, 3), st.integers(1, 9)),
     st.lists(st.integers(0, 10**6), max_size=6),
     st.booleans(),
 )
-def test_any_size(size, picks, first):
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+def test_any_size(device, size, picks, first):
     video = make(device, size)
     every = expected(video, size)
     rows = torch.tensor([pick % len(every) for pick in picks], dtype=torch.int64, device=device)

@@ -8,7 +8,12 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from vjepa_fast.kernels.checks import require, require_index
+from vjepa_fast.kernels.checks import (
+    require,
+    require_index,
+    require_integers,
+    require_same_device,
+)
 from vjepa_fast.kernels.dispatch import use_triton
 from vjepa_fast.kernels.patchify_triton import launch_patchify
 
@@ -67,6 +72,8 @@ def _patchify(
     std: Sequence[float],
     dtype: torch.dtype,
 ) -> Tensor:
+    if rows is not None:
+        require_index("rows", rows, _tokens(video, patch_size, tubelet_size))
     if not use_triton("patchify", video):
         return patchify_reference(video, rows, patch_size, tubelet_size, mean, std, dtype)
     out = _patches(video, rows, patch_size, tubelet_size, dtype)
@@ -75,13 +82,17 @@ def _patchify(
     return out
 
 
+def _tokens(video: Tensor, patch_size: int, tubelet_size: int) -> int:
+    return video[..., 0].numel() // (tubelet_size * patch_size**2)
+
+
 def _patches(
     video: Tensor, rows: Tensor | None, patch_size: int, tubelet_size: int, dtype: torch.dtype
 ) -> Tensor:
     """Memory for the result."""
-    size = tubelet_size * patch_size**2
-    count = video[..., 0].numel() // size if rows is None else rows.shape[0]
-    return torch.empty(count, 3 * size, dtype=dtype, device=video.device)
+    count = _tokens(video, patch_size, tubelet_size) if rows is None else rows.shape[0]
+    width = video.shape[-1] * tubelet_size * patch_size**2
+    return torch.empty(count, width, dtype=dtype, device=video.device)
 
 
 @_patchify.register_fake
@@ -130,7 +141,7 @@ def patchify(
     )
     if video.shape[-1] != 3:
         video = video.permute(0, 2, 3, 4, 1)
-    b, t, h, w, _ = video.shape
+    _, t, h, w, _ = video.shape
     require(
         t % tubelet_size == 0 and h % patch_size == 0 and w % patch_size == 0,
         f"video: found {t} frames of {h}x{w}, expected multiples of {tubelet_size} frames and "
@@ -138,5 +149,6 @@ def patchify(
     )
     if rows is not None:
         require(rows.ndim == 1, f"rows: found shape {tuple(rows.shape)}, expected [R]")
-        require_index("rows", rows, b * (t // tubelet_size) * (h // patch_size) * (w // patch_size))
+        require_integers("rows", rows)
+        require_same_device("rows", rows, "video", video)
     return _patchify(video, rows, patch_size, tubelet_size, list(mean), list(std), dtype)
