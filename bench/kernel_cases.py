@@ -133,11 +133,13 @@ def patch_rows(
 
     forms = {"norm all, index": normalise_all, "index, norm": normalise_kept, "ours": ours}
     rows = flat_rows(draw_masks(model.tokens, model.context, clips, device), model.tokens)
-    for what, kept in (("context", (rows,)), ("all", ())):
+    planes = video.permute(0, 4, 1, 2, 3).contiguous().permute(0, 2, 3, 4, 1)  # [B, 3, T, H, W]
+    given = {"context": (video, rows), "context, planar": (planes, rows), "all": (video,)}
+    for what, (pixels, *kept) in given.items():
         count = len(rows) if kept else clips * model.tokens
         title = f"{model.name} {what}, {count // clips} of {model.tokens} a clip"
         size = count * 3 * 2 * 16 * 16 * (1 + like.element_size()) + nbytes(*kept)
-        yield Case("patchify", title, (video, like, mean, std, *kept), (), forms, size)
+        yield Case("patchify", title, (pixels, like, mean, std, *kept), (), forms, size)
 
 
 def predictor(model: Model, clips: int, device: torch.device, dtype: torch.dtype) -> Iterator[Case]:

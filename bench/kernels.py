@@ -13,8 +13,7 @@ import os
 import platform
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,49 +21,15 @@ import torch
 import triton
 from kernel_cases import OPS, cases
 from kernel_shapes import Case, Provider
+from stopwatch import Stopwatch
 from torch import Tensor
 
 from vjepa_fast import __version__
 
 OURS = "ours"
-FLUSHED = {"cuda": 256 << 20, "cpu": 128 << 20}  # bytes
 # Beyond twice the baseline's own error; of the largest value, and of the norm. Where z and y are
 # equal but for rounding, the sign of z - y, which is the loss's gradient, is anybody's.
 VALUE_FLOOR, GRADIENT_FLOOR = 1e-5, 2e-3
-
-
-class Stopwatch:
-    """Time single calls, each after the caches were overwritten: on CUDA by events, on a CPU by the
-    process's own time, which leaves out what others do there (so with one thread)."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.cuda = device.type == "cuda"
-        self.buffer = torch.empty(FLUSHED[device.type], dtype=torch.uint8, device=device)
-
-    def __call__(self, call: Callable[[], object]) -> tuple[object, Callable[[], float]]:
-        """The call's result and a function that gives its microseconds, once the device is done."""
-        self.buffer.zero_()  # on CUDA this also hides what it takes to launch the call
-        if self.cuda:
-            start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            start.record()
-            result = call()
-            stop.record()
-            return result, lambda: 1e3 * start.elapsed_time(stop)
-        begin = time.process_time()
-        result = call()
-        microseconds = 1e6 * (time.process_time() - begin)
-        return result, lambda: microseconds
-
-    def copy_bandwidth(self, repeats: int = 20) -> float:
-        """GB/s of a large copy, bytes read and written, median."""
-        target = torch.empty_like(self.buffer)
-        laps = [self(lambda: target.copy_(self.buffer))[1] for _ in range(repeats)]
-        self.finish()
-        return 2 * target.numel() / 1e3 / float(np.median([lap() for lap in laps[1:]]))
-
-    def finish(self) -> None:
-        if self.cuda:
-            torch.cuda.synchronize()
 
 
 def listed(result: Tensor | Sequence[Tensor]) -> list[Tensor]:

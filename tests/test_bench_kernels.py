@@ -17,11 +17,11 @@ OPS = ["gather", "loss", "patchify", "predictor_tokens", "ema"]
 def bench(monkeypatch):
     """The modules of bench/, with one small model and little to flush."""
     monkeypatch.syspath_prepend(str(BENCH))
-    names = ("kernels", "kernel_cases", "kernel_shapes")
+    names = ("kernels", "kernel_cases", "kernel_shapes", "stopwatch")
     found = SimpleNamespace(**{name: importlib.import_module(name) for name in names})
     small = found.kernel_shapes.Model("small", 32, 2, (2, 2, 2), (3, 2), (4, 5), 16)
     monkeypatch.setattr(found.kernel_cases, "MODELS", (small,))
-    monkeypatch.setattr(found.kernels, "FLUSHED", {"cpu": 1 << 20, "cuda": 1 << 20})
+    monkeypatch.setattr(found.stopwatch, "FLUSHED", {"cpu": 1 << 20, "cuda": 1 << 20})
     return found
 
 
@@ -70,7 +70,8 @@ def test_bytes_are_counted_as_by_hand(bench):
         (2 * targets + 3 * 9 * 8, targets + x + 3 * 9 * 8),
     ]
     assert found["loss"] == [(3 * targets + 3 * 9 * 8, 2 * targets)]
-    assert found["patchify"] == [(3 * 5 * 1536 * 3 + 3 * 5 * 8, 0), (3 * 8 * 1536 * 3, 0)]
+    kept = (3 * 5 * 1536 * 3 + 3 * 5 * 8, 0)
+    assert found["patchify"] == [kept, kept, (3 * 8 * 1536 * 3, 0)]
     # 16 wide: context and mask tokens in bf16, positions in fp32, 14 rows a clip, two indices each
     pool, rows = (3 * 5 + 2) * 16 * 2, 3 * 14
     assert found["predictor_tokens"] == [

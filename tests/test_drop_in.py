@@ -2,22 +2,19 @@
 one, as docs/drop_in.md tells: the losses of 20 steps agree."""
 
 import copy
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from vjepa_fast.kernels import (
-    apply_masks,
-    ema_update_,
-    masked_feature_loss,
-    patchify,
-    predictor_tokens,
-)
+from vjepa_fast.kernels import ema_update_, patchify
 
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "drop_in.md"
 CLIPS, GRID, PATCH, WIDTH, NARROW, STEPS = 3, (2, 4, 4), 8, 24, 16, 20
 TOKENS = GRID[0] * GRID[1] * GRID[2]
 CONTEXT, TARGETS = (9, 5), (14, 20)  # tokens a clip, of two mask specs
@@ -75,64 +72,39 @@ def plain_loss(z, h, targets):
     return sum((a - b).abs().mean() for a, b in zip(z, y, strict=True)) / len(z)
 
 
-def plain_ema(teacher, student):
+def plain_ema(teacher, student, momentum):
     with torch.no_grad():
-        for t, s in zip(teacher, student, strict=True):
-            t.mul_(MOMENTUM).add_(s, alpha=1 - MOMENTUM)
+        for t, s in zip(teacher.parameters(), student.parameters(), strict=True):
+            t.mul_(momentum).add_(s, alpha=1 - momentum)
 
 
-# --- the same with ours ------------------------------------------------------------------------
+# --- the same with ours: what the page says -----------------------------------------------------
+
+OURS = {}  # names of the page's Python
+for block in re.findall(r"^```python\n(.*?)^```", PAGE.read_text(), re.DOTALL | re.MULTILINE):
+    exec(compile(block, str(PAGE), "exec"), OURS)
 
 
 def our_gather(x, masks):
-    return apply_masks(x, masks, concat=False)
+    return OURS["apply_masks"](x, masks, concat=False)
 
 
-def rows_of(masks):
-    return torch.cat([(TOKENS * torch.arange(CLIPS)[:, None] + m).flatten() for m in masks])
+def our_gather_of_one(x, masks):
+    return [OURS["gather"](x, mask) for mask in masks]
 
 
 def our_embed(encoder, video, masks, gather):
-    rows = None if masks is None else rows_of(masks)
-    patches = patchify(video, rows, patch_size=PATCH, mean=MEAN, std=STD)
-    x = F.linear(patches, encoder.proj.weight.flatten(1), encoder.proj.bias)
     if masks is None:
-        return [x.view(CLIPS, TOKENS, -1) + encoder.pos]
-    parts = x.split([m.numel() for m in masks])
-    return [p.view(*m.shape, -1) + encoder.pos[m] for p, m in zip(parts, masks, strict=True)]
+        everything = torch.arange(TOKENS).expand(CLIPS, -1)
+        return [OURS["embed_kept"](encoder.proj, video, [everything])[0] + encoder.pos]
+    kept = OURS["embed_kept"](encoder.proj, video, masks)
+    return [x + encoder.pos[mask] for x, mask in zip(kept, masks, strict=True)]
 
 
 def our_tokens(predictor, x, context, targets):
-    flat = torch.cat([part.flatten(0, 1) for part in x])
-    source, position, first = [], [], 0
-    for m, (seen, hidden) in enumerate(zip(context, targets, strict=True)):
-        own = first + torch.arange(seen.numel()).view_as(seen)
-        source.append(torch.cat([own, torch.full_like(hidden, len(flat) + m)], 1))
-        position.append(torch.cat([seen, hidden], 1))
-        first += seen.numel()
-    rows = predictor_tokens(
-        predictor.embed(flat),
-        predictor.pos,
-        predictor.mask_tokens,
-        torch.cat([s.flatten() for s in source]),
-        torch.cat([p.flatten() for p in position]),
-    )
-    parts = rows.split([s.numel() for s in source])
-    return [part.view(*s.shape, -1) for part, s in zip(parts, source, strict=True)]
-
-
-def our_loss(z, h, targets):
-    return masked_feature_loss(
-        torch.cat([part.flatten(0, 1) for part in z]),
-        h.flatten(0, 1),
-        rows_of(targets),
-        torch.tensor([m.shape[1] for m in targets]).repeat_interleave(CLIPS),
-        torch.arange(len(targets)).repeat_interleave(CLIPS),
-    )
-
-
-def our_ema(teacher, student):
-    ema_update_(teacher, student, MOMENTUM)
+    projected = [predictor.embed(z) for z in x]
+    pos, mask_tokens = predictor.pos, predictor.mask_tokens
+    return OURS["predictor_input"](projected, pos, mask_tokens, context, targets)
 
 
 @dataclass(frozen=True)
@@ -147,13 +119,15 @@ class Calls:
 
 
 PLAIN = Calls()
-OURS = {
-    "gather": our_gather,
-    "embed": our_embed,
-    "tokens": our_tokens,
-    "loss": our_loss,
-    "ema": our_ema,
+SWAPS = {
+    "apply_masks": {"gather": our_gather},
+    "gather_tokens": {"gather": our_gather_of_one},
+    "patchify": {"embed": our_embed},
+    "predictor_tokens": {"tokens": our_tokens},
+    "masked_feature_loss": {"loss": OURS["feature_loss"]},
+    "ema_update_": {"ema": OURS["update_target"]},
 }
+SWAPS["all"] = {call: ours for swap in SWAPS.values() for call, ours in swap.items()}
 
 
 def train(calls):
@@ -177,7 +151,7 @@ def train(calls):
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        calls.ema(list(teacher.parameters()), list(encoder.parameters()))
+        calls.ema(teacher, encoder, MOMENTUM)
         losses.append(loss.detach())
     return torch.stack(losses), nn.utils.parameters_to_vector(teacher.parameters())
 
@@ -197,10 +171,9 @@ def test_the_plain_model_learns(plain):
     assert losses[-5:].mean() < 0.85 * losses[:5].mean()
 
 
-@pytest.mark.parametrize("name", [*OURS, "all"])
-def test_each_call_swapped_gives_the_same_losses(name, plain):
-    calls = Calls(**OURS) if name == "all" else replace(PLAIN, **{name: OURS[name]})
-    loss, parameter = far(train(calls), plain)
+@pytest.mark.parametrize("swap", SWAPS.values(), ids=SWAPS)
+def test_each_call_swapped_gives_the_same_losses(swap, plain):
+    loss, parameter = far(train(replace(PLAIN, **swap)), plain)
     assert loss <= 2e-6  # 16 ulp of a loss of 1
     assert parameter <= 1e-4  # AdamW takes steps of lr = 2e-3 even where gradients are noise
 
@@ -218,13 +191,13 @@ def next_positions(predictor, x, context, targets):
 
 
 def one_mean_of_all_targets(z, h, targets):
-    return sum(our_loss([a], h, [m]) * m.numel() for a, m in zip(z, targets, strict=True)) / sum(
-        m.numel() for m in targets
-    )
+    lengths = [mask.numel() for mask in targets]
+    means = [OURS["feature_loss"]([a], h, [m]) for a, m in zip(z, targets, strict=True)]
+    return sum(mean * n for mean, n in zip(means, lengths, strict=True)) / sum(lengths)
 
 
-def other_momentum(teacher, student):
-    ema_update_(teacher, student, MOMENTUM - 1e-3)
+def other_momentum(teacher, student, momentum):
+    ema_update_([*teacher.parameters()], [*student.parameters()], momentum - 1e-3)
 
 
 @pytest.mark.parametrize(
@@ -241,3 +214,14 @@ def test_a_wrong_swap_shows(name, wrong, plain):
     """The test above can fail: these are ten times further off than it allows, or more."""
     loss, _ = far(train(replace(PLAIN, **{name: wrong})), plain)
     assert loss > 2e-5
+
+
+def test_images_take_a_conv2d_weight():
+    """What the page says of image models."""
+    images = torch.randint(256, (2, 32, 48, 3), dtype=torch.uint8)
+    conv = nn.Conv2d(3, 10, 16, 16)
+    rows = patchify(images[:, None], tubelet_size=1, mean=MEAN, std=STD)
+    ours = F.linear(rows, conv.weight.flatten(1), conv.bias)
+    pixels = (images.float() / 255 - torch.tensor(MEAN)) / torch.tensor(STD)
+    theirs = conv(pixels.permute(0, 3, 1, 2)).flatten(2).transpose(1, 2)
+    torch.testing.assert_close(ours, theirs.flatten(0, 1))

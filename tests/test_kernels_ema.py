@@ -118,6 +118,13 @@ def test_refusals(arguments, message):
         ema_update_(*arguments)
 
 
+def test_tensors_on_several_devices_are_refused():
+    with pytest.raises(
+        ValueError, match=r"found tensors on \['cpu', 'meta'\], expected one device"
+    ):
+        ema_update_(T, [T[0].to("meta")], 0.5)
+
+
 def test_half_precision_teacher_is_refused_with_the_reason():
     with pytest.raises(
         ValueError, match=r"teacher\[0\]: found dtype torch.bfloat16, .*float32"
@@ -132,3 +139,38 @@ def test_a_refused_update_changes_nothing():
     with pytest.raises(ValueError, match="found shapes"):
         ema_update_(teacher, [torch.ones(2), torch.ones(3)], 0.5)
     assert not any(t.any() for t in teacher)
+
+
+@student_dtypes
+@pytest.mark.parametrize("copying", [True, False], ids=["copying", "no copy"])
+def test_opcheck(dtype, copying):
+    teacher, student = make(dtype)
+    copies = [t.bfloat16() for t in teacher] if copying else []
+    arguments = (teacher, student, 0.75, copies)
+    torch.library.opcheck(torch.ops.vjepa_fast.ema_update, arguments)
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_compiled_whole(backend):
+    """In one graph, in place."""
+
+    def step(teacher, student, copies):
+        ema_update_(teacher, [2 * s for s in student], 0.75, copies)
+
+    compiled = torch.compile(step, backend=backend, fullgraph=True)
+    teacher, student = make()
+    expected, copies = clones(teacher), [t.bfloat16() for t in teacher]
+    expected_copies = clones(copies)
+    step(expected, student, expected_copies)
+    compiled(teacher, student, copies)
+    for found, right in ((teacher, expected), (copies, expected_copies)):
+        assert all(torch.equal(a, b) for a, b in zip(found, right, strict=True))
+
+
+def test_autocast_changes_nothing():
+    teacher, student = make()
+    expected = clones(teacher)
+    ema_update_(expected, student, 0.75)
+    with torch.autocast("cpu", torch.bfloat16):
+        ema_update_(teacher, student, 0.75)
+    assert all(torch.equal(a, b) for a, b in zip(teacher, expected, strict=True))

@@ -263,6 +263,12 @@ NONE = torch.empty(0, dtype=torch.int64)
             (Z, Y, ROWS, torch.tensor([-1, 6]), SPECS),
             "seqlens: found a length of -1, expected positive lengths that sum to 5",
         ),
+        ((Z.int(), Y, ROWS, LENGTHS, SPECS), "prediction: found dtype torch.int32, expected float"),
+        ((Z, Y.int(), ROWS, LENGTHS, SPECS), "features: found dtype torch.int32, expected float"),
+        (
+            (Z, Y, ROWS, LENGTHS.to("meta"), SPECS),
+            "seqlens: found device meta, expected cpu as for prediction",
+        ),
         ((Z, Y, ROWS, LENGTHS, SPECS, 0.5), "exponent: found 0.5, expected 1 or more"),
         ((Z, Y, ROWS, LENGTHS, SPECS, math.nan), "exponent: found nan, expected 1 or more"),
     ],
@@ -270,3 +276,43 @@ NONE = torch.empty(0, dtype=torch.int64)
 def test_refusals(arguments, message):
     with pytest.raises(ValueError, match="^" + message):
         masked_feature_loss(*arguments)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("exponent", [1.0, 2.0])
+def test_opcheck(dtype, exponent):
+    prediction, *others = make(SHAPES["unequal lengths"], dtype)
+    prediction.requires_grad_()
+    arguments = (prediction, *others, exponent, True)
+    torch.library.opcheck(torch.ops.vjepa_fast.masked_feature_loss, arguments)
+    scaled = (prediction.detach(), torch.tensor(3.0))
+    torch.library.opcheck(torch.ops.vjepa_fast.masked_feature_loss_backward, scaled)
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_compiled_whole(backend):
+    """In one graph, with its backward, for several numbers of rows."""
+
+    def step(prediction, *others):
+        return masked_feature_loss(2 * prediction, *others)
+
+    compiled = torch.compile(step, backend=backend, fullgraph=True)
+    for shape in ("one clip", "equal lengths", "unequal lengths"):
+        prediction, *others = make(SHAPES[shape])
+        prediction.requires_grad_()
+        expected, found = step(prediction, *others), compiled(prediction, *others)
+        torch.testing.assert_close(found, expected)
+        gradients = [torch.autograd.grad(loss, prediction)[0] for loss in (found, expected)]
+        torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_autocast_changes_nothing(dtype):
+    prediction, *others = make(SHAPES["equal lengths"], dtype)
+    prediction.requires_grad_()
+    plain = masked_feature_loss(prediction, *others)
+    with torch.autocast("cpu", torch.bfloat16):
+        under = masked_feature_loss(prediction, *others)
+    assert torch.equal(under, plain) and under.dtype == torch.float32
+    gradients = [torch.autograd.grad(loss, prediction)[0] for loss in (under, plain)]
+    assert torch.equal(*gradients)

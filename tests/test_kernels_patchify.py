@@ -1,5 +1,10 @@
 """patchify against loops, and against the Conv3d whose input it lays out."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -7,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from vjepa_fast.kernels import patchify
+from vjepa_fast.kernels import PatchEmbed, patchify
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -115,6 +120,18 @@ def test_strided_arguments():
         torch.testing.assert_close(out, expected, rtol=0, atol=1e-6)
 
 
+def test_channels_first():
+    """[B, 3, T, H, W] is taken as it is; a shape that could be both has its channels last."""
+    video = make(SIZES["odd"])
+    first = video.permute(0, 4, 1, 2, 3).contiguous()
+    expected = patchify(video, patch_size=3, tubelet_size=3)
+    assert torch.equal(patchify(first, patch_size=3, tubelet_size=3), expected)
+    both = make((2, 1, 2, 1, 3, 3))
+    assert both.shape == (2, 3, 6, 3, 3)
+    out = patchify(both, patch_size=3, tubelet_size=3)
+    torch.testing.assert_close(out, patches(both, 3, 3).float(), rtol=0, atol=1e-6)
+
+
 def test_nothing_kept():
     video = make(SIZES["odd"])
     out = patchify(video, torch.empty(0, dtype=torch.int64), patch_size=3, tubelet_size=3)
@@ -148,11 +165,12 @@ ROWS = torch.zeros(2, dtype=torch.int64)
         ),
         (
             lambda: patchify(VIDEO[0]),
-            r"video: found shape \(4, 32, 32, 3\), expected \[B, T, H, W, 3\]",
+            r"video: found shape \(4, 32, 32, 3\), expected \[B, T, H, W, 3\] or "
+            r"\[B, 3, T, H, W\]",
         ),
         (
-            lambda: patchify(VIDEO.permute(0, 4, 1, 2, 3)),
-            r"video: found shape \(1, 3, 4, 32, 32\), expected \[B, T, H, W, 3\]",
+            lambda: patchify(VIDEO.permute(0, 1, 4, 2, 3)),
+            r"video: found shape \(1, 4, 3, 32, 32\), expected \[B, T, H, W, 3\] or ",
         ),
         (
             lambda: patchify(VIDEO[:, :3]),
@@ -166,6 +184,10 @@ ROWS = torch.zeros(2, dtype=torch.int64)
             lambda: patchify(VIDEO, patch_size=12, tubelet_size=4),
             "video: found 4 frames of 32x32, expected multiples of 4 frames and 12 pixels",
         ),
+        (
+            lambda: patchify(VIDEO, mean=(0.5,)),
+            "mean, std: found 1 and 3 values, expected 3 each",
+        ),
         (lambda: patchify(VIDEO, ROWS[None]), r"rows: found shape \(1, 2\), expected \[R\]"),
         (lambda: patchify(VIDEO, ROWS.float()), "rows: found dtype torch.float32, expected int32"),
         (lambda: patchify(VIDEO, ROWS + 8), "rows: found entries 8 to 8, expected 0 to 7"),
@@ -175,3 +197,111 @@ ROWS = torch.zeros(2, dtype=torch.int64)
 def test_refusals(call, message):
     with pytest.raises(ValueError, match="^" + message):
         call()
+
+
+def published(width, patch=16, tubelet=2):
+    """A Conv3d, and its result over a normalised float video."""
+    conv = nn.Conv3d(3, width, kernel_size=(tubelet, patch, patch), stride=(tubelet, patch, patch))
+
+    def embed(video):
+        pixels = (video.float() / 255 - torch.tensor(MEAN)) / torch.tensor(STD)
+        return conv(pixels.permute(0, 4, 1, 2, 3)).flatten(2).transpose(1, 2)
+
+    return conv, embed
+
+
+def ours_of(conv, *arguments, **options):
+    embed = PatchEmbed(conv.out_channels, *arguments, **options)
+    embed.load_state_dict({f"proj.{name}": value for name, value in conv.state_dict().items()})
+    return embed
+
+
+def test_patch_embed_takes_a_published_weight():
+    conv, embed = published(24)
+    ours = ours_of(conv)
+    assert list(ours.state_dict()) == ["proj.weight", "proj.bias"]
+    video = make((2, 2, 3, 2, 2, 16))
+    expected = embed(video)  # [B, N, D]
+    torch.testing.assert_close(ours(video), expected, rtol=1e-5, atol=1e-5)
+    first = video.permute(0, 4, 1, 2, 3)
+    torch.testing.assert_close(ours(first), expected, rtol=1e-5, atol=1e-5)
+    rows = torch.tensor([23, 0, 7, 7])
+    kept = expected.flatten(0, 1)[rows]
+    torch.testing.assert_close(ours(video, rows), kept, rtol=1e-5, atol=1e-5)
+
+
+def test_patch_embed_trains_as_the_convolution():
+    conv, embed = published(5, patch=4, tubelet=1)
+    ours = ours_of(conv, patch_size=4, tubelet_size=1)
+    video = make((2, 2, 2, 2, 1, 4))
+    ours(video).square().sum().backward()
+    assert ours.proj.weight.grad.shape == (5, 3, 1, 4, 4)
+    embed(video).square().sum().backward()
+    torch.testing.assert_close(ours.proj.weight.grad, conv.weight.grad, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(ours.proj.bias.grad, conv.bias.grad, rtol=1e-4, atol=1e-4)
+
+
+def test_patch_embed_dtype():
+    video = make(SIZES["one patch"])
+    assert PatchEmbed(8).bfloat16()(video).dtype == torch.bfloat16
+    with torch.autocast("cpu", torch.bfloat16):
+        assert PatchEmbed(8)(video).dtype == torch.bfloat16
+
+
+def test_patch_embed_of_other_pixel_statistics():
+    conv, embed = published(8)
+    ours = ours_of(conv, mean=(0.0, 0.0, 0.0), std=(1 / 255,) * 3)
+    video = make(SIZES["one patch"])
+    raw = conv(video.permute(0, 4, 1, 2, 3).float()).flatten(2).transpose(1, 2)
+    torch.testing.assert_close(ours(video), raw, rtol=1e-4, atol=1e-3)
+    assert (ours(video) - embed(video)).abs().max() > 1
+
+
+OPS = torch.ops.vjepa_fast
+CALL = (16, 2, list(MEAN), list(STD))
+
+
+@pytest.mark.parametrize("rows", [None, torch.tensor([3, 0, 3])], ids=["all", "kept"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_opcheck(rows, dtype):
+    video = make((2, 1, 2, 1, 2, 16))
+    for layout in (video, video.transpose(1, 3).contiguous().transpose(1, 3)):
+        torch.library.opcheck(OPS.patchify, (layout, rows, *CALL, dtype))
+
+
+LOADS_AND_STORES = """
+import re
+from compile_kernels import compiled_instead_of_launched, declared
+
+for layout in "last", "first":
+    with compiled_instead_of_launched(90) as kernels:
+        declared("VARIANTS")[f"patchify: channels {layout}, bfloat16"]()
+    accesses = re.findall(r"(?:ld|st)\\.global\\S*?\\.((?:v\\d\\.)?b\\d+)", kernels[0].asm["ptx"])
+    print(*sorted(accesses))
+"""
+
+
+def test_pixels_are_not_read_byte_by_byte():
+    """An index; 24 bytes of pixels in three loads; 48 bytes of bfloat16 in three stores."""
+    environment = {name: v for name, v in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, "-c", LOADS_AND_STORES],
+        cwd=Path(__file__).parent,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    last, first = done.stdout.splitlines()
+    assert last.split() == ["b64"] * 4 + ["v4.b32"] * 3
+    assert first.split() == ["b64"] + ["v2.b32"] * 3 + ["v4.b32"] * 3
+
+
+def test_compiled_whole():
+    """In one graph, for several numbers of rows."""
+    embed = PatchEmbed(8)
+    compiled = torch.compile(embed, backend="aot_eager", fullgraph=True)
+    video = make((2, 1, 2, 1, 2, 16))
+    for rows in (None, torch.tensor([3, 0]), torch.tensor([1, 2, 0]), torch.tensor([0] * 7)):
+        torch.testing.assert_close(compiled(video, rows), embed(video, rows))

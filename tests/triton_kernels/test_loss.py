@@ -6,10 +6,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from accuracy import assert_accurate
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from vjepa_fast.kernels import masked_feature_loss
+from vjepa_fast.kernels import feature_loss_triton, masked_feature_loss
+from vjepa_fast.kernels.feature_loss import row_weights
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -89,10 +90,16 @@ def test_exponents(device, dtype, exponent, normalize):
     check(*make(device, SHAPES["63 x 80"], dtype), exponent, normalize)
 
 
-def test_many_rows_and_sequences(device):
-    """More sequences than a tile of the weights' kernel, and one longer than its block of rows."""
-    seqlens = [1 + i % 3 for i in range(70)] + [1030]
-    check(*make(device, (3, 50, seqlens, [i % 5 for i in range(71)])))
+def test_weights_of_many_sequences(device):
+    """More sequences than a tile holds, and some longer than a block of rows."""
+    seqlens = torch.tensor([1 + i % 37 for i in range(40)], device=device)
+    spec_ids = torch.tensor([i * i % 5 for i in range(40)], device=device)
+    rows = int(seqlens.sum())
+    weights = torch.empty(rows, device=device)
+    feature_loss_triton.weights_kernel[(40,)](
+        seqlens, spec_ids, weights, 40, rows, 24.0, 1, 1, BLOCK=16, ROWS=16
+    )
+    torch.testing.assert_close(weights, row_weights(seqlens, spec_ids, rows, 24))
 
 
 def test_a_thousand_rows(device):
@@ -143,10 +150,9 @@ def test_what_is_not_finite_is_kept(device, where, value, exponent, normalize):
     assert touched.any(1).sum() == 1 and touched[7].any()
 
 
-def test_a_row_outside_the_features_is_not_read(device, monkeypatch):
+def test_a_row_outside_the_features_is_not_read(device):
     """NaN where nobody looked at the index; the others as they should be."""
-    monkeypatch.setattr("vjepa_fast.kernels.feature_loss.require_index", lambda *_: None)
-    prediction, features, rows, *sequences = make(device, SHAPES["63 x 80"])
+    prediction, features, rows, *sequences = make(device, (24, 40, [6, 3], [0, 1]))
     prediction.requires_grad_()
     clean = gradient(masked_feature_loss(prediction, features, rows, *sequences), prediction)
     for outside in (-1, 40, 2**40, -(2**40)):
@@ -162,9 +168,6 @@ def test_a_row_outside_the_features_is_not_read(device, monkeypatch):
 @pytest.mark.parametrize("seqlens", [[60, 2], [60, 5], [70, -7], [-4, 67], [200, -90]], ids=str)
 def test_lengths_that_do_not_sum_to_the_rows(device, monkeypatch, seqlens):
     """Nothing outside is written, and rows of no sequence give NaN."""
-    launches = "vjepa_fast.kernels.feature_loss_triton"
-    from vjepa_fast.kernels.feature_loss_triton import launch_loss
-
     prediction, features, rows, *_ = make(device, SHAPES["63 x 80"])
     around = torch.full((63 + 200,), 7.0, device=device)
     allocate = torch.empty
@@ -172,12 +175,23 @@ def test_lengths_that_do_not_sum_to_the_rows(device, monkeypatch, seqlens):
     def within(*size, **options):
         return around[100:163] if size == (63,) else allocate(*size, **options)
 
-    monkeypatch.setattr(f"{launches}.torch.empty", within)
+    monkeypatch.setattr(torch, "empty", within)
     sequences = torch.tensor(seqlens, device=device), torch.tensor([0, 1], device=device)
-    loss, _ = launch_loss(prediction, features, rows, *sequences, 1.0, True, 1e-5, 1.0)
+    loss, _ = feature_loss_triton.launch_loss(
+        prediction, features, rows, *sequences, 1.0, True, 1e-5, 1.0
+    )
     assert (around[:100] == 7).all() and (around[163:] == 7).all()
     left = sum(seqlens) < 63
     assert around[100:163].isnan().any() == left and loss.isnan() == left
+
+
+def test_the_switch_makes_them_errors(device, monkeypatch):
+    monkeypatch.setenv("VJEPA_FAST_CHECK_INDEX", "1")
+    prediction, features, rows, seqlens, specs = make(device, (24, 40, [6, 3], [0, 1]))
+    with pytest.raises(ValueError, match=r"^rows: found entries 40 to 40, expected 0 to 39"):
+        masked_feature_loss(prediction, features, rows * 0 + 40, seqlens, specs)
+    with pytest.raises(ValueError, match=r"^seqlens: found 11 targets in all, expected positive"):
+        masked_feature_loss(prediction, features, rows, seqlens + 1, specs)
 
 
 def test_gradient_in_float16_under_loss_scaling(device):
@@ -211,7 +225,11 @@ def test_a_retained_graph_gives_the_gradient_again(device):
     assert torch.equal(*grads)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(
+    max_examples=15,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 @given(
     st.lists(st.tuples(st.integers(1, 4), st.integers(-1, 3)), min_size=1, max_size=6),
     st.integers(1, 40),
@@ -219,8 +237,7 @@ def test_a_retained_graph_gives_the_gradient_again(device):
     st.sampled_from(DTYPES),
     st.booleans(),
 )
-def test_any_sequences(sequences, width, exponent, dtype, normalize):
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+def test_any_sequences(device, sequences, width, exponent, dtype, normalize):
     seqlens, spec_ids = zip(*sequences, strict=True)
     arguments = make(device, (width, 4, list(seqlens), list(spec_ids)), dtype)
     wide = (t.double() if t.is_floating_point() else t for t in arguments)

@@ -6,8 +6,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vjepa_fast.kernels.checks import require, require_index, require_integers
-from vjepa_fast.kernels.dispatch import check_indices_on_device, use_triton
+from vjepa_fast.kernels.checks import (
+    require,
+    require_floating,
+    require_index,
+    require_integers,
+    require_same_device,
+)
+from vjepa_fast.kernels.dispatch import look_at_indices, use_triton
 from vjepa_fast.kernels.feature_loss_triton import launch_loss, launch_scale
 
 FEATURE_NORM_EPS = 1e-5
@@ -49,6 +55,15 @@ def _gradient_scale(numel: int) -> float:
     return 2.0 ** numel.bit_length()
 
 
+def _require_sequences(seqlens: Tensor, rows: int) -> None:
+    """Refuse lengths that don't sum to the rows, where values are looked at: `require_index`."""
+    if look_at_indices(seqlens):
+        expected = f"expected positive lengths that sum to {rows}"
+        shortest, total = int(seqlens.min()), int(seqlens.sum())
+        require(shortest > 0, f"seqlens: found a length of {shortest}, {expected}")
+        require(total == rows, f"seqlens: found {total} targets in all, {expected}")
+
+
 @torch.library.custom_op("vjepa_fast::masked_feature_loss", mutates_args=())
 def _loss_and_gradient(
     prediction: Tensor,
@@ -60,6 +75,8 @@ def _loss_and_gradient(
     normalize: bool,
 ) -> tuple[Tensor, Tensor]:
     """The loss, and its gradient times `_gradient_scale` in the prediction's dtype."""
+    require_index("rows", rows, features.shape[0])
+    _require_sequences(seqlens, len(rows))
     arguments = (prediction, features, rows, seqlens, spec_ids, exponent, normalize)
     scale = _gradient_scale(prediction.numel())
     if use_triton("masked_feature_loss", prediction):
@@ -133,7 +150,7 @@ def masked_feature_loss(
         targets and features. A NaN in a difference gives NaN in the loss and in the gradient.
 
     Raises:
-        ValueError: shapes that don't fit, an exponent below 1; on CPU, or under
+        ValueError: shapes, dtypes or devices that don't fit, an exponent below 1; on CPU, or under
             VJEPA_FAST_CHECK_INDEX=1, rows outside `features` and lengths that don't sum to R.
             Unchecked, such rows give NaN on a GPU.
     """
@@ -151,13 +168,13 @@ def masked_feature_loss(
         f"seqlens, spec_ids: found shapes {tuple(seqlens.shape)} and {tuple(spec_ids.shape)}, "
         "expected [S] each, S at least 1",
     )
+    require_integers("rows", rows)
     require_integers("seqlens", seqlens)
     require_integers("spec_ids", spec_ids)
     require(exponent >= 1.0, f"exponent: found {exponent}, expected 1 or more")
-    require_index("rows", rows, features.shape[0])
-    if seqlens.device.type == "cpu" or check_indices_on_device():
-        expected = f"expected positive lengths that sum to {prediction.shape[0]}"
-        shortest, total = int(seqlens.min()), int(seqlens.sum())
-        require(shortest > 0, f"seqlens: found a length of {shortest}, {expected}")
-        require(total == prediction.shape[0], f"seqlens: found {total} targets in all, {expected}")
+    for name, tensor in {"prediction": prediction, "features": features}.items():
+        require_floating(name, tensor)
+    others = {"features": features, "rows": rows, "seqlens": seqlens, "spec_ids": spec_ids}
+    for name, tensor in others.items():
+        require_same_device(name, tensor, "prediction", prediction)
     return _loss_and_gradient(prediction, features, rows, seqlens, spec_ids, exponent, normalize)[0]

@@ -8,7 +8,14 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from vjepa_fast.kernels.checks import require, require_index
+from vjepa_fast.kernels.checks import (
+    require,
+    require_index,
+    require_integers,
+    require_same_device,
+)
+from vjepa_fast.kernels.dispatch import use_triton
+from vjepa_fast.kernels.patchify_triton import launch_patchify
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -16,12 +23,15 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 @lru_cache
 def _normalisation(
-    mean: tuple[float, ...], std: tuple[float, ...], device: torch.device
+    mean: tuple[float, ...], std: tuple[float, ...], repeats: int, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """Scale and shift per channel, kept on the device: to copy them there would wait for it."""
+    """Scale and shift of each channel, each repeated for its pixels of a patch.
+
+    Kept on the device: to copy them there would wait for it.
+    """
     spread = torch.tensor(std)
     scale, shift = 1.0 / (255.0 * spread), -torch.tensor(mean) / spread
-    return scale.to(device), shift.to(device)
+    return tuple(t.repeat_interleave(repeats).to(device) for t in (scale, shift))
 
 
 def patchify_reference(
@@ -39,17 +49,55 @@ def patchify_reference(
     tubes = video.reshape(b, grid[0], tubelet_size, grid[1], patch_size, grid[2], patch_size, c)
     tubes = tubes.permute(0, 1, 3, 5, 7, 2, 4, 6)  # b t' h' w' | c tubelet ph pw: Conv3d order
     if rows is None:
-        picked = tubes.flatten(0, 3).flatten(2)
+        picked = tubes.flatten(0, 3).flatten(1)
     else:
         r = rows.long()
         r, column = r // grid[2], r % grid[2]
         r, line = r // grid[1], r % grid[1]
         clip, time = r // grid[0], r % grid[0]
-        picked = tubes[clip, time, line, column].flatten(2)
-    scale, shift = _normalisation(tuple(mean), tuple(std), video.device)
-    pixels = picked.float()  # then in place: fresh memory costs more than the arithmetic
-    pixels.mul_(scale[:, None]).add_(shift[:, None])
-    return pixels.flatten(1).to(dtype)
+        picked = tubes[clip, time, line, column].flatten(1)
+    pixels = picked.float()
+    repeats = tubelet_size * patch_size**2
+    scale, shift = _normalisation(tuple(mean), tuple(std), repeats, video.device)
+    return torch.addcmul(shift, pixels, scale, out=pixels).to(dtype)
+
+
+@torch.library.custom_op("vjepa_fast::patchify", mutates_args=())
+def _patchify(
+    video: Tensor,
+    rows: Tensor | None,
+    patch_size: int,
+    tubelet_size: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+    dtype: torch.dtype,
+) -> Tensor:
+    if rows is not None:
+        require_index("rows", rows, _tokens(video, patch_size, tubelet_size))
+    if not use_triton("patchify", video):
+        return patchify_reference(video, rows, patch_size, tubelet_size, mean, std, dtype)
+    out = _patches(video, rows, patch_size, tubelet_size, dtype)
+    scale, shift = _normalisation(tuple(mean), tuple(std), 1, torch.device("cpu"))
+    launch_patchify(video, rows, patch_size, tubelet_size, scale.tolist(), shift.tolist(), out)
+    return out
+
+
+def _tokens(video: Tensor, patch_size: int, tubelet_size: int) -> int:
+    return video[..., 0].numel() // (tubelet_size * patch_size**2)
+
+
+def _patches(
+    video: Tensor, rows: Tensor | None, patch_size: int, tubelet_size: int, dtype: torch.dtype
+) -> Tensor:
+    """Memory for the result."""
+    count = _tokens(video, patch_size, tubelet_size) if rows is None else rows.shape[0]
+    width = video.shape[-1] * tubelet_size * patch_size**2
+    return torch.empty(count, width, dtype=dtype, device=video.device)
+
+
+@_patchify.register_fake
+def _(video, rows, patch_size, tubelet_size, mean, std, dtype):
+    return _patches(video, rows, patch_size, tubelet_size, dtype)
 
 
 def patchify(
@@ -65,7 +113,8 @@ def patchify(
     """Normalise, cast and flatten patches; a linear layer on the result is the patch embedding.
 
     Args:
-        video: pixels 0 … 255, uint8 [B, T, H, W, 3].
+        video: pixels 0 … 255, uint8 [B, T, H, W, 3] or [B, 3, T, H, W], any strides. The first is
+            meant where a shape could be both.
         rows: kept tokens as b * N + token, [R] int32 or int64, where N = T'H'W' and tokens are in
             raster order, time slowest; None keeps all.
         patch_size: side of a patch in pixels.
@@ -78,14 +127,21 @@ def patchify(
         (channel, frame, line, column).
 
     Raises:
-        ValueError: a video of another dtype, shape or size; rows as in `gather_tokens`.
+        ValueError: a video of another dtype, shape or size; other than 3 means or stds; rows as in
+            `gather_tokens`.
     """
     require(video.dtype == torch.uint8, f"video: found dtype {video.dtype}, expected uint8")
     require(
-        video.ndim == 5 and video.shape[-1] == 3,
-        f"video: found shape {tuple(video.shape)}, expected [B, T, H, W, 3]",
+        video.ndim == 5 and 3 in (video.shape[-1], video.shape[1]),
+        f"video: found shape {tuple(video.shape)}, expected [B, T, H, W, 3] or [B, 3, T, H, W]",
     )
-    b, t, h, w, _ = video.shape
+    require(
+        len(mean) == 3 and len(std) == 3,
+        f"mean, std: found {len(mean)} and {len(std)} values, expected 3 each; give one a channel",
+    )
+    if video.shape[-1] != 3:
+        video = video.permute(0, 2, 3, 4, 1)
+    _, t, h, w, _ = video.shape
     require(
         t % tubelet_size == 0 and h % patch_size == 0 and w % patch_size == 0,
         f"video: found {t} frames of {h}x{w}, expected multiples of {tubelet_size} frames and "
@@ -93,5 +149,6 @@ def patchify(
     )
     if rows is not None:
         require(rows.ndim == 1, f"rows: found shape {tuple(rows.shape)}, expected [R]")
-        require_index("rows", rows, b * (t // tubelet_size) * (h // patch_size) * (w // patch_size))
-    return patchify_reference(video, rows, patch_size, tubelet_size, mean, std, dtype)
+        require_integers("rows", rows)
+        require_same_device("rows", rows, "video", video)
+    return _patchify(video, rows, patch_size, tubelet_size, list(mean), list(std), dtype)
