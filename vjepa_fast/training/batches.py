@@ -8,11 +8,10 @@ import torch
 from torch import Tensor
 
 from vjepa_fast.config import Config
-from vjepa_fast.config_checks import split_batch
+from vjepa_fast.config_checks import sample_masks, split_batch
 from vjepa_fast.data.clips import ClipBatch
 from vjepa_fast.data.loader import ClipLoader, make_loader
 from vjepa_fast.data.planner import Augment, ClipPlanner
-from vjepa_fast.errors import UserError
 from vjepa_fast.masks import MaskSampler
 from vjepa_fast.models.packing import PackedMasks, pack_masks
 
@@ -78,10 +77,7 @@ class Batches:
         """The step's micro-batches as the trainer takes them."""
         for ids in self.sample_ids(step):
             batch = next(clips)
-            try:
-                masks = self._sampler.sample(step, ids)
-            except ValueError as error:  # a spec that all but never leaves context
-                raise UserError(f"masks.specs: {error}") from None
+            masks = sample_masks(self._sampler, step, ids)
             packed = pack_masks(
                 masks.context_tokens,
                 masks.context_seqlens,
