@@ -86,7 +86,30 @@ class ClipPlanner:
         if ids.size and (ids.min() < 0 or (self._order is None and ids.max() >= len(self))):
             end = "" if self._order else f" and below {len(self)} (videos in order)"
             raise ValueError(f"found sample ids {ids.min()} .. {ids.max()}, expected >= 0{end}")
-        videos = ids if self._order is None else self._order.videos(ids)
+        return self._plan(ids, ids if self._order is None else self._order.videos(ids))
+
+    def plan_one(self, sample_id: int, attempt: int = 0) -> ClipPlan:
+        """One sample's plan; from attempt 1 on with another video, where earlier ones can't be
+        decoded.
+
+        A pure function of its arguments: attempt 0 is `plan([sample_id])[0]`, attempts 1, 2, … go
+        through all the other videos of the same manifest (of all manifests, without weights) in an
+        order of this sample's own. Raises UserError where there is no other video, and at attempt 1
+        in an evaluation, where sample id i can only be video i.
+        """
+        if attempt == 0:
+            return self.plan([sample_id])[0]
+        if self._order is None:
+            raise UserError(
+                f"found {self.entries[sample_id].path} unusable in an evaluation, expected every "
+                "video of its manifest to decode, index its folder again or remove its line"
+            )
+        ids = np.array([sample_id], dtype=np.int64)
+        video = int(self._order.videos(ids)[0])
+        replacement = self._order.replacement(sample_id, video, attempt)
+        return self._plan(ids, np.array([replacement]))[0]
+
+    def _plan(self, ids: np.ndarray, videos: np.ndarray) -> list[ClipPlan]:
         counts, heights, widths = self._sizes[videos].T
         window = self.num_frames * self.frame_step
         spare = np.maximum(counts - window, 0)
