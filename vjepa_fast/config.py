@@ -28,6 +28,7 @@ from .config_types import (
     Positive,
     PositiveRange,
     Stage,
+    Unit,
     UnitRange,
     any_mask_strategy,
     mask_strategy,
@@ -75,6 +76,9 @@ class DataConfig(_Section):
     """Decoding threads per process."""
     prefetch: Count = 2
     """Micro-batches that are decoded ahead."""
+    max_bad_share: Unit = 0.05
+    """Clips that may turn out undecodable and be replaced, as a share of all; beyond, a process
+    stops the run."""
 
 
 class EncoderConfig(_Section):

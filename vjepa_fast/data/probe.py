@@ -69,12 +69,16 @@ def probe_video(
     if _is_text(head):
         raise BadVideo("a text file, not a video")
     try:
-        with av.open(source_url(path, offset, size)) as container:
+        with open_video(source_url(path, offset, size)) as container:
             entry = _inspect(container, path)
     except (av.error.FFmpegError, EOFError) as error:
         known = head.startswith(_CONTAINER_MAGIC) or head[4:8] == b"ftyp"
         what = "truncated or damaged" if known else "not a video"
         raise BadVideo(f"{what} (FFmpeg: {error.strerror})") from None
+    except BadVideo:
+        raise
+    except Exception as error:  # one odd file must not end a scan
+        raise BadVideo(f"not understood ({type(error).__name__}: {error})") from error
     if entry.frames < min_frames:
         plural = "" if entry.frames == 1 else "s"
         raise BadVideo(f"only {entry.frames} frame{plural}, at least {min_frames} are needed")
@@ -106,14 +110,21 @@ def probe_videos(
     return good, [result for result in results if not isinstance(result, ManifestEntry)]
 
 
+def open_video(url: str) -> av.container.InputContainer:
+    """A file, or what `source.entry_url` gives, opened to be read; titles need not be UTF-8."""
+    return av.open(url, metadata_errors="replace")
+
+
 def video_stream(
     container: av.container.InputContainer,
 ) -> av.video.stream.VideoStream | None:
     """The first stream of moving pictures (a cover picture is none), set to decode in the calling
-    thread.
+    thread. Raises BadVideo where there is no decoder for it.
     """
     for stream in container.streams.video:
         if not stream.disposition & Disposition.attached_pic:
+            if stream.codec_context is None:
+                raise BadVideo("no decoder for its codec")
             stream.codec_context.thread_count = (
                 1  # parallel over videos: threads per video only cost start-up
             )
@@ -138,7 +149,7 @@ def frame_times(entry: ManifestEntry) -> np.ndarray | None:
     Demuxes the file. None where it cannot be read or not every frame has a time stamp.
     """
     try:
-        with av.open(entry_url(entry)) as container:
+        with open_video(entry_url(entry)) as container:
             stream = video_stream(container)
             if stream is None:
                 return None
@@ -149,7 +160,7 @@ def frame_times(entry: ManifestEntry) -> np.ndarray | None:
                 if packet.pts is not None and count_frame(packet, codec)
             ]
             return _times(stream, stamps, entry.frames)
-    except (av.error.FFmpegError, EOFError, OSError):
+    except (av.error.FFmpegError, EOFError, OSError, BadVideo):
         return None
 
 
