@@ -15,7 +15,7 @@ from vjepa_fast.train import set_up_logging
 def _index(options: argparse.Namespace) -> int:
     from vjepa_fast.data.index import index_command
 
-    return index_command(options.directory, options.output, options.workers)
+    return index_command(options.directory, options.output, options.workers, options.deep)
 
 
 def _demo_data(options: argparse.Namespace) -> int:
@@ -92,6 +92,9 @@ def _parser() -> argparse.ArgumentParser:
     index.add_argument("directory", type=Path)
     index.add_argument("--output", type=Path, required=True, help="manifest to write, .csv")
     index.add_argument("--workers", type=_count, help="processes (default: one a core)")
+    index.add_argument(
+        "--deep", action="store_true", help="also decode a little at start, middle and end"
+    )
     index.set_defaults(run=_index)
 
     demo = commands.add_parser("demo-data", help="write the small data set of real video files")

@@ -31,7 +31,7 @@ _FACTS = {
 }
 _OPTIONAL_FACTS = {"duration": float, "gop": int, "vfr": int, "offset": int}
 # A file name need not be UTF-8: surrogateescape carries any bytes there and back.
-_TEXT = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}
+TEXT = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}
 _logger = logging.getLogger("vjepa_fast")
 
 
@@ -84,7 +84,7 @@ def replaced_atomically(path: str | os.PathLike) -> Iterator[TextIO]:
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
-        with open(descriptor, "w", **_TEXT) as file:
+        with open(descriptor, "w", **TEXT) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -137,7 +137,7 @@ def read_manifest(path: str | os.PathLike) -> list[ManifestEntry]:
             f"`vjepa-fast index DIR --output {path}`"
         )
     try:
-        with open(path, **_TEXT) as file:
+        with open(path, **TEXT) as file:
             first = file.readline()
             file.seek(0)
             if first.split(",")[0].strip().strip('"') == "path":
@@ -252,7 +252,7 @@ def _read_text_list(path: Path, file: TextIO) -> list[ManifestEntry]:
 def _read_cache(cache: Path) -> list[ManifestEntry]:
     if not cache.is_file():
         return []
-    with open(cache, **_TEXT) as file:
+    with open(cache, **TEXT) as file:
         return _read_csv(cache, file)
 
 
