@@ -9,7 +9,8 @@ import pytest
 
 from vjepa_fast.data.manifest import ManifestEntry, write_manifest
 from vjepa_fast.data.order import MIXTURE_BLOCK, VideoOrder, permute
-from vjepa_fast.data.planner import Augment, ClipPlanner, random_crops, window_frames
+from vjepa_fast.data.planner import Augment, ClipPlanner, random_crops
+from vjepa_fast.data.windows import window_frames
 from vjepa_fast.errors import UserError
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "clip_frames.json").read_text())

@@ -62,6 +62,12 @@ class DataConfig(_Section):
     """Frames in a clip."""
     frame_step: Count = 4
     """Every how many frames of the video one is taken."""
+    fps: Positive | None = None
+    """Frames of the clip per second of the video, by time stamps; null: as frame_step says."""
+    clips_per_video: Count = 1
+    """Clips that a video gives when its turn comes, from equal parts of it, one after another."""
+    short_videos: Literal["edge", "loop", "refuse"] = "edge"
+    """Videos shorter than a clip: repeat the last frame, start over, or leave them out."""
     crop_size: Count = 224
     """Height and width of a clip, in pixels."""
     area: FractionRange = (0.3, 1.0)

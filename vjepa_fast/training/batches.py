@@ -28,6 +28,9 @@ def make_planner(config: Config) -> ClipPlanner:
         frame_step=data.frame_step,
         augment=Augment(area=data.area, aspect_ratio=data.aspect_ratio, flip=data.flip),
         seed=config.seed,
+        fps=data.fps,
+        clips_per_video=data.clips_per_video,
+        short_videos=data.short_videos,
     )
 
 
