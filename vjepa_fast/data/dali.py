@@ -65,28 +65,26 @@ class DaliDecoder:
 
         To be called from one thread only.
         """
-        video, failures = None, {}
-        encoded, decoded = {}, {}
+        failures, encoded, decoded = {}, {}, {}
         for i, file in enumerate(files):
             try:
                 content = self._readers.result(file)
                 (decoded if isinstance(content, torch.Tensor) else encoded)[i] = content
             except (UserError, OSError) as error:
                 failures[i] = in_words(error, plans[i])
-        if len(encoded) == len(plans):
-            video = self._try(plans, list(encoded.values()))
-        if video is None:
-            video = empty_batch(plans, self._crop_size).to(self._device)
+        places = list(encoded)
+        video = self._try([plans[i] for i in places], list(encoded.values())) if places else None
+        if video is None or len(places) < len(plans):
+            together, video = video, empty_batch(plans, self._crop_size).to(self._device)
             for i, clip in decoded.items():
                 video[i] = clip.to(self._device)
             stumbled = []
-            for i, content in encoded.items():
-                clip = self._try([plans[i]], [content])
+            for k, i in enumerate(places):
+                clip = together[k] if together is not None else self._try_one(plans[i], encoded[i])
                 if clip is None:
-                    self._not_for_dali.add(plans[i].video)
                     stumbled.append(i)
                 else:
-                    video[i] = clip[0]
+                    video[i] = clip
             failures |= self._ask_pyav(plans, stumbled, video)
         shown = sorted(encoded.keys() - failures.keys())
         return video, failures | self._ask_pyav(plans, _black(video, shown), video)
@@ -116,6 +114,14 @@ class DaliDecoder:
             _logger.debug("DALI failed on %s: %s", [plan.path for plan in plans], reason)
             self._pipeline = None
             return None
+
+    def _try_one(self, plan: ClipPlan, encoded: np.ndarray) -> torch.Tensor | None:
+        """One clip alone, after a batch failed: None, and no second time, if it is to blame."""
+        video = self._try([plan], [encoded])
+        if video is None:
+            self._not_for_dali.add(plan.video)
+            return None
+        return video[0]
 
     def _run(self, plans: Sequence[ClipPlan], encoded: list[np.ndarray]) -> torch.Tensor:
         if len(plans) > self._batch_size or self._pipeline is None:
