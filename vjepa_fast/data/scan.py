@@ -7,6 +7,8 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from itertools import islice
 from multiprocessing import get_context, parent_process
 
 import av
@@ -16,7 +18,6 @@ from vjepa_fast.data.manifest import ManifestEntry
 from vjepa_fast.data.probe import BadVideo, open_video, probe_video, video_stream
 from vjepa_fast.data.source import entry_url
 
-_CHUNK = 8  # files that go to a process at once
 _BYTES_PER_SECOND = 10_000_000
 _PICTURES = 8  # that --deep decodes at each place
 
@@ -38,25 +39,28 @@ def scan(
     workers: int,
     probe: Callable[[Candidate], Finding],
     seconds: int = 60,
+    chunk_size: int = 8,
 ) -> Iterator[Finding]:
     """Run `probe` (to be pickled) on every candidate in `workers` processes; the findings as they
     come, in no particular order.
 
-    A file that ends its process, or takes longer than `seconds` and one more for every 10 MB, is
-    refused.
+    A process gets `chunk_size` files at a time. A file that ends its process, or takes longer than
+    `seconds` and one more for every 10 MB, is refused.
     """
     rest = iter(candidates)
     suspects: deque[Candidate] = deque()
     while True:
         broken: list[Candidate] = []
-        with ProcessPoolExecutor(workers, get_context("spawn"), _start_process) as pool:
+        with _processes(workers) as pool:
             running: dict[Future, list[Candidate]] = {}
             while not broken:
                 # A suspect runs alone, so that a process that ends tells of it and of nothing else.
                 if suspects and not running:
                     chunk = [suspects.popleft()]
                     running[pool.submit(_run, probe, chunk, seconds)] = chunk
-                while not suspects and len(running) < 2 * workers and (chunk := _take(rest)):
+                while not suspects and len(running) < 2 * workers:
+                    if not (chunk := list(islice(rest, chunk_size))):
+                        break
                     running[pool.submit(_run, probe, chunk, seconds)] = chunk
                 if not running:
                     return
@@ -114,8 +118,13 @@ def _check_pictures(
         raise BadVideo("damaged (no picture can be decoded)")
 
 
-def _take(candidates: Iterator[Candidate]) -> list[Candidate]:
-    return [candidate for _, candidate in zip(range(_CHUNK), candidates, strict=False)]
+@contextmanager
+def _processes(workers: int) -> Iterator[ProcessPoolExecutor]:
+    with ProcessPoolExecutor(workers, get_context("spawn"), _start_process) as pool:
+        try:
+            yield pool
+        finally:  # after an interrupt only what runs is waited for
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _start_process() -> None:
