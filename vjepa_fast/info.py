@@ -114,8 +114,10 @@ def info_text(config: Config) -> str:
     context, target = count_tokens(config)
     mean_context, mean_target = _means(context), _means(target)
 
+    data = config.data
+    pace = f"one in {data.frame_step}" if data.fps is None else f"{data.fps:g} a second"
     clip = (
-        f"clip: {config.data.num_frames} frames, one in {config.data.frame_step}, "
+        f"clip: {config.data.num_frames} frames, {pace}, "
         f"{config.data.crop_size} px = {frames} x {height} x {width} = {num_tokens} tokens"
     )
     tokens = [("tokens per clip", "context", "target", "predictor")]

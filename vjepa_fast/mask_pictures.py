@@ -47,7 +47,10 @@ def find_clip(config: Config) -> tuple[np.ndarray, str]:
         if not path.is_file():
             continue
         planner = ClipPlanner.in_order(
-            [path], num_frames=config.data.num_frames, frame_step=config.data.frame_step
+            [path],
+            num_frames=config.data.num_frames,
+            frame_step=config.data.frame_step,
+            fps=config.data.fps,
         )
         (plan,) = planner.plan([0])
         video = decode_clip(plan, planner.entries[plan.video], config.data.crop_size)

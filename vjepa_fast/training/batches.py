@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -26,6 +27,9 @@ def make_planner(config: Config) -> ClipPlanner:
         frame_step=data.frame_step,
         augment=Augment(area=data.area, aspect_ratio=data.aspect_ratio, flip=data.flip),
         seed=config.seed,
+        fps=data.fps,
+        clips_per_video=data.clips_per_video,
+        short_videos=data.short_videos,
     )
 
 
@@ -58,7 +62,8 @@ class Batches:
         return [list(range(start, start + micro)) for start in starts]
 
     def loader(self, first_step: int) -> ClipLoader:
-        """Decode ahead from a step to the end of the run."""
+        """Decode ahead from a step to the end of the run; what can't be decoded is replaced, and
+        listed in the run's bad_videos.jsonl."""
         data = self._config.data
         steps = range(first_step, self._config.optim.steps)
         return make_loader(
@@ -69,6 +74,8 @@ class Batches:
             device=self._device,
             num_threads=data.num_threads,
             prefetch=data.prefetch,
+            bad_videos=Path(self._config.output) / "bad_videos.jsonl",
+            max_bad_share=data.max_bad_share,
         )
 
     def with_masks(
