@@ -83,6 +83,23 @@ def check_world() -> None:
         )
 
 
+def check_places(options: argparse.Namespace) -> None:
+    """Make the profile's folder; raises UserError where nothing can be written later."""
+    file, folder = options.json, options.profile
+    if file and (file.is_dir() or not file.parent.is_dir() or file.suffix == ".png"):
+        raise UserError(
+            f"--json: found {file}, expected a file in a folder that is there, and a .png beside "
+            "it to be free for the picture; name another, e.g. throughput.json"
+        )
+    if folder:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError):
+            raise UserError(
+                f"--profile: found {folder}, which is not a folder, expected one or a free name"
+            ) from None
+
+
 def counts(config: Config, ours: Ours, number: int) -> tuple[list[list[int]], list[list[int]]]:
     """Context and target tokens of a step, a row for each clip; raises UserError where the
     baseline's dense passes can't take them."""
@@ -165,6 +182,7 @@ def measure(config: Config, options: argparse.Namespace, result: dict) -> int:
 def run(options: argparse.Namespace) -> int:
     """From options to printed tables and files."""
     check_world()
+    check_places(options)
     init_process_group()
     share_cores(1)
     device = "cuda" if torch.cuda.is_available() else "cpu"

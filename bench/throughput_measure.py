@@ -82,11 +82,10 @@ class Measurement:
 
     def profile(self, folder: Path) -> list[Path]:
         """Write a trace (for chrome://tracing or Perfetto) and a table of the top operators of
-        each side."""
+        each side into a folder that is there."""
         activities = [torch.profiler.ProfilerActivity.CPU]
         if self.device.type == "cuda":
             activities.append(torch.profiler.ProfilerActivity.CUDA)
-        folder.mkdir(parents=True, exist_ok=True)
         written = []
         for side in self.sides:
             numbers = [self._next(side) for _ in range(PROFILED)]

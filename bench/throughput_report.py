@@ -145,7 +145,7 @@ def products_text(result: dict) -> str:
     share = products["flops"] / products["step_flops"]
     alone = 1e3 * products["seconds"]
     return (
-        f"\nour step's {products['number']} products hold {share:.0%} of its operations; each alone "
-        f"at its own shape, they run at {rate:.0f} GFLOP/s and take {alone:.1f} ms, "
+        f"\nour step's {products['number']} products hold {share:.0%} of its operations; each "
+        f"alone, at its own shape, they run at {rate:.0f} GFLOP/s and take {alone:.1f} ms, "
         f"{alone / step:.0%} of a step"
     )
