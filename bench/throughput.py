@@ -100,17 +100,9 @@ def check_places(options: argparse.Namespace) -> None:
             ) from None
 
 
-def counts(config: Config, ours: Ours, number: int) -> tuple[list[list[int]], list[list[int]]]:
-    """Context and target tokens of a step, a row for each clip; raises UserError where the
-    baseline's dense passes can't take them."""
+def counts(ours: Ours, number: int) -> tuple[list[list[int]], list[list[int]]]:
+    """Context and target tokens of a step, a row for each clip."""
     masks = draw_masks(ours.sampler, number, ours.clips)
-    for seqlens in (masks.context_seqlens, masks.target_seqlens):
-        if (seqlens != seqlens[:, :1]).any():
-            raise UserError(
-                f"masks.truncate: found {config.masks.truncate!r}, which leaves clips of unequal "
-                "lengths, expected 'batch', since the baseline's passes take equal ones only; "
-                "copy the config and change it there"
-            )
     return masks.context_seqlens.T.tolist(), masks.target_seqlens.T.tolist()
 
 
@@ -118,7 +110,6 @@ def measure(config: Config, options: argparse.Namespace, result: dict) -> int:
     """Check, time, print, and fill in `result`; the exit status."""
     ours = Ours(config)
     device, decodes = ours.device, options.data != "synthetic"
-    counts(config, ours, 0)
     plain = Plain(config, device)
     clock = Clock(device, decodes)
     precision = config.precision_on(device.type)
@@ -145,15 +136,15 @@ def measure(config: Config, options: argparse.Namespace, result: dict) -> int:
         run = Measurement((plain, ours), videos, clock, first=STEPS)
         first = run.numbers["ours"] + PER_TURN[device.type]  # behind the warm-up
         times = run.in_turns(-(-options.steps // PER_TURN[device.type]), rates)
-        tokens = [counts(config, ours, n) for n in range(first, run.numbers["ours"])]
+        tokens = [counts(ours, n) for n in range(first, run.numbers["ours"])]
         memory = run.memory()
         first = run.numbers["ours"]
         parts = run.parts(max(3, options.steps // 2))
-        tokens_of_parts = [counts(config, ours, n) for n in range(first, run.numbers["ours"])]
+        tokens_of_parts = [counts(ours, n) for n in range(first, run.numbers["ours"])]
         if not config.compile:
             number, video = run.numbers["ours"], next(videos)
             products = products_alone(lambda: ours.step(number, video, None), clock, device)
-            flops = clips * clip_flops(config, *counts(config, ours, number)).total
+            flops = clips * clip_flops(config, *counts(ours, number)).total
             result["products"] = products | {"step_flops": flops}
             run.numbers["ours"] += 1
         written = run.profile(options.profile) if options.profile else []

@@ -33,6 +33,13 @@ class Recorder(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+def _operand(
+    sizes: tuple[int, ...], strides: tuple[int, ...], dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    extent = 1 + sum((n - 1) * stride for n, stride in zip(sizes, strides, strict=True))
+    return torch.randn(extent, device=device).to(dtype).as_strided(sizes, strides)
+
+
 def products_alone(
     step: Callable[[], object], clock: Clock, device: torch.device, repeats: int = 3
 ) -> dict[str, float]:
@@ -45,10 +52,7 @@ def products_alone(
         step()
     flops = seconds = 0.0
     for (func, shapes), count in recorder.found.items():
-        operands = [
-            torch.empty_strided(sizes, strides, dtype=dtype, device=device).normal_()
-            for sizes, strides, dtype in shapes
-        ]
+        operands = [_operand(*shape, device) for shape in shapes]
         a, b = operands[PRODUCTS[func] :]
         flops += count * 2 * a.shape[0] * a.shape[1] * b.shape[1]
         laps = [clock.time(lambda f=func, o=operands: f(*o)) for _ in range(repeats + 1)]

@@ -17,6 +17,7 @@ from torch import Tensor
 from vjepa_fast.config import Config, load_config
 from vjepa_fast.data.demo import make_demo
 from vjepa_fast.data.loader import make_loader
+from vjepa_fast.errors import UserError
 from vjepa_fast.masks import MaskBatch, MaskSampler
 from vjepa_fast.models.packing import pack_masks
 from vjepa_fast.training.batches import make_planner, make_sampler
@@ -43,7 +44,13 @@ def read_config(
         changes["zero.stage"] = stage
     if manifest is not None:
         changes |= {"data.manifests": [str(manifest)], "data.weights": None}
-    return load_config(path, [f"{key}={json.dumps(value)}" for key, value in changes.items()])
+    config = load_config(path, [f"{key}={json.dumps(value)}" for key, value in changes.items()])
+    if config.masks.truncate == "none":
+        raise UserError(
+            "masks.truncate: found 'none', which leaves clips of unequal lengths, expected 'batch', "
+            "since the baseline's passes take equal ones only; change it in a copy of the config"
+        )
+    return config
 
 
 def draw_masks(sampler: MaskSampler, number: int, clips: int) -> MaskBatch:

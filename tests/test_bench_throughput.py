@@ -195,7 +195,14 @@ def test_unequal_lengths_and_other_processes_are_refused(bench, config_file, mon
 def test_parts_follow_each_other_and_leave_nothing_behind(bench, config):
     ours = bench.sides.Ours(config)
     video = next(bench.sides.Clips(config, ours.device, False))
-    before = set(vars(ours.trainer)), set(vars(ours.trainer.engine))
+    model = ours.trainer.model
+
+    def state():
+        owners = ours.trainer, ours.trainer.engine, ours.trainer.teacher
+        hooks = [list(module._forward_hooks) for module in (model, model.encoder)]
+        return [set(vars(owner)) for owner in owners], hooks
+
+    before = state()
     for side in (ours, bench.sides.Plain(config, ours.device)):
         marks = []
         with side.marked(marks.append):
@@ -203,9 +210,7 @@ def test_parts_follow_each_other_and_leave_nothing_behind(bench, config):
         assert tuple(marks) == bench.sides.PARTS
         side.step(1, video, side.prepare(1))
         assert len(marks) == len(bench.sides.PARTS)
-    assert (set(vars(ours.trainer)), set(vars(ours.trainer.engine))) == before
-    model = ours.trainer.model
-    assert not model._forward_hooks and not model.encoder._forward_hooks
+    assert state() == before
 
 
 def test_laps_add_up_to_the_step(bench):
@@ -224,7 +229,7 @@ def test_operations_by_part_as_pytorch_counts_them(bench, config):
     masks = pack_masks(
         m.context_tokens, m.context_seqlens, m.target_tokens, m.target_seqlens, m.num_tokens
     )
-    work = bench.roofline.step_work(config, *bench.main.counts(config, ours, 0), 4)
+    work = bench.roofline.step_work(config, *bench.main.counts(ours, 0), 4)
     model = ours.trainer.model
 
     def counted(call):
@@ -250,7 +255,7 @@ def test_operations_by_part_as_pytorch_counts_them(bench, config):
 
 def test_bytes_by_hand(bench, config):
     ours = bench.sides.Ours(config)
-    context, target = bench.main.counts(config, ours, 0)
+    context, target = bench.main.counts(ours, 0)
     fp32, bf16 = (bench.roofline.step_work(config, context, target, n) for n in (4, 2))
     encoder, all_weights = (
         sum(p.numel() for p in module.parameters())
@@ -285,7 +290,7 @@ def test_peak_memory_sees_what_a_call_frees_again(bench):
     found = bench.clock.peak_memory(
         lambda: torch.ones(size, dtype=torch.uint8), torch.device("cpu")
     )
-    assert size <= found < 1.2 * size
+    assert 0.95 * size < found < 1.2 * size
 
 
 def test_data_sheets(bench):
