@@ -47,8 +47,8 @@ def read_config(
     config = load_config(path, [f"{key}={json.dumps(value)}" for key, value in changes.items()])
     if config.masks.truncate == "none":
         raise UserError(
-            "masks.truncate: found 'none', which leaves clips of unequal lengths, expected 'batch', "
-            "since the baseline's passes take equal ones only; change it in a copy of the config"
+            "masks.truncate: found 'none', which leaves clips of unequal lengths, expected 'batch' "
+            "for the baseline's passes, which take equal ones; change it in a copy of the config"
         )
     return config
 
