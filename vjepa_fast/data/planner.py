@@ -104,10 +104,11 @@ class ClipPlanner:
 
     @cached_property
     def digest(self) -> str:
-        """A hash (hex) of the videos in their order: paths, frames, sizes in bytes."""
+        """A hash (hex) of the videos in their order: file names, frames, sizes in bytes. A data set
+        that was moved as a whole keeps it."""
         digest = sha256()
         for entry in self.entries:
-            row = f"{entry.path}\0{entry.frames}\0{entry.size_bytes}\n"
+            row = f"{os.path.basename(entry.path)}\0{entry.frames}\0{entry.size_bytes}\n"
             digest.update(row.encode(errors="surrogateescape"))
         return digest.hexdigest()
 

@@ -53,6 +53,11 @@ class Batches:
         self._sampler = make_sampler(config)
         self._planner = make_planner(config)
 
+    @property
+    def videos(self) -> str:
+        """A hash of the videos that sample ids stand for."""
+        return self._planner.digest
+
     def sample_ids(self, step: int) -> list[list[int]]:
         """This rank's sample ids at a step, one list for each micro-batch."""
         batch, micro = self._config.optim.global_batch, self._micro_batch
