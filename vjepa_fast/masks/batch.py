@@ -1,14 +1,14 @@
 """The masks of one batch of clips, and memory to draw them into."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
 from vjepa_fast.masks.specs import is_int
 
 
-@dataclass(frozen=True)
-class MaskBatch:
+class MaskBatch(NamedTuple):
     """Context and target tokens of B clips under M mask specs, on one flat axis each.
 
     The flat order is spec, then clip, then token ascending; a token is its position 0 .. N-1 in its
