@@ -30,7 +30,7 @@ from vjepa_fast.errors import UserError
 from vjepa_fast.training.shards import MOMENTS, adam_moments, restore_adam, restore_masters
 from vjepa_fast.training.trainer import Trainer
 
-FORMAT = 1
+FORMAT = 2
 
 
 def _flat(tensors: list[Tensor], length: int) -> Tensor:
