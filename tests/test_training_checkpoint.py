@@ -85,7 +85,7 @@ def test_damage_is_named(tmp_path: Path) -> None:
         restore(make_trainer(), Checkpoint.open(folder))
     state = json.loads((folder / "state.json").read_text())
     (folder / "state.json").write_text(json.dumps(state | {"format": 99}))
-    with pytest.raises(UserError, match="found checkpoint format 99, expected 1"):
+    with pytest.raises(UserError, match="found checkpoint format 99, expected 2"):
         Checkpoint.open(folder)
     with pytest.raises(UserError, match=r"found no readable state\.json"):
         Checkpoint.find(tmp_path / "nowhere")
