@@ -139,3 +139,12 @@ def test_masks_that_never_leave_context_are_one_sentence(command, config_file, c
     error = capsys.readouterr().err
     assert "error: masks.specs: found no context token for clip" in error
     assert "Traceback" not in error
+
+
+def test_the_demos_frames_are_spread_over_longer_clips(small_config, demo, monkeypatch):
+    monkeypatch.setattr(mask_pictures, "DEMO", demo / "train.csv")
+    data = {"manifests": ["elsewhere.csv"], "num_frames": 16, "frame_step": 4, "crop_size": 24}
+    clip, source = mask_pictures.find_clip(Config.model_validate(small_config(data=data)))
+    assert clip.shape == (16, 24, 24, 3) and clip.dtype == np.uint8 and "00000.webm" in source
+    assert (clip[::2] == clip[1::2]).all()
+    assert all((clip[i] != clip[i + 2]).any() for i in range(0, 14, 2))

@@ -10,7 +10,7 @@ import torch
 
 from vjepa_fast.config import Config
 from vjepa_fast.config_checks import sample_masks
-from vjepa_fast.data.demo import render_clip
+from vjepa_fast.data.demo import FRAMES, render_clip
 from vjepa_fast.data.planner import ClipPlanner
 from vjepa_fast.data.pyav import decode_clip
 from vjepa_fast.errors import UserError
@@ -19,7 +19,7 @@ from vjepa_fast.masks import MaskBatch, MaskSampler
 
 DEMO = Path("data/demo/train.csv")
 CLIPS = 2  # masks of each spec that are drawn over the clip
-FRAMES = 4  # at most, of each mask
+SHOWN_FRAMES = 4  # at most, of each mask
 MOST_SPECS = 6  # drawn; the table has all
 
 log = logging.getLogger("vjepa_fast")
@@ -42,26 +42,30 @@ def masks_command(config: Config, output: Path) -> int:
 
 def find_clip(config: Config) -> tuple[np.ndarray, str]:
     """A clip, uint8 [T, H, W, 3], and where it is from: the config's data if it is there, else the
-    demo data, else a clip drawn as the demo's are."""
-    for path in [*map(Path, config.data.manifests), DEMO]:
-        if not path.is_file():
-            continue
-        planner = ClipPlanner.in_order(
-            [path],
-            num_frames=config.data.num_frames,
-            frame_step=config.data.frame_step,
-            fps=config.data.fps,
-        )
-        (plan,) = planner.plan([0])
-        video = decode_clip(plan, planner.entries[plan.video], config.data.crop_size)
-        return video.numpy(), f"{plan.path} (of {path})"
+    demo data, else a clip drawn as the demo's are. The demo's clips are short: their frames are
+    spread over the config's."""
+    data = config.data
+    for path in map(Path, data.manifests):
+        if path.is_file():
+            frames = {"num_frames": data.num_frames, "frame_step": data.frame_step, "fps": data.fps}
+            return _first_clip(path, data.crop_size, **frames)
+    spread = np.arange(data.num_frames) * FRAMES // data.num_frames
+    if DEMO.is_file():
+        clip, source = _first_clip(DEMO, data.crop_size, num_frames=FRAMES, frame_step=1)
+        return clip[spread], source
     video, _ = render_clip(seed=0, split="train", index=0)
-    index = np.arange(config.data.num_frames) * len(video) // config.data.num_frames
-    side = (config.data.crop_size, config.data.crop_size)
-    pixels = torch.from_numpy(video[index]).permute(0, 3, 1, 2)
+    side = (data.crop_size, data.crop_size)
+    pixels = torch.from_numpy(video[spread]).permute(0, 3, 1, 2)
     pixels = torch.nn.functional.interpolate(pixels, side, mode="bilinear", antialias=True)
     log.warning("found no manifest of this config and no demo data: a rendered demo clip instead")
     return pixels.permute(0, 2, 3, 1).numpy(), "a rendered demo clip"
+
+
+def _first_clip(manifest: Path, crop_size: int, **frames: float | None) -> tuple[np.ndarray, str]:
+    planner = ClipPlanner.in_order([manifest], **frames)
+    (plan,) = planner.plan([0])
+    video = decode_clip(plan, planner.entries[plan.video], crop_size)
+    return video.numpy(), f"{plan.path} (of {manifest})"
 
 
 def count(config: Config, sampler: MaskSampler) -> tuple[np.ndarray, str]:
@@ -116,7 +120,7 @@ def draw(
     import matplotlib.pyplot as plt
 
     grid, specs = config.grid, config.masks.specs[:MOST_SPECS]
-    frames = np.unique(np.linspace(0, grid[0] - 1, FRAMES).round().astype(int))
+    frames = np.unique(np.linspace(0, grid[0] - 1, SHOWN_FRAMES).round().astype(int))
     kinds = token_kinds(masks, grid)
     names = ["the clip", *(f"mask {i + 1}" for i in range(CLIPS)), "how often\ncontext"]
     width = 1.25 * len(frames) + 0.7  # inches
