@@ -12,7 +12,7 @@ flags = ["-O3", "-ffp-contract=off", "-pthread"]
 if os.environ.get("VJEPA_FAST_WERROR") == "1":
     flags += ["-Wall", "-Wextra", "-Werror"]
 
-ParallelCompile("VJEPA_FAST_BUILD_JOBS").install()
+ParallelCompile().install()
 setup(
     ext_modules=[
         Pybind11Extension(

@@ -1,6 +1,7 @@
 """What drawing masks costs, beside a plain torch sampler in the same run: python bench/masks.py
 
-First the two samplers' statistics are compared; times are printed only if they agree. Every case's
+First the two samplers' statistics are compared, ours through the buffers that are timed, and before
+each case our own providers, whose masks must be the same; nothing wrong is timed. Every case's
 providers take turns, so that a busy machine slows all of them; ratios tell more than microseconds.
 """
 
@@ -8,22 +9,26 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TextIO
 
 import numpy as np
 import torch
 
 from vjepa_fast import __version__
-from vjepa_fast.masks import MaskSampler, MultiBlock
+from vjepa_fast.masks import MaskBatch, MaskSampler, MultiBlock
 
 GRID = (8, 14, 14)
 PAPER = (MultiBlock(8, (0.15, 0.15)), MultiBlock(2, (0.7, 0.7)))
 BASELINE = "plain torch"
 TURN = 5e-3  # seconds
+FIELDS = ("context_tokens", "context_seqlens", "target_tokens", "target_seqlens")
 Grid = tuple[int, int, int]
 
 
@@ -79,6 +84,7 @@ def compare_statistics(steps: int, clips: int = 24) -> list[tuple[str, float, fl
     """(item, plain, ours, tolerance), each a mean over `steps` batches."""
     random = torch.Generator().manual_seed(0)
     cut, whole = MaskSampler(PAPER, GRID), MaskSampler(PAPER, GRID, truncate="none")
+    buffers = cut.buffers(clips, torch.int32)
     plain, ours = [], []
     for step in range(steps):
         ids = range(step * clips, (step + 1) * clips)
@@ -87,11 +93,11 @@ def compare_statistics(steps: int, clips: int = 24) -> list[tuple[str, float, fl
         seen = [torch.stack(spec).double().mean(dim=(0, 1)) for spec in masks]
         plain.append(_statistics(seen, contexts, targets))
 
-        batch = whole.sample(step, ids)
+        batch = whole.sample(step, ids, out=buffers)
         parts = batch.context_tokens.split(batch.context_seqlens.sum(dim=1).tolist())
         counts = [torch.bincount(part, minlength=batch.num_tokens) / clips for part in parts]
         seen = [count.view(GRID).mean(dim=0) for count in counts]
-        batch = cut.sample(step, ids)
+        batch = cut.sample(step, ids, out=buffers)
         contexts = [batch.context(m) for m in range(len(PAPER))]
         targets = [batch.target(m) for m in range(len(PAPER))]
         ours.append(_statistics(seen, contexts, targets))
@@ -117,6 +123,24 @@ def _statistics(
         result[f"spec {m}: context tokens after the cut"] = contexts[m].shape[1]
         result[f"spec {m}: target tokens after the cut"] = targets[m].shape[1]
     return result
+
+
+def odd_one(calls: dict[str, Callable[[int], object]]) -> str | None:
+    """Which of our providers gives other masks than the first of them in one of three steps."""
+    first, *others = (name for name in calls if name != BASELINE)
+    for step in range(3):
+        expected = calls[first](step)
+        for name in others:
+            found = calls[name](step)
+            if not all(
+                torch.equal(_long(found, field), _long(expected, field)) for field in FIELDS
+            ):
+                return name
+    return None
+
+
+def _long(masks: MaskBatch, field: str) -> torch.Tensor:
+    return getattr(masks, field).long()
 
 
 def time_in_turns(calls: dict[str, Callable[[int], object]], repeats: int) -> dict[str, np.ndarray]:
@@ -175,16 +199,60 @@ def cases() -> list[tuple[str, dict]]:
     return [("paper, batch 24", paper), *grown]
 
 
+def describe() -> dict[str, object]:
+    """Machine, versions and commit: what a row needs to be compared with another."""
+    git = ["git", "-c", "safe.directory=*", "describe", "--always", "--dirty", "--exclude=*"]
+    done = subprocess.run(
+        git, cwd=Path(__file__).parent, capture_output=True, text=True, check=False
+    )
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
+    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return {
+        "cpu": models[0] if models else platform.machine(),
+        "cores": len(os.sched_getaffinity(0)),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "vjepa_fast": __version__,
+        "commit": done.stdout.strip() or None,
+    }
+
+
+def _number(least: int) -> Callable[[str], int]:
+    """An argparse type: a whole number from `least` on."""
+
+    def parse(text: str) -> int:
+        if not text.isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(
+                f"found {text!r}, expected a whole number from {least} on"
+            )
+        return int(text)
+
+    return parse
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Check, time, print; 1 if the statistics disagree."""
+    """Check, time, print; 1 if anything is wrong."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--repeats", type=int, default=20)
-    parser.add_argument("--check-steps", type=int, default=200, help="batches that are compared")
+    parser.add_argument("--repeats", type=_number(1), default=20)
+    # Two batches at least, for a spread to judge their difference by.
+    parser.add_argument("--check-steps", type=_number(2), default=200, help="batches compared")
     parser.add_argument("--output", type=Path, help="rows as JSON lines")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
+    try:  # before minutes of timing
+        if options.output:
+            options.output.parent.mkdir(parents=True, exist_ok=True)
+            options.output.write_text("")
+    except OSError as error:
+        parser.error(f"--output: found {options.output}, which cannot be written ({error})")
+    with (options.output or Path(os.devnull)).open("w") as output:
+        return check_and_time(options.check_steps, options.repeats, output)
 
-    items = compare_statistics(options.check_steps)
+
+def check_and_time(check_steps: int, repeats: int, output: TextIO) -> int:
+    """Print what is compared and timed, and write a row for each time as soon as it is there."""
+    items = compare_statistics(check_steps)
     wrong = [item for item in items if not abs(item[1] - item[2]) <= item[3]]
     for item, plain, ours, tolerance in wrong or items:
         print(f"{item:42} plain {plain:8.3f}  ours {ours:8.3f}  (± {tolerance:.3f})")
@@ -192,12 +260,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("error: the samplers' statistics differ; nothing was timed", file=sys.stderr)
         return 1
 
-    machine = {"machine": platform.processor() or platform.machine(), "python": sys.version[:6]}
-    machine |= {"torch": torch.__version__, "vjepa_fast": __version__}
-    print(f"\nmedian of {options.repeats} (20 % … 80 %), microseconds; {machine}")
-    rows = []
+    machine = describe()
+    print(f"\nmedian of {repeats} (20 % … 80 %), microseconds; {machine}")
     for title, case in cases():
-        seconds = time_in_turns(providers(**case), options.repeats)
+        calls = providers(**case)
+        if odd := odd_one(calls):
+            print(f"error: {title}: {odd} draws other masks; it was not timed", file=sys.stderr)
+            return 1
+        seconds = time_in_turns(calls, repeats)
         base = np.median(seconds[BASELINE]) if BASELINE in seconds else None
         for name, values in seconds.items():
             low, middle, high = np.percentile(values * 1e6, (20, 50, 80))
@@ -206,9 +276,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"{title:18} {name:32} {middle:10.1f} ({low:.1f} … {high:.1f}) {times}")
             row = {"case": title, "provider": name, "baseline": name == BASELINE}
             row |= {"p20_us": low, "p50_us": middle, "p80_us": high, "speedup": ratio}
-            rows.append(row | machine)
-    if options.output:
-        options.output.write_text("".join(json.dumps(row) + "\n" for row in rows))
+            print(json.dumps(row | machine), file=output, flush=True)
     return 0
 
 

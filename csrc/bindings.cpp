@@ -67,7 +67,8 @@ void check(const vjepa::Strategy& strategy, const vjepa::Size& grid) {
                     "scales in (0, 1]");
         }
         const auto& aspect = strategy.aspect_ratio;
-        require(0 < aspect.low && aspect.low <= aspect.high, "positive aspect ratios");
+        require(0x1p-31 <= aspect.low && aspect.low <= aspect.high && aspect.high <= 0x1p31,
+                "aspect ratios in 2**-31 .. 2**31");
     } else {
         const bool tubes = strategy.kind == vjepa::Kind::kTubes;
         const int64_t count = grid[1] * grid[2] * (tubes ? 1 : grid[0]);
@@ -114,6 +115,7 @@ vjepa::MaskSampler make_sampler(const py::sequence& specs, const vjepa::Size& gr
         }
         settings.specs.push_back(std::move(spec));
     }
+    require(!settings.specs.empty(), "at least one spec");
     return vjepa::MaskSampler(std::move(settings));
 }
 
@@ -131,12 +133,13 @@ const vjepa::Size* read_sizes(const vjepa::MaskSampler& sampler, const Int64Arra
     return reinterpret_cast<const vjepa::Size*>(sizes.data());
 }
 
-py::array find_room(const py::object& given, int64_t rows, const py::dtype& dtype) {
-    if (given.is_none()) return py::array(dtype, std::vector<py::ssize_t>{rows});
-    const auto room = given.cast<py::array>();
-    require(room.dtype().is(dtype) && room.ndim() == 1 && (room.flags() & py::array::c_style) &&
-                room.writeable(),
-            "two writeable flat arrays of one type");
+template <typename Token>
+py::array_t<Token> find_room(const py::object& given, int64_t rows) {
+    if (given.is_none()) return py::array_t<Token>(rows);
+    require(py::isinstance<py::array_t<Token, py::array::c_style>>(given),
+            "two arrays of one type, int32 or int64, without gaps");
+    const auto room = py::reinterpret_borrow<py::array_t<Token>>(given);
+    require(room.ndim() == 1 && room.writeable(), "flat writeable arrays");
     if (room.shape(0) < rows) {
         throw std::invalid_argument("found mask buffers with room for " +
                                     std::to_string(room.shape(0)) + " tokens, expected " +
@@ -146,12 +149,18 @@ py::array find_room(const py::object& given, int64_t rows, const py::dtype& dtyp
 }
 
 template <typename Token>
-void write(const vjepa::MaskSampler& sampler, vjepa::Workspace& workspace, py::array& context,
-           py::array& target) {
-    auto* contexts = static_cast<Token*>(context.mutable_data());
-    auto* targets = static_cast<Token*>(target.mutable_data());
-    py::gil_scoped_release release;
-    sampler.write(workspace, contexts, targets);
+std::pair<py::array, py::array> write(const vjepa::MaskSampler& sampler,
+                                      vjepa::Workspace& workspace, const py::object& context_room,
+                                      const py::object& target_room) {
+    auto context = find_room<Token>(context_room, workspace.context_offsets.back());
+    auto target = find_room<Token>(target_room, workspace.target_offsets.back());
+    Token* contexts = context.mutable_data();
+    Token* targets = target.mutable_data();
+    {
+        py::gil_scoped_release release;
+        sampler.write(workspace, contexts, targets);
+    }
+    return {context, target};
 }
 
 Int64Array matrix(const std::vector<int64_t>& values, py::ssize_t rows, py::ssize_t columns) {
@@ -183,19 +192,13 @@ py::tuple sample(const vjepa::MaskSampler& sampler, int64_t step, const Int64Arr
         py::gil_scoped_release release;
         sampler.draw(step, sample_ids.data(), batch, sizes, workspace);
     }
-    const auto dtype =
-        context_room.is_none() ? py::dtype::of<int64_t>() : context_room.cast<py::array>().dtype();
-    auto context = find_room(context_room, workspace.context_offsets.back(), dtype);
-    auto target = find_room(target_room, workspace.target_offsets.back(), dtype);
-    if (dtype.is(py::dtype::of<int32_t>())) {
-        write<int32_t>(sampler, workspace, context, target);
-    } else {
-        require(dtype.is(py::dtype::of<int64_t>()), "int32 or int64 arrays");
-        write<int64_t>(sampler, workspace, context, target);
-    }
+    const bool narrow = py::isinstance<py::array_t<int32_t>>(context_room);
+    const auto [context, target] =
+        narrow ? write<int32_t>(sampler, workspace, context_room, target_room)
+               : write<int64_t>(sampler, workspace, context_room, target_room);
     const py::ssize_t num_specs = sampler.settings().specs.size();
     Int64Array used_sizes({static_cast<py::ssize_t>(sampler.num_strategies()), py::ssize_t{3}});
-    std::copy_n(workspace.block_sizes.front().data(), used_sizes.size(), used_sizes.mutable_data());
+    std::copy_n(workspace.block_sizes.data()->data(), used_sizes.size(), used_sizes.mutable_data());
     return py::make_tuple(context, matrix(workspace.context_seqlens, num_specs, batch),
                           offsets(workspace.context_offsets), target,
                           matrix(workspace.target_seqlens, num_specs, batch),

@@ -118,6 +118,18 @@ void run(const vjepa::MaskSampler& sampler, const std::vector<int64_t>& ids, int
     check_side(context, workspace.context_seqlens, workspace.context_offsets, num_tokens, taken);
     check_side(target, workspace.target_seqlens, workspace.target_offsets, num_tokens, taken);
     for (const int64_t length : workspace.context_seqlens) require(length > 0, "some context");
+    size_t strategy = 0;
+    for (size_t m = 0; m < settings.specs.size(); ++m) {
+        bool some_target = true;  // unless a block without tokens is replayed or drawn
+        for (const auto& choice : settings.specs[m].choices) {
+            const auto& size = workspace.block_sizes[strategy++];
+            some_target &= choice.kind != vjepa::Kind::kBlocks || size[1] * size[2] > 0 ||
+                           choice.context_frames < settings.grid[0];
+        }
+        for (size_t i = 0; i < ids.size() && some_target; ++i) {
+            require(workspace.target_seqlens[m * ids.size() + i] > 0, "some target");
+        }
+    }
     if (settings.complement != vjepa::Complement::kNone) {
         for (const auto& clip : taken) {
             require(std::count(clip.begin(), clip.end(), 1) == num_tokens, "the clip is filled");

@@ -97,8 +97,8 @@ def test_key_given_twice(text: str, key: str, tmp_path: Path) -> None:
         (
             "data.crop=3",
             "data.crop: found an unknown key, expected one of manifests, weights, num_frames, "
-            "frame_step, crop_size, area, aspect_ratio, flip, backend, num_threads, prefetch; did "
-            "you mean data.crop_size?",
+            "frame_step, fps, clips_per_video, short_videos, crop_size, area, aspect_ratio, flip, "
+            "backend, num_threads, prefetch, max_bad_share; did you mean data.crop_size?",
         ),
         (
             "masks.specs[2].max_keep=3",

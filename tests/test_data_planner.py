@@ -9,7 +9,8 @@ import pytest
 
 from vjepa_fast.data.manifest import ManifestEntry, write_manifest
 from vjepa_fast.data.order import MIXTURE_BLOCK, VideoOrder, permute
-from vjepa_fast.data.planner import Augment, ClipPlanner, random_crops, window_frames
+from vjepa_fast.data.planner import Augment, ClipPlanner, random_crops
+from vjepa_fast.data.windows import window_frames
 from vjepa_fast.errors import UserError
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "clip_frames.json").read_text())
@@ -200,3 +201,29 @@ def test_evaluation_takes_each_video_once_from_the_middle(tmp_path):
 def test_negative_sample_ids_are_refused(tmp_path):
     with pytest.raises(ValueError, match="sample ids"):
         planner(manifest(tmp_path, [30])).plan([-1])
+
+
+def test_replacements_go_through_the_other_videos_of_the_manifest(tmp_path):
+    paths = [manifest(tmp_path, [30] * 7, "a.csv"), manifest(tmp_path, [30] * 40, "b.csv")]
+    made = planner(*paths, weights=[1.0, 1.0])
+    seen = set()
+    for sample_id in [0, 1, 2, 3, 10**6, 10**12]:
+        assert as_tuple(made.plan_one(sample_id)) == as_tuple(made.plan([sample_id])[0])
+        first = made.plan_one(sample_id).video
+        others = set(range(7) if first < 7 else range(7, 47)) - {first}
+        order = [made.plan_one(sample_id, attempt) for attempt in range(1, len(others) + 1)]
+        assert {plan.video for plan in order} == others
+        assert all(plan.sample_id == sample_id for plan in order)
+        again = planner(*paths, weights=[1.0, 1.0]).plan_one(sample_id, 3)
+        assert as_tuple(again) == as_tuple(order[2])
+        assert made.plan_one(sample_id, len(others) + 1).video == order[0].video
+        seen.add(tuple((plan.video - first) % len(others) for plan in order[:3]))
+    assert len(seen) > 3  # an order of each sample's own
+
+
+def test_where_nothing_can_take_its_place_that_is_an_error(tmp_path):
+    path = manifest(tmp_path, [30])
+    with pytest.raises(UserError, match="found no other video"):
+        planner(path).plan_one(0, 1)
+    with pytest.raises(UserError, match=r"found .*m\.csv0 unusable in an evaluation"):
+        ClipPlanner.in_order([path], num_frames=4, frame_step=2).plan_one(0, 1)

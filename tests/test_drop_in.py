@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from vjepa_fast.kernels import ema_update_, patchify
+from vjepa_fast.kernels import PatchEmbed, ema_update_
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "drop_in.md"
 CLIPS, GRID, PATCH, WIDTH, NARROW, STEPS = 3, (2, 4, 4), 8, 24, 16, 20
@@ -94,10 +94,11 @@ def our_gather_of_one(x, masks):
 
 
 def our_embed(encoder, video, masks, gather):
+    patch_embed = OURS["PatchEmbed"](WIDTH, PATCH)
+    patch_embed.proj = encoder.proj  # trained where it is
     if masks is None:
-        everything = torch.arange(TOKENS).expand(CLIPS, -1)
-        return [OURS["embed_kept"](encoder.proj, video, [everything])[0] + encoder.pos]
-    kept = OURS["embed_kept"](encoder.proj, video, masks)
+        return [patch_embed(video) + encoder.pos]
+    kept = OURS["embed_kept"](patch_embed, video, masks, TOKENS)
     return [x + encoder.pos[mask] for x, mask in zip(kept, masks, strict=True)]
 
 
@@ -122,7 +123,7 @@ PLAIN = Calls()
 SWAPS = {
     "apply_masks": {"gather": our_gather},
     "gather_tokens": {"gather": our_gather_of_one},
-    "patchify": {"embed": our_embed},
+    "PatchEmbed": {"embed": our_embed},
     "predictor_tokens": {"tokens": our_tokens},
     "masked_feature_loss": {"loss": OURS["feature_loss"]},
     "ema_update_": {"ema": OURS["update_target"]},
@@ -136,10 +137,10 @@ def train(calls):
     encoder, predictor = Encoder(), Predictor()
     teacher = copy.deepcopy(encoder).requires_grad_(False)
     optimizer = torch.optim.AdamW([*encoder.parameters(), *predictor.parameters()], lr=2e-3)
-    losses = []
+    losses, random = [], torch.Generator().manual_seed(0)  # its own: PatchEmbed draws weights too
     for _ in range(STEPS):
-        video = torch.randint(256, (CLIPS, 4, 32, 32, 3), dtype=torch.uint8)
-        drawn = [torch.rand(CLIPS, TOKENS).argsort(1) for _ in CONTEXT]
+        video = torch.randint(256, (CLIPS, 4, 32, 32, 3), dtype=torch.uint8, generator=random)
+        drawn = [torch.rand(CLIPS, TOKENS, generator=random).argsort(1) for _ in CONTEXT]
         context = [d[:, :n].sort(1).values for d, n in zip(drawn, CONTEXT, strict=True)]
         targets = [d[:, -n:].sort(1).values for d, n in zip(drawn, TARGETS, strict=True)]
         with torch.no_grad():
@@ -220,8 +221,17 @@ def test_images_take_a_conv2d_weight():
     """What the page says of image models."""
     images = torch.randint(256, (2, 32, 48, 3), dtype=torch.uint8)
     conv = nn.Conv2d(3, 10, 16, 16)
-    rows = patchify(images[:, None], tubelet_size=1, mean=MEAN, std=STD)
-    ours = F.linear(rows, conv.weight.flatten(1), conv.bias)
+    patch_embed = PatchEmbed(10, tubelet_size=1)
+    weights = {"proj.weight": conv.weight.unsqueeze(2), "proj.bias": conv.bias}
+    patch_embed.load_state_dict(weights)
     pixels = (images.float() / 255 - torch.tensor(MEAN)) / torch.tensor(STD)
     theirs = conv(pixels.permute(0, 3, 1, 2)).flatten(2).transpose(1, 2)
-    torch.testing.assert_close(ours, theirs.flatten(0, 1))
+    torch.testing.assert_close(patch_embed(images[:, None]), theirs)
+
+
+def test_a_published_patch_embedding_loads_unchanged():
+    encoder, patch_embed = Encoder(), PatchEmbed(WIDTH, PATCH)
+    patch_embed.load_state_dict({f"proj.{k}": v for k, v in encoder.proj.state_dict().items()})
+    video = torch.randint(256, (CLIPS, 3, 4, 32, 32), dtype=torch.uint8)  # planar, as published
+    theirs = plain_embed(encoder, video.permute(0, 2, 3, 4, 1), None, None)[0] - encoder.pos
+    torch.testing.assert_close(patch_embed(video), theirs)

@@ -1,13 +1,21 @@
 """`vjepa-fast index`: usable files are described rightly, the others refused with a reason."""
 
+import os
 import re
+import tarfile
+import threading
 
+import av
 import pytest
 import videos
 
+from vjepa_fast.cli import main
+from vjepa_fast.data import index
+from vjepa_fast.data.findings import Candidate, Finding
 from vjepa_fast.data.index import index_command, index_directory
 from vjepa_fast.data.manifest import read_manifest, write_manifest
 from vjepa_fast.data.probe import BadVideo, probe_video
+from vjepa_fast.data.scan import scan
 from vjepa_fast.errors import UserError
 
 
@@ -118,3 +126,152 @@ def test_indexing_again_keeps_the_labels(tmp_path):
 
     write_manifest(manifest, [probe_video(path)])
     assert len(index_directory(tmp_path, manifest)[0]) == 2
+
+
+def crash_or_hang(candidate):
+    if "crash" in candidate.path:
+        os.abort()
+    if "hang" in candidate.path:
+        threading.Event().wait()
+    return Finding(candidate, reason="probed")
+
+
+def test_a_file_that_ends_or_hangs_its_process_costs_only_itself():
+    names = [f"crash{i}" if i in (3, 12) else f"fine{i}" for i in range(20)]
+    names[15] = "hang"
+    candidates = [Candidate(name, 1, 0) for name in names]
+    findings = list(scan(candidates, 2, crash_or_hang, seconds=3))
+    assert sorted(finding.candidate.path for finding in findings) == sorted(names)
+    for finding in findings:
+        fine = finding.candidate.path.startswith("fine")
+        assert finding.reason == ("probed" if fine else "damaged (FFmpeg crashes or hangs)")
+
+
+def test_unchanged_files_are_not_opened_again(tmp_path):
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    paths = [videos.write_numbered(folder, "mjpeg", 5, name) for name in "abc"]
+    (folder / "bad.mp4").write_bytes(bytes(range(256)))
+    output = tmp_path / "m.csv"
+    first, refused = index_directory(folder, output)
+    for path in [paths[0], folder / "bad.mp4"]:  # other bytes, but the same size and time
+        status = path.stat()
+        path.write_bytes(bytes(status.st_size))
+        os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    paths[1].unlink()
+    videos.write_numbered(folder, "mjpeg", 7, "c")
+    again, refused_again = index_directory(folder, output)
+    assert [entry.frames for entry in again] == [5, 7]
+    assert again[0] == first[0] and refused_again == refused
+    assert refused[0][1].startswith("not a video")
+    assert read_manifest(output) == again
+
+
+def test_an_interrupted_scan_goes_on_where_it_stopped(tmp_path, monkeypatch):
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    paths = [videos.write_numbered(folder, "mjpeg", 5, name) for name in "abc"]
+    (folder / "empty.mp4").touch()
+    output = tmp_path / "m.csv"
+
+    def two_only(candidates, workers, probe):
+        yield from (probe(candidate) for candidate in candidates[:2])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(index, "scan", two_only)
+    with pytest.raises(UserError, match=r"2 of 4 files.* run the same command again"):
+        index_directory(folder, output)
+    journal = tmp_path / "m.csv.partial.jsonl"
+    with journal.open("a") as file:
+        file.write('{"deep": false, "candi')  # the power went
+    monkeypatch.undo()
+    for path in paths[:2]:
+        status = path.stat()
+        path.write_bytes(bytes(status.st_size))
+        os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    entries, refused = index_directory(folder, output)
+    assert [entry.path for entry in entries] == [str(path) for path in paths]
+    assert [reason for _, reason in refused] == ["empty (0 bytes)"]
+    assert not journal.exists()
+
+
+def test_deep_decodes_what_demuxing_does_not_see(tmp_path):
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    good = videos.write_numbered(folder, "h264", 60, "good")
+    bad = videos.write_numbered(folder, "h264", 60, "bad")
+    with av.open(str(bad)) as container:
+        packets = [(p.pos, p.size) for p in container.demux(video=0) if p.size]
+    data = bytearray(bad.read_bytes())
+    for position, size in packets[24:40]:  # the middle: neither the first nor the last frames
+        data[position + 8 : position + size] = bytes(size - 8)
+    bad.write_bytes(data)
+    entries, refused = index_directory(folder, tmp_path / "m.csv", deep=True)
+    assert [entry.path for entry in entries] == [str(good)]
+    assert refused[0][0] == str(bad) and refused[0][1].startswith("damaged")
+    shallow, _ = index_directory(folder, tmp_path / "shallow.csv")
+    assert len(shallow) == 2
+
+
+def test_videos_in_tar_shards_are_indexed_where_they_are(tmp_path):
+    folder = tmp_path / "shards"
+    folder.mkdir()
+    video = videos.write_numbered(tmp_path, "vp9", 20)
+    with tarfile.open(folder / "0.tar", "w") as tar:
+        tar.add(video, "one.webm")
+        tar.add(__file__, "one.txt")
+        tar.add(video, "deep/two.webm")
+        tar.addfile(tarfile.TarInfo("empty.mp4"))
+    (folder / "broken.tar").write_bytes((folder / "0.tar").read_bytes()[:700])
+    entries, refused = index_directory(folder, tmp_path / "m.csv")
+    assert [entry.path for entry in entries] == [
+        f"{folder}/0.tar::deep/two.webm",
+        f"{folder}/0.tar::one.webm",
+    ]
+    assert [entry.frames for entry in entries] == [20, 20]
+    assert entries[1].offset % 512 == 0 and entries[1].size_bytes == video.stat().st_size
+    assert [(name.rpartition("/")[2], reason.split(" (")[0]) for name, reason in refused] == [
+        ("0.tar::empty.mp4", "empty"),
+        ("broken.tar", "unreadable tar shard"),
+    ]
+    assert index_directory(folder, tmp_path / "m.csv") == (entries, refused)
+
+
+@pytest.mark.parametrize("name", ["folder", "file/m.csv"])
+def test_an_output_that_cannot_be_written_is_refused_before_the_scan(tmp_path, monkeypatch, name):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "a.mp4").touch()
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(index, "scan", lambda *_: pytest.fail("scanned"))
+    with pytest.raises(UserError, match=r"--output: found that .* cannot be written"):
+        index_directory(folder, tmp_path / name)
+
+
+def test_the_command_line(tmp_path, capsys):
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    videos.write_numbered(folder, "mjpeg", 5, "a")
+    output = tmp_path / "m.csv"
+    assert main(["index", str(folder), "--output", str(output), "--workers", "1", "--deep"]) == 0
+    assert "1 videos, 5 frames; 0 files refused" in capsys.readouterr().out
+    assert main(["index", str(tmp_path / "nowhere"), "--output", str(output)]) == 2
+    assert capsys.readouterr().err.startswith("error: found no folder at")
+
+
+@pytest.mark.parametrize("extension", ["mp4", "webm"])
+def test_a_title_that_is_no_utf8_does_not_end_the_scan(tmp_path, extension):
+    path = videos.write_numbered(tmp_path, "h264" if extension == "mp4" else "vp9", 10)
+    with av.open(str(path)) as source, av.open(str(tmp_path / f"t.{extension}"), "w") as target:
+        target.metadata["title"] = "TITLE-E"
+        stream = target.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(video=0):
+            if packet.size:
+                packet.stream = stream
+                target.mux(packet)
+    data = (tmp_path / f"t.{extension}").read_bytes()
+    assert b"TITLE-E" in data
+    (tmp_path / f"t.{extension}").write_bytes(data.replace(b"TITLE-E", b"TITLE-\xe9"))
+    path.unlink()
+    entries, refused = index_directory(tmp_path, tmp_path / "m.csv", workers=1)
+    assert [entry.frames for entry in entries] == [10] and not refused

@@ -12,9 +12,10 @@ TESTS = Path(__file__).resolve().parent
 RECORDED = json.loads((TESTS / "golden" / "kernel_resources.json").read_text())
 
 
-def compiled(*arguments):
+def run(*arguments):
     done = subprocess.run(
-        [sys.executable, str(TESTS / "compile_kernels.py"), *arguments],
+        [sys.executable, *arguments],
+        cwd=TESTS,
         env={name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"},
         capture_output=True,
         text=True,
@@ -22,6 +23,10 @@ def compiled(*arguments):
     )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
+
+
+def compiled(*arguments):
+    return run("compile_kernels.py", *arguments)
 
 
 def spilling(kernels):
@@ -66,3 +71,26 @@ def test_a_spill_is_seen():
     assert len(kernels) == 1 and spilling(kernels) == set(kernels)
     (row,) = kernels.values()
     assert row["stack"] > 0 and row["spill_instructions"] > 0
+
+
+LENGTHS = """
+import json, sys, torch
+from compile_kernels import compiled_instead_of_launched
+from vjepa_fast.kernels.gather import launch_gather
+from vjepa_fast.kernels.scatter import launch_scatter
+
+def count(lengths):
+    with compiled_instead_of_launched(90) as kernels:
+        for k in lengths:
+            masks = [torch.empty(b, k, dtype=torch.int64, device="meta") for b in (24, 24)]
+            rows = launch_gather(torch.empty(24, 1568, 64, device="meta"), masks)
+            launch_scatter(rows, masks, 24, 1568)
+    return len(kernels), len(set(map(id, kernels)))
+
+json.dump(count([int(k) for k in sys.argv[1:]]), sys.stdout)
+"""
+
+
+def test_masks_of_new_lengths_compile_nothing_new():
+    """Truncated masks have another length every step."""
+    assert run("-c", LENGTHS, "365", "368", "1", "2", "512") == [15, 3]

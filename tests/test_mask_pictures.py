@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vjepa_fast import mask_pictures
+from vjepa_fast import info, mask_pictures
 from vjepa_fast.cli import main
 from vjepa_fast.config import Config
 from vjepa_fast.mask_pictures import CONTEXT, CUT, TARGET
@@ -21,7 +21,7 @@ SPECS = [
 @pytest.fixture
 def config_file(small_config, tmp_path, monkeypatch):
     """Writes a small config with these masks; the working directory is an empty folder."""
-    monkeypatch.setattr(mask_pictures, "SAMPLED_STEPS", 20)
+    monkeypatch.setattr(info, "SAMPLED_STEPS", 20)
     monkeypatch.chdir(tmp_path)
 
     def write(**changes):
@@ -55,10 +55,11 @@ def test_it_draws_over_the_configs_own_data_and_counts(config_file, capsys, tmp_
 
 
 def test_the_counts_are_those_of_the_run(small_config, monkeypatch):
-    monkeypatch.setattr(mask_pictures, "SAMPLED_STEPS", 20)
+    monkeypatch.setattr(info, "SAMPLED_STEPS", 20)
     config = Config.model_validate(small_config(masks={"specs": SPECS, "truncate_group": 4}))
-    seen, text = mask_pictures.count(config)
     sampler = config.masks.sampler(config.grid, config.seed)
+    seen, text = mask_pictures.count(config, sampler)
+    counted = info.count_tokens(config)  # what `vjepa-fast info` says: the same clips
     batches = [sampler.sample(step, range(8 * step, 8 * step + 4)) for step in range(20)]
     context = np.mean([masks.context_seqlens[0].double().mean() for masks in batches])
     target = np.mean([masks.target_seqlens[0].double().mean() for masks in batches])
@@ -68,6 +69,8 @@ def test_the_counts_are_those_of_the_run(small_config, monkeypatch):
     assert lost == f"{36 - context - target:.0f}" and int(drawn) >= int(kept)
     assert seen.shape == (3, *config.grid) and seen.min() >= 0 and seen.max() <= 1
     assert seen[0].sum() == pytest.approx(context)
+    for side, mean in zip(counted, (context, target), strict=True):
+        assert np.mean([row[0] for row in side]) == pytest.approx(mean)
 
 
 def test_every_token_is_of_one_kind(small_config):
@@ -110,4 +113,29 @@ def test_an_output_that_cannot_be_written_is_one_sentence(config_file, capsys):
     assert run(config_file(), "--output", "masks.nosuch") == 2
     error = capsys.readouterr().err
     assert "error: --output: found masks.nosuch, which cannot be written" in error
+    assert "Traceback" not in error
+
+
+@pytest.mark.parametrize("output", ["pictures", "masks", "folder.png", ".png"])
+def test_an_output_that_would_land_elsewhere_is_refused(output, config_file, capsys, tmp_path):
+    """Matplotlib adds an ending where there is none."""
+    path = config_file()
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "folder.png").mkdir()
+    before = sorted(tmp_path.rglob("*"))
+    assert run(path, "--output", output) == 2
+    printed = capsys.readouterr()
+    assert printed.err.startswith("error: --output: found ") and printed.err.count("\n") == 1
+    assert output in printed.err and printed.out == ""
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("command", ["masks", "info"])
+def test_masks_that_never_leave_context_are_one_sentence(command, config_file, capsys):
+    # Sixty blocks that leave one of three rows each: all would have to coincide.
+    spec = {"num_blocks": 60, "spatial_scale": [0.99, 0.99], "aspect_ratio": [0.75, 0.75]}
+    path = config_file(masks={"specs": [spec]})
+    assert main([command, "--config", str(path)]) == 2
+    error = capsys.readouterr().err
+    assert "error: masks.specs: found no context token for clip" in error
     assert "Traceback" not in error

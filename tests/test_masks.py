@@ -1,15 +1,19 @@
 """What the mask sampler promises: purity, truncation, cleanly redrawn and refused contexts."""
 
 import hashlib
+import math
 import pickle
 import threading
 import time
+from dataclasses import replace
 
 import pytest
+from test_masks_twin import SPECS as EVERY_KIND
 from test_masks_twin import assert_same, clip_tokens
 
 from vjepa_fast.masks import MaskSampler, MultiBlock, ReferenceSampler
 
+GRID = (8, 14, 14)
 SHORT_RANGE = MultiBlock(num_blocks=8, spatial_scale=(0.15, 0.15))
 LONG_RANGE = MultiBlock(num_blocks=2, spatial_scale=(0.7, 0.7))
 CAUSAL = MultiBlock(
@@ -22,16 +26,25 @@ CAUSAL = MultiBlock(
 SPECS = [SHORT_RANGE, LONG_RANGE, CAUSAL]
 
 
-def test_masks_stay_what_they_were():
-    """Checkpoints resume by them: digests of what the first version drew."""
-    for truncate, expected in (("batch", "657b4b18389eb123"), ("none", "2c135289b7a73deb")):
-        sampler = MaskSampler(SPECS, seed=12345678901234, truncate=truncate)
-        masks = sampler.sample(7, [100, 5, 26, 5, 2**40])
-        digest = hashlib.sha256()
-        for name in ("context_tokens", "context_seqlens", "target_tokens", "target_seqlens"):
-            digest.update(getattr(masks, name).numpy().tobytes())
-        digest.update(masks.block_sizes.numpy().tobytes())
-        assert digest.hexdigest()[:16] == expected
+@pytest.mark.parametrize(
+    ("specs", "options", "expected"),
+    [
+        (SPECS, {"truncate": "batch"}, "657b4b18389eb123"),  # of the very first version
+        (SPECS, {"truncate": "none"}, "2c135289b7a73deb"),
+        (EVERY_KIND, {"truncate": "batch", "round_to": 16}, "486c7a3cd45e5a7b"),
+        (EVERY_KIND, {"truncate": "batch-random", "round_to": 16}, "5f002f5fb70282d0"),
+        (EVERY_KIND, {"truncate": "batch-random", "complement": "target"}, "5f1d25def242a9c0"),
+        (EVERY_KIND, {"truncate": "none", "round_to": 16}, "86cbf97d920c937c"),
+    ],
+)
+def test_masks_stay_what_they_were(specs, options, expected):
+    """Checkpoints resume by them: digests of what earlier versions drew."""
+    masks = MaskSampler(specs, seed=12345678901234, **options).sample(7, [100, 5, 26, 5, 2**40])
+    digest = hashlib.sha256()
+    for name in ("context_tokens", "context_seqlens", "target_tokens", "target_seqlens"):
+        digest.update(getattr(masks, name).numpy().tobytes())
+    digest.update(masks.block_sizes.numpy().tobytes())
+    assert digest.hexdigest()[:16] == expected
 
 
 def test_masks_do_not_depend_on_the_batch_split():
@@ -49,11 +62,18 @@ def test_masks_do_not_depend_on_the_batch_split():
                 assert clip_tokens(part.target_tokens, part.target_seqlens)[m] == expected[1]
 
 
-def test_masks_do_not_depend_on_threads_or_history():
-    ids = list(range(1000))  # 4.7 million tokens: enough for several threads
-    expected = MaskSampler(SPECS, seed=5, num_threads=1).sample(9, ids)
-    for threads in (0, 2, 7, 1000):
-        sampler = MaskSampler(SPECS, seed=5, num_threads=threads)
+@pytest.mark.parametrize("complement", [None, "target", "context"])
+@pytest.mark.parametrize("truncate", ["batch", "batch-random", "none"])
+@pytest.mark.parametrize("spec", EVERY_KIND, ids=lambda spec: type(spec).__name__)
+def test_masks_do_not_depend_on_threads_or_history(spec, truncate, complement):
+    if complement == "context" and getattr(spec, "max_keep", None):
+        spec = replace(spec, max_keep=None, max_temporal_keep=1.0)  # refused together
+    options = {"seed": 5, "truncate": truncate, "complement": complement}
+    ids = list(range(2100))
+    assert len(ids) * math.prod(GRID) > 3 * 2**20  # a thread takes 2**20 tokens: four have work
+    expected = MaskSampler([spec], GRID, num_threads=1, **options).sample(9, ids)
+    for threads in (0, 2, 7):
+        sampler = MaskSampler([spec], GRID, num_threads=threads, **options)
         sampler.sample(1, [3])
         assert_same(sampler.sample(9, ids), expected)
 

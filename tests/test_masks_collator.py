@@ -60,6 +60,13 @@ def test_steps_count_as_calls():
     assert fingerprint(called(batch)) != fingerprint(MaskCollator(SPECS, seed=1)(batch))
 
 
+def test_numbers_may_be_numpys():
+    plain = MaskCollator(SPECS, (224, 160), 8, 16, 2, seed=3)
+    sizes = np.array([224, 160, 8, 16, 2, 3])
+    other = MaskCollator(SPECS, tuple(sizes[:2]), *sizes[2:5], seed=sizes[5])
+    assert fingerprint(plain([0, 1])) == fingerprint(other([0, 1]))
+
+
 @pytest.mark.parametrize("start", [None, "fork", "spawn"])
 def test_workers_share_the_counter(start):
     """All batches differ, and are those that one process would draw, in whatever order."""
@@ -140,6 +147,7 @@ def test_recorded_statistics(strategy):
         ({"crop_size": None}, "found crop_size None, expected height and width"),
         ({"num_frames": 15}, "found num_frames 15, expected a multiple of tubelet_size 2"),
         ({"num_frames": 16.0}, "found num_frames 16.0"),
+        ({"num_frames": True}, "found num_frames True"),
         ({"patch_size": 0}, "found crop_size 224 and patch_size 0"),
         ({"seed": -1}, "found seed -1"),
     ],

@@ -85,7 +85,6 @@ configurations = {
     "step": st.integers(0, 2**63 - 1),
     "ids": st.lists(st.integers(0, 40) | st.integers(0, 2**62 - 1), min_size=1, max_size=4),
     "options": options,
-    "threads": st.integers(0, 3),
     "dtype": st.sampled_from([None, torch.int32, torch.int64]),
 }
 hypothesis_settings = settings(
@@ -103,9 +102,9 @@ def outcome(sampler, *arguments):
         return str(error)
 
 
-def check_configuration(specs, grid, seed, step, ids, options, threads, dtype):
+def check_configuration(specs, grid, seed, step, ids, options, dtype):
     try:
-        sampler = MaskSampler(specs, grid, seed, num_threads=threads, **options)
+        sampler = MaskSampler(specs, grid, seed, **options)
     except ValueError:
         assume(False)
     twin = ReferenceSampler(specs, grid, seed, **options)
@@ -167,8 +166,9 @@ def test_twin_agrees_on_the_real_grid(truncate, complement):
 
 
 def test_twin_agrees_on_replayed_sizes():
-    sizes = [(3, 4, 5), (8, 14, 13), (8, 1, 1), (0, 0, 0), (0, 0, 0)]
-    sizes += [(2, 14, 14), (0, 0, 0), (1, 0, 3)]
+    # The third has no tokens: the frames that its spec bars from the context are targets.
+    sizes = [(3, 4, 5), (8, 14, 13), (8, 0, 1), (0, 0, 0), (0, 0, 0)]
+    sizes += [(2, 14, 14), (0, 0, 0), (1, 1, 3)]
     masks = MaskSampler(SPECS).sample(0, [1, 2], block_sizes=sizes)
     assert masks.block_sizes.tolist() == [list(size) for size in sizes]
     assert_same(masks, ReferenceSampler(SPECS).sample(0, [1, 2], block_sizes=sizes))

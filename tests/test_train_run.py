@@ -91,6 +91,19 @@ def test_a_run_and_what_it_leaves(small_config: Callable[..., dict], tmp_path: P
     assert "resumed at step 8" in again.stderr
     assert metrics(tmp_path / "run") == rows
 
+    data = small_config()
+    whole = Path(data["data"]["manifests"][0]).read_text().splitlines(keepends=True)
+    manifest = Path(data["data"]["manifests"][0]).with_name("fewer.csv")  # indexed in place, say
+    manifest.write_text("".join(whole))
+    data["data"]["manifests"] = [str(manifest)]
+    data["output"] = str(tmp_path / "changed")
+    assert run([sys.executable, TRAIN, *write(data, tmp_path)]).returncode == 0
+    manifest.write_text("".join(whole[:-8]))
+    changed = run([sys.executable, TRAIN, *write(data, tmp_path)])
+    assert changed.returncode == 2
+    assert "found other videos in data.manifests" in changed.stderr
+    assert "Traceback" not in changed.stderr
+
     edited = write(small_config(optim={"lr": 0.5}), tmp_path)
     other = run([sys.executable, TRAIN, *edited])
     assert other.returncode == 2

@@ -14,7 +14,20 @@ from vjepa_fast.train import set_up_logging
 def _index(options: argparse.Namespace) -> int:
     from vjepa_fast.data.index import index_command
 
-    return index_command(options.directory, options.output, options.workers)
+    return index_command(options.directory, options.output, options.workers, options.deep)
+
+
+def _transcode(options: argparse.Namespace) -> int:
+    from vjepa_fast.data.transcode import transcode_command
+
+    return transcode_command(
+        options.manifest,
+        options.output,
+        options.codec,
+        options.short_side,
+        options.gop,
+        options.workers,
+    )
 
 
 def _demo_data(options: argparse.Namespace) -> int:
@@ -94,7 +107,21 @@ def _parser() -> argparse.ArgumentParser:
     index.add_argument("directory", type=Path)
     index.add_argument("--output", type=Path, required=True, help="manifest to write, .csv")
     index.add_argument("--workers", type=_count, help="processes (default: one a core)")
+    index.add_argument(
+        "--deep", action="store_true", help="also decode a little at start, middle and end"
+    )
     index.set_defaults(run=_index)
+
+    transcode = commands.add_parser(
+        "transcode", help="small copies of a manifest's videos that decode faster"
+    )
+    transcode.add_argument("manifest", type=Path)
+    transcode.add_argument("--output", type=Path, required=True, help="folder for the copies")
+    transcode.add_argument("--codec", default="h264", help="h264 (default) or vp9")
+    transcode.add_argument("--short-side", type=_count, default=320, help="pixels (320)")
+    transcode.add_argument("--gop", type=_count, default=12, help="frames per key frame (12)")
+    transcode.add_argument("--workers", type=_count, help="processes (default: one a core)")
+    transcode.set_defaults(run=_transcode)
 
     demo = commands.add_parser("demo-data", help="write the small data set of real video files")
     demo.add_argument("--output", type=Path, default=Path("data/demo"), help="default: data/demo")

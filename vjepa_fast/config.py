@@ -28,6 +28,7 @@ from .config_types import (
     Positive,
     PositiveRange,
     Stage,
+    Unit,
     UnitRange,
     any_mask_strategy,
     mask_strategy,
@@ -61,6 +62,12 @@ class DataConfig(_Section):
     """Frames in a clip."""
     frame_step: Count = 4
     """Every how many frames of the video one is taken."""
+    fps: Positive | None = None
+    """Frames of the clip per second of the video, by time stamps; null: as frame_step says."""
+    clips_per_video: Count = 1
+    """Clips that a video gives when its turn comes, from equal parts of it, one after another."""
+    short_videos: Literal["edge", "loop", "refuse"] = "edge"
+    """Videos shorter than a clip: repeat the last frame, start over, or leave them out."""
     crop_size: Count = 224
     """Height and width of a clip, in pixels."""
     area: FractionRange = (0.3, 1.0)
@@ -75,6 +82,9 @@ class DataConfig(_Section):
     """Decoding threads per process."""
     prefetch: Count = 2
     """Micro-batches that are decoded ahead."""
+    max_bad_share: Unit = 0.05
+    """Clips that may turn out undecodable and be replaced, as a share of all; beyond, a process
+    stops the run."""
 
 
 class EncoderConfig(_Section):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from .errors import UserError
 
 if TYPE_CHECKING:
     from .config import Config
+    from .masks import MaskBatch, MaskSampler
 
 
 def _divisors(number: int) -> list[int]:
@@ -122,6 +124,15 @@ def _check_masks(config: Config) -> None:
         config.masks.sampler(config.grid, config.seed)
     except ValueError as error:
         raise UserError(f"masks: {error}") from None
+
+
+def sample_masks(sampler: MaskSampler, step: int, sample_ids: Sequence[int]) -> MaskBatch:
+    """`sampler.sample`; UserError for a spec that all but never leaves context, which only shows in
+    its blocks' places."""
+    try:
+        return sampler.sample(step, sample_ids)
+    except ValueError as error:
+        raise UserError(f"masks.specs: {error}") from None
 
 
 def _check_manifests(config: Config) -> None:

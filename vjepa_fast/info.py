@@ -1,11 +1,11 @@
 """What a config amounts to, as a table: tokens, parameters, operations, memory, batch."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 from .config import AnyMask, Config, MaskSpecConfig, RandomMaskConfig
-from .config_checks import split_batch
+from .config_checks import sample_masks, split_batch
 from .errors import UserError
 from .models.cost import (
     StepFlops,
@@ -19,22 +19,22 @@ from .models.cost import (
 SAMPLED_STEPS = 400
 
 
-def count_tokens(config: Config) -> tuple[list[list[int]], list[list[int]]]:
-    """Context and target tokens of sampled clips, one row of counts by mask spec for each clip.
-
-    The clips are the first truncation group (or micro-batch) of the run's first steps, as they
-    will be drawn.
-    """
+def sampled_clips(config: Config) -> Iterator[tuple[int, range]]:
+    """Step and sample ids of the clips that are counted: the first truncation group (or
+    micro-batch) of each of the run's first steps, whose masks are those that will be drawn."""
     masks, optim = config.masks, config.optim
-    sampler = config.masks.sampler(config.grid, config.seed, num_threads=1)
     clips = masks.truncate_group if masks.truncate != "none" else optim.micro_batch
-    context, target = [], []
     for step in range(SAMPLED_STEPS):
         first = step * optim.global_batch
-        try:
-            batch = sampler.sample(step, range(first, first + clips))
-        except ValueError as error:  # a spec that all but never leaves context
-            raise UserError(f"masks.specs: {error}") from None
+        yield step, range(first, first + clips)
+
+
+def count_tokens(config: Config) -> tuple[list[list[int]], list[list[int]]]:
+    """Context and target tokens of `sampled_clips`, one row of counts by mask spec for each."""
+    sampler = config.masks.sampler(config.grid, config.seed, num_threads=1)
+    context, target = [], []
+    for step, ids in sampled_clips(config):
+        batch = sample_masks(sampler, step, ids)
         context += batch.context_seqlens.T.tolist()
         target += batch.target_seqlens.T.tolist()
     return context, target
@@ -114,8 +114,10 @@ def info_text(config: Config) -> str:
     context, target = count_tokens(config)
     mean_context, mean_target = _means(context), _means(target)
 
+    data = config.data
+    pace = f"one in {data.frame_step}" if data.fps is None else f"{data.fps:g} a second"
     clip = (
-        f"clip: {config.data.num_frames} frames, one in {config.data.frame_step}, "
+        f"clip: {config.data.num_frames} frames, {pace}, "
         f"{config.data.crop_size} px = {frames} x {height} x {width} = {num_tokens} tokens"
     )
     tokens = [("tokens per clip", "context", "target", "predictor")]

@@ -9,15 +9,15 @@ import numpy as np
 import torch
 
 from vjepa_fast.config import Config
+from vjepa_fast.config_checks import sample_masks
 from vjepa_fast.data.demo import render_clip
 from vjepa_fast.data.planner import ClipPlanner
 from vjepa_fast.data.pyav import decode_clip
 from vjepa_fast.errors import UserError
-from vjepa_fast.info import mask_name, table
+from vjepa_fast.info import mask_name, sampled_clips, table
 from vjepa_fast.masks import MaskBatch, MaskSampler
 
 DEMO = Path("data/demo/train.csv")
-SAMPLED_STEPS = 400
 CLIPS = 2  # masks of each spec that are drawn over the clip
 FRAMES = 4  # at most, of each mask
 MOST_SPECS = 6  # drawn; the table has all
@@ -29,9 +29,13 @@ CUT, CONTEXT, TARGET = 0, 1, 2
 
 def masks_command(config: Config, output: Path) -> int:
     """Draw the config's masks to `output` and print the table of what they keep."""
+    if not output.suffix or output.is_dir():  # matplotlib would write to another path
+        found = f"the folder {output}" if output.is_dir() else f"{output}, a name without an ending"
+        raise UserError(f"--output: found {found}, expected a picture's path; name e.g. masks.png")
     clip, source = find_clip(config)
-    seen, text = count(config)
-    draw(config, clip, seen, output)
+    sampler = config.masks.sampler(config.grid, config.seed, num_threads=1)
+    seen, text = count(config, sampler)
+    draw(config, sample_masks(sampler, 0, range(CLIPS)), clip, seen, output)
     print(f"{text}\n\nmasks over {source}: {output}")
     return 0
 
@@ -43,7 +47,10 @@ def find_clip(config: Config) -> tuple[np.ndarray, str]:
         if not path.is_file():
             continue
         planner = ClipPlanner.in_order(
-            [path], num_frames=config.data.num_frames, frame_step=config.data.frame_step
+            [path],
+            num_frames=config.data.num_frames,
+            frame_step=config.data.frame_step,
+            fps=config.data.fps,
         )
         (plan,) = planner.plan([0])
         video = decode_clip(plan, planner.entries[plan.video], config.data.crop_size)
@@ -57,19 +64,19 @@ def find_clip(config: Config) -> tuple[np.ndarray, str]:
     return pixels.permute(0, 2, 3, 1).numpy(), "a rendered demo clip"
 
 
-def count(config: Config) -> tuple[np.ndarray, str]:
+def count(config: Config, sampler: MaskSampler) -> tuple[np.ndarray, str]:
     """How often each token is context, [M, T', H', W'] in 0 .. 1, and the table of token counts,
-    both over the first clips of the run's first steps, as they will be drawn."""
-    sampler, whole = samplers(config)
+    both over the `sampled_clips`; `sampler` is the config's."""
     num_specs, grid = len(config.masks.specs), config.grid
-    group, batch = config.masks.truncate_group, config.optim.global_batch
-    clips = group if config.masks.truncate != "none" else min(24, batch)
+    whole = MaskSampler(sampler.specs, grid, sampler.seed, truncate="none", num_threads=1)
     seen = np.zeros((num_specs, int(np.prod(grid))))
     kept, drawn = np.zeros((num_specs, 2)), np.zeros((num_specs, 2))
-    for step in range(SAMPLED_STEPS):
-        ids = range(step * batch, step * batch + clips)
-        masks = sample(sampler, step, ids)
-        targets = sample(whole, step, ids).target_seqlens.numpy().sum(axis=1)
+    total = 0
+    for step, ids in sampled_clips(config):
+        clips = len(ids)
+        total += clips
+        masks = sample_masks(sampler, step, ids)
+        targets = sample_masks(whole, step, ids).target_seqlens.numpy().sum(axis=1)
         drawn += np.stack([clips * masks.num_tokens - targets, targets], axis=1)
         for side, seqlens in enumerate((masks.context_seqlens, masks.target_seqlens)):
             kept[:, side] += seqlens.numpy().sum(axis=1)
@@ -77,7 +84,6 @@ def count(config: Config) -> tuple[np.ndarray, str]:
         for m in range(num_specs):
             tokens = masks.context_tokens[ends[m] : ends[m + 1]].numpy()
             seen[m] += np.bincount(tokens, minlength=seen.shape[1])
-    total = SAMPLED_STEPS * clips
     rows = [("tokens per clip", "context", "kept", "target", "kept", "mask ratio", "lost to cuts")]
     for m, spec in enumerate(config.masks.specs):
         (context, target), (left, left_target) = drawn[m] / total, kept[m] / total
@@ -94,33 +100,16 @@ def count(config: Config) -> tuple[np.ndarray, str]:
             )
         )
     text = (
-        f"{table(rows)}\n(means over {total} clips of {SAMPLED_STEPS} steps; of "
+        f"{table(rows)}\n(means over {total} clips of {total // clips} steps; of "
         f"{' x '.join(map(str, grid))} = {seen.shape[1]} tokens; truncate: {config.masks.truncate})"
     )
     return (seen / total).reshape(num_specs, *grid), text
 
 
-def samplers(config: Config) -> tuple[MaskSampler, MaskSampler]:
-    """The config's sampler, and one of the same masks before anything is cut."""
-    whole = config.masks.model_copy(
-        update={"truncate": "none", "round_to": None, "complement": None}
-    )
-    return (
-        config.masks.sampler(config.grid, config.seed, num_threads=1),
-        whole.sampler(config.grid, config.seed, num_threads=1),
-    )
-
-
-def sample(sampler: MaskSampler, step: int, ids: range) -> MaskBatch:
-    """`sampler.sample`, with a spec that all but never leaves context as a UserError."""
-    try:
-        return sampler.sample(step, ids)
-    except ValueError as error:
-        raise UserError(f"masks.specs: {error}") from None
-
-
-def draw(config: Config, clip: np.ndarray, seen: np.ndarray, output: Path) -> None:
-    """For each spec, at some of the frames: the clip, sampled masks over it, the heat map."""
+def draw(
+    config: Config, masks: MaskBatch, clip: np.ndarray, seen: np.ndarray, output: Path
+) -> None:
+    """For each spec, at some of the frames: the clip, the masks over it, the heat map."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -128,7 +117,7 @@ def draw(config: Config, clip: np.ndarray, seen: np.ndarray, output: Path) -> No
 
     grid, specs = config.grid, config.masks.specs[:MOST_SPECS]
     frames = np.unique(np.linspace(0, grid[0] - 1, FRAMES).round().astype(int))
-    kinds = token_kinds(sample(samplers(config)[0], 0, range(CLIPS)), grid)
+    kinds = token_kinds(masks, grid)
     names = ["the clip", *(f"mask {i + 1}" for i in range(CLIPS)), "how often\ncontext"]
     width = 1.25 * len(frames) + 0.7  # inches
     figure = plt.figure(figsize=(width * len(specs), 1.25 * len(names) + 1), layout="constrained")

@@ -26,27 +26,33 @@ def scatter(width: int, dtype: torch.dtype, masks: int = 1, index_dtype=torch.in
     return lambda: launch_scatter(grad, tokens, 24, 1568)
 
 
-def name(width: int, dtype: torch.dtype) -> str:
+def named(width: int, dtype: torch.dtype) -> str:
     return f"{width} {str(dtype).removeprefix('torch.')}"
 
 
 VARIANTS = {
-    **{f"gather {name(w, d)}": gather(w, d) for w in WIDTHS for d in DTYPES},
-    **{f"scatter {name(w, d)}": scatter(w, d) for w in WIDTHS for d in DTYPES},
+    **{f"gather {named(w, d)}": gather(w, d) for w in WIDTHS for d in DTYPES},
+    **{f"scatter {named(w, d)}": scatter(w, d) for w in WIDTHS for d in DTYPES},
     "gather 1280 bfloat16, 2 masks": gather(1280, torch.bfloat16, masks=2),
     "gather 1280 bfloat16, 4 masks, int32": gather(1280, torch.bfloat16, 4, torch.int32),
+    "gather 1280 bfloat16, 8 masks": gather(1280, torch.bfloat16, 8),
     "gather 1280 bfloat16, strided": gather(1280, torch.bfloat16, step=2),
     "gather 24 float32": gather(24, torch.float32),
     "gather 80 float64": gather(80, torch.float64),
     "scatter 1280 bfloat16, 2 masks": scatter(1280, torch.bfloat16, masks=2),
     "scatter 1280 bfloat16, 4 masks, int32": scatter(1280, torch.bfloat16, 4, torch.int32),
+    "scatter 1280 bfloat16, 8 masks": scatter(1280, torch.bfloat16, 8),
     "scatter 1280 float32, expanded": scatter(1280, torch.float32, expand=True),
     "scatter 80 float64": scatter(80, torch.float64),
 }
 WIDE = {
-    f"{op} {name(w, d)}": f"{op}_kernel"
+    f"{op} {name}": f"{op}_kernel"
     for op in ("gather", "scatter")
-    for w in WIDTHS
-    for d in DTYPES
+    for name in [
+        *(named(w, d) for w in WIDTHS for d in DTYPES),
+        "1280 bfloat16, 2 masks",
+        "1280 bfloat16, 4 masks, int32",
+        "1280 bfloat16, 8 masks",
+    ]
 }
 QUICK = ("gather 1280 bfloat16", "gather 1280 bfloat16, 2 masks", "scatter 1280 bfloat16, 2 masks")

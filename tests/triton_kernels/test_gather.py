@@ -86,7 +86,7 @@ def test_int32_indices(device, dtype):
 def test_several_masks_of_unequal_lengths(device, repeat):
     x, first = make((3, 20, 7, 80), device, torch.bfloat16, unique=not repeat)
     second = make((3, 20, 18, 1), device, index_dtype=torch.int32, unique=not repeat, seed=1)[1]
-    masks = [first, first[:, :0], second]
+    masks = [first, first[:, :0], second, second[:, 3:5]]
     out = apply_masks(x.requires_grad_(), masks, concat=False)
     for part, mask in zip(out, masks, strict=True):
         assert torch.equal(part, gather_tokens_reference(x.detach(), mask))

@@ -49,13 +49,13 @@ def check(found, exact):
 
 
 @sizes
-@pytest.mark.parametrize("index_dtype", [torch.int32, torch.int64], ids=str)
-def test_values(device, size, index_dtype):
+def test_values(device, size):
     video = make(device, size)
     every = expected(video, size)
     check(call(video, size), every)
-    rows = torch.randint(0, len(every), (9,)).to(device, index_dtype)
-    check(call(video, size, rows), every[rows.long()])
+    for index_dtype in (torch.int32, torch.int64):
+        rows = torch.randint(0, len(every), (5,)).to(device, index_dtype)
+        check(call(video, size, rows), every[rows.long()])
 
 
 @dtypes

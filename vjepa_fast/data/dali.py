@@ -3,8 +3,9 @@
 The pipeline holds no random operator: frame indices, crop boxes and flips come from the plans.
 """
 
+import logging
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 
 import numpy as np
 import nvidia.dali.fn as fn
@@ -14,14 +15,21 @@ from nvidia.dali import Pipeline, pipeline_def
 
 from vjepa_fast.data.clips import ClipPlan
 from vjepa_fast.data.manifest import ManifestEntry, check_unchanged
-from vjepa_fast.data.pyav import decode_clip
+from vjepa_fast.data.pyav import collect_clips, decode_clip, empty_batch, in_words
+from vjepa_fast.data.source import read_entry
+from vjepa_fast.data.watchdog import SECONDS, WatchedThreads
 from vjepa_fast.errors import UserError
+
+WHOLE_FILE = 64 * 2**20
+_logger = logging.getLogger("vjepa_fast")
 
 
 class DaliDecoder:
     """Decodes planned clips to uint8 [B, T, S, S, 3] on `device` with `num_threads` CPU threads.
 
-    On a CUDA device the video is decoded there by NVDEC.
+    On a CUDA device the video is decoded there by NVDEC. DALI wants each encoded file whole in
+    memory, so files above `WHOLE_FILE` bytes go to PyAV. So does what DALI stumbles over: PyAV has
+    the last word on whether a clip can be decoded, whichever loader is in use.
     """
 
     name = "dali"
@@ -32,6 +40,7 @@ class DaliDecoder:
         crop_size: int,
         device: torch.device,
         num_threads: int,
+        seconds: float = SECONDS,
     ) -> None:
         self._entries = entries
         self._crop_size = crop_size
@@ -39,39 +48,80 @@ class DaliDecoder:
         self._num_threads = num_threads
         self._pipeline: Pipeline | None = None
         self._batch_size = 0
+        self._not_for_dali: set[int] = set()  # videos
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-        self._readers = ThreadPoolExecutor(num_threads, thread_name_prefix="vjepa-read")
+        self._readers = WatchedThreads(num_threads, "vjepa-read", seconds)
+        self._runner = WatchedThreads(1, "vjepa-dali", seconds)
 
     def submit(self, plans: Sequence[ClipPlan]) -> list[Future]:
         """Start reading the files of a batch; pass what it returns to `collect`."""
         return [self._readers.submit(self._read, plan) for plan in plans]
 
-    def collect(self, plans: Sequence[ClipPlan], files: list[Future]) -> torch.Tensor:
-        """Decode a submitted batch. Raises UserError for a file that changed or is damaged.
+    def collect(
+        self, plans: Sequence[ClipPlan], files: list[Future]
+    ) -> tuple[torch.Tensor, dict[int, str]]:
+        """Decode a submitted batch: its video, and by their places in the batch the clips that
+        cannot be decoded, with the reason; their video is arbitrary.
 
         To be called from one thread only.
         """
-        encoded = [file.result() for file in files]
-        with torch.cuda.stream(self._stream):  # does nothing on a CPU
+        failures, encoded, decoded = {}, {}, {}
+        for i, file in enumerate(files):
             try:
-                video = self._run(plans, encoded)
-            except RuntimeError:  # DALI names no file, and its pipeline is dead after that
-                self._pipeline = None
-                self._blame(plans, encoded)
-                raise
-            self._check_black(plans, video)
-        if self._stream is not None:
-            self._stream.synchronize()  # in a background thread, on a stream of its own
-        return video
+                content = self._readers.result(file)
+                (decoded if isinstance(content, torch.Tensor) else encoded)[i] = content
+            except (UserError, OSError) as error:
+                failures[i] = in_words(error, plans[i])
+        places = list(encoded)
+        video = self._try([plans[i] for i in places], list(encoded.values())) if places else None
+        if video is None or len(places) < len(plans):
+            together, video = video, empty_batch(plans, self._crop_size).to(self._device)
+            for i, clip in decoded.items():
+                video[i] = clip.to(self._device)
+            stumbled = []
+            for k, i in enumerate(places):
+                clip = together[k] if together is not None else self._try_one(plans[i], encoded[i])
+                if clip is None:
+                    stumbled.append(i)
+                else:
+                    video[i] = clip
+            failures |= self._ask_pyav(plans, stumbled, video)
+        shown = sorted(encoded.keys() - failures.keys())
+        return video, failures | self._ask_pyav(plans, _black(video, shown), video)
 
     def close(self) -> None:
         """Drop what has not started, wait for the rest, free the pipeline."""
-        self._readers.shutdown(cancel_futures=True)
+        self._readers.close()
+        self._runner.close()
         self._pipeline = None
 
-    def _read(self, plan: ClipPlan) -> np.ndarray:
-        check_unchanged(self._entries[plan.video])
-        return np.fromfile(plan.path, dtype=np.uint8)
+    def _read(self, plan: ClipPlan) -> np.ndarray | torch.Tensor:
+        """The encoded file, or the clip, where it is not for DALI."""
+        entry = self._entries[plan.video]
+        if plan.video in self._not_for_dali or entry.size_bytes > WHOLE_FILE:
+            return decode_clip(plan, entry, self._crop_size)
+        check_unchanged(entry)
+        return read_entry(entry)
+
+    def _try(self, plans: Sequence[ClipPlan], encoded: list[np.ndarray]) -> torch.Tensor | None:
+        """The video, or None where DALI fails or hangs. It names no file, and its pipeline is dead
+        after that.
+        """
+        try:
+            return self._runner.result(self._runner.submit(self._run, plans, encoded))
+        except (RuntimeError, UserError) as error:
+            reason = " ".join(str(error).split())[:300]
+            _logger.debug("DALI failed on %s: %s", [plan.path for plan in plans], reason)
+            self._pipeline = None
+            return None
+
+    def _try_one(self, plan: ClipPlan, encoded: np.ndarray) -> torch.Tensor | None:
+        """One clip alone, after a batch failed: None, and no second time, if it is to blame."""
+        video = self._try([plan], [encoded])
+        if video is None:
+            self._not_for_dali.add(plan.video)
+            return None
+        return video[0]
 
     def _run(self, plans: Sequence[ClipPlan], encoded: list[np.ndarray]) -> torch.Tensor:
         if len(plans) > self._batch_size or self._pipeline is None:
@@ -85,11 +135,16 @@ class DaliDecoder:
         pipeline.feed_input("start", starts)
         pipeline.feed_input("end", starts + sizes)
         pipeline.feed_input("flip", np.array([plan.flip for plan in plans], dtype=np.int32))
-        (video,) = pipeline.run()
-        # DALI reuses its buffer in the next run, hence the copy: on a CPU with numpy, since torch's
-        # threads would wait here, spinning, and take the cores from the training step.
-        decoded = torch.from_dlpack(video.as_tensor())
-        return decoded.clone() if decoded.is_cuda else torch.from_numpy(decoded.numpy().copy())
+        with torch.cuda.stream(self._stream):  # does nothing on a CPU
+            (video,) = pipeline.run()
+            # DALI reuses its buffer in the next run, hence the copy: on a CPU with numpy, since
+            # torch's threads would wait here, spinning, and take the cores from the training step.
+            decoded = torch.from_dlpack(video.as_tensor())
+            if self._stream is None:
+                return torch.from_numpy(decoded.numpy().copy())
+            copy = decoded.clone()
+        self._stream.synchronize()  # in a background thread, on a stream of its own
+        return copy
 
     def _build(self) -> Pipeline:
         cuda = self._device.type == "cuda"
@@ -104,24 +159,23 @@ class DaliDecoder:
         pipeline.build()
         return pipeline
 
-    def _blame(self, plans: Sequence[ClipPlan], encoded: list[np.ndarray]) -> None:
-        """Find the file that DALI stumbled over, one by one, and raise the error that names it."""
-        for plan, data in zip(plans, encoded, strict=True):
-            decode_clip(plan, self._entries[plan.video], self._crop_size)  # has the better message
-            try:
-                self._run([plan], [data])
-            except RuntimeError as error:
-                reason = " ".join(str(error).split())[:300]
-                raise UserError(
-                    f"found that DALI cannot decode {plan.path} though PyAV can ({reason}), "
-                    'expected both to, set data.backend to "pyav"'
-                ) from error
+    def _ask_pyav(
+        self, plans: Sequence[ClipPlan], places: Sequence[int], video: torch.Tensor
+    ) -> dict[int, str]:
+        """Have PyAV decode the clips at these places of `video`; the reasons where it can't."""
+        clips = {
+            i: self._readers.submit(
+                decode_clip, plans[i], self._entries[plans[i].video], self._crop_size
+            )
+            for i in places
+        }
+        return collect_clips(self._readers, plans, clips, video)
 
-    def _check_black(self, plans: Sequence[ClipPlan], video: torch.Tensor) -> None:
-        """Let PyAV decode clips with black frames: DALI shows black, silently, what isn't there."""
-        few = video[:, :, ::4, ::4].cpu().numpy()  # a few pixels do for a suspicion
-        for i in np.flatnonzero(~few.any(axis=(2, 3, 4)).all(axis=1)):
-            video[i] = decode_clip(plans[i], self._entries[plans[i].video], self._crop_size)
+
+def _black(video: torch.Tensor, places: list[int]) -> list[int]:
+    """The places of clips with black frames: DALI shows black, silently, what isn't there."""
+    few = video[:, :, ::4, ::4].cpu().numpy()  # a few pixels do for a suspicion
+    return [i for i in places if not few[i].any(axis=(1, 2, 3)).all()]
 
 
 @pipeline_def

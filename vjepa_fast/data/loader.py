@@ -1,6 +1,7 @@
 """The loader: plans micro-batches and decodes them in the background, ahead of the training."""
 
 import logging
+import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,6 +15,7 @@ from vjepa_fast.data.clips import ClipBatch, ClipPlan
 from vjepa_fast.data.manifest import ManifestEntry
 from vjepa_fast.data.planner import ClipPlanner
 from vjepa_fast.data.pyav import PyavDecoder
+from vjepa_fast.data.replace import MAX_BAD_SHARE, BadVideos, decode_or_replace
 from vjepa_fast.errors import UserError
 
 Backend = Literal["auto", "dali", "pyav"]
@@ -27,12 +29,16 @@ _logger = logging.getLogger("vjepa_fast")
 
 
 class Decoder(Protocol):
-    """What a backend does: `submit` starts work on a batch, `collect` waits for its video."""
+    """What a backend does: `submit` starts work on a batch, `collect` waits for its video, and says
+    at which places there is none, and why.
+    """
 
     name: str
 
     def submit(self, plans: Sequence[ClipPlan]) -> list[Future]: ...
-    def collect(self, plans: Sequence[ClipPlan], submitted: list[Future]) -> torch.Tensor: ...
+    def collect(
+        self, plans: Sequence[ClipPlan], submitted: list[Future]
+    ) -> tuple[torch.Tensor, dict[int, str]]: ...
     def close(self) -> None: ...
 
 
@@ -49,12 +55,14 @@ class ClipLoader:
         batches: Iterable[Sequence[int]],
         decoder: Decoder,
         prefetch: int,
+        bad: BadVideos,
     ) -> None:
         self.backend = decoder.name
         self._planner = planner
         self._batches = iter(batches)
         self._decoder = decoder
         self._prefetch = prefetch
+        self._bad = bad
         self._pending: deque[Future] = deque()
         # Two stages, each in its thread: plan and submit batch i+1 while batch i is collected.
         self._plan = ThreadPoolExecutor(1, thread_name_prefix="vjepa-plan")
@@ -65,7 +73,9 @@ class ClipLoader:
         return self
 
     def __next__(self) -> ClipBatch:
-        """The next micro-batch. Raises UserError, naming the file, where one can't be decoded."""
+        """The next micro-batch. Raises UserError, naming the file, where a clip can't be decoded
+        and nothing can take its place, or where there are too many of them.
+        """
         try:
             self._fill()
             if not self._pending:
@@ -98,7 +108,7 @@ class ClipLoader:
                 return
             prepared = self._plan.submit(_prepare, self._planner, self._decoder, list(ids))
             self._pending.append(
-                self._collect.submit(_finish, self._planner.label_names, self._decoder, prepared)
+                self._collect.submit(_finish, self._planner, self._decoder, self._bad, prepared)
             )
 
 
@@ -110,12 +120,18 @@ def make_loader(
     device: str | torch.device = "cpu",
     num_threads: int = 2,
     prefetch: int = 2,
+    bad_videos: str | os.PathLike | None = None,
+    max_bad_share: float = MAX_BAD_SHARE,
 ) -> ClipLoader:
     """Decode micro-batches, each a list of sample ids, to clips of crop_size x crop_size pixels.
 
     To resume, start `batches` later. The video comes on `device`. `num_threads` decode, `prefetch`
     (at least 1) micro-batches are decoded ahead. `auto` takes DALI where it can decode every codec
     of the manifests on that device, else PyAV, and logs which. Raises UserError where "dali" can't.
+
+    A clip that can't be decoded (its file is damaged, gone, unreadable, or takes over two minutes)
+    is replaced by the planner's next alternative, the same one with either backend, and gets a line
+    in the file `bad_videos`. More than `max_bad_share` of them end the iteration (see `BadVideos`).
     """
     device = torch.device(device)
     if device.type == "cuda" and device.index is None:
@@ -127,7 +143,8 @@ def make_loader(
     else:
         Decoder = PyavDecoder
     decoder = Decoder(planner.entries, crop_size, device, num_threads)
-    return ClipLoader(planner, batches, decoder, max(prefetch, 1))
+    bad = BadVideos(bad_videos, max_bad_share)
+    return ClipLoader(planner, batches, decoder, max(prefetch, 1), bad)
 
 
 def choose_backend(
@@ -183,13 +200,13 @@ def _prepare(
     return plans, decoder.submit(plans)
 
 
-def _finish(label_names: Sequence[str], decoder: Decoder, prepared: Future) -> ClipBatch:
-    plans, submitted = prepared.result()
+def _finish(planner: ClipPlanner, decoder: Decoder, bad: BadVideos, prepared: Future) -> ClipBatch:
+    plans, video = decode_or_replace(planner, decoder, *prepared.result(), bad)
     return ClipBatch(
-        video=decoder.collect(plans, submitted),
+        video=video,
         labels={
             name: torch.tensor([plan.labels[name] for plan in plans], dtype=torch.int64)
-            for name in label_names
+            for name in planner.label_names
         },
         sample_ids=torch.tensor([plan.sample_id for plan in plans], dtype=torch.int64),
     )

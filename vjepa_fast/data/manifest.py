@@ -1,8 +1,9 @@
 """The manifest: a CSV file that lists the videos, their labels and what decoding has to know.
 
-Columns: path, label_<name> ..., frames, fps, width, height, codec, size_bytes, mtime_ns. A relative
-path starts at the manifest's folder. The last two columns pin the file as it was indexed, so that a
-changed file is refused, not misread.
+Columns: path, label_<name> ..., frames, fps, width, height, codec, size_bytes, mtime_ns, and
+duration, gop, vfr, offset where they are known. A relative path starts at the manifest's folder.
+size_bytes and mtime_ns pin the file as it was indexed, so that a changed file is refused, not
+misread.
 """
 
 import csv
@@ -15,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TextIO
 
+from vjepa_fast.data.source import file_of, is_in_place
 from vjepa_fast.errors import UserError
 
 LABEL_PREFIX = "label_"
@@ -27,8 +29,9 @@ _FACTS = {
     "size_bytes": int,
     "mtime_ns": int,
 }
+_OPTIONAL_FACTS = {"duration": float, "gop": int, "vfr": int, "offset": int}
 # A file name need not be UTF-8: surrogateescape carries any bytes there and back.
-_TEXT = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}
+TEXT = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}
 _logger = logging.getLogger("vjepa_fast")
 
 
@@ -39,6 +42,11 @@ class ManifestEntry:
     `frames` counts the frames that decoding gives (container headers are not trusted), `fps` is the
     average rate in frames per second, `codec` is FFmpeg's name ("vp9"), `size_bytes` and `mtime_ns`
     are the file's when it was indexed.
+
+    Known to manifests of this version on: `duration` in seconds, `gop` the most frames from a key
+    frame to the next, `vfr` whether frames come at a variable rate (some are over half a frame off
+    the place that a constant rate gives them), and for a video in a tar shard (path
+    `shard.tar::member`) the `offset` of its first byte; `mtime_ns` is then the shard's.
     """
 
     path: str
@@ -50,21 +58,17 @@ class ManifestEntry:
     size_bytes: int
     mtime_ns: int
     labels: dict[str, int] = field(default_factory=dict)
-
-
-def is_unchanged(entry: ManifestEntry) -> bool:
-    """Whether the file still has the size and modification time that it had when it was indexed."""
-    try:
-        now = os.stat(entry.path)
-    except OSError:
-        return False
-    return (now.st_size, now.st_mtime_ns) == (entry.size_bytes, entry.mtime_ns)
+    duration: float | None = None
+    gop: int | None = None
+    vfr: bool | None = None
+    offset: int | None = None
 
 
 def check_unchanged(entry: ManifestEntry) -> None:
     """Raise UserError if the file is gone or no longer the one that was indexed."""
-    if not is_unchanged(entry):
-        what = "changed since it was indexed" if os.path.exists(entry.path) else "missing"
+    if not is_in_place(entry):
+        there = os.path.exists(file_of(entry.path))
+        what = "changed since it was indexed" if there else "missing"
         raise UserError(
             f"found {entry.path} {what}, expected the file that its manifest describes "
             f"({entry.size_bytes} bytes, mtime_ns {entry.mtime_ns}), run `vjepa-fast index` again"
@@ -80,7 +84,7 @@ def replaced_atomically(path: str | os.PathLike) -> Iterator[TextIO]:
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
-        with open(descriptor, "w", **_TEXT) as file:
+        with open(descriptor, "w", **TEXT) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -100,9 +104,10 @@ def write_manifest(path: str | os.PathLike, entries: Iterable[ManifestEntry]) ->
     entries = list(entries)
     folder = _folder(path)
     names = list(entries[0].labels) if entries else []
+    known = [name for name in _OPTIONAL_FACTS if any(getattr(e, name) is not None for e in entries)]
     with replaced_atomically(path) as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["path", *(LABEL_PREFIX + name for name in names), *_FACTS])
+        writer.writerow(["path", *(LABEL_PREFIX + name for name in names), *_FACTS, *known])
         for entry in entries:
             if set(entry.labels) != set(names):
                 raise UserError(
@@ -111,7 +116,8 @@ def write_manifest(path: str | os.PathLike, entries: Iterable[ManifestEntry]) ->
                     "same labels"
                 )
             labels = [entry.labels[name] for name in names]
-            facts = [getattr(entry, name) for name in _FACTS]
+            facts = [getattr(entry, name) for name in (*_FACTS, *known)]
+            facts = [int(fact) if isinstance(fact, bool) else fact for fact in facts]
             writer.writerow([_relative(entry.path, folder), *labels, *facts])
 
 
@@ -131,7 +137,7 @@ def read_manifest(path: str | os.PathLike) -> list[ManifestEntry]:
             f"`vjepa-fast index DIR --output {path}`"
         )
     try:
-        with open(path, **_TEXT) as file:
+        with open(path, **TEXT) as file:
             first = file.readline()
             file.seek(0)
             if first.split(",")[0].strip().strip('"') == "path":
@@ -168,6 +174,7 @@ def _read_csv(path: Path, file: TextIO) -> list[ManifestEntry]:
             "writes, run it and add label_<name> columns to its output"
         )
     labels = [name for name in columns if name.startswith(LABEL_PREFIX)]
+    known = {name: kind for name, kind in _OPTIONAL_FACTS.items() if name in columns}
     folder = _folder(path)
     entries = []
     for row in reader:
@@ -178,6 +185,10 @@ def _read_csv(path: Path, file: TextIO) -> list[ManifestEntry]:
                 "fix or remove it"
             )
         facts = {name: _number(row[name], kind, name, line) for name, kind in _FACTS.items()}
+        for name, kind in known.items():
+            facts[name] = _number(row[name], kind, name, line) if row[name] else None
+        if facts.get("vfr") is not None:
+            facts["vfr"] = bool(facts["vfr"])
         if min(facts["frames"], facts["width"], facts["height"]) < 1:
             raise UserError(
                 f"found no frames or no size in {line}, expected at least 1, index the video again"
@@ -222,7 +233,7 @@ def _read_text_list(path: Path, file: TextIO) -> list[ManifestEntry]:
         labels.append((str(folder / name.strip()), _number(label, int, "label", line)))
 
     cache = path.with_name(path.name + ".indexed.csv")
-    known = {entry.path: entry for entry in _read_cache(cache) if is_unchanged(entry)}
+    known = {entry.path: entry for entry in _read_cache(cache) if is_in_place(entry)}
     unknown = sorted({name for name, _ in labels} - known.keys())
     if unknown:
         found, refused = probe_videos(unknown)
@@ -241,7 +252,7 @@ def _read_text_list(path: Path, file: TextIO) -> list[ManifestEntry]:
 def _read_cache(cache: Path) -> list[ManifestEntry]:
     if not cache.is_file():
         return []
-    with open(cache, **_TEXT) as file:
+    with open(cache, **TEXT) as file:
         return _read_csv(cache, file)
 
 

@@ -10,6 +10,7 @@ from vjepa_fast.masks.philox import STREAM_VIDEO_ORDER, draw, substream
 
 _ROUNDS = 6
 _HALF_BITS = 20  # a half of a position: up to 2**40 videos
+_REPLACEMENTS = 2**16  # the parts of `permute` from here on order replacements, one for each pool
 MIXTURE_BLOCK = 10_000
 
 
@@ -73,6 +74,27 @@ class VideoOrder:
             count = block[chosen] * share + slot[chosen] - self._starts[pool]
             videos[chosen] = self._pick(pool, count)
         return videos
+
+    def replacement(self, sample_id: int, video: int, attempt: int) -> int:
+        """The video that takes the place of `video` at a sample id, at the attempt-th (from 1 on)
+        time of asking.
+
+        It is of the same pool, so a mixture keeps its weights, and the attempts go through all the
+        other videos of the pool before one comes again. Raises UserError where there is no other.
+        """
+        pool = int(np.searchsorted(self._offsets, video, side="right")) - 1
+        others = self._sizes[pool] - 1
+        if not others:
+            raise UserError(
+                "found no other video to take the place of an unusable one in a data set of one "
+                "video, expected at least two, add videos"
+            )
+        position = (attempt - 1) % others
+        order = permute(
+            self._seed, _REPLACEMENTS + pool, np.array([sample_id]), np.array([position]), others
+        )
+        first = int(self._offsets[pool])
+        return first + (video - first + 1 + int(order[0])) % self._sizes[pool]
 
     def _pick(self, pool: int, count: np.ndarray) -> np.ndarray:
         """The count-th video that is taken from a pool."""

@@ -1,14 +1,18 @@
 """What each sample id shows, a pure function of (seed, sample id): video, frames, crop, flip."""
 
+import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property, lru_cache, partial
+from hashlib import sha256
 
 import numpy as np
 
 from vjepa_fast.data.clips import ClipPlan
 from vjepa_fast.data.manifest import ManifestEntry, read_manifest
 from vjepa_fast.data.order import VideoOrder
+from vjepa_fast.data.windows import ShortVideos, Windows
 from vjepa_fast.errors import UserError
 from vjepa_fast.masks.philox import (
     STREAM_CLIP_START,
@@ -20,6 +24,7 @@ from vjepa_fast.masks.philox import (
 )
 
 _CROP_TRIES = 10
+_logger = logging.getLogger("vjepa_fast")
 
 
 @dataclass(frozen=True)
@@ -32,15 +37,20 @@ class Augment:
 
 
 class ClipPlanner:
-    """Plans clips of `num_frames` frames out of windows of num_frames * frame_step frames.
+    """Plans clips of `num_frames` frames out of windows of num_frames * frame_step frames, or of
+    num_frames / fps seconds; for the windows, `fps`, `short_videos` and several clips see
+    `Windows`.
 
     Training: `ClipPlanner(manifests, weights, num_frames=16, frame_step=4, augment=Augment(),
     seed=0)`; for how sample ids map to videos see `VideoOrder`. The window starts anywhere, and the
     crop and the flip are drawn. With augment=None the window and the largest square are taken from
     the middle. Evaluation: `ClipPlanner.in_order(...)`, where sample id i is video i.
 
-    `entries` are the videos of all manifests, one after another; `label_names` those that all of
-    them have. Raises UserError for manifests that cannot be read and for bad weights.
+    With `clips_per_video` = n, each n sample ids from a multiple of n on show n clips of one video.
+
+    `entries` are the videos of all manifests, one after another, less those that `short_videos`
+    refuses; `label_names` those that all of them have. Raises UserError for manifests that cannot
+    be read, for bad weights, and where all videos of a manifest are refused.
     """
 
     def __init__(
@@ -52,27 +62,39 @@ class ClipPlanner:
         frame_step: int,
         augment: Augment | None,
         seed: int = 0,
+        fps: float | None = None,
+        clips_per_video: int = 1,
+        short_videos: ShortVideos = "edge",
     ) -> None:
         if not manifests:
             raise UserError("found no manifest, expected at least one, name it in data.manifests")
-        pools = [read_manifest(path) for path in manifests]
+        self.windows = Windows(num_frames, frame_step, fps, short_videos, clips_per_video)
+        pools = [_without_short(path, read_manifest(path), self.windows) for path in manifests]
         self.entries: list[ManifestEntry] = [entry for pool in pools for entry in pool]
-        self.num_frames = num_frames
-        self.frame_step = frame_step
         self.augment = augment
         self.seed = seed
         shared = set.intersection(*(set(pool[0].labels) for pool in pools))
         self.label_names = [name for name in self.entries[0].labels if name in shared]
         sizes = [(entry.frames, entry.height, entry.width) for entry in self.entries]
         self._sizes = np.array(sizes, dtype=np.int64)
+        self.num_frames = num_frames
+        # Kept for a few videos only: an hour of frames is a megabyte.
+        self._times = lru_cache(maxsize=256)(lambda video: _read_times(self.entries[video]))
         self._order: VideoOrder | None = VideoOrder([len(pool) for pool in pools], weights, seed)
 
     @classmethod
     def in_order(
-        cls, manifests: Sequence[str | os.PathLike], *, num_frames: int, frame_step: int
+        cls,
+        manifests: Sequence[str | os.PathLike],
+        *,
+        num_frames: int,
+        frame_step: int,
+        fps: float | None = None,
     ) -> "ClipPlanner":
         """A planner for evaluation: sample id i in 0 .. len-1 is video i, unaugmented."""
-        planner = cls(manifests, num_frames=num_frames, frame_step=frame_step, augment=None)
+        planner = cls(
+            manifests, num_frames=num_frames, frame_step=frame_step, augment=None, fps=fps
+        )
         planner._order = None
         return planner
 
@@ -80,27 +102,57 @@ class ClipPlanner:
         """The number of videos."""
         return len(self.entries)
 
+    @cached_property
+    def digest(self) -> str:
+        """A hash (hex) of the videos in their order: file names, frames, sizes in bytes. A data set
+        that was moved as a whole keeps it."""
+        digest = sha256()
+        for entry in self.entries:
+            row = f"{os.path.basename(entry.path)}\0{entry.frames}\0{entry.size_bytes}\n"
+            digest.update(row.encode(errors="surrogateescape"))
+        return digest.hexdigest()
+
     def plan(self, sample_ids: Sequence[int]) -> list[ClipPlan]:
         """Plan one clip per sample id (each >= 0)."""
         ids = np.asarray(sample_ids, dtype=np.int64).reshape(-1)
         if ids.size and (ids.min() < 0 or (self._order is None and ids.max() >= len(self))):
             end = "" if self._order else f" and below {len(self)} (videos in order)"
             raise ValueError(f"found sample ids {ids.min()} .. {ids.max()}, expected >= 0{end}")
-        videos = ids if self._order is None else self._order.videos(ids)
+        visits = ids // self.windows.clips
+        return self._plan(ids, ids if self._order is None else self._order.videos(visits))
+
+    def plan_one(self, sample_id: int, attempt: int = 0) -> ClipPlan:
+        """One sample's plan; from attempt 1 on with another video, where earlier ones can't be
+        decoded.
+
+        A pure function of its arguments: attempt 0 is `plan([sample_id])[0]`, attempts 1, 2, … go
+        through all the other videos of the same manifest (of all manifests, without weights) in an
+        order of this sample's own. Raises UserError where there is no other video, and at attempt 1
+        in an evaluation, where sample id i can only be video i.
+        """
+        if attempt == 0:
+            return self.plan([sample_id])[0]
+        if self._order is None:
+            raise UserError(
+                f"found {self.entries[sample_id].path} unusable in an evaluation, expected every "
+                "video of its manifest to decode, index its folder again or remove its line"
+            )
+        visit = sample_id // self.windows.clips
+        video = int(self._order.videos(np.array([visit]))[0])
+        replacement = self._order.replacement(visit, video, attempt)
+        return self._plan(np.array([sample_id]), np.array([replacement]))[0]
+
+    def _plan(self, ids: np.ndarray, videos: np.ndarray) -> list[ClipPlan]:
         counts, heights, widths = self._sizes[videos].T
-        window = self.num_frames * self.frame_step
-        spare = np.maximum(counts - window, 0)
         if self.augment is None:
-            starts = spare // 2
             crops = centre_squares(heights, widths)
         else:
-            starts = bounded(self.seed, STREAM_CLIP_START, ids, spare + 1)
             crops = random_crops(self.seed, ids, heights, widths, self.augment)
         if self.augment is not None and self.augment.flip:
             flips = draw(self.seed, STREAM_FLIP, ids, 1)[:, 0] >= 2**31
         else:
             flips = np.zeros(ids.size, dtype=bool)
-        frames = window_frames(counts, self.num_frames, self.frame_step, starts)
+        frames = self._frames(ids, videos, counts)
         assert ((frames >= 0) & (frames < counts[:, None])).all()  # DALI would show black
         fractions = crops / np.stack([heights, widths, heights, widths], axis=1)
         return [
@@ -116,23 +168,43 @@ class ClipPlanner:
             for i, video in enumerate(videos)
         ]
 
+    def _frames(self, ids: np.ndarray, videos: np.ndarray, counts: np.ndarray) -> np.ndarray:
+        windows, middle = self.windows, self.augment is None
+        parts = ids % windows.clips
+        if windows.fps is None:
+            draw_start = partial(bounded, self.seed, STREAM_CLIP_START, ids)
+            return windows.by_frames(counts, parts, None if middle else draw_start)
+        places = uniform(draw(self.seed, STREAM_CLIP_START, ids, 1)[:, 0])
+        frames = np.empty((ids.size, windows.num_frames), dtype=np.int64)
+        for i, video in enumerate(videos.tolist()):
+            entry = self.entries[video]
+            times = None if entry.vfr is False else self._times(video)
+            place = 0.5 if middle else float(places[i])
+            frames[i] = windows.by_time(entry, times, int(parts[i]), place)
+        return frames
 
-def window_frames(
-    counts: np.ndarray, num_frames: int, frame_step: int, starts: np.ndarray
-) -> np.ndarray:
-    """The frame indices of windows at `starts` in videos of `counts` frames (both [n]): int64 [n,
-    T].
 
-    T = num_frames points are spread evenly over the num_frames * frame_step frames of the window,
-    ends included, and truncated to integers: the published trainer's rule, hence steps of 4 and 5
-    at frame_step = 4. A video shorter than the window (start 0) is shown at the same pace as far as
-    it goes, then its last frame is repeated.
-    """
-    counts, starts = np.asarray(counts)[:, None], np.asarray(starts)
-    ends = starts + num_frames * frame_step
-    points = np.linspace(starts, ends, num=num_frames, axis=1)
-    frames = np.minimum(points, ends[:, None] - 1).astype(np.int64)
-    return np.minimum(frames, counts - 1)
+def _read_times(entry: ManifestEntry) -> np.ndarray | None:
+    from vjepa_fast.data.probe import frame_times  # needs PyAV, most plans do not
+
+    return frame_times(entry)
+
+
+def _without_short(
+    path: str | os.PathLike, entries: list[ManifestEntry], windows: Windows
+) -> list[ManifestEntry]:
+    """The videos of a manifest that are as long as a window, where shorter ones are refused."""
+    short = [windows.is_short(entry) for entry in entries]  # tells of a missing frame rate, too
+    if windows.short != "refuse" or not any(short):
+        return entries
+    kept = [entry for entry, is_short in zip(entries, short, strict=True) if not is_short]
+    if not kept:
+        raise UserError(
+            f"found only videos shorter than a clip in {path}, expected longer ones, since "
+            'data.short_videos is "refuse"; set it to "edge" or "loop", or ask for shorter clips'
+        )
+    _logger.info("%s: %d of %d videos left out, shorter than a clip", path, sum(short), len(short))
+    return kept
 
 
 def random_crops(

@@ -8,14 +8,17 @@ import os
 from codecs import getincrementaldecoder
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import av
+import numpy as np
 from av.stream import Disposition
 from tqdm import tqdm
 
 from vjepa_fast.data.manifest import ManifestEntry
+from vjepa_fast.data.source import entry_url, file_of, source_url
 
+_ROUNDING = 0.001  # seconds: WebM's time stamps are whole milliseconds
 _CONTAINER_MAGIC = (b"\x1aE\xdf\xa3", b"RIFF", b"OggS", b"FLV", b"\x30\x26\xb2\x75")
 
 
@@ -25,11 +28,14 @@ class BadVideo(Exception):
 
 @dataclass
 class _Packets:
-    """What demuxing found: frames to expect in all and from the last key frame on, and where the
-    file ends.
+    """What demuxing found: frames to expect in all and from the last key frame on, the most frames
+    from a key frame to the next, their time stamps in the stream's time base as far as they have
+    any, and where the file ends.
     """
 
     total: int = 0
+    gop: int = 0
+    stamps: list[int] = field(default_factory=list)
     frames: int = 0
     corrupt: int = 0
     end: float = 0.0
@@ -37,8 +43,13 @@ class _Packets:
     tail_frames: int = 0
 
 
-def probe_video(path: str | os.PathLike, min_frames: int = 2) -> ManifestEntry:
+def probe_video(
+    path: str | os.PathLike, min_frames: int = 2, member: tuple[int, int] | None = None
+) -> ManifestEntry:
     """The manifest entry (without labels) of one video file; its path is made absolute.
+
+    A video in a tar shard has a path `shard.tar::member` and is the `member` (offset, size), in
+    bytes, of that shard.
 
     Demuxes the whole file, decodes the first frame and everything after the last key frame. Raises
     BadVideo with the reason for a file that is unreadable, empty, text, audio only, truncated,
@@ -46,9 +57,11 @@ def probe_video(path: str | os.PathLike, min_frames: int = 2) -> ManifestEntry:
     """
     path = os.path.abspath(path)
     try:
-        status = os.stat(path)
-        with open(path, "rb") as file:
-            head = file.read(1024)
+        with open(file_of(path), "rb") as file:
+            status = os.fstat(file.fileno())
+            offset, size = member or (None, status.st_size)
+            file.seek(offset or 0)
+            head = file.read(min(1024, size))
     except OSError as error:
         raise BadVideo(f"unreadable ({error.strerror})") from None
     if not head:
@@ -56,16 +69,20 @@ def probe_video(path: str | os.PathLike, min_frames: int = 2) -> ManifestEntry:
     if _is_text(head):
         raise BadVideo("a text file, not a video")
     try:
-        with av.open(path) as container:
-            entry = _inspect(container, path, status)
+        with open_video(source_url(path, offset, size)) as container:
+            entry = _inspect(container, path)
     except (av.error.FFmpegError, EOFError) as error:
         known = head.startswith(_CONTAINER_MAGIC) or head[4:8] == b"ftyp"
         what = "truncated or damaged" if known else "not a video"
         raise BadVideo(f"{what} (FFmpeg: {error.strerror})") from None
+    except BadVideo:
+        raise
+    except Exception as error:  # one odd file must not end a scan
+        raise BadVideo(f"not understood ({type(error).__name__}: {error})") from error
     if entry.frames < min_frames:
         plural = "" if entry.frames == 1 else "s"
         raise BadVideo(f"only {entry.frames} frame{plural}, at least {min_frames} are needed")
-    return entry
+    return replace(entry, size_bytes=size, mtime_ns=status.st_mtime_ns, offset=offset)
 
 
 def probe_videos(
@@ -93,14 +110,21 @@ def probe_videos(
     return good, [result for result in results if not isinstance(result, ManifestEntry)]
 
 
+def open_video(url: str) -> av.container.InputContainer:
+    """A file, or what `source.entry_url` gives, opened to be read; titles need not be UTF-8."""
+    return av.open(url, metadata_errors="replace")
+
+
 def video_stream(
     container: av.container.InputContainer,
 ) -> av.video.stream.VideoStream | None:
     """The first stream of moving pictures (a cover picture is none), set to decode in the calling
-    thread.
+    thread. Raises BadVideo where there is no decoder for it.
     """
     for stream in container.streams.video:
         if not stream.disposition & Disposition.attached_pic:
+            if stream.codec_context is None:
+                raise BadVideo("no decoder for its codec")
             stream.codec_context.thread_count = (
                 1  # parallel over videos: threads per video only cost start-up
             )
@@ -119,6 +143,27 @@ def count_frame(packet: av.Packet, codec: str) -> bool:
     return codec != "vp8" or bool(bytes(packet)[0] >> 4 & 1)
 
 
+def frame_times(entry: ManifestEntry) -> np.ndarray | None:
+    """When each frame is shown, in seconds from the first on: float64 [entry.frames], ascending.
+
+    Demuxes the file. None where it cannot be read or not every frame has a time stamp.
+    """
+    try:
+        with open_video(entry_url(entry)) as container:
+            stream = video_stream(container)
+            if stream is None:
+                return None
+            codec = stream.codec_context.codec.canonical_name
+            stamps = [
+                packet.pts
+                for packet in container.demux(stream)
+                if packet.pts is not None and count_frame(packet, codec)
+            ]
+            return _times(stream, stamps, entry.frames)
+    except (av.error.FFmpegError, EOFError, OSError, BadVideo):
+        return None
+
+
 def _is_text(head: bytes) -> bool:
     try:
         text = getincrementaldecoder("utf-8")().decode(head)  # the last character may be cut in two
@@ -127,9 +172,7 @@ def _is_text(head: bytes) -> bool:
     return all(character.isprintable() or character.isspace() for character in text)
 
 
-def _inspect(
-    container: av.container.InputContainer, path: str, status: os.stat_result
-) -> ManifestEntry:
+def _inspect(container: av.container.InputContainer, path: str) -> ManifestEntry:
     stream = video_stream(container)
     if stream is None:
         raise BadVideo("audio only" if container.streams.audio else "no video stream")
@@ -145,6 +188,8 @@ def _inspect(
     size = stream.codec_context
     if frames and (size.width < 1 or size.height < 1):
         raise BadVideo("frames without a size")
+    times = _times(stream, packets.stamps, frames)
+    fps, duration, variable = _timing(times, frames, fps)
     return ManifestEntry(
         path=path,
         frames=frames,
@@ -152,15 +197,42 @@ def _inspect(
         width=size.width,
         height=size.height,
         codec=codec,
-        size_bytes=status.st_size,
-        mtime_ns=status.st_mtime_ns,
+        size_bytes=0,
+        mtime_ns=0,
+        duration=round(duration, 6),
+        gop=packets.gop,
+        vfr=variable,
     )
+
+
+def _timing(times: np.ndarray | None, frames: int, fps: float) -> tuple[float, float, bool]:
+    """The rate in frames per second, the duration in seconds, and whether the rate is variable.
+
+    The container's rate `fps` is kept unless the time stamps contradict it: then the last frame
+    would be more than half a frame off.
+    """
+    if times is None or times[-1] <= 0:
+        return fps, frames / fps if fps else 0.0, False
+    if not abs(times[-1] * fps - (frames - 1)) <= 0.5:
+        fps = (frames - 1) / float(times[-1])
+    off = np.abs(times * fps - np.arange(frames)).max()
+    return fps, float(times[-1]) + 1 / fps, bool(off > 0.5 + _ROUNDING * fps)
+
+
+def _times(
+    stream: av.video.stream.VideoStream, stamps: list[int], frames: int
+) -> np.ndarray | None:
+    """Seconds from the first frame on: float64 [frames], ascending; None where some are unknown."""
+    if not frames or len(stamps) != frames:
+        return None
+    ticks = np.sort(np.array(stamps, dtype=np.int64))
+    return (ticks - ticks[0]) * float(stream.time_base)
 
 
 def _demux(
     container: av.container.InputContainer, stream: av.video.stream.VideoStream, codec: str
 ) -> _Packets:
-    found = _Packets()
+    found, since_key = _Packets(), 0
     for packet in container.demux():
         if packet.pts is not None:
             end = float((packet.pts + (packet.duration or 0)) * packet.time_base)
@@ -172,8 +244,14 @@ def _demux(
         if not count_frame(packet, codec):
             continue
         found.frames += 1
-        if packet.is_keyframe and packet.pts is not None:
-            found.last_key_pts, found.tail_frames = packet.pts, 0
+        if packet.pts is not None:
+            found.stamps.append(packet.pts)
+        if packet.is_keyframe:
+            since_key = 0
+            if packet.pts is not None:
+                found.last_key_pts, found.tail_frames = packet.pts, 0
+        since_key += 1
+        found.gop = max(found.gop, since_key)
         found.tail_frames += 1
     return found
 

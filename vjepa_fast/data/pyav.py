@@ -2,7 +2,7 @@
 
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 
 import av
 import numpy as np
@@ -11,7 +11,9 @@ from av.video.reformatter import Colorspace, Interpolation, VideoReformatter
 
 from vjepa_fast.data.clips import ClipPlan
 from vjepa_fast.data.manifest import ManifestEntry, check_unchanged
-from vjepa_fast.data.probe import count_frame, video_stream
+from vjepa_fast.data.probe import BadVideo, count_frame, open_video, video_stream
+from vjepa_fast.data.source import entry_url
+from vjepa_fast.data.watchdog import SECONDS, WatchedThreads
 from vjepa_fast.errors import UserError
 
 # With these, and BT.601 whatever the file's tag says, RGB is bit for bit that of DALI on the CPU.
@@ -22,7 +24,10 @@ _NEAR_START = 32
 
 
 class PyavDecoder:
-    """Decodes planned clips to uint8 [B, T, S, S, 3] on `device` with `num_threads` threads."""
+    """Decodes planned clips to uint8 [B, T, S, S, 3] on `device` with `num_threads` threads.
+
+    A clip that takes more than `seconds` counts as one that cannot be decoded.
+    """
 
     name = "pyav"
 
@@ -32,33 +37,75 @@ class PyavDecoder:
         crop_size: int,
         device: torch.device,
         num_threads: int,
+        seconds: float = SECONDS,
     ) -> None:
         self._entries = entries
         self._crop_size = crop_size
         self._device = device
-        self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="vjepa-pyav")
+        self._threads = WatchedThreads(num_threads, "vjepa-pyav", seconds)
 
     def submit(self, plans: Sequence[ClipPlan]) -> list[Future]:
         """Start decoding a batch; pass what it returns to `collect`."""
         return [
-            self._pool.submit(decode_clip, plan, self._entries[plan.video], self._crop_size)
+            self._threads.submit(decode_clip, plan, self._entries[plan.video], self._crop_size)
             for plan in plans
         ]
 
-    def collect(self, plans: Sequence[ClipPlan], clips: list[Future]) -> torch.Tensor:
-        """Wait for a submitted batch. Raises UserError for a file that changed or is damaged."""
-        return torch.stack([clip.result() for clip in clips]).to(self._device)
+    def collect(
+        self, plans: Sequence[ClipPlan], clips: list[Future]
+    ) -> tuple[torch.Tensor, dict[int, str]]:
+        """Wait for a submitted batch: its video, and by their places in the batch the clips that
+        cannot be decoded, with the reason; their video is arbitrary.
+        """
+        video = empty_batch(plans, self._crop_size)
+        failures = collect_clips(self._threads, plans, dict(enumerate(clips)), video)
+        return video.to(self._device), failures
 
     def close(self) -> None:
         """Drop what has not started, wait for the rest."""
-        self._pool.shutdown(cancel_futures=True)
+        self._threads.close()
+
+
+def empty_batch(plans: Sequence[ClipPlan], crop_size: int) -> torch.Tensor:
+    """Room for the video of these plans: uint8 [B, T, crop_size, crop_size, 3] on the CPU."""
+    return torch.empty(len(plans), len(plans[0].frames), crop_size, crop_size, 3, dtype=torch.uint8)
+
+
+def collect_clips(
+    threads: WatchedThreads,
+    plans: Sequence[ClipPlan],
+    clips: dict[int, Future],
+    video: torch.Tensor,
+) -> dict[int, str]:
+    """Put the results of submitted `decode_clip` calls at their places (the keys) in `video`.
+
+    Returns the reasons of those that failed, by place.
+    """
+    failures = {}
+    for i, clip in clips.items():
+        try:
+            video[i] = threads.result(clip)
+        except UserError as error:
+            failures[i] = in_words(error, plans[i])
+    return failures
+
+
+def in_words(error: UserError | OSError, plan: ClipPlan) -> str:
+    """The reason that a clip has no video, with the file's name."""
+    if isinstance(error, OSError):
+        return (
+            f"found {plan.path} unreadable ({error.strerror}), expected a file that can be read, "
+            "look at its disk and permissions"
+        )
+    return str(error) if plan.path in str(error) else f"{plan.path}: {error}"
 
 
 def decode_clip(plan: ClipPlan, entry: ManifestEntry, crop_size: int) -> torch.Tensor:
     """Decode one planned clip: uint8 [T, crop_size, crop_size, 3].
 
-    Resizing is bilinear with antialiasing (a triangular filter), like DALI's. Raises UserError for
-    a file that changed since it was indexed, is damaged, or has fewer frames than it had then.
+    Resizing is bilinear with antialiasing (a triangular filter), like DALI's. The file is read
+    where the clip is, never whole at once. Raises UserError for a file that changed since it was
+    indexed, is unreadable or damaged, changes its size, or has fewer frames than it had then.
     """
     check_unchanged(entry)
     wanted = np.unique(plan.frames)
@@ -68,8 +115,10 @@ def decode_clip(plan: ClipPlan, entry: ManifestEntry, crop_size: int) -> torch.T
     reformatter = VideoReformatter()
     pictures = []
     try:
-        with av.open(plan.path) as container:
+        with open_video(entry_url(entry)) as container:
             for frame in _frames_at(container, wanted.tolist()):
+                if (frame.width, frame.height) != (entry.width, entry.height):
+                    raise BadVideo(f"a frame of {frame.width}x{frame.height} pixels")
                 rgb = reformatter.reformat(
                     frame,
                     format="rgb24",
@@ -78,10 +127,15 @@ def decode_clip(plan: ClipPlan, entry: ManifestEntry, crop_size: int) -> torch.T
                     threads=1,
                 )
                 pictures.append(rgb.to_ndarray()[rows, columns])
-    except (av.error.FFmpegError, EOFError) as error:
+    except (av.error.FFmpegError, EOFError, OSError) as error:
         raise UserError(
             f"found {plan.path} damaged (FFmpeg: {error.strerror}), expected it to decode, index "
             "its folder again or remove it"
+        ) from None
+    except BadVideo as error:
+        raise UserError(
+            f"found {plan.path} damaged ({error}), expected {entry.frames} frames of "
+            f"{entry.width}x{entry.height}, index its folder again or remove it"
         ) from None
     if len(pictures) < len(wanted):
         raise UserError(
@@ -100,15 +154,23 @@ def decode_clip(plan: ClipPlan, entry: ManifestEntry, crop_size: int) -> torch.T
 def _frames_at(
     container: av.container.InputContainer, wanted: list[int]
 ) -> Iterator[av.VideoFrame]:
-    """The frames with the `wanted` (ascending, distinct) indices, fewer where the video ends."""
+    """The frames with the `wanted` (ascending, distinct) indices, fewer where the video ends.
+
+    Raises BadVideo where the decoder had to invent a part of them, or of one before that they
+    may build on.
+    """
     stream = video_stream(container)
     if stream is None:
         return
     numbered = None
     if wanted[0] >= _NEAR_START:
         numbered = _from_key_frame(container, stream, wanted[0])
-    position = 0
+    position, sound = 0, False
     for index, frame in numbered or enumerate(container.decode(stream)):
+        # After a seek, frames that build on skipped ones may come first; nothing builds on them.
+        if frame.is_corrupt and (sound or index == wanted[position]):
+            raise BadVideo(f"frame {index} is corrupt")
+        sound = sound or not frame.is_corrupt
         if index == wanted[position]:
             yield frame
             position += 1

@@ -33,6 +33,7 @@ def load_clips(
     *,
     num_frames: int,
     frame_step: int,
+    fps: float | None = None,
     crop_size: int,
     backend: str = "auto",
     num_threads: int = 2,
@@ -42,7 +43,9 @@ def load_clips(
     Raises:
         UserError: a label that the manifest lacks; what the loader raises.
     """
-    planner = ClipPlanner.in_order([manifest], num_frames=num_frames, frame_step=frame_step)
+    planner = ClipPlanner.in_order(
+        [manifest], num_frames=num_frames, frame_step=frame_step, fps=fps
+    )
     missing = [name for name in labels if name not in planner.label_names]
     if missing:
         raise UserError(

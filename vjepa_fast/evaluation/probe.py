@@ -91,6 +91,7 @@ def run_probe(
             labels,
             num_frames=config.data.num_frames,
             frame_step=config.data.frame_step,
+            fps=config.data.fps,
             crop_size=config.data.crop_size,
             num_threads=config.data.num_threads,
         )

@@ -13,7 +13,7 @@ from torch import Tensor
 from vjepa_fast.kernels.checks import require
 from vjepa_fast.kernels.dispatch import use_triton
 
-BLOCK, WARPS = 4096, 8
+BLOCK, WARPS = 2048, 8
 DTYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 
 

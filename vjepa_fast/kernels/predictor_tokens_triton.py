@@ -11,7 +11,7 @@ from vjepa_fast.kernels.checks import require
 from vjepa_fast.kernels.dispatch import LAUNCH
 from vjepa_fast.kernels.rows import MAX_ROWS, row_tile
 
-CHUNK = 512  # rows that one program adds up for a mask token's gradient
+CHUNK = 128  # rows that one program adds up for a mask token's gradient
 
 
 @triton.jit(do_not_specialize=["rows", "context_rows", "specs", "positions"])
@@ -166,7 +166,7 @@ def launch_sum_by_spec(grad: Tensor, source: Tensor, context_rows: int, specs: i
             **tile,
             **LAUNCH,
         )
-        add_partials_kernel[(triton.cdiv(specs * width, 64),)](
-            partial, out, chunks, SIZE=specs * width, ROWS=32, BLOCK=64, **LAUNCH
+        add_partials_kernel[(triton.cdiv(specs * width, 32),)](
+            partial, out, chunks, SIZE=specs * width, ROWS=64, BLOCK=32, **LAUNCH
         )
     return out

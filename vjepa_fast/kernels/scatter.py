@@ -177,6 +177,10 @@ def launch_scatter(grad: Tensor, indices: list[Tensor], clips: int, tokens: int)
             **LAUNCH,
         )
         tile = row_tile(width, grad.element_size())
+        # every mask's rows are loaded before the first is added; without a bound of its own ptxas
+        # would rather spill than go beyond 40 registers
+        tile["ROWS"] = max(1, tile["ROWS"] // max(1, triton.next_power_of_2(masks) // 2))
+        bound = {"maxnreg": 128} if masks > 2 else {}
         blocks = triton.cdiv(width, tile["BLOCK_D"])
         scatter_kernel[(triton.cdiv(rows, tile["ROWS"]) * blocks,)](
             grad,
@@ -192,7 +196,8 @@ def launch_scatter(grad: Tensor, indices: list[Tensor], clips: int, tokens: int)
             D=width,
             SUM=tl.float64 if grad.dtype == torch.float64 else tl.float32,
             **tile,
-            SCAN=256,
+            SCAN=128,
+            **bound,
             **LAUNCH,
         )
     return out

@@ -1,13 +1,14 @@
 """The masks of one batch of clips, and memory to draw them into."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import NamedTuple
 
-import numpy as np
 import torch
 
+from vjepa_fast.masks.specs import is_int
 
-@dataclass(frozen=True)
-class MaskBatch:
+
+class MaskBatch(NamedTuple):
     """Context and target tokens of B clips under M mask specs, on one flat axis each.
 
     The flat order is spec, then clip, then token ascending; a token is its position 0 .. N-1 in its
@@ -32,11 +33,12 @@ class MaskBatch:
     block_sizes: torch.Tensor
 
     def context(self, spec: int) -> torch.Tensor:
-        """The context tokens of one spec as [B, K], a view; ValueError if lengths differ."""
+        """The context tokens of one spec as [B, K], a view; ValueError if lengths differ or there
+        is no such spec."""
         return _rows(self.context_tokens, self.context_seqlens, spec, "context")
 
     def target(self, spec: int) -> torch.Tensor:
-        """The target tokens of one spec as [B, K], a view; ValueError if lengths differ."""
+        """The target tokens of one spec as [B, K], a view; ValueError as for `context`."""
         return _rows(self.target_tokens, self.target_seqlens, spec, "target")
 
 
@@ -45,14 +47,13 @@ class MaskBuffers:
     """Memory for the tokens of a batch, filled again by every call that is given it.
 
     context_tokens, target_tokens: [rows] each, both int32 or both int64, contiguous, on the CPU
-        (pinned or not).
+        (pinned or not), no byte in common.
 
     Raises ValueError for tensors of another kind.
     """
 
     context_tokens: torch.Tensor
     target_tokens: torch.Tensor
-    arrays: tuple[np.ndarray, np.ndarray] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         for tensor in (self.context_tokens, self.target_tokens):
@@ -73,8 +74,14 @@ class MaskBuffers:
                     f"found mask buffers with {kind}, expected two contiguous [rows] tensors on "
                     "the CPU, both int32 or both int64, give what MaskSampler.buffers returns"
                 )
-        arrays = self.context_tokens.numpy(), self.target_tokens.numpy()
-        object.__setattr__(self, "arrays", arrays)  # the same memory, for the sampler to write to
+        first, second = sorted(
+            (self.context_tokens, self.target_tokens), key=lambda tensor: tensor.data_ptr()
+        )
+        if first.data_ptr() + first.nbytes > second.data_ptr():
+            raise ValueError(
+                "found mask buffers that share memory, expected one for context and another for "
+                "target tokens, give what MaskSampler.buffers returns"
+            )
 
     @staticmethod
     def allocate(rows: int, dtype: torch.dtype, pin_memory: bool) -> "MaskBuffers":
@@ -82,6 +89,10 @@ class MaskBuffers:
         if dtype not in (torch.int32, torch.int64):
             raise ValueError(
                 f"found dtype {dtype}, expected torch.int32 or torch.int64, give one of them"
+            )
+        if not isinstance(pin_memory, bool):
+            raise ValueError(
+                f"found pin_memory {pin_memory!r}, expected True or False, give one of them"
             )
         try:
             tensors = [torch.empty(rows, dtype=dtype, pin_memory=pin_memory) for _ in range(2)]
@@ -95,6 +106,11 @@ class MaskBuffers:
 
 
 def _rows(tokens: torch.Tensor, seqlens: torch.Tensor, spec: int, name: str) -> torch.Tensor:
+    if not is_int(spec) or not 0 <= spec < len(seqlens):
+        raise ValueError(
+            f"found mask spec {spec!r}, expected an integer in 0 .. {len(seqlens) - 1}, "
+            "give the number of one"
+        )
     lengths = seqlens[spec]
     if lengths.numel() and not bool((lengths == lengths[0]).all()):
         raise ValueError(

@@ -3,13 +3,14 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from multiprocessing import get_context
+from numbers import Integral
 from typing import Any
 
 import torch
 from torch.utils.data import default_collate
 
 from vjepa_fast.masks.sampler import MaskSampler
-from vjepa_fast.masks.specs import MultiBlock
+from vjepa_fast.masks.specs import MultiBlock, is_int
 
 _KEYS = tuple(field.name for field in fields(MultiBlock))
 
@@ -24,8 +25,10 @@ class MaskCollator:
     seed: not in the public call; give each rank of a distributed run its own.
 
     Each call takes the next number of a counter that all worker processes share, so no two batches
-    have the same masks, however many workers there are and however they are started; a batch's
-    masks are a pure function of (seed, its number, its size).
+    have the same masks, however many workers there are and however they are started. A batch's
+    masks are a pure function of (seed, its number, its size), but with several workers chance
+    decides which batch gets which number. A run that has to be repeated exactly, or resumed, draws
+    its masks in the training loop instead: `MaskSampler.sample(step, sample_ids)`.
 
     Raises ValueError for bad arguments.
     """
@@ -51,18 +54,22 @@ class MaskCollator:
             _divide("crop_size", height, "patch_size", tall),
             _divide("crop_size", width, "patch_size", wide),
         )
-        if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**32:
+        if not is_int(seed) or not 0 <= seed < 2**32:
             raise ValueError(
                 f"found seed {seed!r}, expected an integer in 0 .. 2**32-1, give one in that range"
             )
-        self._seed = seed
+        self._seed = int(seed)
         self._samplers: dict[int, MaskSampler] = {}
         self._sampler(1)  # refuses impossible specs now
         # A lock of the "spawn" kind travels to workers however they are started.
         self._counter = get_context("spawn").Value("q", 0)
 
     def step(self) -> None:
-        """Advance the counter by one batch, as a call does; to resume, once per batch seen."""
+        """Advance the counter by one batch, as a call does.
+
+        As many calls as batches were drawn resume a loader without workers. With workers they do
+        not: those draw ahead of the training loop, so the counter is further than what it saw.
+        """
         self._next()
 
     def __call__(self, batch: list) -> tuple[Any, list[torch.Tensor], list[torch.Tensor]]:
@@ -120,7 +127,7 @@ def _spec(index: int, config: Mapping[str, Any]) -> MultiBlock:
 
 
 def _pair(name: str, value: int | tuple[int, int]) -> tuple[int, int]:
-    if isinstance(value, int):
+    if isinstance(value, Integral):
         return value, value
     pair = tuple(value) if isinstance(value, tuple | list) else ()
     if len(pair) != 2:
@@ -130,7 +137,7 @@ def _pair(name: str, value: int | tuple[int, int]) -> tuple[int, int]:
 
 def _divide(name: str, size: int, part_name: str, part: int) -> int:
     for number in (size, part):
-        if not isinstance(number, int) or isinstance(number, bool) or number < 1:
+        if not is_int(number) or number < 1:
             raise ValueError(
                 f"found {name} {size!r} and {part_name} {part!r}, expected positive integers, "
                 "give sizes in pixels and frames"
@@ -140,4 +147,4 @@ def _divide(name: str, size: int, part_name: str, part: int) -> int:
             f"found {name} {size}, expected a multiple of {part_name} {part}, choose e.g. "
             f"{size - size % part or part}"
         )
-    return size // part
+    return int(size // part)

@@ -1,6 +1,7 @@
 """Draws the masks of a batch; the work is done in csrc/mask_sampler.cpp."""
 
 import math
+import reprlib
 from collections.abc import Sequence
 from typing import Literal
 
@@ -8,7 +9,7 @@ import numpy as np
 import torch
 
 from vjepa_fast.masks.batch import MaskBatch, MaskBuffers
-from vjepa_fast.masks.specs import MultiBlock, Size, check_grid
+from vjepa_fast.masks.specs import MultiBlock, Size, check_grid, is_int
 from vjepa_fast.masks.strategies import (
     MaskSpec,
     Mixture,
@@ -39,8 +40,8 @@ class MaskSampler:
     grid: the clip's size in tokens (T', H', W'); T' = 1 for images.
     truncate: "batch" cuts every clip to the smallest context and the smallest target count of its
         truncation group, keeping the first tokens (parity with the published trainer);
-        "batch-random" cuts as far, but keeps a random subset; "none" keeps every token. A spec's
-        max_keep cuts the context, never the target.
+        "batch-random" cuts as far, but keeps a random subset; "none" looks at each clip alone. A
+        spec's max_keep (of the context, never the target) and round_to cut under any of them.
     truncate_group: sample id s belongs to group s // truncate_group. The whole group counts, also
         where a batch holds a part of it, so all of it must belong to one step.
     round_to: lengths are cut down to a multiple of it (shorter ones stay), so that few shapes come
@@ -166,14 +167,17 @@ class MaskSampler:
         self, step: int, ids: np.ndarray, sizes: np.ndarray | None, out: MaskBuffers | None
     ) -> tuple[np.ndarray, ...]:
         """MaskBatch's arrays in order; without sizes they are drawn."""
-        room = (None, None) if out is None else out.arrays
-        return self._sampler.sample(step, ids, sizes, *room)
+        if out is None:
+            return self._sampler.sample(step, ids, sizes, None, None)
+        # Taken anew each time: sharing a tensor with another process moves its memory.
+        rooms = out.context_tokens.numpy(), out.target_tokens.numpy()
+        return self._sampler.sample(step, ids, sizes, *rooms)
 
     def _sample_ids(self, sample_ids: Sequence[int]) -> np.ndarray:
-        ids = np.asarray(sample_ids)
+        ids = _array(sample_ids)
         if ids.ndim != 1 or ids.size == 0 or ids.dtype.kind not in "iu":
             raise ValueError(
-                f"found sample ids {sample_ids!r}, expected a flat list of integers, "
+                f"found sample ids {_short(sample_ids)}, expected a flat list of integers, "
                 "give at least one"
             )
         if ids.dtype == np.uint64:  # might wrap; others are checked where they are read
@@ -181,23 +185,28 @@ class MaskSampler:
         return ids.astype(np.int64)  # a copy, that nobody changes while the GIL is released
 
     def _block_sizes(self, block_sizes: Sequence[Size]) -> np.ndarray:
-        sizes = np.asarray(block_sizes)
-        has_blocks = np.array(
-            [isinstance(choice, MultiBlock) for spec in self.specs for choice in strategies(spec)]
-        )
-        if sizes.shape != (len(has_blocks), 3) or sizes.dtype.kind not in "iu":
+        sizes = _array(block_sizes)
+        choices = [choice for spec in self.specs for choice in strategies(spec)]
+        if sizes.shape != (len(choices), 3) or sizes.dtype.kind not in "iu":
             raise ValueError(
-                f"found block sizes of shape {list(sizes.shape)} and type {sizes.dtype}, expected "
-                f"integers [{len(has_blocks)}, 3], give one (t, h, w) per mask spec"
+                f"found block sizes {_short(block_sizes)}, expected integers [{len(choices)}, 3], "
+                "give one (t, h, w) per mask spec"
             )
-        least = has_blocks[:, None] * (1, 0, 0)
-        most = has_blocks[:, None] * self.grid
+        least, most = np.array([self._side_limits(choice) for choice in choices]).swapaxes(0, 1)
         if (sizes < least).any() or (sizes > most).any():
             raise ValueError(
-                f"found block sizes {sizes.tolist()}, expected them to fit into the grid "
-                f"{self.grid} and to be 0 for specs without blocks, give sizes in tokens"
+                f"found block sizes {sizes.tolist()}, expected sides of at least 1 that fit into "
+                f"the grid {self.grid}, and 0 for specs without blocks, give sizes in tokens"
             )
         return sizes.astype(np.int64)
+
+    def _side_limits(self, choice: Strategy) -> tuple[Size, Size]:
+        """The smallest and the largest (t, h, w) that may be replayed for a strategy."""
+        if not isinstance(choice, MultiBlock):
+            return (0, 0, 0), (0, 0, 0)
+        # Frames that are barred from the context are targets even where a block has no tokens.
+        side = 0 if choice.context_frames(self.grid) < self.grid[0] else 1
+        return (1, side, side), self.grid
 
     def _check_unlimited_context(self) -> None:
         for index, spec in enumerate(self.specs):
@@ -243,6 +252,18 @@ def _fields(strategy: Strategy, part: int, grid: Size) -> dict:
     }
 
 
+def _array(value: object) -> np.ndarray:
+    """What a user gave as an array: one of objects, which every check refuses, if it is none."""
+    try:
+        return np.asarray(value)
+    except (TypeError, ValueError):  # rows of unequal length; a tensor on a GPU
+        return np.array(None)
+
+
+def _short(value: object) -> str:
+    return " ".join(reprlib.repr(value).split())
+
+
 def _check_choice(name: str, value: object, choices: tuple[str | None, ...]) -> None:
     if value not in choices:
         raise ValueError(
@@ -252,7 +273,7 @@ def _check_choice(name: str, value: object, choices: tuple[str | None, ...]) -> 
 
 
 def _integer(name: str, value: int, low: int, end: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or not low <= value < end:
+    if not is_int(value) or not low <= value < end:
         raise ValueError(
             f"found {name} {value!r}, expected an integer in {low} .. {end - 1}, "
             f"give a {name} in that range"

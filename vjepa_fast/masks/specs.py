@@ -1,16 +1,15 @@
-"""The multi-block mask spec: how its blocks are drawn, and which sizes can come out."""
+"""The multi-block mask spec: how large its blocks are, and whether they can do their work."""
 
 import math
-from collections.abc import Callable
+import sys
 from dataclasses import dataclass
 from numbers import Integral, Real
-from typing import TypeVar
 
 Size = tuple[int, int, int]
 """(time, height, width) in tokens: a grid or the size of a block."""
 
-T = TypeVar("T")
 _LAST_WORD = 2**32 - 1
+_LAST_DRAW = _LAST_WORD * 2.0**-32
 
 
 @dataclass(frozen=True)
@@ -22,7 +21,8 @@ class MultiBlock:
     temporal_scale: share of the clip's length that a block covers, drawn from [low, high).
     aspect_ratio: height / width of a block, drawn uniformly from [low, high).
     max_temporal_keep: only this first share of the frames, at least one, can be context.
-    max_keep: at most so many context tokens per clip, the first ones; None keeps them all.
+    max_keep: at most so many context tokens per clip: the first ones, but a random subset where the
+        sampler's truncate is "batch-random"; None sets no limit.
 
     Raises ValueError for a value out of range.
     """
@@ -37,8 +37,8 @@ class MultiBlock:
     def __post_init__(self) -> None:
         _check_count("num_blocks", self.num_blocks)
         for name in ("spatial_scale", "temporal_scale", "aspect_ratio"):
-            pair = _check_range(name, getattr(self, name), math.inf if "ratio" in name else 1.0)
-            object.__setattr__(self, name, pair)
+            least, most = (2.0**-31, 2.0**31) if name == "aspect_ratio" else (0.0, 1.0)
+            object.__setattr__(self, name, _check_range(name, getattr(self, name), least, most))
         keep = self.max_temporal_keep
         if not is_real(keep) or not 0 < keep <= 1:
             raise ValueError(
@@ -54,39 +54,27 @@ class MultiBlock:
         area = self._area(grid, spatial)
         return (self._length(time, temporal), *self._sides(area, height, width, aspect))
 
-    def block_sizes(self, grid: Size) -> list[Size]:
-        """Every (t, h, w) that can be drawn on this grid, ascending; exact for the 2**32 draws.
-
-        Each step from a draw to a size is monotonic, so the sizes' boundaries can be bisected.
-        """
-        time, height, width = check_grid(grid)
-        lengths = _values(lambda u: self._length(time, u))
-        areas = _values(lambda u: self._area(grid, u))
-        planes = {
-            plane
-            for area in areas
-            for plane in _values(lambda u, area=area: self._sides(area, height, width, u))
-        }
-        return sorted((length, *plane) for length in lengths for plane in planes)
-
     def check(self, grid: Size) -> None:
         """Raise ValueError if some drawable size leaves no context or no target wherever it falls.
 
         Blocks may coincide, so a single block decides: it leaves context somewhere unless it fills
         the whole grid (a shorter one can start after frame 0, which may always be context). There
-        are targets if a block has tokens or if frames are barred from the context.
+        are targets if a block has tokens or if frames are barred from the context. Exact for the
+        2**32 values of a draw, since each step from a draw to a size is monotonic.
         """
-        sizes = self.block_sizes(grid)
-        if tuple(grid) in sizes:
+        grid = check_grid(grid)
+        if self._length(grid[0], _LAST_DRAW) == grid[0] and self._fills_frame(grid):
             raise ValueError(
                 f"found that a block can fill the whole grid {_text(grid)} and leave no context, "
                 "expected free tokens for some place of its blocks, lower spatial_scale's or "
                 "temporal_scale's upper end"
             )
-        empty = [size for size in sizes if 0 in size]
+        # The smallest area is flattest at one end of the aspect ratios and narrowest at the other.
+        ends = [self.block_size(grid, 0.0, 0.0, draw) for draw in (0.0, _LAST_DRAW)]
+        empty = next((size for size in ends if 0 in size), None)
         if empty and self.context_frames(grid) == grid[0]:
             raise ValueError(
-                f"found that a block can have the size {_text(empty[0])} and give no target, "
+                f"found that a block can have the size {_text(empty)} and give no target, "
                 "expected at least one token, raise spatial_scale's lower end or narrow "
                 "aspect_ratio"
             )
@@ -94,6 +82,20 @@ class MultiBlock:
     def context_frames(self, grid: Size) -> int:
         """How many frames (of tokens), from the first on, can be context."""
         return max(1, int(grid[0] * self.max_temporal_keep))
+
+    def _fills_frame(self, grid: Size) -> bool:
+        """Whether a block can be as high and as wide as the frame: the largest area decides, at the
+        lowest aspect ratio that makes it high enough, since a higher one only makes it narrower."""
+        _, height, width = grid
+        area = self._area(grid, _LAST_DRAW)
+        low, high = 0, _LAST_WORD
+        while low < high:
+            middle = (low + high) // 2
+            if self._sides(area, height, width, middle * 2.0**-32)[0] == height:
+                high = middle
+            else:
+                low = middle + 1
+        return self._sides(area, height, width, low * 2.0**-32) == (height, width)
 
     def _length(self, time: int, draw: float) -> int:
         return max(1, int(time * _between(self.temporal_scale, draw)))
@@ -110,7 +112,7 @@ class MultiBlock:
 def check_grid(grid: Size) -> Size:
     """The grid (T', H', W') as a tuple of ints; ValueError unless it is three positive integers."""
     sides = tuple(grid) if isinstance(grid, tuple | list) else ()
-    if len(sides) != 3 or not all(_is_int(side) and side >= 1 for side in sides):
+    if len(sides) != 3 or not all(is_int(side) and side >= 1 for side in sides):
         raise ValueError(
             f"found grid {grid!r}, expected three positive integers (time, height, width), "
             "give the clip's size in tokens"
@@ -124,46 +126,36 @@ def _between(ends: tuple[float, float], draw: float) -> float:
     return ends[0] + draw * (ends[1] - ends[0])
 
 
-def _values(of_draw: Callable[[float], T]) -> list[T]:
-    """The values that a monotonic function takes over the draws word / 2**32."""
-    values, word = [], 0
-    last = of_draw(_LAST_WORD * 2.0**-32)
-    while True:
-        values.append(value := of_draw(word * 2.0**-32))
-        if value == last:
-            return values
-        low, high = word, _LAST_WORD  # of_draw(low) == value != of_draw(high)
-        while high - low > 1:
-            middle = (low + high) // 2
-            low, high = (middle, high) if of_draw(middle * 2.0**-32) == value else (low, middle)
-        word = high
-
-
 def _text(size: Size) -> str:
     return "x".join(map(str, size))
 
 
-def _is_int(value: object) -> bool:
+def is_int(value: object) -> bool:
+    """Whether it is an integer, numpy's too; bools are none."""
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def is_real(value: object) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    """Whether it is a number that a float can hold."""
+    return (
+        isinstance(value, Real) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+    )
 
 
 def _check_count(name: str, value: object) -> None:
-    if not _is_int(value) or not 1 <= value < 2**31:
+    if not is_int(value) or not 1 <= value < 2**31:
         raise ValueError(
             f"found {name} {value!r}, expected an integer of at least 1, give a positive {name}"
         )
 
 
-def _check_range(name: str, value: object, most: float) -> tuple[float, float]:
+def _check_range(name: str, value: object, least: float, most: float) -> tuple[float, float]:
     pair = tuple(value) if isinstance(value, tuple | list) else ()
-    if len(pair) == 2 and all(map(is_real, pair)) and 0 < pair[0] <= pair[1] <= most:
-        return float(pair[0]), float(pair[1])
-    limit = "" if math.isinf(most) else " and up to 1"
+    if len(pair) == 2 and all(map(is_real, pair)):
+        low, high = map(float, pair)
+        if low > 0 and least <= low <= high <= most:
+            return low, high
+    limits = "0 < low <= high <= 1" if not least else "2**-31 <= low <= high <= 2**31"
     raise ValueError(
-        f"found {name} {value!r}, expected [low, high] with 0 < low <= high{limit}, "
-        "give an ascending pair"
+        f"found {name} {value!r}, expected [low, high] with {limits}, give an ascending pair"
     )

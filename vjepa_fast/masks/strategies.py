@@ -1,5 +1,6 @@
 """The mask specs without blocks, and mixtures of specs."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -11,7 +12,8 @@ from vjepa_fast.masks.specs import MultiBlock, Size, is_real
 class RandomTube:
     """The same random places are targets in every frame (arXiv 2404.08471, ablations; VideoMAE).
 
-    ratio: share of the frame's places that are targets; floor((1 - ratio) * places) stay context.
+    ratio: share of the frame's places that are targets; floor((1 - ratio) * places) stay context,
+        taking ratio for the decimal number that it stands for: of 100 places 0.9 leaves 10.
 
     Raises ValueError for a ratio outside (0, 1).
     """
@@ -23,7 +25,7 @@ class RandomTube:
 
     def num_kept(self, grid: Size) -> int:
         """Context places of a frame."""
-        return int(grid[1] * grid[2] * (1.0 - self.ratio))
+        return _num_kept(grid[1] * grid[2], self.ratio)
 
     def check(self, grid: Size) -> None:
         """Raise ValueError if a frame of this grid has no context or no target."""
@@ -34,7 +36,8 @@ class RandomTube:
 class RandomTokens:
     """Targets are random tokens anywhere in the clip.
 
-    ratio: share of the clip's tokens that are targets; floor((1 - ratio) * tokens) stay context.
+    ratio: share of the clip's tokens that are targets; floor((1 - ratio) * tokens) stay context,
+        taking ratio for the decimal number that it stands for.
 
     Raises ValueError for a ratio outside (0, 1).
     """
@@ -46,7 +49,7 @@ class RandomTokens:
 
     def num_kept(self, grid: Size) -> int:
         """Context tokens of a clip."""
-        return int(grid[0] * grid[1] * grid[2] * (1.0 - self.ratio))
+        return _num_kept(grid[0] * grid[1] * grid[2], self.ratio)
 
     def check(self, grid: Size) -> None:
         """Raise ValueError if a clip on this grid has no context or no target."""
@@ -81,10 +84,14 @@ class Mixture:
         if self.weights is None:
             return
         weights = tuple(self.weights) if isinstance(self.weights, Sequence) else ()
-        if len(weights) != len(specs) or not all(is_real(w) and w > 0 for w in weights):
+        if (
+            len(weights) != len(specs)
+            or not all(is_real(w) and w > 0 for w in weights)
+            or not math.isfinite(sum(map(float, weights)))
+        ):
             raise ValueError(
-                f"found mixture weights {self.weights!r}, expected {len(specs)} positive numbers, "
-                "give one for each spec"
+                f"found mixture weights {self.weights!r}, expected {len(specs)} positive numbers "
+                "with a finite sum, give one for each spec"
             )
         object.__setattr__(self, "weights", tuple(map(float, weights)))
 
@@ -121,6 +128,11 @@ def _check_ratio(ratio: object) -> None:
             f"found ratio {ratio!r}, expected a number above 0 and below 1, give the share of "
             "targets"
         )
+
+
+def _num_kept(count: int, ratio: float) -> int:
+    # 1.0 - 0.9 is a little less than the 0.1 that is meant, whose product may be a whole number.
+    return int(count * (1.0 - ratio) + 1e-9)
 
 
 def _check_kept(kept: int, count: int, ratio: float, what: str) -> None:

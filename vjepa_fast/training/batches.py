@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from vjepa_fast.config import Config
-from vjepa_fast.config_checks import split_batch
+from vjepa_fast.config_checks import sample_masks, split_batch
 from vjepa_fast.data.clips import ClipBatch
 from vjepa_fast.data.loader import ClipLoader, make_loader
 from vjepa_fast.data.planner import Augment, ClipPlanner
-from vjepa_fast.errors import UserError
 from vjepa_fast.masks import MaskSampler
 from vjepa_fast.models.packing import PackedMasks, pack_masks
 
@@ -27,6 +27,9 @@ def make_planner(config: Config) -> ClipPlanner:
         frame_step=data.frame_step,
         augment=Augment(area=data.area, aspect_ratio=data.aspect_ratio, flip=data.flip),
         seed=config.seed,
+        fps=data.fps,
+        clips_per_video=data.clips_per_video,
+        short_videos=data.short_videos,
     )
 
 
@@ -50,6 +53,11 @@ class Batches:
         self._sampler = make_sampler(config)
         self._planner = make_planner(config)
 
+    @property
+    def videos(self) -> str:
+        """A hash of the videos that sample ids stand for."""
+        return self._planner.digest
+
     def sample_ids(self, step: int) -> list[list[int]]:
         """This rank's sample ids at a step, one list for each micro-batch."""
         batch, micro = self._config.optim.global_batch, self._micro_batch
@@ -59,7 +67,8 @@ class Batches:
         return [list(range(start, start + micro)) for start in starts]
 
     def loader(self, first_step: int) -> ClipLoader:
-        """Decode ahead from a step to the end of the run."""
+        """Decode ahead from a step to the end of the run; what can't be decoded is replaced, and
+        listed in the run's bad_videos.jsonl."""
         data = self._config.data
         steps = range(first_step, self._config.optim.steps)
         return make_loader(
@@ -70,6 +79,8 @@ class Batches:
             device=self._device,
             num_threads=data.num_threads,
             prefetch=data.prefetch,
+            bad_videos=Path(self._config.output) / "bad_videos.jsonl",
+            max_bad_share=data.max_bad_share,
         )
 
     def with_masks(
@@ -78,10 +89,7 @@ class Batches:
         """The step's micro-batches as the trainer takes them."""
         for ids in self.sample_ids(step):
             batch = next(clips)
-            try:
-                masks = self._sampler.sample(step, ids)
-            except ValueError as error:  # a spec that all but never leaves context
-                raise UserError(f"masks.specs: {error}") from None
+            masks = sample_masks(self._sampler, step, ids)
             packed = pack_masks(
                 masks.context_tokens,
                 masks.context_seqlens,

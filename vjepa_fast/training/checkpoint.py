@@ -1,8 +1,9 @@
 """Checkpoints: flat shards in safetensors and one JSON, complete or absent, for any world size.
 
     checkpoints/step_00000800/
-        state.json                 step, world size, config, and for each parameter group the names
-                                   and shapes of its parameters in flat order
+        state.json                 step, world size, config, a hash of the videos, and for each
+                                   parameter group the names and shapes of its parameters in flat
+                                   order
         shard_00000.safetensors    rank 0's range of every flat vector: masters, Adam's moments and,
                                    for the encoder, the teacher's average (all fp32)
 
@@ -49,13 +50,14 @@ def checkpoints(run: Path) -> list[Path]:
     return sorted(p for p in (run / "checkpoints").glob("step_*") if (p / "state.json").is_file())
 
 
-def save_checkpoint(trainer: Trainer, run: Path, config: dict, keep: int) -> Path:
+def save_checkpoint(trainer: Trainer, run: Path, config: dict, videos: str, keep: int) -> Path:
     """Write a checkpoint of the whole run and prune old ones. Collective.
 
     Args:
         trainer: what to save.
         run: the run's folder.
         config: the run's config as JSON data, kept for whoever reads the checkpoint.
+        videos: a hash of the videos that sample ids stand for.
         keep: newest checkpoints to leave.
 
     Returns:
@@ -89,7 +91,7 @@ def save_checkpoint(trainer: Trainer, run: Path, config: dict, keep: int) -> Pat
     every_range: list[dict] = [{}] * world
     dist.all_gather_object(every_range, ranges)
     if rank == 0:
-        _write_state(trainer, writing, config, every_range)
+        _write_state(trainer, writing, config, videos, every_range)
         _sync(writing)
         writing.rename(final)
         _sync(final.parent)
@@ -101,7 +103,9 @@ def save_checkpoint(trainer: Trainer, run: Path, config: dict, keep: int) -> Pat
     return final
 
 
-def _write_state(trainer: Trainer, folder: Path, config: dict, ranges: list[dict]) -> None:
+def _write_state(
+    trainer: Trainer, folder: Path, config: dict, videos: str, ranges: list[dict]
+) -> None:
     names = {id(p): name for name, p in trainer.model.named_parameters()}
     state = {
         "format": FORMAT,
@@ -113,6 +117,7 @@ def _write_state(trainer: Trainer, folder: Path, config: dict, ranges: list[dict
             for shard in trainer.shards
         },
         "config": config,
+        "videos": videos,
     }
     with open(folder / "state.json", "w", encoding="utf-8") as file:
         json.dump(state, file, indent=1)

@@ -26,11 +26,11 @@ from vjepa_fast.training.trainer import Trainer
 log = logging.getLogger("vjepa_fast")
 
 
-def resume(trainer: Trainer, run: Path, config: dict) -> None:
+def resume(trainer: Trainer, run: Path, config: dict, videos: str) -> None:
     """Continue at the run's newest checkpoint, if it has one.
 
     Raises:
-        UserError: a checkpoint of another recipe, or a damaged one.
+        UserError: a checkpoint of another recipe or of other videos, or a damaged one.
     """
     saved = checkpoints(run)
     if not saved:
@@ -41,6 +41,12 @@ def resume(trainer: Trainer, run: Path, config: dict) -> None:
         raise UserError(
             f"{checkpoint.folder}: found a run of another recipe ({'; '.join(changed[:3])}), "
             "expected the same one; set these keys back, or give another folder with --set output=…"
+        )
+    if checkpoint.state["videos"] != videos:
+        raise UserError(
+            f"{checkpoint.folder}: found other videos in data.manifests than when it was saved, "
+            "expected the same files in the same order, since a sample id stands for one of them; "
+            "put the manifests back, or give another folder with --set output=…"
         )
     restore(trainer, checkpoint)
     log.info("resumed at step %d from %s", trainer.step_number, checkpoint.folder)
@@ -75,8 +81,8 @@ def pretrain(config: Config) -> Path:
             "folder to write to; name another with --set output=…"
         ) from None
     trainer = build_trainer(config, world)
-    resume(trainer, run, settings)
     batches = Batches(config, rank, world, trainer.device)
+    resume(trainer, run, settings, batches.videos)
     first, last = trainer.step_number, config.optim.steps
     if rank == 0:
         (run / "config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
@@ -97,7 +103,7 @@ def pretrain(config: Config) -> Path:
                 if due(done, config.log.monitor_every):
                     report.monitor(step, result)
                 if save:
-                    save_checkpoint(trainer, run, settings, config.checkpoint.keep)
+                    save_checkpoint(trainer, run, settings, batches.videos, config.checkpoint.keep)
     if rank == 0:
         draw_curves(run)
     dist.barrier()

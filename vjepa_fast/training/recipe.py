@@ -19,6 +19,7 @@ _FREE_TO_CHANGE = {
     ("data", "backend"),
     ("data", "num_threads"),
     ("data", "prefetch"),
+    ("data", "max_bad_share"),
     ("optim", "micro_batch"),
 }
 _LONGEST_NAME = 100  # characters of a folder's name

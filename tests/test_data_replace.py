@@ -1,0 +1,246 @@
+"""A clip that cannot be decoded costs itself only, whatever is wrong and whichever loader runs."""
+
+import contextlib
+import json
+import os
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import videos
+
+from vjepa_fast.config import Config
+from vjepa_fast.data import dali as dali_module
+from vjepa_fast.data.dali import DaliDecoder
+from vjepa_fast.data.loader import ClipLoader, make_loader
+from vjepa_fast.data.manifest import read_manifest, write_manifest
+from vjepa_fast.data.planner import Augment, ClipPlanner
+from vjepa_fast.data.pyav import PyavDecoder
+from vjepa_fast.data.replace import BadVideos
+from vjepa_fast.data.watchdog import WatchedThreads
+from vjepa_fast.errors import UserError
+from vjepa_fast.training.loop import pretrain
+
+BACKENDS = ["dali", "pyav"]
+DECODERS = {"dali": DaliDecoder, "pyav": PyavDecoder}
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def manifest(tmp_path):
+    """Eight VP9 videos of 24 frames; video i shows i in a column of its own."""
+    paths = []
+    for i in range(8):
+        pictures = [videos.numbered(8 * i + k % 8) for k in range(24)]
+        paths.append(videos.write_video(tmp_path / f"{i}.webm", pictures, "vp9"))
+    yield videos.manifest_of(tmp_path, paths)
+    for path in filter(Path.is_fifo, paths):
+        while any(thread.name.startswith("vjepa-") for thread in threading.enumerate()):
+            with contextlib.suppress(OSError):  # nobody is about to open it just now
+                os.close(os.open(path, os.O_WRONLY | os.O_NONBLOCK))
+            time.sleep(0.01)
+
+
+def planned(manifest):
+    """Whole pictures of training clips, so that the numbers can be read."""
+    augment = Augment(area=(1.0, 1.0), aspect_ratio=(64 / 48, 64 / 48), flip=False)
+    return ClipPlanner([manifest], num_frames=4, frame_step=2, augment=augment, seed=3)
+
+
+def place_of(video):
+    """Which video a clip is of."""
+    (place,) = {number // 8 for number in videos.read_numbers(video)}
+    return place
+
+
+def spoil(manifest, places, how):
+    """Make these videos unusable, behind the back of the manifest."""
+    entries = read_manifest(manifest)
+    for place in places:
+        path = Path(entries[place].path)
+        if how == "missing":
+            path.unlink()
+            continue
+        if how == "changed":
+            os.utime(path, ns=(1, 1))
+            continue
+        data = path.read_bytes()
+        path.unlink()
+        if how == "damaged":
+            path.write_bytes(data[:200] + b"\xa5" * (len(data) - 200))
+        elif how == "hanging":
+            os.mkfifo(path)  # whoever opens it to read waits for a writer, for ever
+        status = path.stat()
+        pin = {"size_bytes": status.st_size, "mtime_ns": status.st_mtime_ns}
+        entries[place] = replace(entries[place], **pin)
+    write_manifest(manifest, entries)
+
+
+def load(planner, backend, batches, log=None, seconds=1.0, max_share=0.05):
+    decoder = DECODERS[backend](planner.entries, 48, CPU, 2, seconds)
+    with ClipLoader(planner, batches, decoder, 2, BadVideos(log, max_share)) as loader:
+        return list(loader)
+
+
+def expected_videos(planner, ids, bad):
+    """What each sample shows, from `plan_one` alone."""
+    shown = []
+    for sample in ids:
+        attempt = 0
+        while planner.plan_one(sample, attempt).video in bad:
+            attempt += 1
+        shown.append(planner.plan_one(sample, attempt).video)
+    return shown
+
+
+@pytest.mark.parametrize("how", ["missing", "changed", "damaged", "hanging"])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_bad_samples_are_replaced_as_planned_and_listed(manifest, tmp_path, backend, how):
+    bad = {2, 5} if how != "hanging" else {2}
+    spoil(manifest, bad, how)
+    planner = planned(manifest)
+    log = tmp_path / "bad.jsonl"
+    batches = [range(i, i + 4) for i in range(0, 16, 4)]
+    found = load(planner, backend, batches, log)
+
+    expected = expected_videos(planner, range(16), bad)
+    labels = torch.cat([batch.labels["place"] for batch in found]).tolist()
+    assert labels == expected
+    assert [place_of(clip.numpy()) for batch in found for clip in batch.video] == expected
+    assert torch.cat([batch.sample_ids for batch in found]).tolist() == list(range(16))
+
+    rows = [json.loads(line) for line in log.read_text().splitlines()]
+    for row in rows:
+        assert Path(row["path"]).stem in {str(place) for place in bad}
+        assert row["path"] in row["reason"]
+        attempts = [planner.plan_one(row["sample_id"], attempt).path for attempt in range(9)]
+        assert row["replacement"] == attempts[attempts.index(row["path"]) + 1]
+    hit = [plan.sample_id for plan in planner.plan(range(16)) if plan.video in bad]
+    assert {row["sample_id"] for row in rows} == set(hit)
+    assert len(hit) >= 2
+
+
+def test_both_loaders_and_any_number_of_ranks_replace_alike(manifest):
+    spoil(manifest, [1, 2, 5], "damaged")
+    planner = planned(manifest)
+    whole = load(planner, "dali", [range(12)])[0]
+    assert whole.labels["place"].tolist() == expected_videos(planner, range(12), {1, 2, 5})
+    (other,) = load(planner, "pyav", [range(12)])
+    assert torch.equal(other.labels["place"], whole.labels["place"])
+    assert (other.video.float() - whole.video.float()).abs().mean() < 1
+    for world, backend in [(2, "dali"), (3, "pyav")]:
+        size = 12 // world
+        shares = [load(planner, backend, [range(r * size, r * size + size)]) for r in range(world)]
+        assert torch.equal(
+            torch.cat([share[0].labels["place"] for share in shares]), whole.labels["place"]
+        )
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_too_many_bad_samples_stop_the_run(manifest, backend):
+    spoil(manifest, range(1, 8), "missing")
+    with pytest.raises(UserError, match=r"data\.max_bad_share: found 2 of \d+ clips .*\.webm"):
+        load(planned(manifest), backend, [range(8)], max_share=0.001)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_where_nothing_is_usable_the_run_stops_too(manifest, backend):
+    spoil(manifest, range(8), "missing")
+    with pytest.raises(UserError, match=r"data\.max_bad_share: found 51 of \d+ clips"):
+        load(planned(manifest), backend, [range(8)])
+
+
+def test_a_log_that_cannot_be_written_is_no_reason_to_stop(manifest, tmp_path, caplog):
+    spoil(manifest, [2], "missing")
+    planner = planned(manifest)
+    (batch,) = load(planner, "pyav", [range(8)], tmp_path / "nowhere" / "bad.jsonl")
+    assert batch.labels["place"].tolist() == expected_videos(planner, range(8), {2})
+    assert "cannot write to" in caplog.text
+
+
+def test_an_evaluation_stops_at_a_bad_video_with_its_reason(manifest):
+    spoil(manifest, [2], "missing")
+    planner = ClipPlanner.in_order([manifest], num_frames=4, frame_step=2)
+    with pytest.raises(UserError, match=r"2\.webm missing"):
+        list(make_loader(planner, [range(8)], 48))
+
+
+def test_what_only_dali_cannot_decode_comes_from_pyav(manifest, monkeypatch, tmp_path):
+    """A pipeline that fails, or hangs, on one file is built again; the file goes to PyAV."""
+    planner = planned(manifest)
+    (untouched,) = load(planner, "dali", [range(16)])
+    run, built = DaliDecoder._run, []
+
+    def stumble(self, plans, encoded):
+        built.append(self._pipeline is None)
+        if any(plan.video == 2 for plan in plans):
+            raise RuntimeError("DALI: unsupported")
+        if any(plan.video == 3 for plan in plans):
+            time.sleep(5)
+        return run(self, plans, encoded)
+
+    monkeypatch.setattr(DaliDecoder, "_run", stumble)
+    log = tmp_path / "bad.jsonl"
+    found = load(planner, "dali", [range(i, i + 4) for i in range(0, 16, 4)], log)
+    video = torch.cat([batch.video for batch in found])
+    assert (video.float() - untouched.video.float()).abs().mean() < 1
+    assert torch.equal(torch.cat([b.labels["place"] for b in found]), untouched.labels["place"])
+    assert not log.exists()
+    assert sum(built) >= 3
+
+
+def test_large_files_do_not_enter_memory_whole(manifest, monkeypatch):
+    planner = planned(manifest)
+    (expected,) = load(planner, "dali", [range(8)])
+    sizes = sorted(entry.size_bytes for entry in planner.entries)
+    monkeypatch.setattr(dali_module, "WHOLE_FILE", sizes[3])
+    read = []
+    original = dali_module.read_entry
+    monkeypatch.setattr(dali_module, "read_entry", lambda e: read.append(e) or original(e))
+    (found,) = load(planner, "dali", [range(8)])
+    assert max(entry.size_bytes for entry in read) <= sizes[3]
+    assert torch.equal(found.labels["place"], expected.labels["place"])
+    assert (found.video.float() - expected.video.float()).abs().mean() < 1
+
+
+def test_watched_threads_outlive_what_hangs():
+    never = threading.Event()
+    threads = WatchedThreads(1, "vjepa-test", seconds=0.2)
+    hanging = [threads.submit(never.wait) for _ in range(2)]
+    fine = threads.submit(lambda: 7)
+    for future in hanging:
+        with pytest.raises(UserError, match=r"takes more than 0\.2 s"):
+            threads.result(future)
+    assert threads.result(fine) == 7
+    never.set()
+    threads.close()
+    assert not [t for t in threading.enumerate() if t.name == "vjepa-test" and t.is_alive()]
+
+
+def test_watched_threads_hand_errors_on():
+    threads = WatchedThreads(2, "vjepa-test")
+    with pytest.raises(KeyError, match="inside"):
+        threads.result(threads.submit(lambda: {}["inside"]))
+    threads.close()
+    assert threads.submit(print).cancelled()
+
+
+def test_a_run_goes_on_without_its_bad_videos(small_config, manifest, tmp_path):
+    spoil(manifest, [2, 6], "damaged")
+    data = {"manifests": [str(manifest)], "num_frames": 4, "crop_size": 32}
+    run = pretrain(Config.model_validate(small_config(data=data, optim={"steps": 4})))
+    rows = [json.loads(line) for line in (run / "bad_videos.jsonl").read_text().splitlines()]
+    assert {Path(row["path"]).stem for row in rows} == {"2", "6"}
+    metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    losses = [row["loss"] for row in metrics if "loss" in row]
+    assert len(losses) == 4 and np.isfinite(losses).all()
+
+    config = small_config(
+        data=data | {"max_bad_share": 0.0}, optim={"steps": 4}, output=str(tmp_path / "strict")
+    )
+    with pytest.raises(UserError, match=r"data\.max_bad_share: found 1 of"):
+        pretrain(Config.model_validate(config))

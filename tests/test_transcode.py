@@ -1,0 +1,109 @@
+"""Copies show the same frames at the same times, smaller, with close key frames, and in order."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import videos
+from test_data_probe import write_timed
+
+from vjepa_fast.cli import main
+from vjepa_fast.data import transcode
+from vjepa_fast.data.clips import ClipPlan
+from vjepa_fast.data.manifest import read_manifest, write_manifest
+from vjepa_fast.data.probe import frame_times, probe_video
+from vjepa_fast.data.pyav import decode_clip
+from vjepa_fast.data.transcode import transcode_manifest
+from vjepa_fast.errors import UserError
+
+
+@pytest.fixture
+def originals(tmp_path):
+    """A large VP9 video, a variable-rate one, one in a sub-folder: labelled 2, 1, 0."""
+    folder = tmp_path / "originals"
+    (folder / "sub").mkdir(parents=True)
+    pictures = [videos.numbered(i, 120, 160) for i in range(40)]
+    times = np.cumsum(np.where(np.arange(40) < 20, 0.033, 0.1))
+    paths = [
+        videos.write_video(folder / "a.webm", pictures, "vp9", gop=40),
+        write_timed(folder / "v.mp4", times),
+        videos.write_video(folder / "sub" / "a.avi", pictures[:25], "mpeg4"),
+    ]
+    entries = [replace(probe_video(path), labels={"kind": 2 - i}) for i, path in enumerate(paths)]
+    write_manifest(folder / "m.csv", entries)
+    return folder / "m.csv"
+
+
+@pytest.mark.parametrize(("codec", "suffix"), [("h264", "mp4"), ("vp9", "webm")])
+def test_copies_show_the_same_frames(originals, tmp_path, codec, suffix):
+    target, refused = transcode_manifest(originals, tmp_path / "copies", codec, 60, 5, workers=1)
+    assert not refused
+    before, after = read_manifest(originals), read_manifest(target)
+    names = ["a.webm", "v.mp4", "sub/a.avi"]
+    names = [name if name.endswith(suffix) else f"{name}.{suffix}" for name in names]
+    assert [entry.path for entry in after] == [str(tmp_path / "copies" / name) for name in names]
+    assert [(e.width, e.height) for e in after] == [(80, 60), (64, 48), (80, 60)]
+    for old, new in zip(before, after, strict=True):
+        assert (new.frames, new.labels, new.codec) == (old.frames, old.labels, codec)
+        assert new.gop <= 5 and new.vfr == old.vfr
+        times = frame_times(old)
+        if times is not None:
+            assert frame_times(new) == pytest.approx(times, abs=0.0021)
+        plan = ClipPlan(0, new.path, 0, np.arange(new.frames), (0.0, 0.0, 1.0, 1.0), False, {})
+        shown = videos.read_numbers(decode_clip(plan, new, 48).numpy())
+        assert shown == list(range(new.frames))
+
+
+def test_an_interrupted_call_goes_on_and_keeps_what_is_made(originals, tmp_path, monkeypatch):
+    copies = tmp_path / "copies"
+    real = transcode.scan
+
+    def one_only(candidates, workers, copy, seconds, chunk_size):
+        yield copy(next(iter(candidates)))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(transcode, "scan", one_only)
+    with pytest.raises(UserError, match=r"1 of 3 videos.* run the same command again"):
+        transcode_manifest(originals, copies, "h264", 60, 5)
+    assert not (copies / "m.csv").exists()
+    kept = (copies / "a.webm.mp4").stat().st_mtime_ns
+    monkeypatch.setattr(transcode, "scan", real)
+    target, _ = transcode_manifest(originals, copies, "h264", 60, 5, workers=1)
+    assert len(read_manifest(target)) == 3
+    assert (copies / "a.webm.mp4").stat().st_mtime_ns == kept
+    transcode_manifest(originals, copies, "h264", 40, 5, workers=1)  # other settings: made anew
+    assert read_manifest(target)[0].height == 40
+
+
+def test_a_damaged_video_is_left_out_with_its_reason(originals, tmp_path):
+    path = originals.parent / "a.webm"
+    path.write_bytes(b"\x1aE\xdf\xa3" + bytes(range(256)) * 4)
+    target, refused = transcode_manifest(originals, tmp_path / "copies", "h264", 60, 5, workers=1)
+    assert [name for name, _ in refused] == [str(path)]
+    assert [entry.labels["kind"] for entry in read_manifest(target)] == [1, 0]
+    assert (tmp_path / "copies" / "m.csv.refused.csv").read_text().count(str(path)) == 1
+    assert not list((tmp_path / "copies").rglob("*.part"))
+
+
+def test_the_command_line_measures_the_decoding(originals, tmp_path, capsys):
+    arguments = ["--output", str(tmp_path / "copies"), "--short-side", "60", "--gop", "4"]
+    assert main(["transcode", str(originals), *arguments, "--workers", "1"]) == 0
+    printed = capsys.readouterr().out
+    assert "3 videos" in printed and "0 videos refused" in printed
+    assert "ms before" in printed and "mean of 3 videos" in printed
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"codec": "hevc"}, "--codec: found 'hevc', expected one of h264, vp9"),
+        ({"short_side": 99}, "--short-side: found 99, expected an even number"),
+        ({"output": "originals"}, "--output: found .*, which holds the manifest itself"),
+        ({"output": "originals/a.webm"}, "--output: found that .* cannot be written"),
+    ],
+)
+def test_bad_settings_are_refused(originals, tmp_path, settings, message):
+    settings = {"output": "copies", "workers": 1} | settings
+    output = tmp_path / settings.pop("output")
+    with pytest.raises(UserError, match=message):
+        transcode_manifest(originals, output, **settings)

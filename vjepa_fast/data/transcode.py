@@ -1,0 +1,284 @@
+"""`vjepa-fast transcode`: small copies with close key frames, which decode several times faster."""
+
+import errno
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from functools import partial
+from pathlib import Path
+from time import perf_counter
+
+import av
+import numpy as np
+from av.video.reformatter import Interpolation, VideoReformatter
+from tqdm import tqdm
+
+from vjepa_fast.data.clips import ClipPlan
+from vjepa_fast.data.findings import Candidate, Finding, write_report
+from vjepa_fast.data.manifest import ManifestEntry, read_manifest, write_manifest
+from vjepa_fast.data.probe import BadVideo, open_video, probe_video, video_stream
+from vjepa_fast.data.pyav import decode_clip
+from vjepa_fast.data.scan import scan
+from vjepa_fast.data.source import source_url
+from vjepa_fast.data.windows import Windows
+from vjepa_fast.errors import UserError
+
+_LIMIT = 3600  # seconds that a file may take, beside those for its size
+_MEASURED = 20  # videos whose decoding is timed
+_CLIP = Windows(num_frames=16, frame_step=4)
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
+_CODECS = {  # name -> (encoder, suffix, options, muxer's options)
+    "h264": (
+        "libx264",
+        ".mp4",
+        {"preset": "veryfast", "crf": "20", "bf": "0", "sc_threshold": "0"},
+        {"movflags": "faststart"},
+    ),
+    "vp9": (
+        "libvpx-vp9",
+        ".webm",
+        {"deadline": "good", "cpu-used": "5", "crf": "30", "b": "0"},
+        {},
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a copy is made: height or width, whichever is less, of at most `short_side` pixels, and a
+    key frame every `gop` frames.
+    """
+
+    codec: str
+    short_side: int
+    gop: int
+
+    @property
+    def stamp(self) -> str:
+        """What a copy's comment says of them."""
+        return f"vjepa_fast transcode {self.codec} {self.short_side} px, key frame every {self.gop}"
+
+
+def transcode_manifest(
+    manifest: str | os.PathLike,
+    output: str | os.PathLike,
+    codec: str = "h264",
+    short_side: int = 320,
+    gop: int = 12,
+    workers: int | None = None,
+    progress: bool = False,
+) -> tuple[Path, list[tuple[str, str]]]:
+    """Copy the videos of a manifest below the folder `output`, without sound, never enlarged, each
+    frame with its time stamp, in `workers` processes (None: one a core).
+
+    Returns the copies' manifest, of the same name, labels and order, and the videos that could not
+    be copied as (path, reason), which `<manifest>.refused.csv` lists too. Copies of the same file
+    and settings are kept, so an interrupted call goes on where it stopped. Raises UserError for
+    settings that cannot be used, where nothing can be written and where no video could be copied.
+    """
+    manifest, output = Path(manifest), Path(output)
+    settings = _checked(codec, short_side, gop)
+    if output.absolute() == manifest.absolute().parent:
+        raise UserError(
+            f"--output: found {output}, which holds the manifest itself, expected another folder, "
+            "since the copies' manifest has the same name"
+        )
+    entries = read_manifest(manifest)
+    root = manifest.absolute().parent
+    candidates = {
+        entry.path: Candidate(entry.path, entry.size_bytes, entry.mtime_ns, entry.offset)
+        for entry in entries
+    }
+    _check_names(candidates, root, output, settings)
+    copies, refused = {}, []
+    workers = min(workers or len(os.sched_getaffinity(0)), len(candidates))
+    copy = partial(_copy, root=root, output=output, settings=settings)
+    found = scan(candidates.values(), workers, copy, _LIMIT, chunk_size=1)
+    target = output / (manifest.stem + ".csv")
+    try:
+        for finding in tqdm(
+            found, "transcoding", len(candidates), unit="video", disable=not progress
+        ):
+            if finding.entry is None:
+                refused.append(finding)
+            else:
+                copies[finding.candidate.path] = finding.entry
+        made = [
+            replace(copies[entry.path], labels=entry.labels)
+            for entry in entries
+            if entry.path in copies
+        ]
+        write_report(target.with_name(target.name + ".refused.csv"), refused)
+        if not made:
+            raise UserError(
+                f"found no video of {manifest} that can be copied (the first: "
+                f"{refused[0].candidate.path}: {refused[0].reason}), expected at least one, index "
+                "its folder again"
+            )
+        write_manifest(target, made)
+    except KeyboardInterrupt:
+        raise UserError(
+            f"found an interrupt after {len(copies) + len(refused)} of {len(candidates)} videos, "
+            "expected to go through them all, run the same command again to go on from here"
+        ) from None
+    except OSError as error:
+        raise UserError(
+            f"--output: found that {output} cannot be written ({error.strerror}), expected a "
+            "folder of yours on a disk with space, name another or make space"
+        ) from None
+    return target, [(finding.candidate.path, finding.reason) for finding in refused]
+
+
+def transcode_command(
+    manifest: Path, output: Path, codec: str, short_side: int, gop: int, workers: int | None
+) -> int:
+    """Run `vjepa-fast transcode`: the copies, what failed, the sizes and decoding times before and
+    after; returns the exit status 0.
+    """
+    target, refused = transcode_manifest(
+        manifest, output, codec, short_side, gop, workers, progress=True
+    )
+    for path, reason in refused:
+        print(f"refused {path}: {reason}")
+    copies = read_manifest(target)
+    lost = {path for path, _ in refused}
+    originals = [entry for entry in read_manifest(manifest) if entry.path not in lost]
+    megabytes = [sum(e.size_bytes for e in entries) / 1e6 for entries in (originals, copies)]
+    print(
+        f"{target}: {len(copies)} videos, {megabytes[0]:.1f} MB before and {megabytes[1]:.1f} MB "
+        f"after; {len(refused)} videos refused"
+    )
+    places = np.linspace(0, len(copies) - 1, min(_MEASURED, len(copies))).astype(int)
+    pairs = [(originals[i], copies[i]) for i in places]
+    before, after = measure(pairs)
+    print(
+        f"decoding a clip of {_CLIP.num_frames} frames, one in {_CLIP.frame_step}, to 224 px with "
+        f"PyAV on one core: {1e3 * before:.1f} ms before, {1e3 * after:.1f} ms after "
+        f"({before / after:.1f} x; mean of {len(pairs)} videos)"
+    )
+    return 0
+
+
+def measure(pairs: Sequence[tuple[ManifestEntry, ManifestEntry]]) -> tuple[float, float]:
+    """Mean seconds to decode a clip of an original and of its copy, the same frames of both."""
+    seconds = np.zeros(2)
+    for i, pair in enumerate(pairs):
+        place = (i + 0.5) / len(pairs)
+        for k, entry in enumerate(pair):
+            frames = _CLIP.by_frames(
+                np.array([entry.frames]),
+                np.zeros(1, dtype=np.int64),
+                lambda room, place=place: (room * place).astype(np.int64),
+            )[0]
+            plan = ClipPlan(0, entry.path, 0, frames, (0.0, 0.0, 1.0, 1.0), False, {})
+            decode_clip(plan, entry, 224)  # into the page cache
+            start = perf_counter()
+            decode_clip(plan, entry, 224)
+            seconds[k] += perf_counter() - start
+    before, after = (seconds / len(pairs)).tolist()
+    return before, after
+
+
+def _checked(codec: str, short_side: int, gop: int) -> Settings:
+    if codec not in _CODECS:
+        raise UserError(
+            f"--codec: found {codec!r}, expected one of {', '.join(_CODECS)}, choose one of them"
+        )
+    if short_side < 16 or short_side % 2:
+        raise UserError(
+            f"--short-side: found {short_side}, expected an even number of at least 16, choose "
+            "e.g. 320"
+        )
+    return Settings(codec, short_side, gop)
+
+
+def _target(path: str, root: Path, output: Path, settings: Settings) -> Path:
+    """Where a video's copy is: as the video lies to the manifest, or else its whole path."""
+    place = Path(path.replace(".tar::", ".tar/"))
+    place = place.relative_to(root if place.is_relative_to(root) else place.anchor)
+    suffix = _CODECS[settings.codec][1]
+    return output / (place if place.suffix == suffix else place.with_name(place.name + suffix))
+
+
+def _check_names(
+    paths: Sequence[str] | dict[str, Candidate], root: Path, output: Path, settings: Settings
+) -> None:
+    taken: dict[Path, str] = {}
+    for path in paths:
+        target = _target(path, root, output, settings)
+        if target in taken:
+            raise UserError(
+                f"found that {path} and {taken[target]} would both be copied to {target}, expected "
+                "names that tell them apart, rename one"
+            )
+        taken[target] = path
+
+
+def _copy(candidate: Candidate, root: Path, output: Path, settings: Settings) -> Finding:
+    """Make one copy unless it is there. Raises OSError where nothing can be written at all."""
+    target = _target(candidate.path, root, output, settings)
+    stamp = f"{settings.stamp} of {candidate.size_bytes} bytes, {candidate.mtime_ns} ns"
+    try:
+        if not _is_copy(target, stamp):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            part = target.with_name(target.name + ".part")
+            try:
+                _encode(candidate, part, settings, stamp)
+                os.replace(part, target)  # a file of this name is always whole
+            finally:
+                part.unlink(missing_ok=True)
+        return Finding(candidate, probe_video(target))
+    except BadVideo as reason:
+        return Finding(candidate, reason=str(reason))
+    except (av.error.FFmpegError, EOFError) as error:
+        if error.errno in _NO_SPACE and not isinstance(error, EOFError):
+            raise OSError(error.errno, error.strerror) from None
+        return Finding(candidate, reason=f"damaged (FFmpeg: {error.strerror})")
+
+
+def _is_copy(target: Path, stamp: str) -> bool:
+    if not target.is_file():
+        return False
+    try:
+        with open_video(str(target)) as container:
+            return stamp in {text for _, text in container.metadata.items()}
+    except av.error.FFmpegError:
+        return False
+
+
+def _encode(candidate: Candidate, target: Path, settings: Settings, stamp: str) -> None:
+    encoder, suffix, options, muxing = _CODECS[settings.codec]
+    url = source_url(candidate.path, candidate.offset, candidate.size_bytes)
+    reformatter = VideoReformatter()
+    form = {".mp4": "mp4", ".webm": "webm"}[suffix]
+    with open_video(url) as source, av.open(str(target), "w", form, options=muxing) as copy:
+        video = video_stream(source)
+        if video is None:
+            raise BadVideo("no video stream")
+        copy.metadata["comment"] = stamp
+        stream = copy.add_stream(encoder, video.average_rate or 25, options=options)
+        stream.width, stream.height = _size(video.width, video.height, settings.short_side)
+        stream.pix_fmt = "yuv420p"
+        time_base = video.time_base if suffix == ".mp4" else Fraction(1, 1000)
+        stream.codec_context.time_base = time_base
+        stream.codec_context.gop_size = settings.gop
+        stream.codec_context.thread_count = 1  # parallel over videos
+        for i, frame in enumerate(source.decode(video)):
+            pts = frame.pts
+            smaller = reformatter.reformat(
+                frame, stream.width, stream.height, "yuv420p", interpolation=Interpolation.AREA
+            )
+            smaller.pict_type = 0
+            if pts is None:
+                rate = video.average_rate or 25
+                pts, smaller.time_base = round(i / rate / time_base), time_base
+            smaller.pts = pts
+            copy.mux(stream.encode(smaller))
+        copy.mux(stream.encode(None))
+
+
+def _size(width: int, height: int, short_side: int) -> tuple[int, int]:
+    """Width and height of the copy: even numbers, never larger than the original's."""
+    scale = min(1.0, short_side / min(width, height))
+    return tuple(max(2, round(side * scale / 2) * 2) for side in (width, height))
