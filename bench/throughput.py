@@ -185,7 +185,7 @@ def run(options: argparse.Namespace) -> int:
             micro = options.batch or load_config(path).optim.micro_batch
             manifest = stack.enter_context(demo_manifest(micro))
         config = read_config(path, options.batch, options.compile, options.zero, manifest)
-        result = {"config": path.name, "data": options.data, "compile": options.compile}
+        result = {"config": path.name, "data": options.data, "compile": config.compile}
         result["zero"] = config.zero.stage
         status = measure(config, options, result)
     if status == 0 and options.json:

@@ -39,7 +39,9 @@ def read_config(
     """
     micro = batch or load_config(path).optim.micro_batch
     changes = {"optim.global_batch": micro, "optim.micro_batch": micro}
-    changes |= {"masks.truncate_group": micro, "compile": compiled}
+    changes["masks.truncate_group"] = micro
+    if compiled:
+        changes["compile"] = True
     if stage is not None:
         changes["zero.stage"] = stage
     if manifest is not None:

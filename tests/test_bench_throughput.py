@@ -192,6 +192,14 @@ def test_unequal_lengths_and_other_processes_are_refused(bench, config_file, mon
     assert "WORLD_SIZE: found 2, expected 1" in capsys.readouterr().err
 
 
+def test_the_command_line_adds_to_the_config(bench, config_file):
+    for own, asked in ((False, False), (True, False), (False, True)):
+        config = bench.sides.read_config(config_file(compile=own), 2, asked, 0, Path("other.csv"))
+        assert config.compile == (own or asked) and config.zero.stage == 0
+        assert config.optim.micro_batch == config.optim.global_batch == 2
+        assert config.masks.truncate_group == 2 and config.data.manifests == ["other.csv"]
+
+
 def test_parts_follow_each_other_and_leave_nothing_behind(bench, config):
     ours = bench.sides.Ours(config)
     video = next(bench.sides.Clips(config, ours.device, False))
