@@ -7,12 +7,11 @@ misread.
 """
 
 import csv
-import logging
 import os
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TextIO
 
@@ -32,7 +31,7 @@ _FACTS = {
 _OPTIONAL_FACTS = {"duration": float, "gop": int, "vfr": int, "offset": int}
 # A file name need not be UTF-8: surrogateescape carries any bytes there and back.
 TEXT = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}
-_logger = logging.getLogger("vjepa_fast")
+_READ = TEXT | {"encoding": "utf-8-sig"}  # spreadsheets put a byte order mark in front
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,10 +124,8 @@ def read_manifest(path: str | os.PathLike) -> list[ManifestEntry]:
     """Read a manifest, or a text list of the public trainers ("path label" a line); the paths come
     back absolute.
 
-    A text list says nothing about the videos, so they are probed in parallel and the result is kept
-    beside the list as `<list>.indexed.csv`; only videos that are new or changed are probed next
-    time. Its label is called "label". Raises UserError for a missing, empty or malformed file,
-    naming the line, and for a list with unusable videos.
+    A text list says nothing about the videos, so they are probed, see `text_list.read_text_list`.
+    Raises UserError for a missing, empty or malformed file, naming the line.
     """
     path = Path(path)
     if not path.is_file():
@@ -137,13 +134,15 @@ def read_manifest(path: str | os.PathLike) -> list[ManifestEntry]:
             f"`vjepa-fast index DIR --output {path}`"
         )
     try:
-        with open(path, **TEXT) as file:
+        with open(path, **_READ) as file:
             first = file.readline()
             file.seek(0)
             if first.split(",")[0].strip().strip('"') == "path":
-                entries = _read_csv(path, file)
+                entries = _read_rows(path, file)
             else:
-                entries = _read_text_list(path, file)
+                from vjepa_fast.data.text_list import read_text_list  # needs PyAV, a CSV does not
+
+                entries = read_text_list(path, file)
     except csv.Error as error:
         raise UserError(
             f"found {path} unreadable as CSV ({error}), expected a manifest, index again"
@@ -155,6 +154,12 @@ def read_manifest(path: str | os.PathLike) -> list[ManifestEntry]:
     return entries
 
 
+def read_csv(path: Path) -> list[ManifestEntry]:
+    """Read a CSV manifest, which may be empty. Raises UserError for a malformed one."""
+    with open(path, **_READ) as file:
+        return _read_rows(path, file)
+
+
 def _folder(path: str | os.PathLike) -> Path:
     return Path(os.path.abspath(path)).parent  # symbolic links stay as the user made them
 
@@ -164,7 +169,7 @@ def _relative(path: str, folder: Path) -> str:
     return str(absolute.relative_to(folder) if absolute.is_relative_to(folder) else absolute)
 
 
-def _read_csv(path: Path, file: TextIO) -> list[ManifestEntry]:
+def _read_rows(path: Path, file: TextIO) -> list[ManifestEntry]:
     reader = csv.DictReader(file)
     columns = reader.fieldnames or []
     missing = [name for name in _FACTS if name not in columns]
@@ -213,51 +218,3 @@ def _number(text: str, kind: type, name: str, line: str) -> int | float | str:
         raise UserError(
             f"found {name} = {text!r} in {line}, expected {kind.__name__}, correct it"
         ) from None
-
-
-def _read_text_list(path: Path, file: TextIO) -> list[ManifestEntry]:
-    from vjepa_fast.data.probe import probe_videos  # needs PyAV, a CSV manifest does not
-
-    folder = _folder(path)
-    labels: list[tuple[str, int]] = []
-    for number, text in enumerate(file, start=1):
-        if not text.strip():
-            continue
-        name, _, label = text.strip().rpartition(" ")
-        line = f"{path}, line {number}"
-        if not name:
-            raise UserError(
-                f'found {text.strip()!r} in {line}, expected "path label" or the columns that '
-                "`vjepa-fast index` writes, correct it"
-            )
-        labels.append((str(folder / name.strip()), _number(label, int, "label", line)))
-
-    cache = path.with_name(path.name + ".indexed.csv")
-    known = {entry.path: entry for entry in _read_cache(cache) if is_in_place(entry)}
-    unknown = sorted({name for name, _ in labels} - known.keys())
-    if unknown:
-        found, refused = probe_videos(unknown)
-        known |= {entry.path: entry for entry in found}
-        _write_cache(cache, known.values())
-        if refused:
-            shown = "; ".join(f"{name}: {reason}" for name, reason in refused[:20])
-            more = f"; and {len(refused) - 20} more" if len(refused) > 20 else ""
-            raise UserError(
-                f"found {len(refused)} unusable videos in {path} ({shown}{more}), expected none, "
-                "remove their lines"
-            )
-    return [replace(known[name], labels={"label": label}) for name, label in labels]
-
-
-def _read_cache(cache: Path) -> list[ManifestEntry]:
-    if not cache.is_file():
-        return []
-    with open(cache, **TEXT) as file:
-        return _read_csv(cache, file)
-
-
-def _write_cache(cache: Path, entries: Iterable[ManifestEntry]) -> None:
-    try:
-        write_manifest(cache, entries)
-    except OSError as error:
-        _logger.warning("cannot keep the index of a text list in %s (%s)", cache, error)
