@@ -1,4 +1,4 @@
-"""The manifest: a CSV file that lists the videos, their labels and what decoding has to know.
+"""The manifest: a CSV or Parquet file of the videos, their labels and what decoding has to know.
 
 Columns: path, label_<name> ..., frames, fps, width, height, codec, size_bytes, mtime_ns, and
 duration, gop, vfr, offset where they are known. A relative path starts at the manifest's folder.
@@ -9,11 +9,11 @@ misread.
 import csv
 import os
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TextIO
+from typing import IO, Any, TextIO
 
 from vjepa_fast.data.source import file_of, is_in_place
 from vjepa_fast.errors import UserError
@@ -75,15 +75,15 @@ def check_unchanged(entry: ManifestEntry) -> None:
 
 
 @contextmanager
-def replaced_atomically(path: str | os.PathLike) -> Iterator[TextIO]:
-    """Open a text file for writing that takes the place of `path` only once all of it is on the
-    disk.
+def replaced_atomically(path: str | os.PathLike, binary: bool = False) -> Iterator[IO]:
+    """Open a file for writing, text unless `binary`, that takes the place of `path` only once all
+    of it is on the disk.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
-        with open(descriptor, "w", **TEXT) as file:
+        with open(descriptor, "wb") if binary else open(descriptor, "w", **TEXT) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -94,7 +94,8 @@ def replaced_atomically(path: str | os.PathLike) -> Iterator[TextIO]:
 
 
 def write_manifest(path: str | os.PathLike, entries: Iterable[ManifestEntry]) -> None:
-    """Write `entries` as the manifest `path`, atomically.
+    """Write `entries` as the manifest `path`, atomically: Parquet if that ends in .parquet, else
+    CSV.
 
     Videos below the manifest's folder are written relative to it, so that the folder can move; a
     relative path in `entries` counts from that folder already. Raises UserError where entries carry
@@ -104,20 +105,26 @@ def write_manifest(path: str | os.PathLike, entries: Iterable[ManifestEntry]) ->
     folder = _folder(path)
     names = list(entries[0].labels) if entries else []
     known = [name for name in _OPTIONAL_FACTS if any(getattr(e, name) is not None for e in entries)]
-    with replaced_atomically(path) as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["path", *(LABEL_PREFIX + name for name in names), *_FACTS, *known])
-        for entry in entries:
-            if set(entry.labels) != set(names):
-                raise UserError(
-                    f"found labels {sorted(entry.labels)} for {entry.path}, expected "
-                    f"{sorted(names)} as in the first entry, give every video of a manifest the "
-                    "same labels"
-                )
-            labels = [entry.labels[name] for name in names]
-            facts = [getattr(entry, name) for name in (*_FACTS, *known)]
-            facts = [int(fact) if isinstance(fact, bool) else fact for fact in facts]
-            writer.writerow([_relative(entry.path, folder), *labels, *facts])
+    columns = ["path", *(LABEL_PREFIX + name for name in names), *_FACTS, *known]
+    rows = []
+    for entry in entries:
+        if set(entry.labels) != set(names):
+            raise UserError(
+                f"found labels {sorted(entry.labels)} for {entry.path}, expected {sorted(names)} "
+                "as in the first entry, give every video of a manifest the same labels"
+            )
+        labels = [entry.labels[name] for name in names]
+        facts = [getattr(entry, name) for name in (*_FACTS, *known)]
+        facts = [int(fact) if isinstance(fact, bool) else fact for fact in facts]
+        rows.append([_relative(entry.path, folder), *labels, *facts])
+    if _is_parquet(path):
+        from vjepa_fast.data.parquet import write_parquet
+
+        with replaced_atomically(path, binary=True) as file:
+            write_parquet(file, columns, rows)
+    else:
+        with replaced_atomically(path) as file:
+            csv.writer(file, lineterminator="\n").writerows([columns, *rows])
 
 
 def read_manifest(path: str | os.PathLike) -> list[ManifestEntry]:
@@ -133,6 +140,12 @@ def read_manifest(path: str | os.PathLike) -> list[ManifestEntry]:
             f"found no manifest at {path}, expected a CSV file, write one with "
             f"`vjepa-fast index DIR --output {path}`"
         )
+    if _is_parquet(path):
+        from vjepa_fast.data.parquet import read_parquet
+
+        columns, rows = read_parquet(path)
+        entries = _entries(path, columns, enumerate(rows, start=1))
+        return _not_empty(path, entries)
     try:
         with open(path, **_READ) as file:
             first = file.readline()
@@ -147,17 +160,25 @@ def read_manifest(path: str | os.PathLike) -> list[ManifestEntry]:
         raise UserError(
             f"found {path} unreadable as CSV ({error}), expected a manifest, index again"
         ) from None
-    if not entries:
-        raise UserError(
-            f"found no video in {path}, expected one a line, index a folder that holds some"
-        )
-    return entries
+    return _not_empty(path, entries)
 
 
 def read_csv(path: Path) -> list[ManifestEntry]:
     """Read a CSV manifest, which may be empty. Raises UserError for a malformed one."""
     with open(path, **_READ) as file:
         return _read_rows(path, file)
+
+
+def _is_parquet(path: str | os.PathLike) -> bool:
+    return Path(path).suffix.lower() == ".parquet"
+
+
+def _not_empty(path: Path, entries: list[ManifestEntry]) -> list[ManifestEntry]:
+    if not entries:
+        raise UserError(
+            f"found no video in {path}, expected one a line, index a folder that holds some"
+        )
+    return entries
 
 
 def _folder(path: str | os.PathLike) -> Path:
@@ -171,7 +192,12 @@ def _relative(path: str, folder: Path) -> str:
 
 def _read_rows(path: Path, file: TextIO) -> list[ManifestEntry]:
     reader = csv.DictReader(file)
-    columns = reader.fieldnames or []
+    return _entries(path, reader.fieldnames or [], ((reader.line_num, row) for row in reader))
+
+
+def _entries(
+    path: Path, columns: Sequence[str], rows: Iterable[tuple[int, dict]]
+) -> list[ManifestEntry]:
     missing = [name for name in _FACTS if name not in columns]
     if missing:
         raise UserError(
@@ -182,8 +208,8 @@ def _read_rows(path: Path, file: TextIO) -> list[ManifestEntry]:
     known = {name: kind for name, kind in _OPTIONAL_FACTS.items() if name in columns}
     folder = _folder(path)
     entries = []
-    for row in reader:
-        line = f"{path}, line {reader.line_num}"
+    for number, row in rows:
+        line = f"{path}, line {number}"
         if None in row or None in row.values() or not row["path"]:
             raise UserError(
                 f"found a row of another length in {line}, expected {len(columns)} columns, "
@@ -191,7 +217,7 @@ def _read_rows(path: Path, file: TextIO) -> list[ManifestEntry]:
             )
         facts = {name: _number(row[name], kind, name, line) for name, kind in _FACTS.items()}
         for name, kind in known.items():
-            facts[name] = _number(row[name], kind, name, line) if row[name] else None
+            facts[name] = None if row[name] == "" else _number(row[name], kind, name, line)
         if facts.get("vfr") is not None:
             facts["vfr"] = bool(facts["vfr"])
         if min(facts["frames"], facts["width"], facts["height"]) < 1:
@@ -211,7 +237,7 @@ def _read_rows(path: Path, file: TextIO) -> list[ManifestEntry]:
     return entries
 
 
-def _number(text: str, kind: type, name: str, line: str) -> int | float | str:
+def _number(text: Any, kind: type, name: str, line: str) -> int | float | str:
     try:
         return kind(text)
     except ValueError:
