@@ -65,6 +65,15 @@ class DaliDecoder:
 
         To be called from one thread only.
         """
+        with torch.cuda.stream(self._stream):  # does nothing on a CPU
+            found = self._collect(plans, files)
+        if self._stream is not None:
+            self._stream.synchronize()  # in a background thread, on a stream of its own
+        return found
+
+    def _collect(
+        self, plans: Sequence[ClipPlan], files: list[Future]
+    ) -> tuple[torch.Tensor, dict[int, str]]:
         failures, encoded, decoded = {}, {}, {}
         for i, file in enumerate(files):
             try:
@@ -135,7 +144,7 @@ class DaliDecoder:
         pipeline.feed_input("start", starts)
         pipeline.feed_input("end", starts + sizes)
         pipeline.feed_input("flip", np.array([plan.flip for plan in plans], dtype=np.int32))
-        with torch.cuda.stream(self._stream):  # does nothing on a CPU
+        with torch.cuda.stream(self._stream):  # each thread has its own current stream
             (video,) = pipeline.run()
             # DALI reuses its buffer in the next run, hence the copy: on a CPU with numpy, since
             # torch's threads would wait here, spinning, and take the cores from the training step.
@@ -143,7 +152,7 @@ class DaliDecoder:
             if self._stream is None:
                 return torch.from_numpy(decoded.numpy().copy())
             copy = decoded.clone()
-        self._stream.synchronize()  # in a background thread, on a stream of its own
+        self._stream.synchronize()
         return copy
 
     def _build(self) -> Pipeline:
