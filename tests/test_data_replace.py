@@ -177,8 +177,9 @@ def test_an_evaluation_stops_at_a_bad_video_with_its_reason(manifest):
         list(make_loader(planner, [range(8)], 48))
 
 
-def test_what_only_dali_cannot_decode_comes_from_pyav(manifest, monkeypatch, tmp_path):
-    """A pipeline that fails, or hangs, on one file is built again; the file goes to PyAV."""
+def test_what_only_dali_cannot_decode_comes_from_pyav(manifest, monkeypatch, tmp_path, caplog):
+    """A pipeline that fails, or hangs, on one file is built again; the file goes to PyAV, said
+    once."""
     planner = planned(manifest)
     (untouched,) = load(planner, "dali", [range(16)])
     run, built = DaliDecoder._run, []
@@ -199,6 +200,10 @@ def test_what_only_dali_cannot_decode_comes_from_pyav(manifest, monkeypatch, tmp
     assert torch.equal(torch.cat([b.labels["place"] for b in found]), untouched.labels["place"])
     assert not log.exists()
     assert sum(built) >= 3
+    said = [record.getMessage() for record in caplog.records]
+    named = [Path(text.split()[3].strip(",")).stem for text in said if "DALI cannot" in text]
+    assert sorted(named) == ["2", "3"]
+    assert "unsupported" in caplog.text and "takes more than 1 s" in caplog.text
 
 
 def test_large_files_do_not_enter_memory_whole(manifest, monkeypatch):

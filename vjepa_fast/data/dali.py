@@ -49,6 +49,7 @@ class DaliDecoder:
         self._pipeline: Pipeline | None = None
         self._batch_size = 0
         self._not_for_dali: set[int] = set()  # videos
+        self._trouble = ""  # what DALI said when it last failed
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._readers = WatchedThreads(num_threads, "vjepa-read", seconds)
         self._runner = WatchedThreads(1, "vjepa-dali", seconds)
@@ -95,6 +96,12 @@ class DaliDecoder:
                 else:
                     video[i] = clip
             failures |= self._ask_pyav(plans, stumbled, video)
+            for i in set(stumbled) - failures.keys():
+                _logger.warning(
+                    "DALI cannot decode %s, PyAV decodes it from now on (%s)",
+                    plans[i].path,
+                    self._trouble,
+                )
         shown = sorted(encoded.keys() - failures.keys())
         return video, failures | self._ask_pyav(plans, _black(video, shown), video)
 
@@ -119,8 +126,7 @@ class DaliDecoder:
         try:
             return self._runner.result(self._runner.submit(self._run, plans, encoded))
         except (RuntimeError, UserError) as error:
-            reason = " ".join(str(error).split())[:300]
-            _logger.debug("DALI failed on %s: %s", [plan.path for plan in plans], reason)
+            self._trouble = " ".join(str(error).split())[:300]
             self._pipeline = None
             return None
 
