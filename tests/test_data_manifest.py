@@ -1,5 +1,10 @@
 """The manifest file and the public trainers' text lists."""
 
+import fcntl
+import logging
+import re
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -84,16 +89,64 @@ def test_a_text_list_is_probed_once(tmp_path):
     assert [entry.frames for entry in read_manifest(listed)] == [5, 9, 5]
 
 
-def test_a_bad_text_list_is_refused(tmp_path):
+def test_unusable_videos_of_a_text_list_are_left_out_and_remembered(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("vjepa_fast"), "propagate", True)
     listed = tmp_path / "list.txt"
     good = videos.write_numbered(tmp_path, "mjpeg", 5, "good")
     (tmp_path / "empty.mp4").touch()
-    listed.write_text(f"{good} 0\nempty.mp4 1\nmissing.mp4 1\n")
-    with pytest.raises(UserError, match=r"2 unusable .*empty\.mp4: empty.*missing\.mp4: unread"):
+    listed.write_text(f"{good} 3\nempty.mp4 1\nmissing.mp4 1\n")
+    for _ in range(2):
+        caplog.clear()
+        assert [entry.labels for entry in read_manifest(listed)] == [{"label": 3}]
+        assert re.search(r"2 unusable .*empty\.mp4: empty.*missing\.mp4: unread", caplog.text)
+    assert "looking into 1 videos" in caplog.text  # only what is not there: it may come
+    videos.write_numbered(tmp_path, "h264", 6, "empty")
+    assert [entry.frames for entry in read_manifest(listed)] == [5, 6]
+    good.unlink()
+    (tmp_path / "empty.mp4").write_bytes(b"")
+    with pytest.raises(UserError, match=r"3 unusable .*expected at least one that is sound"):
         read_manifest(listed)
+
+
+def test_processes_do_not_probe_a_text_list_at_once(tmp_path):
+    good = videos.write_numbered(tmp_path, "mjpeg", 5, "good")
+    listed = tmp_path / "list.txt"
+    listed.write_text(f"{good} 3\n")
+    program = "import sys; from vjepa_fast.data.manifest import read_manifest;"
+    program += "print(read_manifest(sys.argv[1])[0].frames)"
+    with open(listed) as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        command = [sys.executable, "-c", program, str(listed)]
+        waiting = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        with pytest.raises(subprocess.TimeoutExpired):
+            waiting.wait(timeout=8)
+    assert waiting.communicate(timeout=120)[0] == "5\n"
+
+
+def test_a_bad_text_list_is_refused(tmp_path):
+    listed = tmp_path / "list.txt"
+    good = videos.write_numbered(tmp_path, "mjpeg", 5, "good")
     listed.write_text(f"{good} cat\n")
     with pytest.raises(UserError, match=r"label = 'cat' in .*line 1, expected int"):
         read_manifest(listed)
     listed.write_text("word\n")
     with pytest.raises(UserError, match='expected "path label"'):
         read_manifest(listed)
+
+
+def test_a_manifest_that_a_spreadsheet_saved(tmp_path):
+    write_manifest(tmp_path / "m.csv", [ENTRY])
+    data = (tmp_path / "m.csv").read_bytes()
+    expected = read_manifest(tmp_path / "m.csv")
+    (tmp_path / "m.csv").write_bytes(b"\xef\xbb\xbf" + data.replace(b"\n", b"\r\n"))
+    assert read_manifest(tmp_path / "m.csv") == expected
+
+
+def test_facts_of_older_versions_are_unknown(tmp_path):
+    write_manifest(tmp_path / "m.csv", [ENTRY])
+    assert b"duration" not in (tmp_path / "m.csv").read_bytes()
+    (entry,) = read_manifest(tmp_path / "m.csv")
+    assert (entry.duration, entry.gop, entry.vfr, entry.offset) == (None, None, None, None)
+    full = replace(entry, duration=1.5, gop=12, vfr=True)
+    write_manifest(tmp_path / "m.csv", [full, replace(entry, path=entry.path + "b")])
+    assert read_manifest(tmp_path / "m.csv") == [full, replace(entry, path=entry.path + "b")]

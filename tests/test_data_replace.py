@@ -162,6 +162,14 @@ def test_a_log_that_cannot_be_written_is_no_reason_to_stop(manifest, tmp_path, c
     assert "cannot write to" in caplog.text
 
 
+def test_each_bad_video_is_named_once_on_the_screen(manifest, tmp_path, caplog):
+    spoil(manifest, [2], "missing")
+    log = tmp_path / "bad.jsonl"
+    load(planned(manifest), "pyav", [range(24)], log)
+    assert len(log.read_text().splitlines()) >= 3
+    assert caplog.text.count("2.webm missing") == 1
+
+
 def test_an_evaluation_stops_at_a_bad_video_with_its_reason(manifest):
     spoil(manifest, [2], "missing")
     planner = ClipPlanner.in_order([manifest], num_frames=4, frame_step=2)
@@ -169,8 +177,9 @@ def test_an_evaluation_stops_at_a_bad_video_with_its_reason(manifest):
         list(make_loader(planner, [range(8)], 48))
 
 
-def test_what_only_dali_cannot_decode_comes_from_pyav(manifest, monkeypatch, tmp_path):
-    """A pipeline that fails, or hangs, on one file is built again; the file goes to PyAV."""
+def test_what_only_dali_cannot_decode_comes_from_pyav(manifest, monkeypatch, tmp_path, caplog):
+    """A pipeline that fails, or hangs, on one file is built again; the file goes to PyAV, said
+    once."""
     planner = planned(manifest)
     (untouched,) = load(planner, "dali", [range(16)])
     run, built = DaliDecoder._run, []
@@ -191,6 +200,10 @@ def test_what_only_dali_cannot_decode_comes_from_pyav(manifest, monkeypatch, tmp
     assert torch.equal(torch.cat([b.labels["place"] for b in found]), untouched.labels["place"])
     assert not log.exists()
     assert sum(built) >= 3
+    said = [record.getMessage() for record in caplog.records]
+    named = [Path(text.split()[3].strip(",")).stem for text in said if "DALI cannot" in text]
+    assert sorted(named) == ["2", "3"]
+    assert "unsupported" in caplog.text and "takes more than 1 s" in caplog.text
 
 
 def test_large_files_do_not_enter_memory_whole(manifest, monkeypatch):
@@ -216,9 +229,12 @@ def test_watched_threads_outlive_what_hangs():
         with pytest.raises(UserError, match=r"takes more than 0\.2 s"):
             threads.result(future)
     assert threads.result(fine) == 7
-    never.set()
+    left = [thread for thread in threading.enumerate() if thread.name == "vjepa-test"]
     threads.close()
-    assert not [t for t in threading.enumerate() if t.name == "vjepa-test" and t.is_alive()]
+    never.set()
+    for thread in left:
+        thread.join(10)
+    assert len(left) == 3 and not any(thread.is_alive() for thread in left)
 
 
 def test_watched_threads_hand_errors_on():

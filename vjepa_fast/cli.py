@@ -105,7 +105,9 @@ def _parser() -> argparse.ArgumentParser:
 
     index = commands.add_parser("index", help="scan a folder of videos into a manifest")
     index.add_argument("directory", type=Path)
-    index.add_argument("--output", type=Path, required=True, help="manifest to write, .csv")
+    index.add_argument(
+        "--output", type=Path, required=True, help="manifest to write, .csv or .parquet"
+    )
     index.add_argument("--workers", type=_count, help="processes (default: one a core)")
     index.add_argument(
         "--deep", action="store_true", help="also decode a little at start, middle and end"

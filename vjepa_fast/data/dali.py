@@ -49,6 +49,7 @@ class DaliDecoder:
         self._pipeline: Pipeline | None = None
         self._batch_size = 0
         self._not_for_dali: set[int] = set()  # videos
+        self._trouble = ""  # what DALI said when it last failed
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._readers = WatchedThreads(num_threads, "vjepa-read", seconds)
         self._runner = WatchedThreads(1, "vjepa-dali", seconds)
@@ -65,6 +66,15 @@ class DaliDecoder:
 
         To be called from one thread only.
         """
+        with torch.cuda.stream(self._stream):  # does nothing on a CPU
+            found = self._collect(plans, files)
+        if self._stream is not None:
+            self._stream.synchronize()  # in a background thread, on a stream of its own
+        return found
+
+    def _collect(
+        self, plans: Sequence[ClipPlan], files: list[Future]
+    ) -> tuple[torch.Tensor, dict[int, str]]:
         failures, encoded, decoded = {}, {}, {}
         for i, file in enumerate(files):
             try:
@@ -86,6 +96,12 @@ class DaliDecoder:
                 else:
                     video[i] = clip
             failures |= self._ask_pyav(plans, stumbled, video)
+            for i in set(stumbled) - failures.keys():
+                _logger.warning(
+                    "DALI cannot decode %s, PyAV decodes it from now on (%s)",
+                    plans[i].path,
+                    self._trouble,
+                )
         shown = sorted(encoded.keys() - failures.keys())
         return video, failures | self._ask_pyav(plans, _black(video, shown), video)
 
@@ -110,8 +126,7 @@ class DaliDecoder:
         try:
             return self._runner.result(self._runner.submit(self._run, plans, encoded))
         except (RuntimeError, UserError) as error:
-            reason = " ".join(str(error).split())[:300]
-            _logger.debug("DALI failed on %s: %s", [plan.path for plan in plans], reason)
+            self._trouble = " ".join(str(error).split())[:300]
             self._pipeline = None
             return None
 
@@ -135,7 +150,7 @@ class DaliDecoder:
         pipeline.feed_input("start", starts)
         pipeline.feed_input("end", starts + sizes)
         pipeline.feed_input("flip", np.array([plan.flip for plan in plans], dtype=np.int32))
-        with torch.cuda.stream(self._stream):  # does nothing on a CPU
+        with torch.cuda.stream(self._stream):  # each thread has its own current stream
             (video,) = pipeline.run()
             # DALI reuses its buffer in the next run, hence the copy: on a CPU with numpy, since
             # torch's threads would wait here, spinning, and take the cores from the training step.
@@ -143,7 +158,7 @@ class DaliDecoder:
             if self._stream is None:
                 return torch.from_numpy(decoded.numpy().copy())
             copy = decoded.clone()
-        self._stream.synchronize()  # in a background thread, on a stream of its own
+        self._stream.synchronize()
         return copy
 
     def _build(self) -> Pipeline:

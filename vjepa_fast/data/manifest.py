@@ -1,4 +1,4 @@
-"""The manifest: a CSV file that lists the videos, their labels and what decoding has to know.
+"""The manifest: a CSV or Parquet file of the videos, their labels and what decoding has to know.
 
 Columns: path, label_<name> ..., frames, fps, width, height, codec, size_bytes, mtime_ns, and
 duration, gop, vfr, offset where they are known. A relative path starts at the manifest's folder.
@@ -7,14 +7,13 @@ misread.
 """
 
 import csv
-import logging
 import os
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TextIO
+from typing import IO, Any, TextIO
 
 from vjepa_fast.data.source import file_of, is_in_place
 from vjepa_fast.errors import UserError
@@ -32,7 +31,7 @@ _FACTS = {
 _OPTIONAL_FACTS = {"duration": float, "gop": int, "vfr": int, "offset": int}
 # A file name need not be UTF-8: surrogateescape carries any bytes there and back.
 TEXT = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}
-_logger = logging.getLogger("vjepa_fast")
+_READ = TEXT | {"encoding": "utf-8-sig"}  # spreadsheets put a byte order mark in front
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,15 +75,15 @@ def check_unchanged(entry: ManifestEntry) -> None:
 
 
 @contextmanager
-def replaced_atomically(path: str | os.PathLike) -> Iterator[TextIO]:
-    """Open a text file for writing that takes the place of `path` only once all of it is on the
-    disk.
+def replaced_atomically(path: str | os.PathLike, binary: bool = False) -> Iterator[IO]:
+    """Open a file for writing, text unless `binary`, that takes the place of `path` only once all
+    of it is on the disk.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
-        with open(descriptor, "w", **TEXT) as file:
+        with open(descriptor, "wb") if binary else open(descriptor, "w", **TEXT) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -95,7 +94,8 @@ def replaced_atomically(path: str | os.PathLike) -> Iterator[TextIO]:
 
 
 def write_manifest(path: str | os.PathLike, entries: Iterable[ManifestEntry]) -> None:
-    """Write `entries` as the manifest `path`, atomically.
+    """Write `entries` as the manifest `path`, atomically: Parquet if that ends in .parquet, else
+    CSV.
 
     Videos below the manifest's folder are written relative to it, so that the folder can move; a
     relative path in `entries` counts from that folder already. Raises UserError where entries carry
@@ -105,30 +105,34 @@ def write_manifest(path: str | os.PathLike, entries: Iterable[ManifestEntry]) ->
     folder = _folder(path)
     names = list(entries[0].labels) if entries else []
     known = [name for name in _OPTIONAL_FACTS if any(getattr(e, name) is not None for e in entries)]
-    with replaced_atomically(path) as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["path", *(LABEL_PREFIX + name for name in names), *_FACTS, *known])
-        for entry in entries:
-            if set(entry.labels) != set(names):
-                raise UserError(
-                    f"found labels {sorted(entry.labels)} for {entry.path}, expected "
-                    f"{sorted(names)} as in the first entry, give every video of a manifest the "
-                    "same labels"
-                )
-            labels = [entry.labels[name] for name in names]
-            facts = [getattr(entry, name) for name in (*_FACTS, *known)]
-            facts = [int(fact) if isinstance(fact, bool) else fact for fact in facts]
-            writer.writerow([_relative(entry.path, folder), *labels, *facts])
+    columns = ["path", *(LABEL_PREFIX + name for name in names), *_FACTS, *known]
+    rows = []
+    for entry in entries:
+        if set(entry.labels) != set(names):
+            raise UserError(
+                f"found labels {sorted(entry.labels)} for {entry.path}, expected {sorted(names)} "
+                "as in the first entry, give every video of a manifest the same labels"
+            )
+        labels = [entry.labels[name] for name in names]
+        facts = [getattr(entry, name) for name in (*_FACTS, *known)]
+        facts = [int(fact) if isinstance(fact, bool) else fact for fact in facts]
+        rows.append([_relative(entry.path, folder), *labels, *facts])
+    if _is_parquet(path):
+        from vjepa_fast.data.parquet import write_parquet
+
+        with replaced_atomically(path, binary=True) as file:
+            write_parquet(file, columns, rows)
+    else:
+        with replaced_atomically(path) as file:
+            csv.writer(file, lineterminator="\n").writerows([columns, *rows])
 
 
 def read_manifest(path: str | os.PathLike) -> list[ManifestEntry]:
     """Read a manifest, or a text list of the public trainers ("path label" a line); the paths come
     back absolute.
 
-    A text list says nothing about the videos, so they are probed in parallel and the result is kept
-    beside the list as `<list>.indexed.csv`; only videos that are new or changed are probed next
-    time. Its label is called "label". Raises UserError for a missing, empty or malformed file,
-    naming the line, and for a list with unusable videos.
+    A text list says nothing about the videos, so they are probed, see `text_list.read_text_list`.
+    Raises UserError for a missing, empty or malformed file, naming the line.
     """
     path = Path(path)
     if not path.is_file():
@@ -136,18 +140,40 @@ def read_manifest(path: str | os.PathLike) -> list[ManifestEntry]:
             f"found no manifest at {path}, expected a CSV file, write one with "
             f"`vjepa-fast index DIR --output {path}`"
         )
+    if _is_parquet(path):
+        from vjepa_fast.data.parquet import read_parquet
+
+        columns, rows = read_parquet(path)
+        entries = _entries(path, columns, enumerate(rows, start=1))
+        return _not_empty(path, entries)
     try:
-        with open(path, **TEXT) as file:
+        with open(path, **_READ) as file:
             first = file.readline()
             file.seek(0)
             if first.split(",")[0].strip().strip('"') == "path":
-                entries = _read_csv(path, file)
+                entries = _read_rows(path, file)
             else:
-                entries = _read_text_list(path, file)
+                from vjepa_fast.data.text_list import read_text_list  # needs PyAV, a CSV does not
+
+                entries = read_text_list(path, file)
     except csv.Error as error:
         raise UserError(
             f"found {path} unreadable as CSV ({error}), expected a manifest, index again"
         ) from None
+    return _not_empty(path, entries)
+
+
+def read_csv(path: Path) -> list[ManifestEntry]:
+    """Read a CSV manifest, which may be empty. Raises UserError for a malformed one."""
+    with open(path, **_READ) as file:
+        return _read_rows(path, file)
+
+
+def _is_parquet(path: str | os.PathLike) -> bool:
+    return Path(path).suffix.lower() == ".parquet"
+
+
+def _not_empty(path: Path, entries: list[ManifestEntry]) -> list[ManifestEntry]:
     if not entries:
         raise UserError(
             f"found no video in {path}, expected one a line, index a folder that holds some"
@@ -164,9 +190,14 @@ def _relative(path: str, folder: Path) -> str:
     return str(absolute.relative_to(folder) if absolute.is_relative_to(folder) else absolute)
 
 
-def _read_csv(path: Path, file: TextIO) -> list[ManifestEntry]:
+def _read_rows(path: Path, file: TextIO) -> list[ManifestEntry]:
     reader = csv.DictReader(file)
-    columns = reader.fieldnames or []
+    return _entries(path, reader.fieldnames or [], ((reader.line_num, row) for row in reader))
+
+
+def _entries(
+    path: Path, columns: Sequence[str], rows: Iterable[tuple[int, dict]]
+) -> list[ManifestEntry]:
     missing = [name for name in _FACTS if name not in columns]
     if missing:
         raise UserError(
@@ -177,8 +208,8 @@ def _read_csv(path: Path, file: TextIO) -> list[ManifestEntry]:
     known = {name: kind for name, kind in _OPTIONAL_FACTS.items() if name in columns}
     folder = _folder(path)
     entries = []
-    for row in reader:
-        line = f"{path}, line {reader.line_num}"
+    for number, row in rows:
+        line = f"{path}, line {number}"
         if None in row or None in row.values() or not row["path"]:
             raise UserError(
                 f"found a row of another length in {line}, expected {len(columns)} columns, "
@@ -186,7 +217,7 @@ def _read_csv(path: Path, file: TextIO) -> list[ManifestEntry]:
             )
         facts = {name: _number(row[name], kind, name, line) for name, kind in _FACTS.items()}
         for name, kind in known.items():
-            facts[name] = _number(row[name], kind, name, line) if row[name] else None
+            facts[name] = None if row[name] == "" else _number(row[name], kind, name, line)
         if facts.get("vfr") is not None:
             facts["vfr"] = bool(facts["vfr"])
         if min(facts["frames"], facts["width"], facts["height"]) < 1:
@@ -206,58 +237,10 @@ def _read_csv(path: Path, file: TextIO) -> list[ManifestEntry]:
     return entries
 
 
-def _number(text: str, kind: type, name: str, line: str) -> int | float | str:
+def _number(text: Any, kind: type, name: str, line: str) -> int | float | str:
     try:
         return kind(text)
     except ValueError:
         raise UserError(
             f"found {name} = {text!r} in {line}, expected {kind.__name__}, correct it"
         ) from None
-
-
-def _read_text_list(path: Path, file: TextIO) -> list[ManifestEntry]:
-    from vjepa_fast.data.probe import probe_videos  # needs PyAV, a CSV manifest does not
-
-    folder = _folder(path)
-    labels: list[tuple[str, int]] = []
-    for number, text in enumerate(file, start=1):
-        if not text.strip():
-            continue
-        name, _, label = text.strip().rpartition(" ")
-        line = f"{path}, line {number}"
-        if not name:
-            raise UserError(
-                f'found {text.strip()!r} in {line}, expected "path label" or the columns that '
-                "`vjepa-fast index` writes, correct it"
-            )
-        labels.append((str(folder / name.strip()), _number(label, int, "label", line)))
-
-    cache = path.with_name(path.name + ".indexed.csv")
-    known = {entry.path: entry for entry in _read_cache(cache) if is_in_place(entry)}
-    unknown = sorted({name for name, _ in labels} - known.keys())
-    if unknown:
-        found, refused = probe_videos(unknown)
-        known |= {entry.path: entry for entry in found}
-        _write_cache(cache, known.values())
-        if refused:
-            shown = "; ".join(f"{name}: {reason}" for name, reason in refused[:20])
-            more = f"; and {len(refused) - 20} more" if len(refused) > 20 else ""
-            raise UserError(
-                f"found {len(refused)} unusable videos in {path} ({shown}{more}), expected none, "
-                "remove their lines"
-            )
-    return [replace(known[name], labels={"label": label}) for name, label in labels]
-
-
-def _read_cache(cache: Path) -> list[ManifestEntry]:
-    if not cache.is_file():
-        return []
-    with open(cache, **TEXT) as file:
-        return _read_csv(cache, file)
-
-
-def _write_cache(cache: Path, entries: Iterable[ManifestEntry]) -> None:
-    try:
-        write_manifest(cache, entries)
-    except OSError as error:
-        _logger.warning("cannot keep the index of a text list in %s (%s)", cache, error)

@@ -1,6 +1,5 @@
 """Decoding clips with PyAV (FFmpeg): every codec, on the CPU, one clip a thread."""
 
-from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 
@@ -11,7 +10,8 @@ from av.video.reformatter import Colorspace, Interpolation, VideoReformatter
 
 from vjepa_fast.data.clips import ClipPlan
 from vjepa_fast.data.manifest import ManifestEntry, check_unchanged
-from vjepa_fast.data.probe import BadVideo, count_frame, open_video, video_stream
+from vjepa_fast.data.probe import BadVideo, open_video, video_stream
+from vjepa_fast.data.seek import frames_from
 from vjepa_fast.data.source import entry_url
 from vjepa_fast.data.watchdog import SECONDS, WatchedThreads
 from vjepa_fast.errors import UserError
@@ -116,7 +116,7 @@ def decode_clip(plan: ClipPlan, entry: ManifestEntry, crop_size: int) -> torch.T
     pictures = []
     try:
         with open_video(entry_url(entry)) as container:
-            for frame in _frames_at(container, wanted.tolist()):
+            for frame in _frames_at(container, wanted.tolist(), entry.frames):
                 if (frame.width, frame.height) != (entry.width, entry.height):
                     raise BadVideo(f"a frame of {frame.width}x{frame.height} pixels")
                 rgb = reformatter.reformat(
@@ -152,9 +152,10 @@ def decode_clip(plan: ClipPlan, entry: ManifestEntry, crop_size: int) -> torch.T
 
 
 def _frames_at(
-    container: av.container.InputContainer, wanted: list[int]
+    container: av.container.InputContainer, wanted: list[int], frames: int
 ) -> Iterator[av.VideoFrame]:
-    """The frames with the `wanted` (ascending, distinct) indices, fewer where the video ends.
+    """The frames with the `wanted` (ascending, distinct) indices out of `frames`, fewer where the
+    video ends.
 
     Raises BadVideo where the decoder had to invent a part of them, or of one before that they
     may build on.
@@ -164,7 +165,7 @@ def _frames_at(
         return
     numbered = None
     if wanted[0] >= _NEAR_START:
-        numbered = _from_key_frame(container, stream, wanted[0])
+        numbered = frames_from(container, stream, wanted[0], frames)
     position, sound = 0, False
     for index, frame in numbered or enumerate(container.decode(stream)):
         # After a seek, frames that build on skipped ones may come first; nothing builds on them.
@@ -176,35 +177,3 @@ def _frames_at(
             position += 1
             if position == len(wanted):
                 return
-
-
-def _from_key_frame(
-    container: av.container.InputContainer, stream: av.video.stream.VideoStream, first: int
-) -> Iterator[tuple[int, av.VideoFrame]] | None:
-    """Frames with their indices, from the last key frame at or before index `first` on.
-
-    None, with the container at its start again, where time stamps don't allow it.
-    """
-    codec = stream.codec_context.codec.canonical_name
-    packets = [packet for packet in container.demux(stream) if count_frame(packet, codec)]
-    stamps = sorted(packet.pts for packet in packets if packet.pts is not None)
-    keys = sorted(packet.pts for packet in packets if packet.is_keyframe and packet.pts is not None)
-    distinct = len(set(stamps)) == len(packets)
-    if distinct and first < len(stamps) and bisect_right(keys, stamps[first]):
-        key = keys[bisect_right(keys, stamps[first]) - 1]
-        container.seek(key, stream=stream)
-        frames = container.decode(stream)
-        opening = next(frames, None)
-        # A container without an index may land anywhere.
-        if opening is not None and opening.pts is not None and opening.pts <= key:
-            return _numbered(opening, frames, {pts: index for index, pts in enumerate(stamps)})
-    container.seek(0)
-    return None
-
-
-def _numbered(
-    opening: av.VideoFrame, frames: Iterator[av.VideoFrame], index_of: dict[int, int]
-) -> Iterator[tuple[int, av.VideoFrame]]:
-    yield index_of.get(opening.pts, -1), opening
-    for frame in frames:
-        yield index_of.get(frame.pts, -1), frame

@@ -33,6 +33,7 @@ class BadVideos:
         self._max_share = max_share
         self._tried = 0
         self._bad = 0
+        self._named: set[str] = set()
 
     def tried(self, clips: int) -> None:
         """Count clips that a decoder was given."""
@@ -59,7 +60,9 @@ class BadVideos:
         return other
 
     def _write(self, plan: ClipPlan, reason: str, other: ClipPlan) -> None:
-        _logger.warning("sample %d replaced: %s", plan.sample_id, reason)
+        if plan.path not in self._named:
+            self._named.add(plan.path)
+            _logger.warning("replaced by another clip, now and whenever it comes: %s", reason)
         if self._log is None:
             return
         row = {"sample_id": plan.sample_id, "path": plan.path, "reason": reason}
@@ -94,4 +97,6 @@ def decode_or_replace(
             if k not in failed:
                 video[i] = found[k]
         failures = {places[k]: reason for k, reason in failed.items()}
+    if attempt and video.is_cuda:
+        torch.cuda.current_stream(video.device).synchronize()  # the consumer has another one
     return plans, video
