@@ -24,14 +24,14 @@ Backend = Callable[[Tensor, SeqLayout], Tensor]
 
 def sdpa(qkv: Tensor, layout: SeqLayout) -> Tensor:
     """One scaled_dot_product_attention call for each run of sequences of equal length."""
-    outputs, start = [], 0
-    for sequences, length in layout.runs:
-        rows = sequences * length
-        run = qkv[start : start + rows].view(sequences, length, *qkv.shape[1:])
-        q, k, v = run.permute(2, 0, 3, 1, 4)  # [sequences, heads, length, head_dim] each
+    outputs = []
+    # one split: the backward of a slice would fill a whole tensor with zeros for every run
+    runs = qkv.split([sequences * length for sequences, length in layout.runs])
+    for run, (sequences, length) in zip(runs, layout.runs, strict=True):
+        tokens = run.view(sequences, length, *qkv.shape[1:])
+        q, k, v = tokens.permute(2, 0, 3, 1, 4)  # [sequences, heads, length, head_dim] each
         out = F.scaled_dot_product_attention(q, k, v)
-        outputs.append(out.transpose(1, 2).reshape(rows, *qkv.shape[2:]))
-        start += rows
+        outputs.append(out.transpose(1, 2).reshape(len(run), *qkv.shape[2:]))
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
 
