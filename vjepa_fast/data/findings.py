@@ -47,12 +47,13 @@ class Journal:
         for line in lines:
             try:
                 row = json.loads(line)
-            except json.JSONDecodeError:
+                entry = ManifestEntry(**row["entry"]) if row["entry"] else None
+                finding = Finding(Candidate(**row["candidate"]), entry, row["reason"])
+                enough = row["deep"] or not self._deep
+            except (json.JSONDecodeError, KeyError, TypeError):  # cut off, or of another version
                 continue
-            if self._deep and not row["deep"]:
-                continue
-            entry = ManifestEntry(**row["entry"]) if row["entry"] else None
-            findings.append(Finding(Candidate(**row["candidate"]), entry, row["reason"]))
+            if enough:
+                findings.append(finding)
         return findings
 
     def open(self) -> None:
@@ -76,9 +77,9 @@ class Journal:
         self._path.unlink(missing_ok=True)
 
 
-def read_report(path: Path) -> list[Finding]:
-    """The refused files of a report, but for those that were unreadable: permissions change and the
-    file's time does not. Empty where there is no report.
+def read_report(path: Path, unreadable: bool = False) -> list[Finding]:
+    """The refused files of a report; empty where there is none. Those that were unreadable only if
+    asked for: permissions change and the file's time does not.
     """
     if not path.is_file():
         return []
@@ -94,7 +95,7 @@ def read_report(path: Path) -> list[Finding]:
                 reason=row["reason"],
             )
             for row in csv.DictReader(file)
-            if not row["reason"].startswith("unreadable")
+            if unreadable or not row["reason"].startswith("unreadable")
         ]
 
 

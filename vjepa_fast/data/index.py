@@ -38,8 +38,9 @@ def index_directory(
     Files with the size and modification time that they have in either list are not opened again,
     unless `deep` asks for pictures to be decoded. What an interrupted call found is in
     `<output>.partial.jsonl`, with which the next one goes on. Labels that `output` holds already
-    are kept by path. Raises UserError if nothing is usable (no manifest is written then), or if
-    only some of the videos have labels there.
+    are kept by path. Links to folders are followed, each folder once. If nothing is usable no
+    manifest is written. Raises UserError where there is no video file at all, or if only some of
+    the videos have labels there.
     """
     directory, output = Path(directory), Path(output)
     if not directory.is_dir():
@@ -70,6 +71,10 @@ def _index(
     progress: bool,
     deep: bool,
 ) -> tuple[list[ManifestEntry], list[tuple[str, str]]]:
+    if output.suffix not in (".csv", ".parquet"):
+        raise UserError(
+            f"--output: found {output}, expected a name that ends in .csv or .parquet, add one"
+        )
     if output.is_dir():
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
     report = output.with_name(output.name + ".refused.csv")
@@ -80,7 +85,8 @@ def _index(
     findings = [known[candidate] for candidate in candidates if candidate in known]
     new = [candidate for candidate in candidates if candidate not in known]
     labels = {entry.path: entry.labels for entry in old if entry.labels}
-    _check_labelled([c.path for c in new], labels, output)
+    before = {finding.candidate.path for finding in read_report(report, unreadable=True)}
+    _check_labelled([c.path for c in new if c.path not in before], labels, output)
     journal.open()
     try:
         for finding in _scan(new, workers, deep, progress, len(findings)):
@@ -154,7 +160,14 @@ def _candidates(directory: Path, refused: list[Finding]) -> Iterator[Candidate]:
     def unreadable(error: OSError) -> None:
         refuse(os.path.abspath(error.filename), f"unreadable folder ({error.strerror})")
 
-    for folder, _, names in os.walk(os.path.abspath(directory), onerror=unreadable):
+    seen = set()
+    start = os.path.abspath(directory)
+    for folder, folders, names in os.walk(start, onerror=unreadable, followlinks=True):
+        status = os.stat(folder)
+        if (status.st_dev, status.st_ino) in seen:  # a link to a folder that is indexed already
+            folders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
         for name in sorted(names):
             extension = os.path.splitext(name)[1].lower()
             if extension not in VIDEO_EXTENSIONS and extension != ".tar":

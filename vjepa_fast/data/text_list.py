@@ -56,7 +56,7 @@ def _read_labels(path: Path, file: TextIO) -> list[tuple[str, int]]:
                 "`vjepa-fast index` writes, correct it"
             )
         try:
-            labels.append((str(folder / name.strip()), int(label)))
+            labels.append((os.path.abspath(folder / name.strip()), int(label)))
         except ValueError:
             raise UserError(
                 f"found label = {label!r} in {line}, expected int, correct it"
