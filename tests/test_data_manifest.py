@@ -150,3 +150,11 @@ def test_facts_of_older_versions_are_unknown(tmp_path):
     full = replace(entry, duration=1.5, gop=12, vfr=True)
     write_manifest(tmp_path / "m.csv", [full, replace(entry, path=entry.path + "b")])
     assert read_manifest(tmp_path / "m.csv") == [full, replace(entry, path=entry.path + "b")]
+
+
+def test_a_text_list_may_go_up(tmp_path):
+    path = videos.write_numbered(tmp_path, "vp9", 12, "a")
+    (tmp_path / "lists").mkdir()
+    (tmp_path / "lists" / "list.txt").write_text(f"../{path.name} 4\n")
+    (entry,) = read_manifest(tmp_path / "lists" / "list.txt")
+    assert (entry.path, entry.labels) == (str(path), {"label": 4})

@@ -1,5 +1,6 @@
 """`vjepa-fast index`: usable files are described rightly, the others refused with a reason."""
 
+import dataclasses
 import os
 import re
 import tarfile
@@ -275,3 +276,32 @@ def test_a_title_that_is_no_utf8_does_not_end_the_scan(tmp_path, extension):
     path.unlink()
     entries, refused = index_directory(tmp_path, tmp_path / "m.csv", workers=1)
     assert [entry.frames for entry in entries] == [10] and not refused
+
+
+def test_other_endings_are_refused(tmp_path):
+    videos.write_numbered(tmp_path, "vp9", 12, "a")
+    with pytest.raises(UserError, match=r"expected a name that ends in \.csv or \.parquet"):
+        index_directory(tmp_path, tmp_path / "manifest.txt", workers=1)
+
+
+def test_links_to_folders_are_followed_once(tmp_path):
+    folder, elsewhere = tmp_path / "videos", tmp_path / "elsewhere"
+    folder.mkdir(), elsewhere.mkdir()
+    videos.write_numbered(folder, "vp9", 12, "a")
+    videos.write_numbered(elsewhere, "vp9", 12, "b")
+    (folder / "more").symlink_to(elsewhere)
+    (elsewhere / "round").symlink_to(folder)  # a circle
+    entries, refused = index_directory(folder, tmp_path / "manifest.csv", workers=1)
+    assert [os.path.basename(entry.path) for entry in entries] == ["a.webm", "b.webm"]
+    assert refused == []
+
+
+def test_a_deep_scan_of_a_labelled_manifest_with_refused_files(tmp_path):
+    videos.write_numbered(tmp_path, "vp9", 12, "a")
+    (tmp_path / "empty.mp4").touch()
+    manifest = tmp_path / "manifest.csv"
+    entries, _ = index_directory(tmp_path, manifest, workers=1)
+    write_manifest(manifest, [dataclasses.replace(entries[0], labels={"digit": 3})])
+    entries, refused = index_directory(tmp_path, manifest, workers=1, deep=True)
+    assert entries[0].labels == {"digit": 3}
+    assert len(refused) == 1

@@ -71,12 +71,12 @@ def _index(
     progress: bool,
     deep: bool,
 ) -> tuple[list[ManifestEntry], list[tuple[str, str]]]:
+    if output.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
     if output.suffix not in (".csv", ".parquet"):
         raise UserError(
             f"--output: found {output}, expected a name that ends in .csv or .parquet, add one"
         )
-    if output.is_dir():
-        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
     report = output.with_name(output.name + ".refused.csv")
     journal = Journal(output.with_name(output.name + ".partial.jsonl"), deep)
     old = read_manifest(output) if output.exists() else []
