@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import damaged
 import numpy as np
 import pytest
 import videos
@@ -107,3 +108,63 @@ def test_bad_settings_are_refused(originals, tmp_path, settings, message):
     output = tmp_path / settings.pop("output")
     with pytest.raises(UserError, match=message):
         transcode_manifest(originals, output, **settings)
+
+
+def test_originals_outside_the_manifests_folder_are_kept(originals, tmp_path):
+    lists = tmp_path / "lists"
+    lists.mkdir()
+    rows = originals.read_text().splitlines()
+    rows[1:] = [f"../originals/{row}" for row in rows[1:]]
+    (lists / "m.csv").write_text("\n".join(rows) + "\n")
+    before = {path: path.read_bytes() for path in originals.parent.rglob("*.*")}
+    output = tmp_path / "small"
+    target, refused = transcode_manifest(lists / "m.csv", output, "h264", 32, 5, workers=1)
+    assert not refused
+    assert {path: path.read_bytes() for path in originals.parent.rglob("*.*")} == before
+    place = (output / originals.parent.relative_to("/")).resolve()
+    names = ["a.webm.mp4", "v.mp4", "sub/a.avi.mp4"]
+    assert [entry.path for entry in read_manifest(target)] == [str(place / name) for name in names]
+
+
+@pytest.mark.parametrize(
+    ("manifest", "output", "message"),
+    [
+        ("link/m.csv", "originals", "which holds the manifest itself"),
+        ("originals/m.csv", "link", "which holds the manifest itself"),
+        ("originals/m.csv", "originals/../originals", "which holds the manifest itself"),
+        ("other/m.csv", "originals", "which holds the manifest itself"),  # a link to that file
+        ("up.csv", "originals", r"the copy of .*/v.mp4 would overwrite .*/originals/v.mp4, a vid"),
+        ("up.csv", "link", r"the copy of .*/v.mp4 would overwrite .*/originals/v.mp4, a video"),
+        ("originals/m.csv", "linked", r"would be written to .*/originals/sub/.*, expected a place"),
+        ("originals/m.csv", "parts", r"would overwrite .*/originals/v.mp4, a video of the"),
+    ],
+)
+def test_no_original_is_ever_overwritten(originals, tmp_path, manifest, output, message):
+    (tmp_path / "link").symlink_to("originals")
+    for folder in ("other", "linked", "parts"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "other" / "m.csv").symlink_to(originals)
+    (tmp_path / "linked" / "sub").symlink_to(originals.parent / "sub")
+    (tmp_path / "parts" / "v.mp4.part").symlink_to(originals.parent / "v.mp4")
+    entries = read_manifest(originals)
+    copied = tmp_path / "v.mp4"
+    copied.write_bytes((originals.parent / "v.mp4").read_bytes())
+    write_manifest(
+        tmp_path / "up.csv", [damaged.pinned(entries[1], copied), replace(entries[1], labels={})]
+    )
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.*")}
+    with pytest.raises(UserError, match=message):
+        transcode_manifest(tmp_path / manifest, tmp_path / output, "h264", 32, 5, workers=1)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*.*")} == before
+
+
+def test_copies_of_linked_videos_keep_the_names_of_the_links(originals, tmp_path):
+    store = tmp_path / "store"
+    store.mkdir()
+    video = originals.parent / "v.mp4"
+    (originals.parent / "w.mp4").symlink_to(video.rename(store / "v"))
+    video.symlink_to(store / "v")
+    entry = read_manifest(originals)[1]
+    write_manifest(originals, [entry, replace(entry, path=str(video.with_name("w.mp4")))])
+    target, _ = transcode_manifest(originals, tmp_path / "copies", "h264", 32, 5, workers=1)
+    assert [row.split(",")[0] for row in target.read_text().split()[1:]] == ["v.mp4", "w.mp4"]
