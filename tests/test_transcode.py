@@ -1,5 +1,6 @@
 """Copies show the same frames at the same times, smaller, with close key frames, and in order."""
 
+import re
 from dataclasses import replace
 
 import damaged
@@ -12,7 +13,7 @@ from vjepa_fast.cli import main
 from vjepa_fast.data import transcode
 from vjepa_fast.data.clips import ClipPlan
 from vjepa_fast.data.manifest import read_manifest, write_manifest
-from vjepa_fast.data.probe import frame_times, probe_video
+from vjepa_fast.data.probe import frame_times, open_video, probe_video
 from vjepa_fast.data.pyav import decode_clip
 from vjepa_fast.data.transcode import transcode_manifest
 from vjepa_fast.errors import UserError
@@ -168,3 +169,39 @@ def test_copies_of_linked_videos_keep_the_names_of_the_links(originals, tmp_path
     write_manifest(originals, [entry, replace(entry, path=str(video.with_name("w.mp4")))])
     target, _ = transcode_manifest(originals, tmp_path / "copies", "h264", 32, 5, workers=1)
     assert [row.split(",")[0] for row in target.read_text().split()[1:]] == ["v.mp4", "w.mp4"]
+
+
+def flipped(path):
+    """Some bits flipped in the packet of a frame in the middle."""
+    with open_video(str(path)) as container:
+        packets = [packet for packet in container.demux(video=0) if packet.size]
+        first, size = packets[15].pos, packets[15].size
+    data = bytearray(path.read_bytes())
+    for place in np.random.default_rng(0).integers(first + 8, first + size, 5):
+        data[place] ^= 16
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("codec", ["h264", "mpeg4"])
+def test_a_video_with_corrupt_frames_gets_no_clean_copy(tmp_path, codec):
+    paths = [videos.write_numbered(tmp_path, codec, 40, name) for name in ("bad", "good")]
+    entry = probe_video(paths[0])
+    flipped(paths[0])
+    write_manifest(tmp_path / "m.csv", [damaged.pinned(entry, paths[0]), probe_video(paths[1])])
+    copies = tmp_path / "copies"
+    target, refused = transcode_manifest(tmp_path / "m.csv", copies, "h264", 32, 5, workers=1)
+    [(path, reason)] = refused
+    assert path == str(paths[0]) and re.fullmatch(r"damaged \(frame \d+ is corrupt\)", reason)
+    assert len(read_manifest(target)) == 1
+    assert not list(copies.rglob("bad*"))
+
+
+@pytest.mark.parametrize("codec", ["h264", "vp9"])
+def test_a_video_that_changes_its_size_gets_no_copy(tmp_path, codec):
+    path = damaged.write_sizes(tmp_path / f"sizes.{videos.CODECS[codec][1]}", codec)
+    good = videos.write_numbered(tmp_path, codec, 20)
+    write_manifest(tmp_path / "m.csv", [probe_video(path), probe_video(good)])
+    copies = tmp_path / "copies"
+    target, refused = transcode_manifest(tmp_path / "m.csv", copies, "h264", 32, 5, workers=1)
+    assert refused == [(str(path), "changes its size (64x48, from frame 20 on 128x96)")]
+    assert len(read_manifest(target)) == 1

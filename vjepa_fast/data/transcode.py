@@ -285,7 +285,10 @@ def _encode(candidate: Candidate, target: Path, settings: Settings, stamp: str) 
         stream.codec_context.time_base = time_base
         stream.codec_context.gop_size = settings.gop
         stream.codec_context.thread_count = 1  # parallel over videos
+        size = None
         for i, frame in enumerate(source.decode(video)):
+            size = size or (frame.width, frame.height)
+            _check_frame(i, frame, size)
             pts = frame.pts
             smaller = reformatter.reformat(
                 frame, stream.width, stream.height, "yuv420p", interpolation=Interpolation.AREA
@@ -297,6 +300,17 @@ def _encode(candidate: Candidate, target: Path, settings: Settings, stamp: str) 
             smaller.pts = pts
             copy.mux(stream.encode(smaller))
         copy.mux(stream.encode(None))
+
+
+def _check_frame(index: int, frame: av.VideoFrame, size: tuple[int, int]) -> None:
+    """Raise BadVideo for a frame that the copy would make look sound."""
+    if frame.is_corrupt:
+        raise BadVideo(f"damaged (frame {index} is corrupt)")
+    if (frame.width, frame.height) != size:
+        raise BadVideo(
+            f"changes its size ({size[0]}x{size[1]}, from frame {index} on "
+            f"{frame.width}x{frame.height})"
+        )
 
 
 def _size(width: int, height: int, short_side: int) -> tuple[int, int]:
