@@ -1,7 +1,9 @@
 """Copies show the same frames at the same times, smaller, with close key frames, and in order."""
 
+import os
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import damaged
 import numpy as np
@@ -80,8 +82,12 @@ def test_an_interrupted_call_goes_on_and_keeps_what_is_made(originals, tmp_path,
 def test_a_damaged_video_is_left_out_with_its_reason(originals, tmp_path):
     path = originals.parent / "a.webm"
     path.write_bytes(b"\x1aE\xdf\xa3" + bytes(range(256)) * 4)
+    first, *others = read_manifest(originals)
+    pinned = replace(damaged.pinned(first, path), labels=first.labels)
+    write_manifest(originals, [pinned, *others])
     target, refused = transcode_manifest(originals, tmp_path / "copies", "h264", 60, 5, workers=1)
-    assert [name for name, _ in refused] == [str(path)]
+    [(name, reason)] = refused
+    assert name == str(path) and reason.startswith("damaged (FFmpeg: ")
     assert [entry.labels["kind"] for entry in read_manifest(target)] == [1, 0]
     assert (tmp_path / "copies" / "m.csv.refused.csv").read_text().count(str(path)) == 1
     assert not list((tmp_path / "copies").rglob("*.part"))
@@ -205,3 +211,21 @@ def test_a_video_that_changes_its_size_gets_no_copy(tmp_path, codec):
     target, refused = transcode_manifest(tmp_path / "m.csv", copies, "h264", 32, 5, workers=1)
     assert refused == [(str(path), "changes its size (64x48, from frame 20 on 128x96)")]
     assert len(read_manifest(target)) == 1
+
+
+def test_a_source_that_is_not_the_one_indexed_is_refused(originals, tmp_path):
+    folder = originals.parent
+    os.replace(folder / "sub" / "a.avi", folder / "a.webm")  # another size
+    status = (folder / "v.mp4").stat()
+    os.utime(folder / "v.mp4", ns=(status.st_atime_ns, status.st_mtime_ns + 1))
+    good = videos.write_numbered(folder, "h264", 20)
+    entries = [replace(probe_video(good), labels={"kind": 3}), *read_manifest(originals)]
+    write_manifest(originals, entries)
+    copies = tmp_path / "copies"
+    target, refused = transcode_manifest(originals, copies, "h264", 32, 5, workers=1)
+    assert {Path(path).name: reason for path, reason in refused} == {
+        "a.webm": "changed since it was indexed",
+        "v.mp4": "changed since it was indexed",
+        "a.avi": "missing",
+    }
+    assert [entry.labels for entry in read_manifest(target)] == [{"kind": 3}]

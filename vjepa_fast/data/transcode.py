@@ -20,7 +20,7 @@ from vjepa_fast.data.manifest import ManifestEntry, read_manifest, write_manifes
 from vjepa_fast.data.probe import BadVideo, open_video, probe_video, video_stream
 from vjepa_fast.data.pyav import decode_clip
 from vjepa_fast.data.scan import scan
-from vjepa_fast.data.source import file_of, source_url
+from vjepa_fast.data.source import file_of, is_in_place, source_url
 from vjepa_fast.data.windows import Windows
 from vjepa_fast.errors import UserError
 
@@ -242,6 +242,9 @@ def _copy(candidate: Candidate, root: Path, output: Path, settings: Settings) ->
     stamp = f"{settings.stamp} of {candidate.size_bytes} bytes, {candidate.mtime_ns} ns"
     try:
         if not _is_copy(target, stamp):
+            if not is_in_place(candidate):
+                there = os.path.exists(file_of(candidate.path))
+                raise BadVideo("changed since it was indexed" if there else "missing")
             target.parent.mkdir(parents=True, exist_ok=True)
             part = _part(target)
             try:
