@@ -1,7 +1,11 @@
 """Copies show the same frames at the same times, smaller, with close key frames, and in order."""
 
+import os
+import re
 from dataclasses import replace
+from pathlib import Path
 
+import damaged
 import numpy as np
 import pytest
 import videos
@@ -11,7 +15,7 @@ from vjepa_fast.cli import main
 from vjepa_fast.data import transcode
 from vjepa_fast.data.clips import ClipPlan
 from vjepa_fast.data.manifest import read_manifest, write_manifest
-from vjepa_fast.data.probe import frame_times, probe_video
+from vjepa_fast.data.probe import frame_times, open_video, probe_video
 from vjepa_fast.data.pyav import decode_clip
 from vjepa_fast.data.transcode import transcode_manifest
 from vjepa_fast.errors import UserError
@@ -78,8 +82,12 @@ def test_an_interrupted_call_goes_on_and_keeps_what_is_made(originals, tmp_path,
 def test_a_damaged_video_is_left_out_with_its_reason(originals, tmp_path):
     path = originals.parent / "a.webm"
     path.write_bytes(b"\x1aE\xdf\xa3" + bytes(range(256)) * 4)
+    first, *others = read_manifest(originals)
+    pinned = replace(damaged.pinned(first, path), labels=first.labels)
+    write_manifest(originals, [pinned, *others])
     target, refused = transcode_manifest(originals, tmp_path / "copies", "h264", 60, 5, workers=1)
-    assert [name for name, _ in refused] == [str(path)]
+    [(name, reason)] = refused
+    assert name == str(path) and reason.startswith("damaged (FFmpeg: ")
     assert [entry.labels["kind"] for entry in read_manifest(target)] == [1, 0]
     assert (tmp_path / "copies" / "m.csv.refused.csv").read_text().count(str(path)) == 1
     assert not list((tmp_path / "copies").rglob("*.part"))
@@ -107,3 +115,117 @@ def test_bad_settings_are_refused(originals, tmp_path, settings, message):
     output = tmp_path / settings.pop("output")
     with pytest.raises(UserError, match=message):
         transcode_manifest(originals, output, **settings)
+
+
+def test_originals_outside_the_manifests_folder_are_kept(originals, tmp_path):
+    lists = tmp_path / "lists"
+    lists.mkdir()
+    rows = originals.read_text().splitlines()
+    rows[1:] = [f"../originals/{row}" for row in rows[1:]]
+    (lists / "m.csv").write_text("\n".join(rows) + "\n")
+    before = {path: path.read_bytes() for path in originals.parent.rglob("*.*")}
+    output = tmp_path / "small"
+    target, refused = transcode_manifest(lists / "m.csv", output, "h264", 32, 5, workers=1)
+    assert not refused
+    assert {path: path.read_bytes() for path in originals.parent.rglob("*.*")} == before
+    place = (output / originals.parent.relative_to("/")).resolve()
+    names = ["a.webm.mp4", "v.mp4", "sub/a.avi.mp4"]
+    assert [entry.path for entry in read_manifest(target)] == [str(place / name) for name in names]
+
+
+@pytest.mark.parametrize(
+    ("manifest", "output", "message"),
+    [
+        ("link/m.csv", "originals", "which holds the manifest itself"),
+        ("originals/m.csv", "link", "which holds the manifest itself"),
+        ("originals/m.csv", "originals/../originals", "which holds the manifest itself"),
+        ("other/m.csv", "originals", "which holds the manifest itself"),  # a link to that file
+        ("up.csv", "originals", r"the copy of .*/v.mp4 would overwrite .*/originals/v.mp4, a vid"),
+        ("up.csv", "link", r"the copy of .*/v.mp4 would overwrite .*/originals/v.mp4, a video"),
+        ("originals/m.csv", "linked", r"would be written to .*/originals/sub/.*, expected a place"),
+        ("originals/m.csv", "parts", r"would overwrite .*/originals/v.mp4, a video of the"),
+    ],
+)
+def test_no_original_is_ever_overwritten(originals, tmp_path, manifest, output, message):
+    (tmp_path / "link").symlink_to("originals")
+    for folder in ("other", "linked", "parts"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "other" / "m.csv").symlink_to(originals)
+    (tmp_path / "linked" / "sub").symlink_to(originals.parent / "sub")
+    (tmp_path / "parts" / "v.mp4.part").symlink_to(originals.parent / "v.mp4")
+    entries = read_manifest(originals)
+    copied = tmp_path / "v.mp4"
+    copied.write_bytes((originals.parent / "v.mp4").read_bytes())
+    write_manifest(
+        tmp_path / "up.csv", [damaged.pinned(entries[1], copied), replace(entries[1], labels={})]
+    )
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.*")}
+    with pytest.raises(UserError, match=message):
+        transcode_manifest(tmp_path / manifest, tmp_path / output, "h264", 32, 5, workers=1)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*.*")} == before
+
+
+def test_copies_of_linked_videos_keep_the_names_of_the_links(originals, tmp_path):
+    store = tmp_path / "store"
+    store.mkdir()
+    video = originals.parent / "v.mp4"
+    (originals.parent / "w.mp4").symlink_to(video.rename(store / "v"))
+    video.symlink_to(store / "v")
+    entry = read_manifest(originals)[1]
+    write_manifest(originals, [entry, replace(entry, path=str(video.with_name("w.mp4")))])
+    target, _ = transcode_manifest(originals, tmp_path / "copies", "h264", 32, 5, workers=1)
+    assert [row.split(",")[0] for row in target.read_text().split()[1:]] == ["v.mp4", "w.mp4"]
+
+
+def flipped(path):
+    """Some bits flipped in the packet of a frame in the middle."""
+    with open_video(str(path)) as container:
+        packets = [packet for packet in container.demux(video=0) if packet.size]
+        first, size = packets[15].pos, packets[15].size
+    data = bytearray(path.read_bytes())
+    for place in np.random.default_rng(0).integers(first + 8, first + size, 5):
+        data[place] ^= 16
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("codec", ["h264", "mpeg4"])
+def test_a_video_with_corrupt_frames_gets_no_clean_copy(tmp_path, codec):
+    paths = [videos.write_numbered(tmp_path, codec, 40, name) for name in ("bad", "good")]
+    entry = probe_video(paths[0])
+    flipped(paths[0])
+    write_manifest(tmp_path / "m.csv", [damaged.pinned(entry, paths[0]), probe_video(paths[1])])
+    copies = tmp_path / "copies"
+    target, refused = transcode_manifest(tmp_path / "m.csv", copies, "h264", 32, 5, workers=1)
+    [(path, reason)] = refused
+    assert path == str(paths[0]) and re.fullmatch(r"damaged \(frame \d+ is corrupt\)", reason)
+    assert len(read_manifest(target)) == 1
+    assert not list(copies.rglob("bad*"))
+
+
+@pytest.mark.parametrize("codec", ["h264", "vp9"])
+def test_a_video_that_changes_its_size_gets_no_copy(tmp_path, codec):
+    path = damaged.write_sizes(tmp_path / f"sizes.{videos.CODECS[codec][1]}", codec)
+    good = videos.write_numbered(tmp_path, codec, 20)
+    write_manifest(tmp_path / "m.csv", [probe_video(path), probe_video(good)])
+    copies = tmp_path / "copies"
+    target, refused = transcode_manifest(tmp_path / "m.csv", copies, "h264", 32, 5, workers=1)
+    assert refused == [(str(path), "changes its size (64x48, from frame 20 on 128x96)")]
+    assert len(read_manifest(target)) == 1
+
+
+def test_a_source_that_is_not_the_one_indexed_is_refused(originals, tmp_path):
+    folder = originals.parent
+    os.replace(folder / "sub" / "a.avi", folder / "a.webm")  # another size
+    status = (folder / "v.mp4").stat()
+    os.utime(folder / "v.mp4", ns=(status.st_atime_ns, status.st_mtime_ns + 1))
+    good = videos.write_numbered(folder, "h264", 20)
+    entries = [replace(probe_video(good), labels={"kind": 3}), *read_manifest(originals)]
+    write_manifest(originals, entries)
+    copies = tmp_path / "copies"
+    target, refused = transcode_manifest(originals, copies, "h264", 32, 5, workers=1)
+    assert {Path(path).name: reason for path, reason in refused} == {
+        "a.webm": "changed since it was indexed",
+        "v.mp4": "changed since it was indexed",
+        "a.avi": "missing",
+    }
+    assert [entry.labels for entry in read_manifest(target)] == [{"kind": 3}]

@@ -2,7 +2,7 @@
 
 import errno
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import partial
@@ -20,7 +20,7 @@ from vjepa_fast.data.manifest import ManifestEntry, read_manifest, write_manifes
 from vjepa_fast.data.probe import BadVideo, open_video, probe_video, video_stream
 from vjepa_fast.data.pyav import decode_clip
 from vjepa_fast.data.scan import scan
-from vjepa_fast.data.source import source_url
+from vjepa_fast.data.source import file_of, is_in_place, source_url
 from vjepa_fast.data.windows import Windows
 from vjepa_fast.errors import UserError
 
@@ -75,22 +75,23 @@ def transcode_manifest(
     Returns the copies' manifest, of the same name, labels and order, and the videos that could not
     be copied as (path, reason), which `<manifest>.refused.csv` lists too. Copies of the same file
     and settings are kept, so an interrupted call goes on where it stopped. Raises UserError for
-    settings that cannot be used, where nothing can be written and where no video could be copied.
+    settings that cannot be used, where nothing can be written, where a video of the manifest would
+    be overwritten and where no video could be copied.
     """
-    manifest, output = Path(manifest), Path(output)
+    manifest, output = Path(manifest), Path(os.path.realpath(output))
     settings = _checked(codec, short_side, gop)
-    if output.absolute() == manifest.absolute().parent:
+    root = Path(os.path.realpath(manifest.parent))
+    if output in (root, Path(os.path.realpath(manifest)).parent):
         raise UserError(
             f"--output: found {output}, which holds the manifest itself, expected another folder, "
             "since the copies' manifest has the same name"
         )
     entries = read_manifest(manifest)
-    root = manifest.absolute().parent
     candidates = {
         entry.path: Candidate(entry.path, entry.size_bytes, entry.mtime_ns, entry.offset)
         for entry in entries
     }
-    _check_names(candidates, root, output, settings)
+    _check_targets(candidates, root, output, settings)
     copies, refused = {}, []
     workers = min(workers or len(os.sched_getaffinity(0)), len(candidates))
     copy = partial(_copy, root=root, output=output, settings=settings)
@@ -194,16 +195,19 @@ def _checked(codec: str, short_side: int, gop: int) -> Settings:
 
 
 def _target(path: str, root: Path, output: Path, settings: Settings) -> Path:
-    """Where a video's copy is: as the video lies to the manifest, or else its whole path."""
-    place = Path(path.replace(".tar::", ".tar/"))
+    """Where a video's copy is: as the video lies to the manifest, or else its whole path.
+
+    `root` and `output` are real paths. The video's own name stays where it is a symbolic link.
+    """
+    folder, name = os.path.split(path.replace(".tar::", ".tar/"))
+    place = Path(os.path.realpath(folder)) / name
     place = place.relative_to(root if place.is_relative_to(root) else place.anchor)
     suffix = _CODECS[settings.codec][1]
     return output / (place if place.suffix == suffix else place.with_name(place.name + suffix))
 
 
-def _check_names(
-    paths: Sequence[str] | dict[str, Candidate], root: Path, output: Path, settings: Settings
-) -> None:
+def _check_targets(paths: Collection[str], root: Path, output: Path, settings: Settings) -> None:
+    sources = {os.path.realpath(file_of(path)) for path in paths}
     taken: dict[Path, str] = {}
     for path in paths:
         target = _target(path, root, output, settings)
@@ -213,6 +217,23 @@ def _check_names(
                 "names that tell them apart, rename one"
             )
         taken[target] = path
+        for written in (os.path.realpath(target), os.path.realpath(_part(target))):
+            if written in sources:
+                raise UserError(
+                    f"--output: found that the copy of {path} would overwrite {written}, a video "
+                    "of the manifest, expected a folder without any, name another"
+                )
+            if not Path(written).is_relative_to(output):
+                raise UserError(
+                    f"--output: found that the copy of {path} would be written to {written}, "
+                    f"expected a place in {output}, remove the symbolic link there or name "
+                    "another folder"
+                )
+
+
+def _part(target: Path) -> Path:
+    """Where a copy is while it is made."""
+    return target.with_name(target.name + ".part")
 
 
 def _copy(candidate: Candidate, root: Path, output: Path, settings: Settings) -> Finding:
@@ -221,8 +242,11 @@ def _copy(candidate: Candidate, root: Path, output: Path, settings: Settings) ->
     stamp = f"{settings.stamp} of {candidate.size_bytes} bytes, {candidate.mtime_ns} ns"
     try:
         if not _is_copy(target, stamp):
+            if not is_in_place(candidate):
+                there = os.path.exists(file_of(candidate.path))
+                raise BadVideo("changed since it was indexed" if there else "missing")
             target.parent.mkdir(parents=True, exist_ok=True)
-            part = target.with_name(target.name + ".part")
+            part = _part(target)
             try:
                 _encode(candidate, part, settings, stamp)
                 os.replace(part, target)  # a file of this name is always whole
@@ -264,7 +288,10 @@ def _encode(candidate: Candidate, target: Path, settings: Settings, stamp: str) 
         stream.codec_context.time_base = time_base
         stream.codec_context.gop_size = settings.gop
         stream.codec_context.thread_count = 1  # parallel over videos
+        size = None
         for i, frame in enumerate(source.decode(video)):
+            size = size or (frame.width, frame.height)
+            _check_frame(i, frame, size)
             pts = frame.pts
             smaller = reformatter.reformat(
                 frame, stream.width, stream.height, "yuv420p", interpolation=Interpolation.AREA
@@ -276,6 +303,17 @@ def _encode(candidate: Candidate, target: Path, settings: Settings, stamp: str) 
             smaller.pts = pts
             copy.mux(stream.encode(smaller))
         copy.mux(stream.encode(None))
+
+
+def _check_frame(index: int, frame: av.VideoFrame, size: tuple[int, int]) -> None:
+    """Raise BadVideo for a frame that the copy would make look sound."""
+    if frame.is_corrupt:
+        raise BadVideo(f"damaged (frame {index} is corrupt)")
+    if (frame.width, frame.height) != size:
+        raise BadVideo(
+            f"changes its size ({size[0]}x{size[1]}, from frame {index} on "
+            f"{frame.width}x{frame.height})"
+        )
 
 
 def _size(width: int, height: int, short_side: int) -> tuple[int, int]:
