@@ -163,7 +163,9 @@ def transcode_command(
             f"({before / after:.1f} x; mean of {len(seconds)} videos)"
         )
     if lacking:
-        print(f"not timed: {lacking} of {len(pairs)} videos, which cannot be decoded any more")
+        print(
+            f"not timed: {lacking} of {len(pairs)} videos, whose original or copy cannot be decoded"
+        )
     return 0
 
 
