@@ -229,3 +229,18 @@ def test_a_source_that_is_not_the_one_indexed_is_refused(originals, tmp_path):
         "a.avi": "missing",
     }
     assert [entry.labels for entry in read_manifest(target)] == [{"kind": 3}]
+
+
+@pytest.mark.parametrize("gone", [["v.mp4"], ["a.webm", "v.mp4", "sub/a.avi"]])
+def test_originals_that_do_not_decode_are_not_timed(originals, tmp_path, capsys, gone):
+    arguments = ["transcode", str(originals), "--output", str(tmp_path / "copies")]
+    arguments += ["--short-side", "32", "--workers", "1"]
+    transcode_manifest(originals, tmp_path / "copies", "h264", 32, workers=1)
+    for name in gone:  # their copies are kept
+        (originals.parent / name).unlink()
+    assert main(arguments) == 0
+    printed = capsys.readouterr().out
+    assert "3 videos" in printed and "0 videos refused" in printed
+    assert f"not timed: {len(gone)} of 3 videos" in printed
+    assert ("mean of 2 videos" in printed) == (len(gone) == 1)
+    assert ("ms before" in printed) == (len(gone) == 1)

@@ -3,6 +3,7 @@
 import errno
 import os
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import partial
@@ -152,33 +153,46 @@ def transcode_command(
     )
     places = np.linspace(0, len(copies) - 1, min(_MEASURED, len(copies))).astype(int)
     pairs = [(originals[i], copies[i]) for i in places]
-    before, after = measure(pairs)
-    print(
-        f"decoding a clip of {_CLIP.num_frames} frames, one in {_CLIP.frame_step}, to 224 px with "
-        f"PyAV, CPU time: {1e3 * before:.1f} ms before, {1e3 * after:.1f} ms after "
-        f"({before / after:.1f} x; mean of {len(pairs)} videos)"
-    )
+    seconds = measure(pairs)
+    lacking = len(pairs) - len(seconds)
+    if seconds:
+        before, after = np.mean(seconds, axis=0).tolist()
+        print(
+            f"decoding a clip of {_CLIP.num_frames} frames, one in {_CLIP.frame_step}, to 224 px "
+            f"with PyAV, CPU time: {1e3 * before:.1f} ms before, {1e3 * after:.1f} ms after "
+            f"({before / after:.1f} x; mean of {len(seconds)} videos)"
+        )
+    if lacking:
+        print(
+            f"not timed: {lacking} of {len(pairs)} videos, whose original or copy cannot be decoded"
+        )
     return 0
 
 
-def measure(pairs: Sequence[tuple[ManifestEntry, ManifestEntry]]) -> tuple[float, float]:
-    """Mean CPU seconds to decode a clip of an original and of its copy, the same frames of both."""
-    seconds = np.zeros(2)
-    for i, pair in enumerate(pairs):
+def measure(pairs: Sequence[tuple[ManifestEntry, ManifestEntry]]) -> list[tuple[float, float]]:
+    """CPU seconds to decode a clip of each original and of its copy, the same frames of both.
+
+    Pairs of which one cannot be decoded are left out.
+    """
+    seconds = []
+    for i, (original, copy) in enumerate(pairs):
         place = (i + 0.5) / len(pairs)
-        for k, entry in enumerate(pair):
-            frames = _CLIP.by_frames(
-                np.array([entry.frames]),
-                np.zeros(1, dtype=np.int64),
-                lambda room, place=place: (room * place).astype(np.int64),
-            )[0]
-            plan = ClipPlan(0, entry.path, 0, frames, (0.0, 0.0, 1.0, 1.0), False, {})
-            decode_clip(plan, entry, 224)  # into the page cache
-            start = process_time()
-            decode_clip(plan, entry, 224)
-            seconds[k] += process_time() - start
-    before, after = (seconds / len(pairs)).tolist()
-    return before, after
+        with suppress(UserError):
+            seconds.append((_decoding_time(original, place), _decoding_time(copy, place)))
+    return seconds
+
+
+def _decoding_time(entry: ManifestEntry, place: float) -> float:
+    frames = _CLIP.by_frames(
+        np.array([entry.frames]),
+        np.zeros(1, dtype=np.int64),
+        lambda room: (room * place).astype(np.int64),
+    )[0]
+    plan = ClipPlan(0, entry.path, 0, frames, (0.0, 0.0, 1.0, 1.0), False, {})
+    decode_clip(plan, entry, 224)  # into the page cache
+    start = process_time()
+    decode_clip(plan, entry, 224)
+    return process_time() - start
 
 
 def _checked(codec: str, short_side: int, gop: int) -> Settings:
