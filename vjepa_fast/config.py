@@ -215,7 +215,7 @@ class MasksConfig(_Section):
     """The mask specs; their "strategy" is "multi_block" unless given."""
     truncate: Literal["batch", "batch-random", "none"] = "batch"
     """batch: cut all clips of a group to the smallest count in it, as published; batch-random: as
-    far, but keep random tokens instead of the first ones; none: keep all."""
+    far, but keep random tokens instead of the first ones; none: only max_keep and round_to cut."""
     truncate_group: Count = 24
     """Consecutive sample ids that form a group. Plays no part where truncate is none."""
     round_to: Count | None = None
