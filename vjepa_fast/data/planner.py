@@ -127,8 +127,8 @@ class ClipPlanner:
 
         A pure function of its arguments: attempt 0 is `plan([sample_id])[0]`, attempts 1, 2, … go
         through all the other videos of the same manifest (of all manifests, without weights) in an
-        order of this sample's own. Raises UserError where there is no other video, and at attempt 1
-        in an evaluation, where sample id i can only be video i.
+        order of this sample's own. Raises UserError where no other video is left, so at attempt 1 in
+        an evaluation, where sample id i can only be video i.
         """
         if attempt == 0:
             return self.plan([sample_id])[0]
