@@ -117,7 +117,7 @@ def test_bad_samples_are_replaced_as_planned_and_listed(manifest, tmp_path, back
     for row in rows:
         assert Path(row["path"]).stem in {str(place) for place in bad}
         assert row["path"] in row["reason"]
-        attempts = [planner.plan_one(row["sample_id"], attempt).path for attempt in range(9)]
+        attempts = [planner.plan_one(row["sample_id"], attempt).path for attempt in range(8)]
         assert row["replacement"] == attempts[attempts.index(row["path"]) + 1]
     hit = [plan.sample_id for plan in planner.plan(range(16)) if plan.video in bad]
     assert {row["sample_id"] for row in rows} == set(hit)
@@ -152,6 +152,13 @@ def test_where_nothing_is_usable_the_run_stops_too(manifest, backend):
     spoil(manifest, range(8), "missing")
     with pytest.raises(UserError, match=r"data\.max_bad_share: found 51 of \d+ clips"):
         load(planned(manifest), backend, [range(8)])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_run_that_allows_any_share_ends_too_where_nothing_is_usable(manifest, backend):
+    spoil(manifest, range(8), "missing")
+    with pytest.raises(UserError, match=r"found all 8 videos .* unusable.*\.webm missing"):
+        load(planned(manifest), backend, [range(8)], max_share=1.0)
 
 
 def test_a_log_that_cannot_be_written_is_no_reason_to_stop(manifest, tmp_path, caplog):
@@ -206,6 +213,19 @@ def test_what_only_dali_cannot_decode_comes_from_pyav(manifest, monkeypatch, tmp
     assert "unsupported" in caplog.text and "takes more than 1 s" in caplog.text
 
 
+def test_a_batch_may_take_as_long_as_its_clips_one_by_one(manifest, monkeypatch, caplog):
+    run = DaliDecoder._run
+
+    def slow(self, plans, encoded):
+        time.sleep(0.75 * len(plans))
+        return run(self, plans, encoded)
+
+    monkeypatch.setattr(DaliDecoder, "_run", slow)
+    (batch,) = load(planned(manifest), "dali", [range(4)])
+    assert len(batch.video) == 4
+    assert not caplog.records
+
+
 def test_large_files_do_not_enter_memory_whole(manifest, monkeypatch):
     planner = planned(manifest)
     (expected,) = load(planner, "dali", [range(8)])
@@ -235,6 +255,17 @@ def test_watched_threads_outlive_what_hangs():
     for thread in left:
         thread.join(10)
     assert len(left) == 3 and not any(thread.is_alive() for thread in left)
+
+
+def test_watched_threads_give_more_time_to_more_clips():
+    never = threading.Event()
+    threads = WatchedThreads(2, "vjepa-test", seconds=0.3)
+    slow, hanging = threads.submit(time.sleep, 0.6, clips=4), threads.submit(never.wait, clips=2)
+    with pytest.raises(UserError, match=r"takes more than 0\.6 s"):
+        threads.result(hanging)
+    assert threads.result(slow) is None
+    threads.close()
+    never.set()
 
 
 def test_watched_threads_hand_errors_on():

@@ -124,7 +124,9 @@ class DaliDecoder:
         after that.
         """
         try:
-            return self._runner.result(self._runner.submit(self._run, plans, encoded))
+            return self._runner.result(
+                self._runner.submit(self._run, plans, encoded, clips=len(plans))
+            )
         except (RuntimeError, UserError) as error:
             self._trouble = " ".join(str(error).split())[:300]
             self._pipeline = None
