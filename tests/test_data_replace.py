@@ -15,6 +15,7 @@ import videos
 
 from vjepa_fast.config import Config
 from vjepa_fast.data import dali as dali_module
+from vjepa_fast.data import watchdog
 from vjepa_fast.data.dali import DaliDecoder
 from vjepa_fast.data.loader import ClipLoader, make_loader
 from vjepa_fast.data.manifest import read_manifest, write_manifest
@@ -45,10 +46,10 @@ def manifest(tmp_path):
             time.sleep(0.01)
 
 
-def planned(manifest):
+def planned(manifest, fps=None):
     """Whole pictures of training clips, so that the numbers can be read."""
     augment = Augment(area=(1.0, 1.0), aspect_ratio=(64 / 48, 64 / 48), flip=False)
-    return ClipPlanner([manifest], num_frames=4, frame_step=2, augment=augment, seed=3)
+    return ClipPlanner([manifest], num_frames=4, frame_step=2, augment=augment, seed=3, fps=fps)
 
 
 def place_of(video):
@@ -117,11 +118,51 @@ def test_bad_samples_are_replaced_as_planned_and_listed(manifest, tmp_path, back
     for row in rows:
         assert Path(row["path"]).stem in {str(place) for place in bad}
         assert row["path"] in row["reason"]
-        attempts = [planner.plan_one(row["sample_id"], attempt).path for attempt in range(9)]
+        attempts = [planner.plan_one(row["sample_id"], attempt).path for attempt in range(8)]
         assert row["replacement"] == attempts[attempts.index(row["path"]) + 1]
     hit = [plan.sample_id for plan in planner.plan(range(16)) if plan.video in bad]
     assert {row["sample_id"] for row in rows} == set(hit)
     assert len(hit) >= 2
+
+
+@pytest.fixture
+def timed(manifest):
+    """The same videos, to be planned by their time stamps."""
+    write_manifest(manifest, [replace(entry, vfr=True) for entry in read_manifest(manifest)])
+    return manifest
+
+
+@pytest.mark.parametrize("how", ["missing", "damaged", "hanging"])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_where_no_time_stamps_can_be_read_the_sample_is_bad(timed, tmp_path, backend, how):
+    spoil(timed, [2], how)
+    log = tmp_path / "bad.jsonl"
+    found = load(planned(timed, fps=12.5), backend, [range(4), range(4, 8)], log)
+    expected = expected_videos(planned(timed), range(8), {2})
+    assert torch.cat([batch.labels["place"] for batch in found]).tolist() == expected
+    assert [place_of(clip.numpy()) for batch in found for clip in batch.video] == expected
+    reason = {"missing": "missing", "damaged": "time stamps", "hanging": "takes more than 1 s"}
+    rows = [json.loads(line) for line in log.read_text().splitlines()]
+    assert rows
+    for row in rows:
+        assert Path(row["path"]).stem == "2" and row["path"] in row["reason"]
+        assert reason[how] in row["reason"]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_time_stamps_that_never_come_do_not_keep_a_loader_from_closing(timed, monkeypatch, backend):
+    monkeypatch.setattr(watchdog, "_CLOSING", 0.2)
+    spoil(timed, [2], "hanging")
+    order = planned(timed).plan(range(8))
+    (hanging,) = [plan.sample_id for plan in order if plan.video == 2]
+    planner = planned(timed, fps=12.5)
+    decoder = DECODERS[backend](planner.entries, 48, CPU, 2, 600.0)
+    batches = [[(hanging + 1) % 8], [hanging]]
+    loader = ClipLoader(planner, batches, decoder, 2, BadVideos())
+    next(loader)
+    start = time.monotonic()
+    loader.close()
+    assert time.monotonic() - start < 60
 
 
 def test_both_loaders_and_any_number_of_ranks_replace_alike(manifest):
@@ -152,6 +193,13 @@ def test_where_nothing_is_usable_the_run_stops_too(manifest, backend):
     spoil(manifest, range(8), "missing")
     with pytest.raises(UserError, match=r"data\.max_bad_share: found 51 of \d+ clips"):
         load(planned(manifest), backend, [range(8)])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_run_that_allows_any_share_ends_too_where_nothing_is_usable(manifest, backend):
+    spoil(manifest, range(8), "missing")
+    with pytest.raises(UserError, match=r"found all 8 videos .* unusable.*\.webm missing"):
+        load(planned(manifest), backend, [range(8)], max_share=1.0)
 
 
 def test_a_log_that_cannot_be_written_is_no_reason_to_stop(manifest, tmp_path, caplog):
@@ -206,6 +254,19 @@ def test_what_only_dali_cannot_decode_comes_from_pyav(manifest, monkeypatch, tmp
     assert "unsupported" in caplog.text and "takes more than 1 s" in caplog.text
 
 
+def test_a_batch_may_take_as_long_as_its_clips_one_by_one(manifest, monkeypatch, caplog):
+    run = DaliDecoder._run
+
+    def slow(self, plans, encoded):
+        time.sleep(0.4 * len(plans))
+        return run(self, plans, encoded)
+
+    monkeypatch.setattr(DaliDecoder, "_run", slow)
+    (batch,) = load(planned(manifest), "dali", [range(4)])
+    assert len(batch.video) == 4
+    assert not caplog.records
+
+
 def test_large_files_do_not_enter_memory_whole(manifest, monkeypatch):
     planner = planned(manifest)
     (expected,) = load(planner, "dali", [range(8)])
@@ -235,6 +296,17 @@ def test_watched_threads_outlive_what_hangs():
     for thread in left:
         thread.join(10)
     assert len(left) == 3 and not any(thread.is_alive() for thread in left)
+
+
+def test_watched_threads_give_more_time_to_more_clips():
+    never = threading.Event()
+    threads = WatchedThreads(2, "vjepa-test", seconds=0.3)
+    slow, hanging = threads.submit(time.sleep, 0.6, clips=4), threads.submit(never.wait, clips=2)
+    with pytest.raises(UserError, match=r"takes more than 0\.6 s"):
+        threads.result(hanging)
+    assert threads.result(slow) is None
+    threads.close()
+    never.set()
 
 
 def test_watched_threads_hand_errors_on():

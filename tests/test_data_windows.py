@@ -12,7 +12,7 @@ from vjepa_fast.config import load_config
 from vjepa_fast.data.manifest import ManifestEntry, write_manifest
 from vjepa_fast.data.order import MIXTURE_BLOCK
 from vjepa_fast.data.planner import Augment, ClipPlanner
-from vjepa_fast.data.probe import probe_video
+from vjepa_fast.data.probe import frame_times, probe_video
 from vjepa_fast.data.pyav import decode_clip
 from vjepa_fast.data.windows import Windows
 from vjepa_fast.errors import UserError
@@ -68,6 +68,35 @@ def test_a_target_rate_without_variable_rate_needs_no_file(tmp_path):
     assert np.diff(plan.frames).tolist() == [3, 3, 3, 3, 3]
     fast = planner(manifest(tmp_path, [10], fps=5.0), num_frames=8, fps=10).plan([0])[0]
     assert np.diff(fast.frames).sum() == pytest.approx(3.5, abs=0.5)  # each frame about twice
+
+
+def test_time_stamps_that_cannot_be_read_are_told_of_and_asked_for_again(tmp_path):
+    path = write_timed(tmp_path / "v.mp4", np.cumsum([0.0, *[0.033] * 20, *[0.1] * 20]))
+    write_manifest(tmp_path / "m.csv", [probe_video(path)])
+    made = planner(tmp_path / "m.csv", num_frames=8, fps=5)
+    path.rename(tmp_path / "away")
+    (plan,) = made.plan([0])
+    assert "v.mp4 missing" in plan.obstacle
+    with pytest.raises(UserError, match=r"v\.mp4 missing"):
+        decode_clip(plan, made.entries[0], 48)
+    (tmp_path / "away").rename(path)
+    (plan,) = made.plan([0])
+    assert plan.obstacle is None
+    (fresh,) = planner(tmp_path / "m.csv", num_frames=8, fps=5).plan([0])
+    assert plan.frames.tolist() == fresh.frames.tolist()
+
+
+@pytest.mark.parametrize("vfr", [True, None])
+def test_without_a_time_stamp_for_each_frame_a_variable_rate_cannot_be_planned(tmp_path, vfr):
+    entry = probe_video(videos.write_numbered(tmp_path, "vp9", 40))
+    entry = replace(entry, frames=39, vfr=vfr)  # one less than there are stamps
+    assert frame_times(entry) is None
+    write_manifest(tmp_path / "m.csv", [entry])
+    (plan,) = planner(tmp_path / "m.csv", num_frames=4, fps=5).plan([0])
+    if vfr:
+        assert "found no time stamp for each frame of" in plan.obstacle
+    else:  # what the index, too, calls a constant rate
+        assert plan.obstacle is None and np.diff(plan.frames).tolist() == [5, 5, 5]
 
 
 def test_starts_at_a_target_rate_are_anywhere(tmp_path):

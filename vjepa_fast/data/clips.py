@@ -15,7 +15,7 @@ class ClipPlan:
     `video` is the index of the video in the planner's `entries`, `path` its file. `frames` are T
     frame indices, int64, each in 0 .. frames of the video - 1 and never decreasing. `crop` is (top,
     left, height, width) as fractions of the picture, on whole pixels. `flip` mirrors left and
-    right.
+    right. `obstacle` says why nobody can tell which frames to show, then they mean nothing.
     """
 
     sample_id: int
@@ -25,6 +25,7 @@ class ClipPlan:
     crop: tuple[float, float, float, float]
     flip: bool
     labels: dict[str, int]
+    obstacle: str | None = None
 
 
 @dataclass(frozen=True)

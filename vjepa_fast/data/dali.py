@@ -14,8 +14,8 @@ import torch
 from nvidia.dali import Pipeline, pipeline_def
 
 from vjepa_fast.data.clips import ClipPlan
-from vjepa_fast.data.manifest import ManifestEntry, check_unchanged
-from vjepa_fast.data.pyav import collect_clips, decode_clip, empty_batch, in_words
+from vjepa_fast.data.manifest import ManifestEntry
+from vjepa_fast.data.pyav import check_plan, collect_clips, decode_clip, empty_batch, in_words
 from vjepa_fast.data.source import read_entry
 from vjepa_fast.data.watchdog import SECONDS, WatchedThreads
 from vjepa_fast.errors import UserError
@@ -51,12 +51,12 @@ class DaliDecoder:
         self._not_for_dali: set[int] = set()  # videos
         self._trouble = ""  # what DALI said when it last failed
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-        self._readers = WatchedThreads(num_threads, "vjepa-read", seconds)
+        self.threads = WatchedThreads(num_threads, "vjepa-read", seconds)
         self._runner = WatchedThreads(1, "vjepa-dali", seconds)
 
     def submit(self, plans: Sequence[ClipPlan]) -> list[Future]:
         """Start reading the files of a batch; pass what it returns to `collect`."""
-        return [self._readers.submit(self._read, plan) for plan in plans]
+        return [self.threads.submit(self._read, plan) for plan in plans]
 
     def collect(
         self, plans: Sequence[ClipPlan], files: list[Future]
@@ -78,7 +78,7 @@ class DaliDecoder:
         failures, encoded, decoded = {}, {}, {}
         for i, file in enumerate(files):
             try:
-                content = self._readers.result(file)
+                content = self.threads.result(file)
                 (decoded if isinstance(content, torch.Tensor) else encoded)[i] = content
             except (UserError, OSError) as error:
                 failures[i] = in_words(error, plans[i])
@@ -107,7 +107,7 @@ class DaliDecoder:
 
     def close(self) -> None:
         """Drop what has not started, wait for the rest, free the pipeline."""
-        self._readers.close()
+        self.threads.close()
         self._runner.close()
         self._pipeline = None
 
@@ -116,7 +116,7 @@ class DaliDecoder:
         entry = self._entries[plan.video]
         if plan.video in self._not_for_dali or entry.size_bytes > WHOLE_FILE:
             return decode_clip(plan, entry, self._crop_size)
-        check_unchanged(entry)
+        check_plan(plan, entry)
         return read_entry(entry)
 
     def _try(self, plans: Sequence[ClipPlan], encoded: list[np.ndarray]) -> torch.Tensor | None:
@@ -124,7 +124,9 @@ class DaliDecoder:
         after that.
         """
         try:
-            return self._runner.result(self._runner.submit(self._run, plans, encoded))
+            return self._runner.result(
+                self._runner.submit(self._run, plans, encoded, clips=len(plans))
+            )
         except (RuntimeError, UserError) as error:
             self._trouble = " ".join(str(error).split())[:300]
             self._pipeline = None
@@ -179,12 +181,12 @@ class DaliDecoder:
     ) -> dict[int, str]:
         """Have PyAV decode the clips at these places of `video`; the reasons where it can't."""
         clips = {
-            i: self._readers.submit(
+            i: self.threads.submit(
                 decode_clip, plans[i], self._entries[plans[i].video], self._crop_size
             )
             for i in places
         }
-        return collect_clips(self._readers, plans, clips, video)
+        return collect_clips(self.threads, plans, clips, video)
 
 
 def _black(video: torch.Tensor, places: list[int]) -> list[int]:

@@ -16,6 +16,7 @@ from vjepa_fast.data.manifest import ManifestEntry
 from vjepa_fast.data.planner import ClipPlanner
 from vjepa_fast.data.pyav import PyavDecoder
 from vjepa_fast.data.replace import MAX_BAD_SHARE, BadVideos, decode_or_replace
+from vjepa_fast.data.watchdog import WatchedThreads
 from vjepa_fast.errors import UserError
 
 Backend = Literal["auto", "dali", "pyav"]
@@ -30,10 +31,11 @@ _logger = logging.getLogger("vjepa_fast")
 
 class Decoder(Protocol):
     """What a backend does: `submit` starts work on a batch, `collect` waits for its video, and says
-    at which places there is none, and why.
+    at which places there is none, and why. What reads files does so in `threads`.
     """
 
     name: str
+    threads: WatchedThreads
 
     def submit(self, plans: Sequence[ClipPlan]) -> list[Future]: ...
     def collect(
@@ -58,7 +60,7 @@ class ClipLoader:
         bad: BadVideos,
     ) -> None:
         self.backend = decoder.name
-        self._planner = planner
+        self._planner = planner.watched_by(decoder.threads)
         self._batches = iter(batches)
         self._decoder = decoder
         self._prefetch = prefetch

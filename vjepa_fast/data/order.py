@@ -80,7 +80,7 @@ class VideoOrder:
         time of asking.
 
         It is of the same pool, so a mixture keeps its weights, and the attempts go through all the
-        other videos of the pool before one comes again. Raises UserError where there is no other.
+        other videos of the pool. Raises UserError where there is no other, or no other left.
         """
         pool = int(np.searchsorted(self._offsets, video, side="right")) - 1
         others = self._sizes[pool] - 1
@@ -89,9 +89,13 @@ class VideoOrder:
                 "found no other video to take the place of an unusable one in a data set of one "
                 "video, expected at least two, add videos"
             )
-        position = (attempt - 1) % others
+        if attempt > others:
+            raise UserError(
+                f"found all {others + 1} videos that sample {sample_id} could show unusable, "
+                "expected one that decodes, index the videos again"
+            )
         order = permute(
-            self._seed, _REPLACEMENTS + pool, np.array([sample_id]), np.array([position]), others
+            self._seed, _REPLACEMENTS + pool, np.array([sample_id]), np.array([attempt - 1]), others
         )
         first = int(self._offsets[pool])
         return first + (video - first + 1 + int(order[0])) % self._sizes[pool]

@@ -2,7 +2,8 @@
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from copy import copy
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, partial
 from hashlib import sha256
@@ -10,8 +11,9 @@ from hashlib import sha256
 import numpy as np
 
 from vjepa_fast.data.clips import ClipPlan
-from vjepa_fast.data.manifest import ManifestEntry, read_manifest
+from vjepa_fast.data.manifest import ManifestEntry, check_unchanged, read_manifest
 from vjepa_fast.data.order import VideoOrder
+from vjepa_fast.data.watchdog import WatchedThreads
 from vjepa_fast.data.windows import ShortVideos, Windows
 from vjepa_fast.errors import UserError
 from vjepa_fast.masks.philox import (
@@ -78,9 +80,10 @@ class ClipPlanner:
         sizes = [(entry.frames, entry.height, entry.width) for entry in self.entries]
         self._sizes = np.array(sizes, dtype=np.int64)
         self.num_frames = num_frames
-        # Kept for a few videos only: an hour of frames is a megabyte.
+        # Kept for a few videos only: an hour of frames is a megabyte. A failure is not kept.
         self._times = lru_cache(maxsize=256)(lambda video: _read_times(self.entries[video]))
         self._order: VideoOrder | None = VideoOrder([len(pool) for pool in pools], weights, seed)
+        self._threads: WatchedThreads | None = None
 
     @classmethod
     def in_order(
@@ -98,6 +101,14 @@ class ClipPlanner:
         planner._order = None
         return planner
 
+    def watched_by(self, threads: WatchedThreads) -> "ClipPlanner":
+        """The same planner, which reads files, where it has to, in these threads: one that hangs
+        costs its own clips only.
+        """
+        planner = copy(self)
+        planner._threads = threads
+        return planner
+
     def __len__(self) -> int:
         """The number of videos."""
         return len(self.entries)
@@ -113,7 +124,11 @@ class ClipPlanner:
         return digest.hexdigest()
 
     def plan(self, sample_ids: Sequence[int]) -> list[ClipPlan]:
-        """Plan one clip per sample id (each >= 0)."""
+        """Plan one clip per sample id (each >= 0).
+
+        With `fps`, this reads the time stamps of videos whose rate is, or may be, variable. Where
+        they can't be had, the plan says so in `obstacle`: no decoder takes it.
+        """
         ids = np.asarray(sample_ids, dtype=np.int64).reshape(-1)
         if ids.size and (ids.min() < 0 or (self._order is None and ids.max() >= len(self))):
             end = "" if self._order else f" and below {len(self)} (videos in order)"
@@ -127,8 +142,8 @@ class ClipPlanner:
 
         A pure function of its arguments: attempt 0 is `plan([sample_id])[0]`, attempts 1, 2, … go
         through all the other videos of the same manifest (of all manifests, without weights) in an
-        order of this sample's own. Raises UserError where there is no other video, and at attempt 1
-        in an evaluation, where sample id i can only be video i.
+        order of this sample's own. Raises UserError where no other video is left: in an
+        evaluation at once, since there sample id i can only be video i.
         """
         if attempt == 0:
             return self.plan([sample_id])[0]
@@ -152,7 +167,8 @@ class ClipPlanner:
             flips = draw(self.seed, STREAM_FLIP, ids, 1)[:, 0] >= 2**31
         else:
             flips = np.zeros(ids.size, dtype=bool)
-        frames = self._frames(ids, videos, counts)
+        times, obstacles = self._read_times(videos)
+        frames = self._frames(ids, videos, counts, times)
         assert ((frames >= 0) & (frames < counts[:, None])).all()  # DALI would show black
         fractions = crops / np.stack([heights, widths, heights, widths], axis=1)
         return [
@@ -164,11 +180,18 @@ class ClipPlanner:
                 crop=tuple(fractions[i].tolist()),
                 flip=bool(flips[i]),
                 labels={name: self.entries[video].labels[name] for name in self.label_names},
+                obstacle=obstacles.get(int(video)),
             )
             for i, video in enumerate(videos)
         ]
 
-    def _frames(self, ids: np.ndarray, videos: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    def _frames(
+        self,
+        ids: np.ndarray,
+        videos: np.ndarray,
+        counts: np.ndarray,
+        times: dict[int, np.ndarray | None],
+    ) -> np.ndarray:
         windows, middle = self.windows, self.augment is None
         parts = ids % windows.clips
         if windows.fps is None:
@@ -177,17 +200,42 @@ class ClipPlanner:
         places = uniform(draw(self.seed, STREAM_CLIP_START, ids, 1)[:, 0])
         frames = np.empty((ids.size, windows.num_frames), dtype=np.int64)
         for i, video in enumerate(videos.tolist()):
-            entry = self.entries[video]
-            times = None if entry.vfr is False else self._times(video)
             place = 0.5 if middle else float(places[i])
-            frames[i] = windows.by_time(entry, times, int(parts[i]), place)
+            frames[i] = windows.by_time(self.entries[video], times.get(video), int(parts[i]), place)
         return frames
+
+    def _read_times(
+        self, videos: Iterable[int]
+    ) -> tuple[dict[int, np.ndarray | None], dict[int, str]]:
+        """Time stamps by video, as far as any are needed, and why there are none."""
+        times, obstacles = {}, {}
+        if self.windows.fps is None:
+            return times, obstacles
+        needed = [v for v in sorted({*map(int, videos)}) if self.entries[v].vfr is not False]
+        threads = self._threads
+        reading = {v: threads.submit(self._times, v) for v in needed} if threads else {}
+        for video in needed:
+            try:
+                times[video] = threads.result(reading[video]) if threads else self._times(video)
+            except UserError as error:
+                obstacles[video] = str(error)
+        return times, obstacles
 
 
 def _read_times(entry: ManifestEntry) -> np.ndarray | None:
+    """See `frame_times`. None (without stamps) only where the manifest does not say that the rate
+    is variable: the index calls it constant then.
+    """
     from vjepa_fast.data.probe import frame_times  # needs PyAV, most plans do not
 
-    return frame_times(entry)
+    check_unchanged(entry)
+    times = frame_times(entry)
+    if times is None and entry.vfr:
+        raise UserError(
+            f"found no time stamp for each frame of {entry.path}, expected them, since its rate is "
+            "variable and data.fps is set; index its folder again or remove its line"
+        )
+    return times
 
 
 def _without_short(

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from vjepa_fast.data.manifest import ManifestEntry
 from vjepa_fast.data.source import entry_url, file_of, source_url
+from vjepa_fast.errors import UserError
 
 _ROUNDING = 0.001  # seconds: WebM's time stamps are whole milliseconds
 _CONTAINER_MAGIC = (b"\x1aE\xdf\xa3", b"RIFF", b"OggS", b"FLV", b"\x30\x26\xb2\x75")
@@ -146,13 +147,14 @@ def count_frame(packet: av.Packet, codec: str) -> bool:
 def frame_times(entry: ManifestEntry) -> np.ndarray | None:
     """When each frame is shown, in seconds from the first on: float64 [entry.frames], ascending.
 
-    Demuxes the file. None where it cannot be read or not every frame has a time stamp.
+    Demuxes the file. None where not every frame has a time stamp. Raises UserError where it cannot
+    be read.
     """
     try:
         with open_video(entry_url(entry)) as container:
             stream = video_stream(container)
             if stream is None:
-                return None
+                raise BadVideo("no video stream")
             codec = stream.codec_context.codec.canonical_name
             stamps = [
                 packet.pts
@@ -160,8 +162,12 @@ def frame_times(entry: ManifestEntry) -> np.ndarray | None:
                 if packet.pts is not None and count_frame(packet, codec)
             ]
             return _times(stream, stamps, entry.frames)
-    except (av.error.FFmpegError, EOFError, OSError, BadVideo):
-        return None
+    except (av.error.FFmpegError, EOFError, OSError, BadVideo) as error:
+        raise UserError(
+            f"found that the time stamps of {entry.path} cannot be read "
+            f"({getattr(error, 'strerror', None) or error}), expected them, since data.fps is set; "
+            "index its folder again or remove it"
+        ) from None
 
 
 def _is_text(head: bytes) -> bool:

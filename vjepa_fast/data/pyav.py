@@ -42,12 +42,12 @@ class PyavDecoder:
         self._entries = entries
         self._crop_size = crop_size
         self._device = device
-        self._threads = WatchedThreads(num_threads, "vjepa-pyav", seconds)
+        self.threads = WatchedThreads(num_threads, "vjepa-pyav", seconds)
 
     def submit(self, plans: Sequence[ClipPlan]) -> list[Future]:
         """Start decoding a batch; pass what it returns to `collect`."""
         return [
-            self._threads.submit(decode_clip, plan, self._entries[plan.video], self._crop_size)
+            self.threads.submit(decode_clip, plan, self._entries[plan.video], self._crop_size)
             for plan in plans
         ]
 
@@ -58,12 +58,12 @@ class PyavDecoder:
         cannot be decoded, with the reason; their video is arbitrary.
         """
         video = empty_batch(plans, self._crop_size)
-        failures = collect_clips(self._threads, plans, dict(enumerate(clips)), video)
+        failures = collect_clips(self.threads, plans, dict(enumerate(clips)), video)
         return video.to(self._device), failures
 
     def close(self) -> None:
         """Drop what has not started, wait for the rest."""
-        self._threads.close()
+        self.threads.close()
 
 
 def empty_batch(plans: Sequence[ClipPlan], crop_size: int) -> torch.Tensor:
@@ -100,14 +100,22 @@ def in_words(error: UserError | OSError, plan: ClipPlan) -> str:
     return str(error) if plan.path in str(error) else f"{plan.path}: {error}"
 
 
+def check_plan(plan: ClipPlan, entry: ManifestEntry) -> None:
+    """Raise UserError if the plan has an obstacle or its file is not the one that was indexed."""
+    if plan.obstacle is not None:
+        raise UserError(plan.obstacle)
+    check_unchanged(entry)
+
+
 def decode_clip(plan: ClipPlan, entry: ManifestEntry, crop_size: int) -> torch.Tensor:
     """Decode one planned clip: uint8 [T, crop_size, crop_size, 3].
 
     Resizing is bilinear with antialiasing (a triangular filter), like DALI's. The file is read
     where the clip is, never whole at once. Raises UserError for a file that changed since it was
-    indexed, is unreadable or damaged, changes its size, or has fewer frames than it had then.
+    indexed, is unreadable or damaged, changes its size, or has fewer frames than it had then, and
+    for a plan with an obstacle.
     """
-    check_unchanged(entry)
+    check_plan(plan, entry)
     wanted = np.unique(plan.frames)
     top, left, height, width = plan.crop
     rows = slice(round(top * entry.height), round((top + height) * entry.height))

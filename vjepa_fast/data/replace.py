@@ -42,13 +42,13 @@ class BadVideos:
     def replace(self, planner: ClipPlanner, plan: ClipPlan, attempt: int, reason: str) -> ClipPlan:
         """List a bad clip and plan the `attempt`-th one (from 1 on) in its place.
 
-        Raises UserError where there are too many of them, and with the reason where nothing can
-        take its place: in an evaluation, or in a data set of one video.
+        Raises UserError where there are too many of them, and where nothing can take its place: in
+        an evaluation, or after all the other videos of its manifest.
         """
         try:
             other = planner.plan_one(plan.sample_id, attempt)
         except UserError as nothing_else:
-            raise UserError(reason) from nothing_else
+            raise UserError(f"{nothing_else} (the last one: {reason})") from None
         self._bad += 1
         self._write(plan, reason, other)
         if self._bad > self._max_share * max(self._tried, _AT_LEAST):

@@ -14,7 +14,7 @@ _CLOSING = 10.0  # seconds that `close` waits for what is running
 
 
 class WatchedThreads:
-    """`count` threads that run what is submitted, in order, for at most `seconds` each.
+    """`count` threads that run what is submitted, in order, for at most `seconds` a clip in it.
 
     A thread cannot be killed. One that is late is left behind, its future gets a UserError, and a
     new thread takes its place; all are daemons, so none of them keeps the program from ending.
@@ -24,21 +24,23 @@ class WatchedThreads:
         self._name = name
         self._seconds = seconds
         self._tasks: SimpleQueue = SimpleQueue()
-        self._running: dict[Future, tuple[Thread, float]] = {}
+        self._running: dict[Future, tuple[Thread, float, float]] = {}  # with its start and limit
         self._threads: set[Thread] = set()
         self._lock = Lock()
         self._closed = False
         for _ in range(count):
             self._start()
 
-    def submit(self, function: Callable, *arguments: Any) -> Future:
-        """Have a thread call the function; pass the future to `result`."""
+    def submit(self, function: Callable, *arguments: Any, clips: int = 1) -> Future:
+        """Have a thread call the function, which works on so many clips; pass the future to
+        `result`.
+        """
         future: Future = Future()
         with self._lock:
             if self._closed:
                 future.cancel()
             else:
-                self._tasks.put((future, function, arguments))
+                self._tasks.put((future, function, arguments, clips * self._seconds))
         return future
 
     def result(self, future: Future) -> Any:
@@ -71,11 +73,11 @@ class WatchedThreads:
 
     def _work(self) -> None:
         while (task := self._tasks.get()) is not None:
-            future, function, arguments = task
+            future, function, arguments, limit = task
             if not future.set_running_or_notify_cancel():
                 continue
             with self._lock:
-                self._running[future] = current_thread(), monotonic()
+                self._running[future] = current_thread(), monotonic(), limit
             result = error = None
             try:
                 result = function(*arguments)
@@ -92,16 +94,19 @@ class WatchedThreads:
             del task, future, function, arguments, result, error  # a clip's memory, while idle
 
     def _give_up_on_the_late(self) -> None:
+        late = {}
         with self._lock:
-            oldest = monotonic() - self._seconds
-            late = [future for future, (_, start) in self._running.items() if start < oldest]
-            for future in late:
-                self._threads.discard(self._running.pop(future)[0])
-                self._start()
-        for future in late:
+            now = monotonic()
+            for future, (thread, start, limit) in list(self._running.items()):
+                if now - start > limit:
+                    late[future] = limit
+                    del self._running[future]
+                    self._threads.discard(thread)
+                    self._start()
+        for future, limit in late.items():
             future.set_exception(
                 UserError(
-                    f"found that it takes more than {self._seconds:g} s, expected a clip in far "
-                    "less, look whether its disk and file are well"
+                    f"found that it takes more than {limit:g} s, expected a clip in far less, look "
+                    "whether its disk and file are well"
                 )
             )
