@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from vjepa_fast.kernels.checks import require
-from vjepa_fast.kernels.dispatch import use_triton
+from vjepa_fast.kernels.dispatch import LAUNCH, use_triton
 
 BLOCK, WARPS = 2048, 8
 DTYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
@@ -119,6 +119,7 @@ def launch_ema_(
                     COPY=DTYPES[copy] if copy else None,
                     BLOCK=BLOCK,
                     num_warps=WARPS,
+                    **LAUNCH,
                 )
     for own, written in ((teacher, averages), (copies, targets)):
         for o, w in zip(own, written, strict=True):

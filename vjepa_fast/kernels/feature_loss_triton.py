@@ -7,6 +7,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from vjepa_fast.kernels.dispatch import LAUNCH
+
 SUM_BLOCK, SUM_WARPS = 4096, 16
 SCALE_BLOCK, SCALE_WARPS = 4096, 8
 
@@ -171,6 +173,7 @@ def launch_loss(
                 spec_ids.stride(0),
                 BLOCK=64,
                 ROWS=1024,
+                **LAUNCH,
             )
             rows_kernel[(count,)](
                 prediction,
@@ -191,9 +194,15 @@ def launch_loss(
                 EXPONENT=int(exponent) if exponent in (1.0, 2.0) else 0,
                 NORMALIZE=normalize,
                 num_warps=rows_warps(width),
+                **LAUNCH,
             )
         sum_kernel[(1,)](
-            losses, loss, losses.numel() if width else 0, BLOCK=SUM_BLOCK, num_warps=SUM_WARPS
+            losses,
+            loss,
+            losses.numel() if width else 0,
+            BLOCK=SUM_BLOCK,
+            num_warps=SUM_WARPS,
+            **LAUNCH,
         )
     return loss, gradient
 
@@ -211,5 +220,6 @@ def launch_scale(scaled: Tensor, grad_loss: Tensor, factor: float) -> Tensor:
                 out.numel(),
                 BLOCK=SCALE_BLOCK,
                 num_warps=SCALE_WARPS,
+                **LAUNCH,
             )
     return out
