@@ -103,6 +103,21 @@ def test_masks_of_one_length_are_concatenated(device):
     assert torch.equal(apply_masks(x, [first, second]), expected)
 
 
+@pytest.mark.parametrize("concat", [True, False])
+def test_results_can_be_changed_in_place(device, concat):
+    x, first = make((2, 9, 4, 24), device)
+    masks = [first, make((2, 9, 4, 24), device, seed=1)[1]]
+    parts = apply_masks(x.requires_grad_(), masks, concat)
+    loss = 0.0
+    for part in [parts] if concat else parts:
+        part += 1
+        loss = loss + part.square().sum()
+    (gradient,) = torch.autograd.grad(loss, x)
+    tokens = torch.cat(masks, 1)
+    rows = 2 * (gather_tokens_reference(x.detach(), tokens) + 1)
+    torch.testing.assert_close(gradient, scattered(rows, tokens, 9))
+
+
 @settings(
     max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
