@@ -53,9 +53,8 @@ def gather_kernel(
     m_row, m_d = o_row < total, o_d < D
     m_token = m_row & (token >= 0) & (token < N)
     p_row = p_x + (clip.to(tl.int64) * stride_clip + token * stride_token)[:, None]
-    b = tl.load(
-        p_row + o_d[None, :] * stride_d, m_token[:, None] & m_d[None, :], other=float("nan")
-    )
+    p = p_row + o_d.to(tl.int64)[None, :] * stride_d
+    b = tl.load(p, m_token[:, None] & m_d[None, :], other=float("nan"))
     p_row = p_out + o_row.to(tl.int64)[:, None] * D + o_d[None, :]
     tl.store(p_row, b, m_row[:, None] & m_d[None, :])
 

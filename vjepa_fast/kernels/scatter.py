@@ -94,7 +94,7 @@ def sum_of_row(
         last = tl.load(p_last + o)
         while place <= last:
             source = (start + clip * size + place).to(tl.int64)
-            b = tl.load(p_grad + source * stride_row + o_d * stride_d, m_d, other=0)
+            b = tl.load(p_grad + source * stride_row + o_d.to(tl.int64) * stride_d, m_d, other=0)
             b_sum += b.to(SUM)
             place = next_place(indices[i] + clip * size, token, place, last, SCAN)
         start += B * size
@@ -136,7 +136,7 @@ def scatter_kernel(
         last = tl.load(p_last + o, m_row, other=-1)
         m_repeated |= first < last
         source = (start + clip * size + first).to(tl.int64)
-        p_row = p_grad + source[:, None] * stride_row + o_d[None, :] * stride_d
+        p_row = p_grad + source[:, None] * stride_row + o_d.to(tl.int64)[None, :] * stride_d
         b_sum += tl.load(p_row, (first == last)[:, None] & m_d[None, :], other=0).to(SUM)
         start += B * size
     p_row = p_out + o_row.to(tl.int64)[:, None] * D + o_d[None, :]
