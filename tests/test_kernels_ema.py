@@ -118,6 +118,49 @@ def test_refusals(arguments, message):
         ema_update_(*arguments)
 
 
+WHOLE = torch.zeros(10)
+
+
+@pytest.mark.parametrize(
+    ("teacher", "copies", "names"),
+    [
+        ([WHOLE, WHOLE], None, r"teacher\[0\], teacher\[1\]"),
+        ([WHOLE[:5], WHOLE[5:], WHOLE[9:]], None, r"teacher\[1\], teacher\[2\]"),
+        ([WHOLE[1:], WHOLE[2:3].view(()), WHOLE[:1]], None, r"teacher\[0\], teacher\[1\]"),
+        ([WHOLE[::2], WHOLE[::2]], None, r"teacher\[0\], teacher\[1\]"),
+        ([WHOLE[:5], WHOLE[5:]], [HALF[0][0]] * 2, "low_precision_copy.0., low_precision_copy.1."),
+        ([WHOLE], [WHOLE], r"low_precision_copy\[0\], teacher\[0\]"),
+    ],
+    ids=["twice", "overlapping", "inside", "strided", "copies", "its own copy"],
+)
+def test_memory_written_twice_is_refused(teacher, copies, names):
+    """A tied parameter that stands twice in a list would be averaged twice, or in a race."""
+    student = [torch.ones_like(t) for t in teacher]
+    if copies and copies[0] is not WHOLE:
+        teacher, student = [t[:3] for t in teacher], [s[:3] for s in student]
+    with pytest.raises(ValueError, match=f"^{names}: found memory that they share"):
+        ema_update_(teacher, student, 0.5, copies)
+    assert not WHOLE.any()
+
+
+def test_neighbours_in_one_memory_are_not_refused():
+    """Flat and interleaved, as DeepSpeed's partitions and columns of a matrix are."""
+    flat, columns = torch.zeros(9), torch.zeros(3, 2)
+    teacher = [flat[:4], flat[4:4], flat[4:], columns[:, 0], columns[:, 1]]
+    ema_update_(teacher, [torch.ones_like(t) for t in teacher], 0.5)
+    assert (flat == 0.5).all() and (columns == 0.5).all()
+
+
+def test_generators_are_read_once():
+    """As module.parameters() is one."""
+    (teacher, student), copies = make(), [torch.empty(s) for s in SHAPES]
+    expected = clones(teacher)
+    ema_update_(expected, student, 0.75)
+    ema_update_(iter(teacher), iter(student), 0.75, iter(copies))
+    for found in (teacher, copies):
+        assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
 def test_tensors_on_several_devices_are_refused():
     with pytest.raises(
         ValueError, match=r"found tensors on \['cpu', 'meta'\], expected one device"

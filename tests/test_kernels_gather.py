@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vjepa_fast.kernels import apply_masks, gather_tokens
+from vjepa_fast.kernels.scatter import scatter_tokens
 
 SHAPES = {
     "one": (1, 1, 1, 1),
@@ -141,6 +142,46 @@ def test_apply_masks_of_unequal_lengths():
     torch.testing.assert_close(x.grad, scattered(ones, torch.cat([first, second], 1), 9))
 
 
+MASKS = [make((2, 9, k, 3), seed=k)[1] for k in (4, 4, 1)]
+GATHERS = {  # a call, and the masks of each of its results
+    "gather_tokens": (lambda x: [gather_tokens(x, MASKS[0])], [MASKS[:1]]),
+    "one mask": (lambda x: [apply_masks(x, MASKS[:1])], [MASKS[:1]]),
+    "several masks": (lambda x: [apply_masks(x, MASKS[:2])], [MASKS[:2]]),
+    "one mask, a list": (lambda x: apply_masks(x, MASKS[:1], concat=False), [MASKS[:1]]),
+    "masks, a list": (lambda x: apply_masks(x, MASKS, concat=False), [[m] for m in MASKS]),
+}
+
+
+@pytest.mark.parametrize(("gather", "masks"), list(GATHERS.values()), ids=list(GATHERS))
+def test_results_can_be_changed_in_place(gather, masks):
+    """`y += positions`, as public code writes it, and what autograd keeps of one result is left
+    alone by the next."""
+    x = make((2, 9, 4, 3))[0].requires_grad_()
+    plain = x.detach().clone().requires_grad_()
+    loss, exact = 0.0, 0.0
+    for part, group in zip(gather(x * 2), masks, strict=True):
+        expected = torch.cat([gathered(plain.detach() * 2, mask) for mask in group])
+        assert part.is_contiguous() and torch.equal(part, expected)
+        part += 1
+        loss = loss + part.square().sum()
+        clips = torch.arange(2)[:, None]
+        exact = exact + sum((plain[clips, mask] * 2 + 1).square().sum() for mask in group)
+    torch.testing.assert_close(loss, exact)
+    loss.backward(), exact.backward()
+    torch.testing.assert_close(x.grad, plain.grad)
+
+
+def test_masks_may_be_an_iterator():
+    x = make((2, 9, 4, 3))[0]
+    assert torch.equal(apply_masks(x, iter(MASKS[:2])), apply_masks(x, MASKS[:2]))
+
+
+def test_a_token_outside_never_reaches_another_clip():
+    """The scatter below autograd, which nobody checked before."""
+    with pytest.raises(RuntimeError):
+        scatter_tokens(torch.ones(2, 3), [torch.tensor([[0], [-1]])], 2, 5)
+
+
 X = torch.zeros(2, 5, 3)
 TOKENS = torch.zeros(2, 4, dtype=torch.int64)
 
@@ -159,6 +200,9 @@ TOKENS = torch.zeros(2, 4, dtype=torch.int64)
             lambda: gather_tokens(X, TOKENS.bool()),
             r"index: found dtype torch.bool, expected int32 or int64",
         ),
+        (lambda: gather_tokens(X, [[0]]), r"index: found list, expected a tensor; pass torch"),
+        (lambda: apply_masks(X, [TOKENS, 0]), r"masks\[1\]: found int, expected a tensor; pass"),
+        (lambda: gather_tokens([[[0.0]]], TOKENS), r"x: found list, expected a tensor; pass torch"),
         (lambda: gather_tokens(X, TOKENS + 5), r"index: found entries 5 to 5, expected 0 to 4"),
         (lambda: gather_tokens(X, TOKENS - 1), r"index: found entries -1 to -1, expected 0 to 4"),
         (lambda: apply_masks(X, []), r"masks: found an empty list, expected at least one \[B, K\]"),

@@ -188,6 +188,20 @@ ROWS = torch.zeros(2, dtype=torch.int64)
             lambda: patchify(VIDEO, mean=(0.5,)),
             "mean, std: found 1 and 3 values, expected 3 each",
         ),
+        (
+            lambda: patchify(VIDEO, std=(0.2, 0.0, 0.2)),
+            r"std: found \[0.2, 0.0, 0.2\], expected positive values",
+        ),
+        (lambda: patchify(VIDEO, std=(0.2, float("nan"), 0.2)), r"std: found \[0.2, nan, 0.2\]"),
+        (
+            lambda: patchify(VIDEO, dtype=torch.uint8),
+            "dtype: found torch.uint8, expected float64, float32, bfloat16 or float16",
+        ),
+        (
+            lambda: patchify(VIDEO, patch_size=0),
+            "patch_size, tubelet_size: found 0 and 2, expected positive numbers",
+        ),
+        (lambda: patchify(VIDEO, tubelet_size=-2), "patch_size, tubelet_size: found 16 and -2, "),
         (lambda: patchify(VIDEO, ROWS[None]), r"rows: found shape \(1, 2\), expected \[R\]"),
         (lambda: patchify(VIDEO, ROWS.float()), "rows: found dtype torch.float32, expected int32"),
         (lambda: patchify(VIDEO, ROWS + 8), "rows: found entries 8 to 8, expected 0 to 7"),

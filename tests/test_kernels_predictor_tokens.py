@@ -97,6 +97,18 @@ def test_a_mask_token_that_stands_in_thousands_of_rows():
     assert mask_tokens.grad.tolist() == [[float(torch.tensor(3000.0).bfloat16())] * 3, [5.0] * 3]
 
 
+def test_backward_under_autocast():
+    """Mask tokens' gradients are summed in fp32 there too."""
+    context, pos, mask_tokens, source, position = make((13, 9, 3, 6, 400))
+    mask_tokens.requires_grad_()
+    out = predictor_tokens(context, pos, mask_tokens, source, position)
+    grad = torch.randn(out.shape)
+    with torch.autocast("cpu", torch.bfloat16):
+        out.backward(grad)
+    exact = gradients(grad, source, 13, 3)[1].float()
+    torch.testing.assert_close(mask_tokens.grad, exact, rtol=1e-5, atol=1e-5)
+
+
 def test_strided_arguments():
     context, pos, mask_tokens, source, position = make((13, 9, 3, 6, 40))
     strided = [torch.stack([t, t + 1], -1)[..., 0] for t in (context, pos, mask_tokens)]
@@ -158,6 +170,8 @@ S = torch.zeros(3, dtype=torch.int64)
             (C, P, M, S[None], S[None]),
             r"source, position: found shapes \(1, 3\) and \(1, 3\), expected \[R\] each",
         ),
+        ((C, P, M, [0, 1, 2], S), "source: found list, expected a tensor; pass torch.as_tensor"),
+        ((C, P, None, S, S), "mask_tokens: found NoneType, expected a tensor; pass torch"),
         ((C, P, M, S + 6, S), "source: found entries 6 to 6, expected 0 to 5"),
         ((C, P, M, S - 1, S), "source: found entries -1 to -1, expected 0 to 5"),
         ((C, P, M, S, S + 5), "position: found entries 5 to 5, expected 0 to 4"),

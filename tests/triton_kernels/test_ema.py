@@ -100,6 +100,34 @@ def test_nothing_to_update(device):
     ema_update_(empty, empty, 0.5, empty)
 
 
+def test_memory_written_twice_is_refused(device):
+    """Also where a strided tensor is written by way of another, and after its table was kept."""
+    flat, square = torch.zeros(6, device=device), torch.zeros(2, 3, device=device).t()
+    for teacher in ([flat, flat[5:]], [square, square]):
+        student = [torch.ones_like(t) for t in teacher]
+        ema_update_(teacher[:1], student[:1], 1.0)
+        for _ in range(2):
+            with pytest.raises(ValueError, match=r"^teacher\[0\], teacher\[1\]: found memory that"):
+                ema_update_(teacher, student, 0.5)
+        assert not teacher[0].any()
+
+
+def test_tables_are_kept_for_the_calls_that_come_again(device, monkeypatch):
+    """As a loop over parameters makes them; the one whose last call is longest ago leaves."""
+    monkeypatch.setattr(ema, "KEPT_ROWS", 2 * ema.FEWEST_ROWS)
+    monkeypatch.setattr(ema, "_kept", {})
+    built = []
+    build = ema.block_table
+    monkeypatch.setattr(
+        ema, "block_table", lambda entries, device: built.append(entries) or build(entries, device)
+    )
+    pairs = [make(device, shapes=[(3,)], seed=seed) for seed in range(4)]
+    for turn, tables in ((0, 1), (1, 2), (2, 3), (0, 3), (3, 4), (0, 4), (2, 4), (1, 5)):
+        check(*pairs[turn], 0.5)
+        assert len(built) == tables
+    assert len(ema._kept) == 3
+
+
 def test_addresses_are_looked_at_each_time(device):
     """Other tensors, then the first ones again, then the same with new storage."""
     first, second = make(device, seed=1), make(device, seed=2)

@@ -42,10 +42,12 @@ def make(shape, device, dtype=torch.float32, index_dtype=torch.int64, unique=Tru
 
 
 def scattered(grad, index, n):
-    """What PyTorch gives for the gradient of one mask's gather, in the dtype of grad."""
+    """What PyTorch gives for the gradient of one mask's gather, in the dtype of grad; on a CPU,
+    where it adds in order."""
     b = len(index)
-    rows = (n * torch.arange(b, device=index.device)[:, None] + index).flatten()
-    return add_rows(grad.flatten(0, 1), rows, b * n).view(b, n, grad.shape[2])
+    rows = (n * torch.arange(b)[:, None] + index.cpu()).flatten()
+    sums = add_rows(grad.flatten(0, 1).cpu(), rows, b * n)
+    return sums.view(b, n, grad.shape[2]).to(grad.device)
 
 
 @shapes(SHAPES | EMPTY)
@@ -101,6 +103,21 @@ def test_masks_of_one_length_are_concatenated(device):
     second = make((2, 9, 4, 24), device, seed=1)[1]
     expected = torch.cat([gather_tokens_reference(x, mask) for mask in (first, second)])
     assert torch.equal(apply_masks(x, [first, second]), expected)
+
+
+@pytest.mark.parametrize("concat", [True, False])
+def test_results_can_be_changed_in_place(device, concat):
+    x, first = make((2, 9, 4, 24), device)
+    masks = [first, make((2, 9, 4, 24), device, seed=1)[1]]
+    parts = apply_masks(x.requires_grad_(), masks, concat)
+    loss = 0.0
+    for part in [parts] if concat else parts:
+        part += 1
+        loss = loss + part.square().sum()
+    (gradient,) = torch.autograd.grad(loss, x)
+    tokens = torch.cat(masks, 1)
+    rows = 2 * (gather_tokens_reference(x.detach(), tokens) + 1)
+    torch.testing.assert_close(gradient, scattered(rows, tokens, 9))
 
 
 @settings(
@@ -166,13 +183,33 @@ def test_derivatives(device, order):
     assert check(lambda x: gather_tokens(x, index), x.requires_grad_())
 
 
-def test_rows_more_than_2_31_elements_apart(device):
-    """Memory that is mostly never touched: only three rows of it are."""
-    stride = 2**30 + 8
-    storage = torch.UntypedStorage(2 * (2 * stride + 8), device=device)
+FAR = 2**30 + 8  # between neighbours, so that the third is more than 2^31 elements away
+
+
+def spread(device, shape, strides):
+    """A float16 tensor over memory that is mostly never touched, whatever its elements hold."""
+    elements = 1 + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
     x = torch.zeros(0, dtype=torch.float16, device=device)
-    x.set_(storage, 0, (1, 3, 8), (0, stride, 1))
+    return x.set_(torch.UntypedStorage(2 * elements, device=device), 0, shape, strides)
+
+
+def test_rows_more_than_2_31_elements_apart(device):
+    x = spread(device, (1, 3, 8), (0, FAR, 1))
     for token in range(3):
         x[0, token] = token + 1
     index = torch.tensor([[2, 0, 1, 2]], device=device)
     assert gather_tokens(x, index)[0, :, 0].tolist() == [3, 1, 2, 3]
+
+
+def test_columns_more_than_2_31_elements_apart(device):
+    x = spread(device, (1, 5, 3), (0, 1, FAR))
+    x.copy_(torch.arange(15).view(1, 5, 3))
+    index = torch.tensor([[4, 0, 1, 4]], device=device)
+    expected = torch.tensor([[12, 13, 14], [0, 1, 2], [3, 4, 5], [12, 13, 14]], device=device)
+    assert torch.equal(gather_tokens(x, index)[0], expected.half())
+    grad = spread(device, (4, 3), (1, FAR))
+    grad.copy_(torch.arange(12).view(4, 3))
+    sums = torch.tensor([[3, 4, 5], [6, 7, 8], [0, 0, 0], [0, 0, 0], [9, 11, 13]], device=device)
+    assert torch.equal(scatter_tokens(grad, [index], 1, 5)[0], sums.half()), "one twice"
+    once = scatter_tokens(grad[1:], [index[:, 1:]], 1, 5)[0]
+    assert torch.equal(once[:4], sums[:4].half())

@@ -165,9 +165,12 @@ def test_a_row_outside_the_features_is_not_read(device):
         assert torch.equal(found, clean)
 
 
-@pytest.mark.parametrize("seqlens", [[60, 2], [60, 5], [70, -7], [-4, 67], [200, -90]], ids=str)
-def test_lengths_that_do_not_sum_to_the_rows(device, monkeypatch, seqlens):
-    """Nothing outside is written, and rows of no sequence give NaN."""
+LENGTHS = [[60, 2], [60, 5], [70, -7], [-4, 67], [200, -90], [63, 0], [0, 63], [2**40, 1]]
+
+
+@pytest.mark.parametrize("seqlens", LENGTHS, ids=str)
+def test_wrong_lengths_give_nan(device, monkeypatch, seqlens):
+    """Where nobody looked at them, and nothing outside is written."""
     prediction, features, rows, *_ = make(device, SHAPES["63 x 80"])
     around = torch.full((63 + 200,), 7.0, device=device)
     allocate = torch.empty
@@ -177,12 +180,30 @@ def test_lengths_that_do_not_sum_to_the_rows(device, monkeypatch, seqlens):
 
     monkeypatch.setattr(torch, "empty", within)
     sequences = torch.tensor(seqlens, device=device), torch.tensor([0, 1], device=device)
-    loss, _ = feature_loss_triton.launch_loss(
+    loss, found = feature_loss_triton.launch_loss(
         prediction, features, rows, *sequences, 1.0, True, 1e-5, 1.0
     )
     assert (around[:100] == 7).all() and (around[163:] == 7).all()
-    left = sum(seqlens) < 63
-    assert around[100:163].isnan().any() == left and loss.isnan() == left
+    assert around[100:163].isnan().all() and loss.isnan() and found.isnan().all()
+
+
+def test_many_wrong_lengths_give_nan(device):
+    """Those of other tiles than a sequence's own count too."""
+    for length in (0, 3):
+        prediction, features, rows, *_ = make(device, (24, 10, [1] * 150, [0]))
+        seqlens = torch.ones(150, dtype=torch.int32, device=device)
+        seqlens[[2, 149]] = torch.tensor([length, 2 - length], dtype=torch.int32, device=device)
+        loss = masked_feature_loss(prediction, features, rows, seqlens, seqlens * 0)
+        assert loss.isnan()
+
+
+def test_no_rows_give_nan(device):
+    """A sequence has a target at least, so its length is wrong."""
+    sequence = torch.ones(1, dtype=torch.int64, device=device)
+    none = torch.empty(0, dtype=torch.int64, device=device)
+    prediction = torch.empty(0, 24, device=device).requires_grad_()
+    loss = masked_feature_loss(prediction, prediction.detach(), none, sequence, sequence)
+    assert loss.isnan() and gradient(loss, prediction).shape == (0, 24)
 
 
 def test_the_switch_makes_them_errors(device, monkeypatch):

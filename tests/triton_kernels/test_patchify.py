@@ -104,6 +104,19 @@ def test_a_still_clip_is_expanded(device):
     check(call(video, size), expected(video.contiguous(), size))
 
 
+@pytest.mark.parametrize("axis", range(5), ids=["clip", "frame", "line", "column", "channel"])
+def test_strides_past_two_to_the_31st_byte(device, axis):
+    """The place of the last pixel along an axis doesn't fit in 32 bits; its stride may."""
+    size = (3, 1, 1, 1, 3, 3)
+    strides = [81, 27, 9, 3, 1]
+    strides[axis] = 2**30 + 8
+    far = torch.empty(0, dtype=torch.uint8, device=device)
+    # never touched but for the pixels, so a CPU hands out no pages
+    far.set_(torch.UntypedStorage(2**31 + 1024, device=device), 0, (3,) * 5, strides)
+    video = make(device, size)
+    check(call(far.copy_(video), size), expected(video, size))
+
+
 def test_rows_outside_the_video_are_not_read(device):
     size = SIZES["of 14"]
     video = make(device, size)

@@ -14,6 +14,14 @@ def require(condition: bool, message: str) -> None:
         raise ValueError(message)
 
 
+def require_tensor(name: str, value: object) -> None:
+    """Refuse what isn't a tensor."""
+    require(
+        isinstance(value, Tensor),
+        f"{name}: found {type(value).__name__}, expected a tensor; pass torch.as_tensor({name})",
+    )
+
+
 def require_integers(name: str, tensor: Tensor) -> None:
     """Refuse a tensor that is neither int32 nor int64."""
     require(

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import lru_cache
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
 
 import torch
 import triton
@@ -11,10 +11,15 @@ import triton.language as tl
 from torch import Tensor
 
 from vjepa_fast.kernels.checks import require
-from vjepa_fast.kernels.dispatch import use_triton
+from vjepa_fast.kernels.dispatch import LAUNCH, use_triton
 
 BLOCK, WARPS = 2048, 8
 DTYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
+KEPT_ROWS, FEWEST_ROWS = 1 << 22, 1 << 12  # 128 MiB of tables; 1024 calls, however small
+
+Entry = tuple[int, int, int, int, torch.dtype, torch.dtype | None]  # see `block_table`
+BlockTable = tuple[Tensor, torch.dtype, torch.dtype | None]
+_kept: dict[tuple[torch.device, tuple[Entry, ...]], list[BlockTable]] = {}
 
 
 @torch.no_grad()
@@ -66,28 +71,69 @@ def ema_kernel(p_table, weight, STUDENT: tl.constexpr, COPY: tl.constexpr, BLOCK
         average(p_teacher, p_student, p_copy, weight, o < left, COPY)
 
 
-@lru_cache(maxsize=16)
-def block_table(
-    tensors: tuple[tuple[int, int, int, int], ...], sizes: tuple[int, int], device: torch.device
-) -> Tensor:
+def refuse_shared(teacher: Sequence[Tensor], copies: Sequence[Tensor]) -> None:
+    """Refuse memory that would be written twice: on a GPU in any order.
+
+    Of a strided tensor only the first element is looked at.
+    """
+    written = sorted(
+        (t.data_ptr(), t.nbytes if t.is_contiguous() else t.itemsize, name, i)
+        for name, tensors in (("teacher", teacher), ("low_precision_copy", copies))
+        for i, t in enumerate(tensors)
+        if t.numel() and not t.is_meta
+    )
+    for (start, size, *one), (after, _, *other) in pairwise(written):
+        if after < start + size:
+            raise ValueError(
+                "{}[{}], {}[{}]: found memory that they share, expected memory of its own for each "
+                "tensor; give a tied parameter once".format(*one, *other)
+            )
+
+
+def block_table(entries: Sequence[Entry], device: torch.device) -> Tensor:
     """What each program does: addresses of its teacher, student and copy, elements left there.
 
-    Built when the addresses change, that is once in a training run.
-
     Args:
-        tensors: addresses of teacher, student and copy, and number of elements, of each tensor.
-        sizes: bytes of an element of the student and of the copy; the teacher's has 4.
+        entries: addresses of teacher, student and copy, number of elements, dtypes of student and
+            copy, of tensors whose dtypes agree.
 
     Returns:
         [blocks, 4] int64 on the device.
     """
-    table = torch.tensor(tensors, dtype=torch.int64)
+    table = torch.tensor([entry[:4] for entry in entries], dtype=torch.int64)
+    student, copy = entries[0][4:]
     blocks = (table[:, 3] + BLOCK - 1) // BLOCK
-    owner = torch.repeat_interleave(torch.arange(len(tensors)), blocks)
+    owner = torch.repeat_interleave(torch.arange(len(entries)), blocks)
     first = torch.cumsum(blocks, 0) - blocks
     offset = BLOCK * (torch.arange(len(owner)) - first[owner])
-    step = torch.tensor([4, *sizes, -1])
+    step = torch.tensor([4, student.itemsize, copy.itemsize if copy else 0, -1])
     return (table[owner] + offset[:, None] * step).to(device)  # host sync
+
+
+def _rows(tables: list[BlockTable]) -> int:
+    return max(FEWEST_ROWS, sum(len(table) for table, *_ in tables))
+
+
+def block_tables(
+    entries: tuple[Entry, ...], teacher: Sequence[Tensor], copies: Sequence[Tensor]
+) -> list[BlockTable]:
+    """Table, student's dtype and copy's dtype of each launch: one for each pair of dtypes.
+
+    The first call with these tensors waits for the device. Tables are kept for the next one, about
+    `KEPT_ROWS` in all: those whose last call is longest ago leave first.
+    """
+    key = (teacher[0].device, entries)
+    tables = _kept.pop(key, None)
+    if tables is None:
+        refuse_shared(teacher, copies)
+        groups: dict[tuple, list[Entry]] = {}
+        for entry in entries:
+            groups.setdefault(entry[4:], []).append(entry)
+        tables = [(block_table(group, key[0]), *kinds) for kinds, group in groups.items()]
+        while sum(map(_rows, _kept.values())) > KEPT_ROWS:
+            _kept.pop(next(iter(_kept)))
+    _kept[key] = tables
+    return tables
 
 
 def launch_ema_(
@@ -102,15 +148,17 @@ def launch_ema_(
         else torch.empty_like(t, dtype=c.dtype if c.dtype in DTYPES else t.dtype)
         for c, t in zip(copies, averages, strict=bool(copies))
     ]
-    groups: dict[tuple[torch.dtype, torch.dtype | None], list[tuple[int, int, int, int]]] = {}
-    for i, (t, s) in enumerate(zip(averages, sources, strict=True)):
-        copy, address = (targets[i].dtype, targets[i].data_ptr()) if copies else (None, 0)
-        entry = (t.data_ptr(), s.data_ptr(), address, t.numel())
-        groups.setdefault((s.dtype, copy), []).append(entry)
+    own, written = [*teacher, *copies], [*averages, *targets]
+    moved = [(o, w) for o, w in zip(own, written, strict=True) if o is not w]
+    if moved:
+        refuse_shared(teacher, copies)  # what is written in their stead has its own memory
+    ends = [(c.data_ptr(), c.dtype) for c in targets] or [(0, None)] * len(averages)
+    entries = tuple(
+        (t.data_ptr(), s.data_ptr(), address, t.numel(), s.dtype, copy)
+        for t, s, (address, copy) in zip(averages, sources, ends, strict=True)
+    )
     with torch.cuda.device_of(teacher[0]):
-        for (dtype, copy), entries in groups.items():
-            sizes = (dtype.itemsize, copy.itemsize if copy else 0)
-            table = block_table(tuple(entries), sizes, teacher[0].device)
+        for table, dtype, copy in block_tables(entries, averages, targets):
             if len(table):
                 ema_kernel[(len(table),)](
                     table,
@@ -119,11 +167,10 @@ def launch_ema_(
                     COPY=DTYPES[copy] if copy else None,
                     BLOCK=BLOCK,
                     num_warps=WARPS,
+                    **LAUNCH,
                 )
-    for own, written in ((teacher, averages), (copies, targets)):
-        for o, w in zip(own, written, strict=True):
-            if o is not w:
-                o.copy_(w)
+    for o, w in moved:
+        o.copy_(w)
 
 
 @torch.library.custom_op("vjepa_fast::ema_update", mutates_args=("teacher", "copies"))
@@ -133,6 +180,7 @@ def _ema_update(
     if use_triton("ema_update_", teacher[0]):
         launch_ema_(teacher, student, momentum, copies)
     else:
+        refuse_shared(teacher, copies)
         ema_update_reference_(teacher, student, momentum, copies or None)
 
 
@@ -142,58 +190,58 @@ def _(teacher, student, momentum, copies):
 
 
 def ema_update_(
-    teacher: Sequence[Tensor],
-    student: Sequence[Tensor],
+    teacher: Iterable[Tensor],
+    student: Iterable[Tensor],
     momentum: float,
-    low_precision_copy: Sequence[Tensor] | None = None,
+    low_precision_copy: Iterable[Tensor] | None = None,
 ) -> None:
     """teacher ← momentum · teacher + (1 - momentum) · student, in place (paper, section 3.1).
 
     On a GPU all contiguous tensors are read and written once, in one launch; the others are copied
-    before and after.
+    before and after. The first call with these tensors waits for the device.
 
     Args:
-        teacher: fp32 tensors, all on one device.
+        teacher: fp32 tensors, all on one device, each with memory of its own.
         student: tensors of the same shapes, any floating dtype.
         momentum: in 0 … 1.
         low_precision_copy: tensors of the same shapes that receive the new teacher, cast.
 
     Raises:
         ValueError: lists, shapes or devices that differ, a momentum outside 0 … 1, a teacher not in
-            fp32.
+            fp32, teachers or copies that share memory.
     """
     require(0.0 <= momentum <= 1.0, f"momentum: found {momentum}, expected 0 to 1")
+    teacher, student, copies = list(teacher), list(student), list(low_precision_copy or ())
     require(
         len(teacher) == len(student),
         f"teacher, student: found {len(teacher)} and {len(student)} tensors, expected as many",
     )
     for i, (t, s) in enumerate(zip(teacher, student, strict=True)):
-        require(
-            t.shape == s.shape,
-            f"teacher[{i}], student[{i}]: found shapes {tuple(t.shape)} and {tuple(s.shape)}, "
-            "expected equal shapes",
-        )
-        require(
-            t.dtype == torch.float32,
-            f"teacher[{i}]: found dtype {t.dtype}, expected float32; in lower precision an update "
-            "at a momentum near 1 is less than half an ulp and the average never moves (keep fp32 "
-            "and pass low_precision_copy)",
-        )
-    copies = list(low_precision_copy or ())
+        if t.shape != s.shape:  # no `require`, which would write its sentence for every tensor
+            raise ValueError(
+                f"teacher[{i}], student[{i}]: found shapes {tuple(t.shape)} and {tuple(s.shape)}, "
+                "expected equal shapes"
+            )
+        if t.dtype != torch.float32:
+            raise ValueError(
+                f"teacher[{i}]: found dtype {t.dtype}, expected float32; in lower precision an "
+                "update at a momentum near 1 is less than half an ulp and the average never moves "
+                "(keep fp32 and pass low_precision_copy)"
+            )
     if low_precision_copy is not None:
-        found = [tuple(c.shape) for c in low_precision_copy]
-        expected = [tuple(t.shape) for t in teacher]
-        require(
-            found == expected,
-            f"low_precision_copy: found shapes {found}, expected the teacher's {expected}",
-        )
+        found, expected = [c.shape for c in copies], [t.shape for t in teacher]
+        if found != expected:
+            raise ValueError(
+                f"low_precision_copy: found shapes {[*map(tuple, found)]}, expected the teacher's "
+                f"{[*map(tuple, expected)]}"
+            )
     if not teacher:  # PyTorch's list functions refuse an empty list
         return
     devices = {t.device for tensors in (teacher, student, copies) for t in tensors}
-    require(
-        len(devices) == 1,
-        f"teacher, student, low_precision_copy: found tensors on {sorted(map(str, devices))}, "
-        "expected one device; update the tensors of each device in a call of their own",
-    )
+    if len(devices) > 1:
+        raise ValueError(
+            f"teacher, student, low_precision_copy: found tensors on {sorted(map(str, devices))}, "
+            "expected one device; update the tensors of each device in a call of their own"
+        )
     with torch.no_grad():
-        _ema_update(list(teacher), list(student), momentum, copies)
+        _ema_update(teacher, student, momentum, copies)

@@ -152,7 +152,8 @@ def masked_feature_loss(
     Raises:
         ValueError: shapes, dtypes or devices that don't fit, an exponent below 1; on CPU, or under
             VJEPA_FAST_CHECK_INDEX=1, rows outside `features` and lengths that don't sum to R.
-            Unchecked, such rows give NaN on a GPU.
+            Unchecked, on a GPU, such a row gives NaN in the loss and in its own gradient, such
+            lengths in all of them.
     """
     require(
         prediction.ndim == 2 and features.ndim == 2 and prediction.shape[1] == features.shape[1],

@@ -7,6 +7,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from vjepa_fast.kernels.dispatch import LAUNCH
+
 SUM_BLOCK, SUM_WARPS = 4096, 16
 SCALE_BLOCK, SCALE_WARPS = 4096, 8
 
@@ -24,20 +26,23 @@ def weights_kernel(
     BLOCK: tl.constexpr,
     ROWS: tl.constexpr,
 ):
-    """Program i writes the weight of each row of sequence i, the last one NaN to rows of none.
+    """Program i writes the weight of each row of sequence i, the last one also of rows of none.
 
+    All are NaN unless all lengths are positive and sum to the rows.
     Specs are counted by their first sequences, in tiles of BLOCK x BLOCK comparisons.
     """
     i = tl.program_id(0)
     spec = tl.load(p_specs + i * stride_specs)
     length = tl.load(p_seqlens + i * stride_seqlens).to(tl.int64)
-    start = length * 0
+    start, total, shortest = length * 0, length * 0, length
     clips, specs = 0, 0
     for i_block in range(0, sequences, BLOCK):
         o = i_block + tl.arange(0, BLOCK)
         b_specs = tl.load(p_specs + o * stride_specs, o < sequences, 0)
-        b_lengths = tl.load(p_seqlens + o * stride_seqlens, o < i, 0)
-        start += tl.sum(b_lengths.to(tl.int64))
+        b_lengths = tl.load(p_seqlens + o * stride_seqlens, o < sequences, 1).to(tl.int64)
+        start += tl.sum(tl.where(o < i, b_lengths, 0))
+        total += tl.sum(tl.where(o < sequences, b_lengths, 0))
+        shortest = tl.minimum(shortest, tl.min(b_lengths))
         clips += tl.sum(((b_specs == spec) & (o < sequences)).to(tl.int32))
         b_earlier = tl.zeros([BLOCK], tl.int32)
         for i_other in range(0, i_block + 1, BLOCK):
@@ -47,6 +52,7 @@ def weights_kernel(
             b_earlier += tl.sum(m_same.to(tl.int32), 1)
         specs += tl.sum(((b_earlier == 0) & (o < sequences)).to(tl.int32))
     weight = 1.0 / (clips.to(tl.float32) * specs.to(tl.float32) * length.to(tl.float32) * width)
+    weight = tl.where((shortest > 0) & (total == rows), weight, float("nan"))
     end = tl.minimum(start + length, rows)
     for i_row in range(tl.maximum(start, 0), end, ROWS):
         o = i_row + tl.arange(0, ROWS)
@@ -158,42 +164,50 @@ def launch_loss(
     losses = torch.empty_like(weights)
     loss = torch.empty((), dtype=torch.float32, device=prediction.device)
     gradient = torch.empty(count, width, dtype=prediction.dtype, device=prediction.device)
+    if not gradient.numel():
+        return loss.fill_(float("nan")), gradient  # a mean of nothing
     with torch.cuda.device_of(prediction):
-        if gradient.numel():
-            weights_kernel[(len(seqlens),)](
-                seqlens,
-                spec_ids,
-                weights,
-                len(seqlens),
-                count,
-                float(width),
-                seqlens.stride(0),
-                spec_ids.stride(0),
-                BLOCK=64,
-                ROWS=1024,
-            )
-            rows_kernel[(count,)](
-                prediction,
-                features,
-                rows,
-                weights,
-                losses,
-                gradient,
-                features.shape[0],
-                exponent,
-                eps,
-                scale,
-                *prediction.stride(),
-                *features.stride(),
-                rows.stride(0),
-                D=width,
-                BLOCK=triton.next_power_of_2(width),
-                EXPONENT=int(exponent) if exponent in (1.0, 2.0) else 0,
-                NORMALIZE=normalize,
-                num_warps=rows_warps(width),
-            )
+        weights_kernel[(len(seqlens),)](
+            seqlens,
+            spec_ids,
+            weights,
+            len(seqlens),
+            count,
+            float(width),
+            seqlens.stride(0),
+            spec_ids.stride(0),
+            BLOCK=64,
+            ROWS=1024,
+            **LAUNCH,
+        )
+        rows_kernel[(count,)](
+            prediction,
+            features,
+            rows,
+            weights,
+            losses,
+            gradient,
+            features.shape[0],
+            exponent,
+            eps,
+            scale,
+            *prediction.stride(),
+            *features.stride(),
+            rows.stride(0),
+            D=width,
+            BLOCK=triton.next_power_of_2(width),
+            EXPONENT=int(exponent) if exponent in (1.0, 2.0) else 0,
+            NORMALIZE=normalize,
+            num_warps=rows_warps(width),
+            **LAUNCH,
+        )
         sum_kernel[(1,)](
-            losses, loss, losses.numel() if width else 0, BLOCK=SUM_BLOCK, num_warps=SUM_WARPS
+            losses,
+            loss,
+            count,
+            BLOCK=SUM_BLOCK,
+            num_warps=SUM_WARPS,
+            **LAUNCH,
         )
     return loss, gradient
 
@@ -211,5 +225,6 @@ def launch_scale(scaled: Tensor, grad_loss: Tensor, factor: float) -> Tensor:
                 out.numel(),
                 BLOCK=SCALE_BLOCK,
                 num_warps=SCALE_WARPS,
+                **LAUNCH,
             )
     return out

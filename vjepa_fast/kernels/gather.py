@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 import torch
 import triton
@@ -15,16 +15,17 @@ from vjepa_fast.kernels.checks import (
     require_index,
     require_integers,
     require_same_device,
+    require_tensor,
 )
 from vjepa_fast.kernels.dispatch import LAUNCH, use_triton
-from vjepa_fast.kernels.rows import locate, pack_indices, row_tile
+from vjepa_fast.kernels.rows import flat_rows, locate, pack_indices, row_tile
 from vjepa_fast.kernels.scatter import scatter_tokens
 
 
 def gather_tokens_reference(x: Tensor, index: Tensor) -> Tensor:
     """The specification of `gather_tokens`, in plain PyTorch."""
-    clip = torch.arange(x.shape[0], device=x.device).unsqueeze(1)
-    return x[clip, index.long()]
+    rows = flat_rows([index], x.shape[0], x.shape[1])
+    return x.flatten(0, 1).index_select(0, rows).view(*index.shape, x.shape[2])
 
 
 @triton.jit(do_not_specialize=["B", "N", "total"])
@@ -52,9 +53,8 @@ def gather_kernel(
     m_row, m_d = o_row < total, o_d < D
     m_token = m_row & (token >= 0) & (token < N)
     p_row = p_x + (clip.to(tl.int64) * stride_clip + token * stride_token)[:, None]
-    b = tl.load(
-        p_row + o_d[None, :] * stride_d, m_token[:, None] & m_d[None, :], other=float("nan")
-    )
+    p = p_row + o_d.to(tl.int64)[None, :] * stride_d
+    b = tl.load(p, m_token[:, None] & m_d[None, :], other=float("nan"))
     p_row = p_out + o_row.to(tl.int64)[:, None] * D + o_d[None, :]
     tl.store(p_row, b, m_row[:, None] & m_d[None, :])
 
@@ -97,8 +97,7 @@ def gather_rows(x: Tensor, indices: list[Tensor]) -> Tensor:
         require_index("index" if len(indices) == 1 else f"masks[{i}]", index, x.shape[1])
     if use_triton("gather_tokens", x):
         return launch_gather(x, indices)
-    rows = [gather_tokens_reference(x, index).flatten(0, 1) for index in indices]
-    return rows[0] if len(rows) == 1 else torch.cat(rows)
+    return x.flatten(0, 1).index_select(0, flat_rows(indices, x.shape[0], x.shape[1]))
 
 
 @gather_rows.register_fake
@@ -130,7 +129,14 @@ gather_rows.register_autograd(_backward_of_gather, setup_context=_save_for_scatt
 scatter_tokens.register_autograd(_backward_of_scatter, setup_context=_save_for_gather)
 
 
-def _check(x: Tensor, name: str, index: Tensor) -> None:
+def _check_tokens(x: Tensor) -> None:
+    require_tensor("x", x)
+    require(x.ndim == 3, f"x: found shape {tuple(x.shape)}, expected [B, N, D]")
+    require_floating("x", x)
+
+
+def _check_index(x: Tensor, name: str, index: Tensor) -> None:
+    require_tensor(name, index)
     require(
         index.ndim == 2 and index.shape[0] == x.shape[0],
         f"{name}: found shape {tuple(index.shape)}, expected [{x.shape[0]}, K]",
@@ -147,21 +153,22 @@ def gather_tokens(x: Tensor, index: Tensor) -> Tensor:
         index: token of each output row, [B, K], int32 or int64, in 0 … N - 1.
 
     Returns:
-        [B, K, D], dtype of x. Differentiable in x, twice too; duplicates in index add up in a
-        fixed order (on CUDA that takes Triton).
+        [B, K, D], contiguous, dtype of x; may be changed in place, before a backward too.
+        Differentiable in x, twice too; duplicates in index add up in a fixed order (on CUDA that
+        takes Triton: PyTorch adds them atomically, in any order).
 
     Raises:
-        ValueError: wrong number of dimensions, batch sizes or devices that differ, other dtypes; on
-            CPU, or under VJEPA_FAST_CHECK_INDEX=1, an index outside 0 … N - 1. Else such a row is
-            NaN on CUDA and receives no gradient.
+        ValueError: what isn't a tensor, wrong number of dimensions, batch sizes or devices that
+            differ, other dtypes; on CPU, or under VJEPA_FAST_CHECK_INDEX=1, an index outside
+            0 … N - 1. Else on CUDA Triton makes such a row NaN and gives it no gradient, and the
+            reference (VJEPA_FAST_KERNELS=reference) stops with PyTorch's device-side assertion.
     """
-    require(x.ndim == 3, f"x: found shape {tuple(x.shape)}, expected [B, N, D]")
-    require_floating("x", x)
-    _check(x, "index", index)
+    _check_tokens(x)
+    _check_index(x, "index", index)
     return gather_rows(x, [index]).view(*index.shape, x.shape[2])
 
 
-def apply_masks(x: Tensor, masks: Sequence[Tensor], concat: bool = True) -> Tensor | list[Tensor]:
+def apply_masks(x: Tensor, masks: Iterable[Tensor], concat: bool = True) -> Tensor | list[Tensor]:
     """Gather the tokens of several masks over the same x, as public JEPA code calls it.
 
     One launch for all masks, and one for all of their gradients.
@@ -172,16 +179,17 @@ def apply_masks(x: Tensor, masks: Sequence[Tensor], concat: bool = True) -> Tens
         concat: concatenate along the batch (needs equal K_i).
 
     Returns:
-        [len(masks) * B, K, D], mask-major; with concat=False a list of [B, K_i, D].
+        [len(masks) * B, K, D], mask-major; with concat=False a list of [B, K_i, D]. Each may be
+        changed in place, before a backward too.
 
     Raises:
         ValueError: as `gather_tokens`; no mask; concat with unequal K_i.
     """
+    masks = list(masks)
     require(len(masks) > 0, "masks: found an empty list, expected at least one [B, K] index")
-    require(x.ndim == 3, f"x: found shape {tuple(x.shape)}, expected [B, N, D]")
-    require_floating("x", x)
+    _check_tokens(x)
     for i, mask in enumerate(masks):
-        _check(x, f"masks[{i}]", mask)
+        _check_index(x, f"masks[{i}]", mask)
     clips, width = x.shape[0], x.shape[2]
     lengths = [mask.shape[1] for mask in masks]
     if concat:
@@ -190,6 +198,7 @@ def apply_masks(x: Tensor, masks: Sequence[Tensor], concat: bool = True) -> Tens
             f"masks: found {sorted(set(lengths))} tokens a clip, expected one length; pass "
             "concat=False",
         )
-        return gather_rows(x, list(masks)).view(len(masks) * clips, lengths[0], width)
-    rows = gather_rows(x, list(masks)).split([clips * length for length in lengths])
-    return [part.view(clips, k, width) for part, k in zip(rows, lengths, strict=True)]
+        return gather_rows(x, masks).view(len(masks) * clips, lengths[0], width)
+    # autograd takes what `split` returns for views, and refuses to change one in place
+    parts = torch.unsafe_split_with_sizes(gather_rows(x, masks), [clips * k for k in lengths])
+    return [part.view(clips, k, width) for part, k in zip(parts, lengths, strict=True)]

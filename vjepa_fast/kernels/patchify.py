@@ -19,6 +19,7 @@ from vjepa_fast.kernels.patchify_triton import launch_patchify
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 @lru_cache
@@ -120,15 +121,15 @@ def patchify(
         patch_size: side of a patch in pixels.
         tubelet_size: frames of a tubelet.
         mean, std: per channel, of pixels scaled to 0 … 1.
-        dtype: of the result; the arithmetic is fp32.
+        dtype: of the result, floating; the arithmetic is fp32.
 
     Returns:
         [R, 3 * tubelet_size * patch_size²], values of a patch in the order of a Conv3d weight
         (channel, frame, line, column).
 
     Raises:
-        ValueError: a video of another dtype, shape or size; other than 3 means or stds; rows as in
-            `gather_tokens`.
+        ValueError: a video of another dtype, shape or size; other than 3 means or positive stds;
+            sizes that aren't positive; a dtype that isn't floating; rows as in `gather_tokens`.
     """
     require(video.dtype == torch.uint8, f"video: found dtype {video.dtype}, expected uint8")
     require(
@@ -138,6 +139,20 @@ def patchify(
     require(
         len(mean) == 3 and len(std) == 3,
         f"mean, std: found {len(mean)} and {len(std)} values, expected 3 each; give one a channel",
+    )
+    require(
+        all(s > 0 for s in std),
+        f"std: found {list(std)}, expected positive values; they divide pixels scaled to 0 … 1",
+    )
+    require(
+        dtype in DTYPES,
+        f"dtype: found {dtype}, expected float64, float32, bfloat16 or float16; patches are "
+        "normalised",
+    )
+    require(
+        patch_size > 0 and tubelet_size > 0,
+        f"patch_size, tubelet_size: found {patch_size} and {tubelet_size}, expected positive "
+        "numbers; give pixels and frames of a patch",
     )
     if video.shape[-1] != 3:
         video = video.permute(0, 2, 3, 4, 1)

@@ -9,6 +9,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from vjepa_fast.kernels.dispatch import LAUNCH
+
 
 @triton.jit
 def byte_of(b_0, b_1, b_2, PLACE: tl.constexpr):
@@ -95,7 +97,8 @@ def patchify_kernel(
         if WORDS:
             b_pixels = channel_of(b_0, b_1, b_2, c, LINES, COLUMNS)
         else:
-            b_pixels = tl.load(p_pixels + stride_channel * c, m)
+            b_pixels = tl.load(p_pixels, m)
+            p_pixels += stride_channel  # 2 · stride may be past 2³¹
         b_pixels = b_pixels.to(tl.float32) * scale + shift
         b_pixels = tl.where(inside, b_pixels, float("nan"))
         tl.store(p_patch, b_pixels.to(p_out.dtype.element_ty), m)
@@ -144,4 +147,5 @@ def launch_patchify(
             COLUMNS=columns,
             WORDS=readable_as_words(video, patch_size),
             num_warps=min(max(lines * columns // 256, 1), 8),  # 8 pixels of a channel a thread
+            **LAUNCH,
         )

@@ -11,6 +11,7 @@ from vjepa_fast.kernels.checks import (
     require_index,
     require_integers,
     require_same_device,
+    require_tensor,
 )
 from vjepa_fast.kernels.dispatch import use_triton
 from vjepa_fast.kernels.predictor_tokens_triton import launch_predictor_tokens, launch_sum_by_spec
@@ -22,7 +23,7 @@ def predictor_tokens_reference(
 ) -> Tensor:
     """The specification of `predictor_tokens`, in plain PyTorch."""
     pool = torch.cat([context.float(), mask_tokens.float()])
-    return (pool[source.long()] + pos[position.long()]).to(context.dtype)
+    return (pool.index_select(0, source) + pos.index_select(0, position)).to(context.dtype)
 
 
 def predictor_tokens_backward_reference(
@@ -33,7 +34,8 @@ def predictor_tokens_backward_reference(
     # mask tokens collect thousands of rows each: a product with one-hot rows adds in fp32
     spec = torch.arange(context_rows, context_rows + specs, device=source.device)
     one_hot = (source == spec[:, None]).float()
-    mask_tokens = one_hot @ grad.float()
+    with torch.autocast(grad.device.type, enabled=False):  # it would make the product bf16
+        mask_tokens = one_hot @ grad.float()
     if grad.device.type == "cpu":
         return add_rows(grad[is_context], source[is_context], context_rows), mask_tokens
     # a boolean mask would wait for the device: mask tokens go to a row that is dropped
@@ -116,13 +118,19 @@ def predictor_tokens(
         position: token each output row stands at, [R], in 0 … N - 1.
 
     Returns:
-        [R, P], dtype of context, added in fp32. Differentiable (once) in context and mask_tokens.
+        [R, P], dtype of context, added in fp32. Differentiable (once) in context and mask_tokens:
+        gradients of rows that stand several times add up in a fixed order (context rows on CUDA:
+        that takes Triton; PyTorch adds them atomically, in any order).
 
     Raises:
-        ValueError: widths, lengths or devices that differ, other dtypes; on CPU, or under
-            VJEPA_FAST_CHECK_INDEX=1, an index outside its range. Else such a row is NaN on CUDA
-            and gives no gradient.
+        ValueError: what isn't a tensor; widths, lengths or devices that differ, other dtypes; on
+            CPU, or under VJEPA_FAST_CHECK_INDEX=1, an index outside its range. Else on CUDA Triton
+            makes such a row NaN and takes no gradient from it, and the reference
+            (VJEPA_FAST_KERNELS=reference) stops with PyTorch's device-side assertion.
     """
+    tables = {"context": context, "pos": pos, "mask_tokens": mask_tokens}
+    for name, value in (*tables.items(), ("source", source), ("position", position)):
+        require_tensor(name, value)
     require(
         context.ndim == 2 and pos.ndim == 2 and mask_tokens.ndim == 2,
         f"context, pos, mask_tokens: found shapes {tuple(context.shape)}, {tuple(pos.shape)} and "
@@ -138,7 +146,7 @@ def predictor_tokens(
         f"source, position: found shapes {tuple(source.shape)} and {tuple(position.shape)}, "
         "expected [R] each",
     )
-    for name, table in (("context", context), ("pos", pos), ("mask_tokens", mask_tokens)):
+    for name, table in tables.items():
         require_floating(name, table)
         require_same_device(name, table, "source", source)
     require_integers("source", source)

@@ -40,6 +40,7 @@ def predictor_tokens_kernel(
     blocks: tl.constexpr = (D + BLOCK_D - 1) // BLOCK_D
     o_row = tl.program_id(0) // blocks * ROWS + tl.arange(0, ROWS)
     o_d = (tl.program_id(0) % blocks * BLOCK_D + tl.arange(0, BLOCK_D))[None, :]
+    o_wide = o_d.to(tl.int64)
     m_row, m_d = o_row < rows, o_d < D
     source = tl.load(p_source + o_row, m_row, other=-1).to(tl.int64)
     position = tl.load(p_position + o_row, m_row, other=-1).to(tl.int64)
@@ -47,11 +48,11 @@ def predictor_tokens_kernel(
     m_context = (source >= 0) & (source < context_rows)
     m_spec = (spec >= 0) & (spec < specs)
     m_position = (position >= 0) & (position < positions) & (m_context | m_spec)
-    p = p_context + source[:, None] * stride_context + o_d * stride_context_d
+    p = p_context + source[:, None] * stride_context + o_wide * stride_context_d
     b_context = tl.load(p, m_context[:, None] & m_d, other=0).to(tl.float32)
-    p = p_mask_tokens + spec[:, None] * stride_mask_tokens + o_d * stride_mask_tokens_d
+    p = p_mask_tokens + spec[:, None] * stride_mask_tokens + o_wide * stride_mask_tokens_d
     b_mask_token = tl.load(p, m_spec[:, None] & m_d, other=0).to(tl.float32)
-    p = p_pos + position[:, None] * stride_pos + o_d * stride_pos_d
+    p = p_pos + position[:, None] * stride_pos + o_wide * stride_pos_d
     b_pos = tl.load(p, m_position[:, None] & m_d, other=float("nan")).to(tl.float32)
     p = p_out + o_row.to(tl.int64)[:, None] * D + o_d
     tl.store(p, b_context + b_mask_token + b_pos, m_row[:, None] & m_d)
@@ -82,7 +83,8 @@ def add_chunks_kernel(
     for i in range(CHUNK // ROWS):
         o_row = i_chunk * CHUNK + i * ROWS + tl.arange(0, ROWS)
         source = tl.load(p_source + o_row, o_row < rows, other=-1).to(tl.int64)
-        p = p_grad + o_row.to(tl.int64)[:, None] * stride_row + o_d[None, :] * stride_d
+        p = p_grad + o_row.to(tl.int64)[:, None] * stride_row
+        p += o_d.to(tl.int64)[None, :] * stride_d
         m = (source == context_rows + i_spec)[:, None] & m_d[None, :]
         b_sum += tl.load(p, m, other=0).to(tl.float32)
     p = p_partial + (i_chunk.to(tl.int64) * SPECS + i_spec) * D + o_d

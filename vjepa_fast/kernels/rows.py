@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -18,6 +19,19 @@ def row_tile(width: int, itemsize: int) -> dict[str, int]:
     blocks = [b for b in (512, 256, 128, 64, 32, 16, 8, 4, 2, 1) if min(64, widest) <= b <= widest]
     block = min(blocks, key=lambda b: (triton.cdiv(width, b) * b, -b))
     return {"ROWS": max(1, TILE_BYTES // (block * itemsize)), "BLOCK_D": block}
+
+
+def flat_rows(indices: list[Tensor], clips: int, tokens: int) -> Tensor:
+    """Rows of x [clips, tokens, D] flattened, mask by mask: what the references index.
+
+    A token outside its clip becomes row -1, which PyTorch refuses: never a row of another clip.
+    """
+    first = torch.arange(clips, device=indices[0].device).unsqueeze(1) * tokens
+    rows = [
+        torch.where((index >= 0) & (index < tokens), first + index, -1).flatten()
+        for index in indices
+    ]
+    return rows[0] if len(rows) == 1 else torch.cat(rows)
 
 
 def pack_indices(indices: list[Tensor]) -> tuple[tuple[Tensor, ...], tuple[int, ...], int]:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vjepa_fast.kernels.checks import require
 from vjepa_fast.kernels.dispatch import LAUNCH, use_triton
-from vjepa_fast.kernels.rows import MAX_ROWS, locate, pack_indices, row_tile
+from vjepa_fast.kernels.rows import MAX_ROWS, flat_rows, locate, pack_indices, row_tile
 
 
 def add_rows(values: Tensor, rows: Tensor, size: int) -> Tensor:
@@ -94,7 +94,7 @@ def sum_of_row(
         last = tl.load(p_last + o)
         while place <= last:
             source = (start + clip * size + place).to(tl.int64)
-            b = tl.load(p_grad + source * stride_row + o_d * stride_d, m_d, other=0)
+            b = tl.load(p_grad + source * stride_row + o_d.to(tl.int64) * stride_d, m_d, other=0)
             b_sum += b.to(SUM)
             place = next_place(indices[i] + clip * size, token, place, last, SCAN)
         start += B * size
@@ -136,7 +136,7 @@ def scatter_kernel(
         last = tl.load(p_last + o, m_row, other=-1)
         m_repeated |= first < last
         source = (start + clip * size + first).to(tl.int64)
-        p_row = p_grad + source[:, None] * stride_row + o_d[None, :] * stride_d
+        p_row = p_grad + source[:, None] * stride_row + o_d.to(tl.int64)[None, :] * stride_d
         b_sum += tl.load(p_row, (first == last)[:, None] & m_d[None, :], other=0).to(SUM)
         start += B * size
     p_row = p_out + o_row.to(tl.int64)[:, None] * D + o_d[None, :]
@@ -211,17 +211,15 @@ def scatter_tokens(grad: Tensor, indices: list[Tensor], clips: int, tokens: int)
 
     Args:
         grad: [Σ clips · K_i, D], rows mask by mask.
-        indices: for each mask the token of each row, [clips, K_i] int32 or int64. On Triton rows
-            outside 0 … tokens - 1 are left out.
+        indices: for each mask the token of each row, [clips, K_i] int32 or int64. Outside
+            0 … tokens - 1 Triton leaves a row out and PyTorch raises (on CUDA: asserts).
 
     Returns:
         [clips, tokens, D], dtype of grad; sums in fp32 (fp64 for fp64), rounded once.
     """
     if use_triton("scatter_tokens", grad):
         return launch_scatter(grad, indices, clips, tokens)
-    clip = torch.arange(clips, device=grad.device).unsqueeze(1)
-    rows = [(clip * tokens + index).flatten() for index in indices]
-    rows = rows[0] if len(rows) == 1 else torch.cat(rows)
+    rows = flat_rows(indices, clips, tokens)
     return add_rows(grad, rows, clips * tokens).view(clips, tokens, grad.shape[1])
 
 
