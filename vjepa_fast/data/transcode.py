@@ -322,6 +322,8 @@ def _encode(candidate: Candidate, target: Path, settings: Settings, stamp: str) 
                 pts, smaller.time_base = round(i / rate / time_base), time_base
             smaller.pts = pts
             copy.mux(stream.encode(smaller))
+        if size is None:  # PyAV would write no file at all
+            raise BadVideo("damaged (no frame can be decoded)")
         copy.mux(stream.encode(None))
 
 
