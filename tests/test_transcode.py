@@ -273,20 +273,3 @@ def test_a_file_that_is_no_copy_is_never_replaced(originals, tmp_path, text):
     assert refused == [(str(originals.parent / "v.mp4"), reason)]
     assert other.read_bytes() == before
     assert len(read_manifest(target)) == 2
-
-
-@pytest.mark.usefixtures("in_process")
-def test_a_video_without_frames_does_not_end_the_others(tmp_path):
-    pictures = [videos.numbered(i) for i in range(20)]
-    paths = [
-        videos.write_video(tmp_path / name, pictures, "h264", faststart=True)
-        for name in ("empty.mp4", "good.mp4")
-    ]
-    entry, good = map(probe_video, paths)
-    data = paths[0].read_bytes()
-    first = data.index(b"mdat") + 4
-    paths[0].write_bytes(data[:first] + bytes(len(data) - first))
-    write_manifest(tmp_path / "m.csv", [damaged.pinned(entry, paths[0]), good])
-    target, refused = transcode_manifest(tmp_path / "m.csv", tmp_path / "copies", "h264", 32, 5)
-    assert refused == [(str(paths[0]), "damaged (no frame can be decoded)")]
-    assert len(read_manifest(target)) == 1
