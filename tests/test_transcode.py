@@ -38,6 +38,16 @@ def originals(tmp_path):
     return folder / "m.csv"
 
 
+@pytest.fixture
+def in_process(monkeypatch):
+    """Copies made here, one after the other: a process takes seconds to start."""
+
+    def scan(candidates, workers, copy, seconds, chunk_size):
+        return map(copy, candidates)
+
+    monkeypatch.setattr(transcode, "scan", scan)
+
+
 @pytest.mark.parametrize(("codec", "suffix"), [("h264", "mp4"), ("vp9", "webm")])
 def test_copies_show_the_same_frames(originals, tmp_path, codec, suffix):
     target, refused = transcode_manifest(originals, tmp_path / "copies", codec, 60, 5, workers=1)
@@ -117,6 +127,7 @@ def test_bad_settings_are_refused(originals, tmp_path, settings, message):
         transcode_manifest(originals, output, **settings)
 
 
+@pytest.mark.usefixtures("in_process")
 def test_originals_outside_the_manifests_folder_are_kept(originals, tmp_path):
     lists = tmp_path / "lists"
     lists.mkdir()
@@ -165,6 +176,7 @@ def test_no_original_is_ever_overwritten(originals, tmp_path, manifest, output, 
     assert {path: path.read_bytes() for path in tmp_path.rglob("*.*")} == before
 
 
+@pytest.mark.usefixtures("in_process")
 def test_copies_of_linked_videos_keep_the_names_of_the_links(originals, tmp_path):
     store = tmp_path / "store"
     store.mkdir()
@@ -189,6 +201,7 @@ def flipped(path):
 
 
 @pytest.mark.parametrize("codec", ["h264", "mpeg4"])
+@pytest.mark.usefixtures("in_process")
 def test_a_video_with_corrupt_frames_gets_no_clean_copy(tmp_path, codec):
     paths = [videos.write_numbered(tmp_path, codec, 40, name) for name in ("bad", "good")]
     entry = probe_video(paths[0])
@@ -203,6 +216,7 @@ def test_a_video_with_corrupt_frames_gets_no_clean_copy(tmp_path, codec):
 
 
 @pytest.mark.parametrize("codec", ["h264", "vp9"])
+@pytest.mark.usefixtures("in_process")
 def test_a_video_that_changes_its_size_gets_no_copy(tmp_path, codec):
     path = damaged.write_sizes(tmp_path / f"sizes.{videos.CODECS[codec][1]}", codec)
     good = videos.write_numbered(tmp_path, codec, 20)
@@ -213,6 +227,7 @@ def test_a_video_that_changes_its_size_gets_no_copy(tmp_path, codec):
     assert len(read_manifest(target)) == 1
 
 
+@pytest.mark.usefixtures("in_process")
 def test_a_source_that_is_not_the_one_indexed_is_refused(originals, tmp_path):
     folder = originals.parent
     os.replace(folder / "sub" / "a.avi", folder / "a.webm")  # another size
@@ -231,16 +246,30 @@ def test_a_source_that_is_not_the_one_indexed_is_refused(originals, tmp_path):
     assert [entry.labels for entry in read_manifest(target)] == [{"kind": 3}]
 
 
-@pytest.mark.parametrize("gone", [["v.mp4"], ["a.webm", "v.mp4", "sub/a.avi"]])
-def test_originals_that_do_not_decode_are_not_timed(originals, tmp_path, capsys, gone):
+@pytest.mark.usefixtures("in_process")
+def test_originals_that_do_not_decode_are_not_timed(originals, tmp_path, capsys):
     arguments = ["transcode", str(originals), "--output", str(tmp_path / "copies")]
-    arguments += ["--short-side", "32", "--workers", "1"]
-    transcode_manifest(originals, tmp_path / "copies", "h264", 32, workers=1)
-    for name in gone:  # their copies are kept
-        (originals.parent / name).unlink()
-    assert main(arguments) == 0
-    printed = capsys.readouterr().out
-    assert "3 videos" in printed and "0 videos refused" in printed
-    assert f"not timed: {len(gone)} of 3 videos" in printed
-    assert ("mean of 2 videos" in printed) == (len(gone) == 1)
-    assert ("ms before" in printed) == (len(gone) == 1)
+    arguments += ["--short-side", "32"]
+    transcode_manifest(originals, tmp_path / "copies", "h264", 32)
+    for gone, name in enumerate(["v.mp4", "a.webm", "sub/a.avi"], start=1):
+        (originals.parent / name).unlink()  # its copy is kept
+        assert main(arguments) == 0
+        printed = capsys.readouterr().out
+        assert "3 videos" in printed and "0 videos refused" in printed
+        assert f"not timed: {gone} of 3 videos" in printed
+        assert (f"mean of {3 - gone} videos" in printed) == (gone < 3)
+        assert ("ms before" in printed) == (gone < 3)
+
+
+@pytest.mark.parametrize("text", [False, True])
+@pytest.mark.usefixtures("in_process")
+def test_a_file_that_is_no_copy_is_never_replaced(originals, tmp_path, text):
+    other = tmp_path / "copies" / "v.mp4"
+    other.parent.mkdir()
+    other.write_bytes(b"no video" if text else (originals.parent / "v.mp4").read_bytes())
+    before = other.read_bytes()
+    target, refused = transcode_manifest(originals, other.parent, "h264", 32, 5, workers=1)
+    reason = f"another file is in the way ({other})"
+    assert refused == [(str(originals.parent / "v.mp4"), reason)]
+    assert other.read_bytes() == before
+    assert len(read_manifest(target)) == 2

@@ -28,6 +28,7 @@ from vjepa_fast.errors import UserError
 _LIMIT = 3600  # seconds that a file may take, beside those for its size
 _MEASURED = 20  # videos whose decoding is timed
 _CLIP = Windows(num_frames=16, frame_step=4)
+_STAMP = "vjepa_fast transcode"  # how every copy's comment starts
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 _CODECS = {  # name -> (encoder, suffix, options, muxer's options)
     "h264": (
@@ -58,7 +59,7 @@ class Settings:
     @property
     def stamp(self) -> str:
         """What a copy's comment says of them."""
-        return f"vjepa_fast transcode {self.codec} {self.short_side} px, key frame every {self.gop}"
+        return f"{_STAMP} {self.codec} {self.short_side} px, key frame every {self.gop}"
 
 
 def transcode_manifest(
@@ -75,9 +76,9 @@ def transcode_manifest(
 
     Returns the copies' manifest, of the same name, labels and order, and the videos that could not
     be copied as (path, reason), which `<manifest>.refused.csv` lists too. Copies of the same file
-    and settings are kept, so an interrupted call goes on where it stopped. Raises UserError for
-    settings that cannot be used, where nothing can be written, where a video of the manifest would
-    be overwritten and where no video could be copied.
+    and settings are kept, so an interrupted call goes on where it stopped; a file that is no copy
+    is never replaced. Raises UserError for settings that cannot be used, where nothing can be
+    written, where a video of the manifest would be overwritten and where no video could be copied.
     """
     manifest, output = Path(manifest), Path(os.path.realpath(output))
     settings = _checked(codec, short_side, gop)
@@ -255,7 +256,10 @@ def _copy(candidate: Candidate, root: Path, output: Path, settings: Settings) ->
     target = _target(candidate.path, root, output, settings)
     stamp = f"{settings.stamp} of {candidate.size_bytes} bytes, {candidate.mtime_ns} ns"
     try:
-        if not _is_copy(target, stamp):
+        found = _stamp(target)
+        if found != stamp:
+            if found is None and target.exists():
+                raise BadVideo(f"another file is in the way ({target})")
             if not is_in_place(candidate):
                 there = os.path.exists(file_of(candidate.path))
                 raise BadVideo("changed since it was indexed" if there else "missing")
@@ -275,14 +279,16 @@ def _copy(candidate: Candidate, root: Path, output: Path, settings: Settings) ->
         return Finding(candidate, reason=f"damaged (FFmpeg: {error.strerror})")
 
 
-def _is_copy(target: Path, stamp: str) -> bool:
+def _stamp(target: Path) -> str | None:
+    """What a copy's comment says of it; None where there is no copy."""
     if not target.is_file():
-        return False
+        return None
     try:
         with open_video(str(target)) as container:
-            return stamp in {text for _, text in container.metadata.items()}
+            texts = [text for _, text in container.metadata.items()]
     except av.error.FFmpegError:
-        return False
+        return None
+    return next((text for text in texts if text.startswith(_STAMP)), None)
 
 
 def _encode(candidate: Candidate, target: Path, settings: Settings, stamp: str) -> None:
@@ -316,6 +322,8 @@ def _encode(candidate: Candidate, target: Path, settings: Settings, stamp: str) 
                 pts, smaller.time_base = round(i / rate / time_base), time_base
             smaller.pts = pts
             copy.mux(stream.encode(smaller))
+        if size is None:  # PyAV would write no file at all
+            raise BadVideo("damaged (no frame can be decoded)")
         copy.mux(stream.encode(None))
 
 
