@@ -238,7 +238,6 @@ def ema(model: Model, clips: int, device: torch.device, dtype: torch.dtype) -> I
             "ours": provider(ours),
         },
         3 * size + nbytes(*copies),
-        in_place=True,
     )
 
 

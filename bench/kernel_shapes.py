@@ -22,7 +22,6 @@ class Case:
         wrt: positions of the inputs that receive gradients; none: forward only.
         providers: baseline first, ours last.
         forward_bytes, backward_bytes: what the op has to read and write at least, once each.
-        in_place: the providers change their inputs.
     """
 
     op: str
@@ -32,7 +31,6 @@ class Case:
     providers: dict[str, Provider]
     forward_bytes: int
     backward_bytes: int = 0
-    in_place: bool = False
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,15 @@ cold caches. Bytes are what an op has to move at least, so GB/s compare to the d
 from __future__ import annotations
 
 import argparse
+import functools
+import importlib.util
 import itertools
 import json
 import os
 import platform
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +23,7 @@ import torch
 import triton
 from kernel_cases import OPS, cases
 from kernel_shapes import Case, Provider
-from stopwatch import Stopwatch
+from stopwatch import Lap, Stopwatch
 from torch import Tensor
 
 from vjepa_fast import __version__
@@ -96,35 +98,50 @@ def find_errors(case: Case, calls: dict[str, Provider]) -> list[str]:
 
 def time_in_turns(
     case: Case, calls: dict[str, Provider], repeats: int, watch: Stopwatch
-) -> dict[tuple[str, str], np.ndarray]:
-    """Microseconds of each pass and provider. A backward pass goes through the graph that the
-    forward pass just made; `both` is their sum, turn by turn."""
+) -> tuple[dict[tuple[str, str], np.ndarray], dict[tuple[str, str], float]]:
+    """Microseconds of each pass and provider, and of the host, median.
+
+    A backward pass goes through the graph that the forward pass just made; `both` is their sum,
+    turn by turn. The device is kept busy for twice as long as the host took the last time.
+    """
     inputs = [t.detach().requires_grad_(i in case.wrt) for i, t in enumerate(case.inputs)]
     leaves = [inputs[i] for i in case.wrt]
-    laps: dict[tuple[str, str], list] = {}
+    laps: dict[tuple[str, str], list[Lap]] = {}
+
+    def lap(key: tuple[str, str], call: Callable[[], object]) -> object:
+        found = laps.setdefault(key, [])
+        result, one = watch(call, 2 * found[-1].host if found else 0.0)
+        found.append(one)
+        return result
+
     given: dict[str, list[Tensor]] = {}
     for _ in range(repeats + 1):
         for name, call in calls.items():
-            result, lap = watch(lambda call=call: call(*inputs))
-            laps.setdefault(("forward", name), []).append(lap)
+            result = lap(("forward", name), lambda call=call: call(*inputs))
             if leaves:
                 outputs = listed(result)
                 given[name] = given.get(name) or upstream(outputs)
                 arguments = (outputs, leaves, given[name])
-                result, lap = watch(lambda graph=arguments: torch.autograd.grad(*graph))
-                laps.setdefault(("backward", name), []).append(lap)
+                backward = functools.partial(torch.autograd.grad, *arguments)
+                result = lap(("backward", name), backward)
+                del backward
                 del outputs, arguments
             del result  # before the next provider allocates
         watch.finish()
-    times = {key: np.array([lap() for lap in found[1:]]) for key, found in laps.items()}
-    if leaves:
-        times |= {
-            ("both", name): times["forward", name] + times["backward", name] for name in calls
-        }
-    return times
+    times = {key: np.array([one.read() for one in found[1:]]) for key, found in laps.items()}
+    hosts = {key: float(np.median([one.host for one in found[1:]])) for key, found in laps.items()}
+    for name in calls if leaves else ():
+        for sums in (times, hosts):
+            sums["both", name] = sums["forward", name] + sums["backward", name]
+    return times, hosts
 
 
-def table(case: Case, times: dict[tuple[str, str], np.ndarray], copy: float) -> list[dict]:
+def table(
+    case: Case,
+    times: dict[tuple[str, str], np.ndarray],
+    hosts: dict[tuple[str, str], float],
+    copy: float,
+) -> list[dict]:
     """A row for each pass and provider."""
     baseline = next(iter(case.providers))
     size = {"forward": case.forward_bytes, "backward": case.backward_bytes}
@@ -136,6 +153,7 @@ def table(case: Case, times: dict[tuple[str, str], np.ndarray], copy: float) -> 
         rate = size[part] / middle / 1e3
         row = {"op": case.op, "shape": case.shape, "pass": part, "provider": name}
         row |= {"baseline": name == baseline, "p20_us": low, "p50_us": middle, "p80_us": high}
+        row["host_us"] = hosts[part, name]
         row |= {"bytes": size[part], "gb_per_s": rate, "share_of_copy": rate / copy}
         row["over_baseline"] = float(np.median(times[part, baseline])) / middle
         row["over_fastest"] = float(min(others)) / middle if name == OURS else None
@@ -150,7 +168,7 @@ def show(rows: Sequence[dict]) -> None:
         fastest = row["over_fastest"]
         print(
             f"  {row['pass']:8} {row['provider']:28} {times:32} {row['gb_per_s']:8.1f} GB/s "
-            f"{row['share_of_copy']:6.0%} {row['over_baseline']:7.2f} x"
+            f"{row['share_of_copy']:6.0%} {row['host_us']:8.0f} {row['over_baseline']:7.2f} x"
             + ("" if fastest is None else f" {fastest:7.2f} x")
         )
 
@@ -173,20 +191,37 @@ def describe(device: torch.device) -> dict[str, object]:
     }
 
 
+def positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"found {text}, expected 1 or more")
+    return int(text)
+
+
+def new_file(text: str) -> Path:
+    """Create it, so that a path that can't be written shows before anything is timed."""
+    try:
+        Path(text).write_text("")
+    except OSError as error:
+        raise argparse.ArgumentTypeError(
+            f"found {text} ({error.strerror}), expected a file to write; make its folder first"
+        ) from error
+    return Path(text)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Check, time, print, case by case; 1 if any result was wrong."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
         "--only", nargs="+", choices=OPS, default=(), metavar="OP", help=", ".join(OPS)
     )
-    parser.add_argument("--clips", type=int, help="24 on a GPU, 2 on a CPU unless given")
-    parser.add_argument("--repeats", type=int, default=20)
+    parser.add_argument("--clips", type=positive, help="24 on a GPU, 2 on a CPU unless given")
+    parser.add_argument("--repeats", type=positive, default=20)
     parser.add_argument(
         "--compile",
         action=argparse.BooleanOptionalAction,
         help="also torch.compile of each plain form; on a GPU yes, on a CPU no unless given",
     )
-    parser.add_argument("--output", type=Path, help="rows as JSON lines; a picture beside them")
+    parser.add_argument("--output", type=new_file, help="rows as JSON lines; a picture beside them")
     options = parser.parse_args(arguments)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     cuda = device.type == "cuda"
@@ -202,8 +237,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not machine["triton_kernels"]:
         print("ours is the PyTorch fall-back of vjepa_fast.kernels here, not its Triton kernels")
     print(f"a copy moves {copy:.1f} GB/s; {machine}")
-    print("median of", options.repeats, "(20 % … 80 %), microseconds; GB/s; share of the copy;")
-    print("times as fast as the first provider; ours also: as the fastest of the others")
+    print(
+        "median of", options.repeats, "(20 % … 80 %), microseconds; GB/s; share of the copy; host's"
+    )
+    print(
+        "microseconds; times as fast as the first provider; ours also: as the fastest of the others"
+    )
     rows, wrong = [], []
     for case in cases(clips, device, dtype, options.only):
         if compiling:  # the forms of many cases would pass the limit of recompilations
@@ -220,15 +259,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for sentence in found:
             print("error:", sentence, file=sys.stderr)
         if not found:
-            rows.append(table(case, time_in_turns(case, calls, options.repeats, watch), copy))
-            show(rows[-1])
-    if options.output:
-        from kernel_picture import draw
+            fresh = table(case, *time_in_turns(case, calls, options.repeats, watch), copy)
+            show(fresh)
+            rows += [row | machine for row in fresh]
+            if options.output:
+                with options.output.open("a") as file:
+                    file.writelines(json.dumps(row | machine) + "\n" for row in fresh)
+    if options.output and rows:
+        picture = options.output.with_suffix(".png")
+        if importlib.util.find_spec("matplotlib"):
+            from kernel_picture import draw
 
-        flat = [row | machine for row in itertools.chain(*rows)]
-        options.output.write_text("".join(json.dumps(row) + "\n" for row in flat))
-        if flat:
-            draw(flat, options.output.with_suffix(".png"))
+            draw(rows, picture)
+        else:
+            print(f"{picture}: found no matplotlib, expected it for the picture; pip install it")
     return 1 if wrong else 0
 
 

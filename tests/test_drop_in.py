@@ -52,9 +52,13 @@ def plain_gather(x, masks):
     return [torch.gather(x, 1, m.unsqueeze(-1).expand(-1, -1, x.shape[-1])) for m in masks]
 
 
-def plain_embed(encoder, video, masks, gather):
+def plain_patches(encoder, video):
     pixels = (video.float() / 255 - torch.tensor(MEAN)) / torch.tensor(STD)
-    x = encoder.proj(pixels.permute(0, 4, 1, 2, 3)).flatten(2).transpose(1, 2) + encoder.pos
+    return encoder.proj(pixels.permute(0, 4, 1, 2, 3)).flatten(2).transpose(1, 2)
+
+
+def plain_embed(encoder, video, masks, gather):
+    x = plain_patches(encoder, video) + encoder.pos
     return [x] if masks is None else gather(x, masks)
 
 
@@ -89,6 +93,12 @@ def our_gather(x, masks):
     return OURS["apply_masks"](x, masks, concat=False)
 
 
+def our_gather_concatenated(x, masks):
+    """As the call is by default: masks of one length, along the batch."""
+    pairs = [OURS["apply_masks"](x, [mask, mask.flip(1)]).chunk(2) for mask in masks]
+    return [(forth + back.flip(1)) / 2 for forth, back in pairs]
+
+
 def our_gather_of_one(x, masks):
     return [OURS["gather"](x, mask) for mask in masks]
 
@@ -104,8 +114,33 @@ def our_embed(encoder, video, masks, gather):
 
 def our_tokens(predictor, x, context, targets):
     projected = [predictor.embed(z) for z in x]
-    pos, mask_tokens = predictor.pos, predictor.mask_tokens
+    pos, mask_tokens = OURS["published_tables"](
+        predictor.pos[None], [token.view(1, 1, -1) for token in predictor.mask_tokens]
+    )
     return OURS["predictor_input"](projected, pos, mask_tokens, context, targets)
+
+
+def embed_in_place(encoder, video, masks, gather):
+    """One mask a call, and what comes back is added to: published code does both."""
+    if masks is None:
+        return plain_embed(encoder, video, None, gather)
+    x, table, tokens = plain_patches(encoder, video), encoder.pos.expand(CLIPS, -1, -1), []
+    for mask in masks:
+        kept = OURS["apply_masks"](x, [mask])
+        kept += OURS["apply_masks"](table, [mask])
+        tokens.append(kept)
+    return tokens
+
+
+def tokens_in_place(predictor, x, context, targets):
+    table, tokens = predictor.pos.expand(CLIPS, -1, -1), []
+    for z, token, seen, hidden in zip(x, predictor.mask_tokens, context, targets, strict=True):
+        z = predictor.embed(z)
+        z += OURS["apply_masks"](table, [seen])
+        queries = OURS["apply_masks"](table, [hidden])
+        queries += token
+        tokens.append(torch.cat([z, queries], 1))
+    return tokens
 
 
 @dataclass(frozen=True)
@@ -122,6 +157,8 @@ class Calls:
 PLAIN = Calls()
 SWAPS = {
     "apply_masks": {"gather": our_gather},
+    "apply_masks, concatenated": {"gather": our_gather_concatenated},
+    "apply_masks, in place": {"embed": embed_in_place, "tokens": tokens_in_place},
     "gather_tokens": {"gather": our_gather_of_one},
     "PatchEmbed": {"embed": our_embed},
     "predictor_tokens": {"tokens": our_tokens},
@@ -233,5 +270,5 @@ def test_a_published_patch_embedding_loads_unchanged():
     encoder, patch_embed = Encoder(), PatchEmbed(WIDTH, PATCH)
     patch_embed.load_state_dict({f"proj.{k}": v for k, v in encoder.proj.state_dict().items()})
     video = torch.randint(256, (CLIPS, 3, 4, 32, 32), dtype=torch.uint8)  # planar, as published
-    theirs = plain_embed(encoder, video.permute(0, 2, 3, 4, 1), None, None)[0] - encoder.pos
+    theirs = plain_patches(encoder, video.permute(0, 2, 3, 4, 1))
     torch.testing.assert_close(patch_embed(video), theirs)

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from vjepa_fast.kernels import PatchEmbed, patchify
+from vjepa_fast.kernels.patchify import patchify_reference
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -211,6 +212,13 @@ ROWS = torch.zeros(2, dtype=torch.int64)
 def test_refusals(call, message):
     with pytest.raises(ValueError, match="^" + message):
         call()
+
+
+@pytest.mark.parametrize("row", [-1, -8, 8])
+def test_the_reference_reads_no_other_row_where_nobody_looked(row):
+    """As on a GPU; there PyTorch's refusal is an assertion of the device."""
+    with pytest.raises(IndexError, match="out of"):
+        patchify_reference(VIDEO, torch.tensor([0, row]), 16, 2, MEAN, STD, torch.float32)
 
 
 def published(width, patch=16, tubelet=2):

@@ -38,7 +38,7 @@ def masked_feature_loss_reference(
     normalize: bool,
 ) -> tuple[Tensor, Tensor]:
     """The specification: the loss (fp32 scalar) and its gradient in the prediction, in fp32."""
-    target = features[rows.long()].float()
+    target = features.index_select(0, rows).float()  # unlike [rows], refuses negative ones
     if normalize:
         target = F.layer_norm(target, target.shape[-1:], eps=FEATURE_NORM_EPS)
     difference = prediction.float() - target

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import lru_cache
 
@@ -52,7 +53,7 @@ def patchify_reference(
     if rows is None:
         picked = tubes.flatten(0, 3).flatten(1)
     else:
-        r = rows.long()
+        r = torch.where(rows < 0, b * math.prod(grid), rows).long()  # refused, not from the end
         r, column = r // grid[2], r % grid[2]
         r, line = r // grid[1], r % grid[1]
         clip, time = r // grid[0], r % grid[0]
