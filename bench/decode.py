@@ -92,6 +92,11 @@ def _ours(backend: str, device: str) -> Decode:
         choose_backend(backend, planner.entries, torch.device(device))
         with make_loader(planner, batches, crop_size, backend, device, threads) as loader:
             for batch in loader:
+                if loader.handed_over:
+                    raise UserError(
+                        f"found that another decoder does the work of {loader.backend} on "
+                        f"{loader.handed_over[0]}, expected figures of {loader.backend} alone"
+                    )
                 yield batch.video
 
     return decode
@@ -209,16 +214,17 @@ def run_provider(name: str, cases: list[dict], options: argparse.Namespace) -> I
         )
         try:
             wrong = check(decode, planner, options.crop_size, options.threads)
+            if not wrong:
+                figures = measure(
+                    decode, planner, options.crop_size, options.threads, options.seconds
+                )
         except (UserError, ImportError, RuntimeError, OSError) as error:
             reason = " ".join(str(error).split())[:200]
             if reason not in skipped:
                 yield row | {"skipped": reason}
             skipped.add(reason)
             continue
-        if wrong:
-            yield row | {"wrong": wrong}
-            continue
-        yield row | measure(decode, planner, options.crop_size, options.threads, options.seconds)
+        yield row | ({"wrong": wrong} if wrong else figures)
 
 
 def machine() -> dict[str, str | int]:

@@ -254,6 +254,22 @@ def test_what_only_dali_cannot_decode_comes_from_pyav(manifest, monkeypatch, tmp
     assert "unsupported" in caplog.text and "takes more than 1 s" in caplog.text
 
 
+@pytest.mark.parametrize("at", ["build", "run"])
+def test_a_dali_that_does_not_work_at_all_is_an_error(manifest, monkeypatch, at):
+    def fail(*_, **__):
+        raise RuntimeError("dlopen libnvcuvid.so failed")
+
+    if at == "build":
+        monkeypatch.setattr(dali_module, "_pipeline", fail)
+        where = "to build its pipeline"
+    else:
+        monkeypatch.setattr(DaliDecoder, "_run", fail)
+        where = "on the first 8 videos that PyAV decodes"
+    message = rf'DALI fails {where} \(dlopen libnvcuvid\.so failed\).*set data.backend to "pyav"'
+    with pytest.raises(UserError, match=message):
+        load(planned(manifest), "dali", [range(i, i + 4) for i in range(0, 16, 4)])
+
+
 def test_a_batch_may_take_as_long_as_its_clips_one_by_one(manifest, monkeypatch, caplog):
     run = DaliDecoder._run
 
@@ -267,7 +283,7 @@ def test_a_batch_may_take_as_long_as_its_clips_one_by_one(manifest, monkeypatch,
     assert not caplog.records
 
 
-def test_large_files_do_not_enter_memory_whole(manifest, monkeypatch):
+def test_large_files_do_not_enter_memory_whole(manifest, monkeypatch, caplog):
     planner = planned(manifest)
     (expected,) = load(planner, "dali", [range(8)])
     sizes = sorted(entry.size_bytes for entry in planner.entries)
@@ -277,6 +293,7 @@ def test_large_files_do_not_enter_memory_whole(manifest, monkeypatch):
     monkeypatch.setattr(dali_module, "read_entry", lambda e: read.append(e) or original(e))
     (found,) = load(planner, "dali", [range(8)])
     assert max(entry.size_bytes for entry in read) <= sizes[3]
+    assert "PyAV decodes 4 of 8 videos, whose files are larger" in caplog.text
     assert torch.equal(found.labels["place"], expected.labels["place"])
     assert (found.video.float() - expected.video.float()).abs().mean() < 1
 

@@ -21,6 +21,7 @@ from vjepa_fast.data.watchdog import SECONDS, WatchedThreads
 from vjepa_fast.errors import UserError
 
 WHOLE_FILE = 64 * 2**20
+_IN_VAIN = 8  # good videos that DALI fails on before it is clear that it fails on all
 _logger = logging.getLogger("vjepa_fast")
 
 
@@ -29,7 +30,8 @@ class DaliDecoder:
 
     On a CUDA device the video is decoded there by NVDEC. DALI wants each encoded file whole in
     memory, so files above `WHOLE_FILE` bytes go to PyAV. So does what DALI stumbles over: PyAV has
-    the last word on whether a clip can be decoded, whichever loader is in use.
+    the last word on whether a clip can be decoded, whichever loader is in use. `handed_over` are
+    all these videos so far. Raises UserError where DALI does not work at all.
     """
 
     name = "dali"
@@ -48,7 +50,9 @@ class DaliDecoder:
         self._num_threads = num_threads
         self._pipeline: Pipeline | None = None
         self._batch_size = 0
-        self._not_for_dali: set[int] = set()  # videos
+        self.handed_over = _too_large(entries)
+        self._works = False  # it decoded something
+        self._in_vain: set[int] = set()
         self._trouble = ""  # what DALI said when it last failed
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self.threads = WatchedThreads(num_threads, "vjepa-read", seconds)
@@ -96,7 +100,8 @@ class DaliDecoder:
                 else:
                     video[i] = clip
             failures |= self._ask_pyav(plans, stumbled, video)
-            for i in set(stumbled) - failures.keys():
+            for i in sorted(set(stumbled) - failures.keys()):
+                self._check_that_it_works(plans[i])
                 _logger.warning(
                     "DALI cannot decode %s, PyAV decodes it from now on (%s)",
                     plans[i].path,
@@ -114,19 +119,23 @@ class DaliDecoder:
     def _read(self, plan: ClipPlan) -> np.ndarray | torch.Tensor:
         """The encoded file, or the clip, where it is not for DALI."""
         entry = self._entries[plan.video]
-        if plan.video in self._not_for_dali or entry.size_bytes > WHOLE_FILE:
+        if plan.video in self.handed_over:
             return decode_clip(plan, entry, self._crop_size)
         check_plan(plan, entry)
         return read_entry(entry)
 
     def _try(self, plans: Sequence[ClipPlan], encoded: list[np.ndarray]) -> torch.Tensor | None:
         """The video, or None where DALI fails or hangs. It names no file, and its pipeline is dead
-        after that.
+        after that. Raises UserError where it never had a pipeline.
         """
         try:
-            return self._runner.result(
+            video = self._runner.result(
                 self._runner.submit(self._run, plans, encoded, clips=len(plans))
             )
+            self._works = True
+            return video
+        except _NoPipelineError as error:
+            raise _does_not_work("to build its pipeline", str(error)) from None
         except (RuntimeError, UserError) as error:
             self._trouble = " ".join(str(error).split())[:300]
             self._pipeline = None
@@ -136,9 +145,15 @@ class DaliDecoder:
         """One clip alone, after a batch failed: None, and no second time, if it is to blame."""
         video = self._try([plan], [encoded])
         if video is None:
-            self._not_for_dali.add(plan.video)
+            self.handed_over.add(plan.video)
             return None
         return video[0]
+
+    def _check_that_it_works(self, plan: ClipPlan) -> None:
+        """To be told of good videos that DALI failed on."""
+        self._in_vain.add(plan.video)
+        if not self._works and len(self._in_vain) >= _IN_VAIN:
+            raise _does_not_work(f"on the first {_IN_VAIN} videos that PyAV decodes", self._trouble)
 
     def _run(self, plans: Sequence[ClipPlan], encoded: list[np.ndarray]) -> torch.Tensor:
         if len(plans) > self._batch_size or self._pipeline is None:
@@ -165,15 +180,20 @@ class DaliDecoder:
 
     def _build(self) -> Pipeline:
         cuda = self._device.type == "cuda"
-        pipeline = _pipeline(
-            self._crop_size,
-            "mixed" if cuda else "cpu",
-            batch_size=self._batch_size,
-            num_threads=self._num_threads,
-            device_id=self._device.index if cuda else None,
-            prefetch_queue_depth=1,
-        )
-        pipeline.build()
+        try:
+            pipeline = _pipeline(
+                self._crop_size,
+                "mixed" if cuda else "cpu",
+                batch_size=self._batch_size,
+                num_threads=self._num_threads,
+                device_id=self._device.index if cuda else None,
+                prefetch_queue_depth=1,
+            )
+            pipeline.build()
+        except RuntimeError as error:
+            if self._works:  # so it may again, with a smaller batch
+                raise
+            raise _NoPipelineError(str(error)) from error
         return pipeline
 
     def _ask_pyav(
@@ -187,6 +207,31 @@ class DaliDecoder:
             for i in places
         }
         return collect_clips(self.threads, plans, clips, video)
+
+
+class _NoPipelineError(Exception):
+    pass
+
+
+def _does_not_work(at: str, trouble: str) -> UserError:
+    return UserError(
+        f"data.backend: found that DALI fails {at} ({' '.join(trouble.split())[:300]}), expected "
+        'it to work with this driver, set data.backend to "pyav"'
+    )
+
+
+def _too_large(entries: Sequence[ManifestEntry]) -> set[int]:
+    """The videos too large to be read whole; says how many there are."""
+    large = {i for i, entry in enumerate(entries) if entry.size_bytes > WHOLE_FILE}
+    if large:
+        _logger.warning(
+            "PyAV decodes %d of %d videos, whose files are larger than %d MiB, such as %s",
+            len(large),
+            len(entries),
+            WHOLE_FILE // 2**20,
+            entries[min(large)].path,
+        )
+    return large
 
 
 def _black(video: torch.Tensor, places: list[int]) -> list[int]:

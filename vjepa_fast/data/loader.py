@@ -3,7 +3,7 @@
 import logging
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Set
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
 from typing import Literal, Protocol
@@ -31,10 +31,12 @@ _logger = logging.getLogger("vjepa_fast")
 
 class Decoder(Protocol):
     """What a backend does: `submit` starts work on a batch, `collect` waits for its video, and says
-    at which places there is none, and why. What reads files does so in `threads`.
+    at which places there is none, and why. What reads files does so in `threads`. Another decoder
+    has taken on the videos in `handed_over`.
     """
 
     name: str
+    handed_over: Set[int]
     threads: WatchedThreads
 
     def submit(self, plans: Sequence[ClipPlan]) -> list[Future]: ...
@@ -97,6 +99,11 @@ class ClipLoader:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    @property
+    def handed_over(self) -> list[str]:
+        """The videos (paths) that `backend` leaves to another decoder, as far as is known yet."""
+        return sorted(self._planner.entries[video].path for video in self._decoder.handed_over)
+
     def close(self) -> None:
         """Stop the threads, at the latest after the batch being decoded; may be called again."""
         self._pending.clear()
@@ -129,7 +136,8 @@ def make_loader(
 
     To resume, start `batches` later. The video comes on `device`. `num_threads` decode, `prefetch`
     (at least 1) micro-batches are decoded ahead. `auto` takes DALI where it can decode every codec
-    of the manifests on that device, else PyAV, and logs which. Raises UserError where "dali" can't.
+    of the manifests on that device, else PyAV, and logs which. Raises UserError where "dali" can't,
+    and the loader does where DALI then turns out not to work at all.
 
     A clip that can't be decoded (its file is damaged, gone, unreadable, or takes over two minutes)
     is replaced by the planner's next alternative, the same one with either backend, and gets a line

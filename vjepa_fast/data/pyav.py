@@ -30,6 +30,7 @@ class PyavDecoder:
     """
 
     name = "pyav"
+    handed_over: frozenset[int] = frozenset()
 
     def __init__(
         self,
