@@ -43,6 +43,7 @@ class PyavDecoder:
         self._entries = entries
         self._crop_size = crop_size
         self._device = device
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self.threads = WatchedThreads(num_threads, "vjepa-pyav", seconds)
 
     def submit(self, plans: Sequence[ClipPlan]) -> list[Future]:
@@ -58,18 +59,26 @@ class PyavDecoder:
         """Wait for a submitted batch: its video, and by their places in the batch the clips that
         cannot be decoded, with the reason; their video is arbitrary.
         """
-        video = empty_batch(plans, self._crop_size)
+        video = empty_batch(plans, self._crop_size, pinned=self._stream is not None)
         failures = collect_clips(self.threads, plans, dict(enumerate(clips)), video)
-        return video.to(self._device), failures
+        if self._stream is None:
+            return video, failures
+        with torch.cuda.stream(self._stream):  # the default one would wait for the training step
+            copied = video.to(self._device, non_blocking=True)
+        self._stream.synchronize()  # in a background thread; `video` must last until here
+        return copied, failures
 
     def close(self) -> None:
         """Drop what has not started, wait for the rest."""
         self.threads.close()
 
 
-def empty_batch(plans: Sequence[ClipPlan], crop_size: int) -> torch.Tensor:
-    """Room for the video of these plans: uint8 [B, T, crop_size, crop_size, 3] on the CPU."""
-    return torch.empty(len(plans), len(plans[0].frames), crop_size, crop_size, 3, dtype=torch.uint8)
+def empty_batch(plans: Sequence[ClipPlan], crop_size: int, pinned: bool = False) -> torch.Tensor:
+    """Room for the video of these plans: uint8 [B, T, crop_size, crop_size, 3] on the CPU; pinned
+    memory is copied to a GPU while others work.
+    """
+    shape = len(plans), len(plans[0].frames), crop_size, crop_size, 3
+    return torch.empty(shape, dtype=torch.uint8, pin_memory=pinned)
 
 
 def collect_clips(

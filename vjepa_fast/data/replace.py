@@ -96,7 +96,7 @@ def decode_or_replace(
         for k, i in enumerate(places):
             if k not in failed:
                 video[i] = found[k]
+        if video.is_cuda:  # before the decoder reuses the memory of `found`, or anyone reads it
+            torch.cuda.current_stream(video.device).synchronize()
         failures = {places[k]: reason for k, reason in failed.items()}
-    if attempt and video.is_cuda:
-        torch.cuda.current_stream(video.device).synchronize()  # the consumer has another one
     return plans, video
