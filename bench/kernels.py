@@ -117,15 +117,14 @@ def time_in_turns(
     given: dict[str, list[Tensor]] = {}
     for _ in range(repeats + 1):
         for name, call in calls.items():
-            result = lap(("forward", name), lambda call=call: call(*inputs))
+            result = lap(("forward", name), functools.partial(call, *inputs))
             if leaves:
                 outputs = listed(result)
                 given[name] = given.get(name) or upstream(outputs)
                 arguments = (outputs, leaves, given[name])
                 backward = functools.partial(torch.autograd.grad, *arguments)
                 result = lap(("backward", name), backward)
-                del backward
-                del outputs, arguments
+                del outputs, arguments, backward
             del result  # before the next provider allocates
         watch.finish()
     times = {key: np.array([one.read() for one in found[1:]]) for key, found in laps.items()}
@@ -198,9 +197,9 @@ def positive(text: str) -> int:
 
 
 def new_file(text: str) -> Path:
-    """Create it, so that a path that can't be written shows before anything is timed."""
+    """A path that can't be written shows before anything is timed."""
     try:
-        Path(text).write_text("")
+        Path(text).open("a").close()
     except OSError as error:
         raise argparse.ArgumentTypeError(
             f"found {text} ({error.strerror}), expected a file to write; make its folder first"
@@ -223,6 +222,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--output", type=new_file, help="rows as JSON lines; a picture beside them")
     options = parser.parse_args(arguments)
+    if options.output:
+        options.output.write_text("")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     cuda = device.type == "cuda"
     dtype = torch.bfloat16 if cuda else torch.float32
@@ -237,12 +238,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not machine["triton_kernels"]:
         print("ours is the PyTorch fall-back of vjepa_fast.kernels here, not its Triton kernels")
     print(f"a copy moves {copy:.1f} GB/s; {machine}")
-    print(
-        "median of", options.repeats, "(20 % … 80 %), microseconds; GB/s; share of the copy; host's"
-    )
-    print(
-        "microseconds; times as fast as the first provider; ours also: as the fastest of the others"
-    )
+    print("median of", options.repeats, "(20 % … 80 %), microseconds; GB/s; share of the copy;")
+    print("microseconds of the host; times as fast as the first provider; ours also: as the")
+    print("fastest of the others")
     rows, wrong = [], []
     for case in cases(clips, device, dtype, options.only):
         if compiling:  # the forms of many cases would pass the limit of recompilations

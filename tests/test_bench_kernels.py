@@ -58,6 +58,95 @@ def test_it_compares_and_then_times_every_op(bench, tmp_path, capsys):
     assert torch.cuda.is_available() or "PyTorch fall-back" in capsys.readouterr().out
 
 
+def test_the_device_is_kept_busy_while_the_host_launches(bench):
+    """Twice as long as the same pass of the same provider took the host the last time."""
+    asked, hosts = [], iter(range(1, 100))
+
+    def watch(call, ahead=0.0):
+        asked.append(ahead)
+        return call(), bench.stopwatch.Lap(float(next(hosts)), lambda: 5.0)
+
+    watch.finish = lambda: None
+    case = next(bench.kernel_cases.cases(1, torch.device("cpu"), torch.float32, ["gather"]))
+    calls = {name: case.providers[name] for name in ("repeat", "ours")}
+    times, found = bench.kernels.time_in_turns(case, calls, 2, watch)
+    assert asked == [0, 0, 0, 0, 2, 4, 6, 8, 10, 12, 14, 16]  # 2 providers × 2 passes × 3 turns
+    assert found["forward", "repeat"] == 7 and found["backward", "ours"] == 10  # of 5, 9; 8, 12
+    assert found["both", "ours"] == found["forward", "ours"] + 10 == 19
+    assert times["both", "ours"].tolist() == [10, 10]
+
+
+def test_events_enclose_the_call_and_nothing_else(bench, monkeypatch):
+    """On CUDA, whose part is played here: overwrite, sleep, event, call, event."""
+    order = []
+
+    class Event:
+        def __init__(self, enable_timing):
+            assert enable_timing
+
+        def record(self):
+            order.append("event")
+
+        def elapsed_time(self, other):
+            return 8.0  # milliseconds
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "_sleep", lambda cycles: order.append(cycles))
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: order.append("wait"))
+    buffer = SimpleNamespace(zero_=lambda: order.append("overwrite"))
+    monkeypatch.setattr(torch, "empty", lambda *size, dtype, device: buffer)
+    watch = bench.stopwatch.Stopwatch(torch.device("cuda"))
+    assert order[-1] == "wait" and watch.cycles == pytest.approx(bench.stopwatch.SLEEP / 8000)
+    order.clear()
+    _, lap = watch(lambda: order.append("call"), 1000.0)
+    assert order == ["overwrite", int(1000 * watch.cycles), "event", "call", "event"]
+    assert lap.read() == 8000.0 and lap.host > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--repeats", "0"], "argument --repeats: found 0, expected 1 or more"),
+        (["--clips", "-1"], "argument --clips: found -1, expected 1 or more"),
+        (["--clips", "two"], "argument --clips: found two, expected 1 or more"),
+        (["--output", "none/rows.jsonl"], "argument --output: found none/rows.jsonl (No such file"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_runs(
+    bench, monkeypatch, tmp_path, capsys, arguments, message
+):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("before")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(bench.kernels, "Stopwatch", None)
+    with pytest.raises(SystemExit):
+        bench.kernels.main(["--output", str(path), *arguments])
+    assert message in capsys.readouterr().err
+    assert path.read_text() == "before"
+
+
+def test_what_was_timed_stays_when_a_later_op_breaks(bench, monkeypatch, tmp_path):
+    def broken(*arguments, **options):
+        raise RuntimeError("out of memory")
+
+    path = tmp_path / "rows.jsonl"
+    path.write_text("before")
+    monkeypatch.setattr(bench.kernel_cases, "patchify", broken)
+    arguments = ["--repeats", "1", "--no-compile", "--output", str(path)]
+    with pytest.raises(RuntimeError, match="out of memory"):
+        bench.kernels.main([*arguments, "--only", "loss", "patchify"])
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    assert {row["op"] for row in rows} == {"loss"} and len(rows) == 9
+    assert all(row["device"] and row["host_us"] > 0 for row in rows)
+
+
+def test_without_matplotlib_a_sentence_stands_for_the_picture(bench, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(bench.kernels.importlib.util, "find_spec", lambda name: None)
+    status, rows = run(bench, tmp_path, "--only", "ema", "--no-compile")
+    assert status == 0 and rows and not (tmp_path / "rows.png").exists()
+    assert "rows.png: found no matplotlib, expected it for the picture" in capsys.readouterr().out
+
+
 def test_bytes_are_counted_as_by_hand(bench):
     cpu = torch.device("cpu")
     found = {}

@@ -1,4 +1,5 @@
-"""Every kernel as a GPU would get it: no spills, 16-byte accesses, resources as recorded."""
+"""Every kernel as a GPU would get it: no spills, 16-byte accesses, no warnings, resources as
+recorded."""
 
 import json
 import os
@@ -14,7 +15,7 @@ RECORDED = json.loads((TESTS / "golden" / "kernel_resources.json").read_text())
 
 def run(*arguments):
     done = subprocess.run(
-        [sys.executable, *arguments],
+        [sys.executable, "-W", "error::UserWarning", *arguments],
         cwd=TESTS,
         env={name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"},
         capture_output=True,

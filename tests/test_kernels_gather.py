@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vjepa_fast.kernels import apply_masks, gather_tokens
+from vjepa_fast.kernels.gather import gather_tokens_reference
 from vjepa_fast.kernels.scatter import scatter_tokens
 
 SHAPES = {
@@ -80,6 +81,15 @@ def test_strided_arguments():
     expected = torch.zeros(2, 8, 6)
     expected[..., ::2] = scattered(grad, strided_index, 8)
     torch.testing.assert_close(gradient, expected)
+
+
+@pytest.mark.parametrize("order", [(0, 2, 1), (1, 0, 2), (2, 1, 0)], ids=str)
+def test_results_are_contiguous(order):
+    x, index = make((3, 7, 9, 4))
+    view = x.permute(order).contiguous().permute(order)  # each order is its own inverse
+    assert not view.is_contiguous()
+    out = gather_tokens(view, index)
+    assert out.is_contiguous() and torch.equal(out, gathered(x, index))
 
 
 def test_expanded_arguments():
@@ -177,9 +187,13 @@ def test_masks_may_be_an_iterator():
 
 
 def test_a_token_outside_never_reaches_another_clip():
-    """The scatter below autograd, which nobody checked before."""
-    with pytest.raises(RuntimeError):
-        scatter_tokens(torch.ones(2, 3), [torch.tensor([[0], [-1]])], 2, 5)
+    """Not even where nobody checks indices: the scatter, and the reference on CUDA."""
+    for outside in (torch.tensor([[0], [-1]]), torch.tensor([[5], [0]])):
+        with pytest.raises(IndexError):
+            scatter_tokens(torch.ones(2, 3), [outside], 2, 5)
+        for x in (torch.ones(2, 5, 3), torch.ones(5, 2, 3).transpose(0, 1)):
+            with pytest.raises(IndexError):
+                gather_tokens_reference(x, outside)
 
 
 X = torch.zeros(2, 5, 3)

@@ -4,6 +4,8 @@ import torch
 import triton
 import triton.language as tl
 
+from vjepa_fast.kernels.dispatch import LAUNCH
+
 
 @triton.jit
 def spilling_kernel(p_x, p_out, SIZE: tl.constexpr):
@@ -14,7 +16,8 @@ def spilling_kernel(p_x, p_out, SIZE: tl.constexpr):
 
 def spill():
     x = torch.empty(16384, device="meta")
-    spilling_kernel[(1,)](x, x, SIZE=16384, num_warps=1)  # 512 values for each thread to keep
+    # 512 values for each thread to keep
+    spilling_kernel[(1,)](x, x, SIZE=16384, num_warps=1, **LAUNCH)
 
 
 VARIANTS = {"spill": spill}

@@ -24,8 +24,16 @@ from vjepa_fast.kernels.scatter import scatter_tokens
 
 def gather_tokens_reference(x: Tensor, index: Tensor) -> Tensor:
     """The specification of `gather_tokens`, in plain PyTorch."""
-    rows = flat_rows([index], x.shape[0], x.shape[1])
-    return x.flatten(0, 1).index_select(0, rows).view(*index.shape, x.shape[2])
+    return gather_rows_reference(x, [index]).view(*index.shape, x.shape[2])
+
+
+def gather_rows_reference(x: Tensor, indices: list[Tensor]) -> Tensor:
+    """The same for several masks: [Σ B · K_i, D], mask by mask, new memory."""
+    clips, tokens, _ = x.shape
+    rows = flat_rows(indices, clips, tokens)
+    if x.stride(0) == tokens * x.stride(1):
+        return x.flatten(0, 1).index_select(0, rows)
+    return x[rows // tokens, rows % tokens]  # to flatten x would copy all of it
 
 
 @triton.jit(do_not_specialize=["B", "N", "total"])
@@ -97,7 +105,7 @@ def gather_rows(x: Tensor, indices: list[Tensor]) -> Tensor:
         require_index("index" if len(indices) == 1 else f"masks[{i}]", index, x.shape[1])
     if use_triton("gather_tokens", x):
         return launch_gather(x, indices)
-    return x.flatten(0, 1).index_select(0, flat_rows(indices, x.shape[0], x.shape[1]))
+    return gather_rows_reference(x, indices)
 
 
 @gather_rows.register_fake

@@ -24,11 +24,12 @@ def row_tile(width: int, itemsize: int) -> dict[str, int]:
 def flat_rows(indices: list[Tensor], clips: int, tokens: int) -> Tensor:
     """Rows of x [clips, tokens, D] flattened, mask by mask: what the references index.
 
-    A token outside its clip becomes row -1, which PyTorch refuses: never a row of another clip.
+    A token outside its clip becomes a row past the end, which PyTorch refuses: never a row of
+    another clip.
     """
     first = torch.arange(clips, device=indices[0].device).unsqueeze(1) * tokens
     rows = [
-        torch.where((index >= 0) & (index < tokens), first + index, -1).flatten()
+        torch.where((index >= 0) & (index < tokens), first + index, clips * tokens).flatten()
         for index in indices
     ]
     return rows[0] if len(rows) == 1 else torch.cat(rows)
