@@ -150,10 +150,10 @@ def values_and_gradients(function, arguments):
     return [out.detach(), *torch.autograd.grad(out, leaves, grad)]
 
 
-def check_compiled(device, function, inputs, backend):
+def check_compiled(device, function, inputs, backend, dynamic=None):
     """Once as it is, and for other numbers of rows, when PyTorch compiles for any."""
     torch.compiler.reset()
-    compiled = torch.compile(function, fullgraph=True, backend=backend)
+    compiled = torch.compile(function, fullgraph=True, backend=backend, dynamic=dynamic)
     for more in (0, 4, 9):
         arguments = inputs(Inputs(device, more=more))
         found = values_and_gradients(compiled, arguments)
@@ -161,9 +161,10 @@ def check_compiled(device, function, inputs, backend):
             torch.testing.assert_close(ours, exact)
 
 
+@pytest.mark.parametrize("dynamic", [None, True], ids=["static first", "dynamic"])
 @functions
-def test_compiles_without_a_graph_break(device, function, inputs):
-    check_compiled(device, function, inputs, "aot_eager")
+def test_compiles_without_a_graph_break(device, function, inputs, dynamic):
+    check_compiled(device, function, inputs, "aot_eager", dynamic)
 
 
 @pytest.mark.slow

@@ -172,7 +172,8 @@ def masked_feature_loss(
     require_integers("rows", rows)
     require_integers("seqlens", seqlens)
     require_integers("spec_ids", spec_ids)
-    require(exponent >= 1.0, f"exponent: found {exponent}, expected 1 or more")
+    if exponent < 1.0:  # no `require`: compiled for any exponent, this one can't be written out
+        raise ValueError(f"exponent: found {exponent}, expected 1 or more")
     for name, tensor in {"prediction": prediction, "features": features}.items():
         require_floating(name, tensor)
     others = {"features": features, "rows": rows, "seqlens": seqlens, "spec_ids": spec_ids}

@@ -134,7 +134,7 @@ def patchify(
     """
     require(video.dtype == torch.uint8, f"video: found dtype {video.dtype}, expected uint8")
     require(
-        video.ndim == 5 and 3 in (video.shape[-1], video.shape[1]),
+        video.ndim == 5 and (video.shape[-1] == 3 or video.shape[1] == 3),
         f"video: found shape {tuple(video.shape)}, expected [B, T, H, W, 3] or [B, 3, T, H, W]",
     )
     require(
