@@ -232,13 +232,13 @@ def test_what_only_dali_cannot_decode_comes_from_pyav(manifest, monkeypatch, tmp
     (untouched,) = load(planner, "dali", [range(16)])
     run, built = DaliDecoder._run, []
 
-    def stumble(self, plans, encoded):
-        built.append(self._pipeline is None)
+    def stumble(self, slot, plans, encoded):
+        built.append(slot.pipeline is None)
         if any(plan.video == 2 for plan in plans):
             raise RuntimeError("DALI: unsupported")
         if any(plan.video == 3 for plan in plans):
             time.sleep(5)
-        return run(self, plans, encoded)
+        return run(self, slot, plans, encoded)
 
     monkeypatch.setattr(DaliDecoder, "_run", stumble)
     log = tmp_path / "bad.jsonl"
@@ -252,6 +252,10 @@ def test_what_only_dali_cannot_decode_comes_from_pyav(manifest, monkeypatch, tmp
     named = [Path(text.split()[3].strip(",")).stem for text in said if "DALI cannot" in text]
     assert sorted(named) == ["2", "3"]
     assert "unsupported" in caplog.text and "takes more than 1 s" in caplog.text
+    deadline = time.monotonic() + 60  # those that were given up on come back and end
+    while any(thread.name == "vjepa-dali" for thread in threading.enumerate()):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 @pytest.mark.parametrize("at", ["build", "run"])
@@ -273,9 +277,9 @@ def test_a_dali_that_does_not_work_at_all_is_an_error(manifest, monkeypatch, at)
 def test_a_batch_may_take_as_long_as_its_clips_one_by_one(manifest, monkeypatch, caplog):
     run = DaliDecoder._run
 
-    def slow(self, plans, encoded):
+    def slow(self, slot, plans, encoded):
         time.sleep(0.4 * len(plans))
-        return run(self, plans, encoded)
+        return run(self, slot, plans, encoded)
 
     monkeypatch.setattr(DaliDecoder, "_run", slow)
     (batch,) = load(planned(manifest), "dali", [range(4)])

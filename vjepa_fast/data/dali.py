@@ -6,6 +6,7 @@ The pipeline holds no random operator: frame indices, crop boxes and flips come 
 import logging
 from collections.abc import Sequence
 from concurrent.futures import Future
+from dataclasses import dataclass
 
 import numpy as np
 import nvidia.dali.fn as fn
@@ -48,8 +49,7 @@ class DaliDecoder:
         self._crop_size = crop_size
         self._device = device
         self._num_threads = num_threads
-        self._pipeline: Pipeline | None = None
-        self._batch_size = 0
+        self._slot = _Slot()
         self.handed_over = _too_large(entries)
         self._works = False  # it decoded something
         self._in_vain: set[int] = set()
@@ -114,7 +114,7 @@ class DaliDecoder:
         """Drop what has not started, wait for the rest, free the pipeline."""
         self.threads.close()
         self._runner.close()
-        self._pipeline = None
+        self._slot = _Slot()
 
     def _read(self, plan: ClipPlan) -> np.ndarray | torch.Tensor:
         """The encoded file, or the clip, where it is not for DALI."""
@@ -130,7 +130,7 @@ class DaliDecoder:
         """
         try:
             video = self._runner.result(
-                self._runner.submit(self._run, plans, encoded, clips=len(plans))
+                self._runner.submit(self._run, self._slot, plans, encoded, clips=len(plans))
             )
             self._works = True
             return video
@@ -138,7 +138,7 @@ class DaliDecoder:
             raise _does_not_work("to build its pipeline", str(error)) from None
         except (RuntimeError, UserError) as error:
             self._trouble = " ".join(str(error).split())[:300]
-            self._pipeline = None
+            self._slot = _Slot()  # who was given up on may come back, and has the old one
             return None
 
     def _try_one(self, plan: ClipPlan, encoded: np.ndarray) -> torch.Tensor | None:
@@ -155,13 +155,15 @@ class DaliDecoder:
         if not self._works and len(self._in_vain) >= _IN_VAIN:
             raise _does_not_work(f"on the first {_IN_VAIN} videos that PyAV decodes", self._trouble)
 
-    def _run(self, plans: Sequence[ClipPlan], encoded: list[np.ndarray]) -> torch.Tensor:
-        if len(plans) > self._batch_size or self._pipeline is None:
-            self._batch_size = max(len(plans), self._batch_size)
-            self._pipeline = self._build()
+    def _run(
+        self, slot: "_Slot", plans: Sequence[ClipPlan], encoded: list[np.ndarray]
+    ) -> torch.Tensor:
+        if len(plans) > slot.batch_size:
+            slot.pipeline = self._build(len(plans))
+            slot.batch_size = len(plans)
         starts = np.array([plan.crop[:2] for plan in plans], dtype=np.float32)
         sizes = np.array([plan.crop[2:] for plan in plans], dtype=np.float32)
-        pipeline = self._pipeline
+        pipeline = slot.pipeline
         pipeline.feed_input("encoded", encoded)
         pipeline.feed_input("frames", [plan.frames.astype(np.int32) for plan in plans])
         pipeline.feed_input("start", starts)
@@ -178,13 +180,13 @@ class DaliDecoder:
         self._stream.synchronize()
         return copy
 
-    def _build(self) -> Pipeline:
+    def _build(self, batch_size: int) -> Pipeline:
         cuda = self._device.type == "cuda"
         try:
             pipeline = _pipeline(
                 self._crop_size,
                 "mixed" if cuda else "cpu",
-                batch_size=self._batch_size,
+                batch_size=batch_size,
                 num_threads=self._num_threads,
                 device_id=self._device.index if cuda else None,
                 prefetch_queue_depth=1,
@@ -207,6 +209,14 @@ class DaliDecoder:
             for i in places
         }
         return collect_clips(self.threads, plans, clips, video)
+
+
+@dataclass
+class _Slot:
+    """A pipeline and the largest batch that it takes, for one thread at a time."""
+
+    pipeline: Pipeline | None = None
+    batch_size: int = 0
 
 
 class _NoPipelineError(Exception):
