@@ -172,7 +172,7 @@ def masked_feature_loss(
     require_integers("rows", rows)
     require_integers("seqlens", seqlens)
     require_integers("spec_ids", spec_ids)
-    if exponent < 1.0:  # no `require`: compiled for any exponent, this one can't be written out
+    if not exponent >= 1.0:  # NaN too; no `require`, since a symbolic one can't be written out
         raise ValueError(f"exponent: found {exponent}, expected 1 or more")
     for name, tensor in {"prediction": prediction, "features": features}.items():
         require_floating(name, tensor)
