@@ -33,11 +33,14 @@ train: $(STAMP) $(DATA)/train.csv ## demo data, pretraining and probe, in minute
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/deepspeed vjepa_fast/train.py --config $(CONFIG)
 	$(BIN)/vjepa-fast probe --checkpoint $(RUN) --labels digit,direction --label-share 0.1
 
+# A test process on each core; idle ones take tests over from busy ones.
+SPREAD := -n logical --maxprocesses 8 --dist worksteal
+
 test: $(STAMP) ## all tests but the slow ones
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(SPREAD)
 
 test-all: $(STAMP) ## all tests
-	$(BIN)/python -m pytest -m ''
+	$(BIN)/python -m pytest $(SPREAD) -m ''
 
 lint: $(STAMP) ## ruff, check only
 	$(BIN)/ruff check .
