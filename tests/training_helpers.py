@@ -8,7 +8,7 @@ from torch import Tensor
 from vjepa_fast.masks import MaskSampler, MultiBlock
 from vjepa_fast.models.jepa import build_vjepa
 from vjepa_fast.models.packing import PackedMasks, pack_masks
-from vjepa_fast.training.engine import init_process_group
+from vjepa_fast.training.launch import init_process_group
 from vjepa_fast.training.schedules import Schedules
 from vjepa_fast.training.trainer import Trainer
 

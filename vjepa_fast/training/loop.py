@@ -16,7 +16,7 @@ from vjepa_fast.errors import UserError
 from vjepa_fast.training.batches import Batches
 from vjepa_fast.training.build import build_trainer
 from vjepa_fast.training.checkpoint import Checkpoint, checkpoints, restore, save_checkpoint
-from vjepa_fast.training.engine import init_process_group
+from vjepa_fast.training.launch import init_process_group
 from vjepa_fast.training.metrics import draw_curves
 from vjepa_fast.training.recipe import recipe_changes, settings_of
 from vjepa_fast.training.report import Reporter
