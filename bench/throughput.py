@@ -40,7 +40,7 @@ from throughput_sides import Clips, Ours, Plain, demo_manifest, draw_masks, read
 from vjepa_fast.config import Config, load_config
 from vjepa_fast.errors import UserError, exit_status
 from vjepa_fast.info import clip_flops
-from vjepa_fast.training.engine import init_process_group
+from vjepa_fast.training.launch import init_process_group
 from vjepa_fast.training.loop import share_cores
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"

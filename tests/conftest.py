@@ -96,7 +96,7 @@ def small_config(demo: Path, tmp_path: Path) -> Callable[..., dict]:
                 "clip_grad": 0.05,
             },
             "log": {"every": 1, "monitor_every": 4},
-            "checkpoint": {"every": 4, "keep": 2},
+            "checkpoint": {"every": 4, "keep_last": 2},
         }
         for section, keys in changes.items():
             if isinstance(keys, dict):

@@ -19,7 +19,7 @@ from vjepa_fast.convert import (
 )
 from vjepa_fast.models.jepa import build_vjepa
 from vjepa_fast.models.packing import PackedMasks, pack_masks
-from vjepa_fast.training.engine import init_process_group
+from vjepa_fast.training.launch import init_process_group
 from vjepa_fast.training.schedules import Schedules
 from vjepa_fast.training.shards import gradient_shards
 from vjepa_fast.training.trainer import Trainer

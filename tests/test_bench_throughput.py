@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vjepa_fast.models.jepa import encode_clips
 from vjepa_fast.models.packing import pack_masks
-from vjepa_fast.training.engine import init_process_group
+from vjepa_fast.training.launch import init_process_group
 
 BENCH = Path(__file__).resolve().parent.parent / "bench"
 MODULES = ("baseline", *(f"throughput_{part}" for part in (

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from training_helpers import make_trainer, run_steps
+from training_helpers import make_trainer, run_steps, save_checkpoint
 
 from vjepa_fast.errors import UserError
-from vjepa_fast.training.checkpoint import Checkpoint, checkpoints, restore, save_checkpoint
+from vjepa_fast.training.checkpoint import Checkpoint, checkpoints, restore
 
 
 def weights(trainer) -> list[torch.Tensor]:
@@ -22,7 +22,7 @@ def weights(trainer) -> list[torch.Tensor]:
 def test_resuming_is_bit_exact(tmp_path: Path, stage: int, bf16: bool) -> None:
     straight = make_trainer(stage, bf16, clip_grad=0.05)
     run_steps(straight, 0, 3)
-    folder = save_checkpoint(straight, tmp_path, {}, "videos", keep=2)
+    folder = save_checkpoint(straight, tmp_path)
     losses = run_steps(straight, 3, 6)
 
     resumed = make_trainer(stage, bf16, clip_grad=0.05, seed=1)  # other weights to begin with
@@ -37,7 +37,7 @@ def test_resuming_is_bit_exact(tmp_path: Path, stage: int, bf16: bool) -> None:
 def test_another_stage_reads_it(tmp_path: Path, saved: int, read: int) -> None:
     first = make_trainer(saved)
     run_steps(first, 0, 3)
-    folder = save_checkpoint(first, tmp_path, {}, "videos", keep=1)
+    folder = save_checkpoint(first, tmp_path, keep_last=1)
     second = make_trainer(read, seed=1)
     restore(second, Checkpoint.open(folder))
     losses = torch.stack(run_steps(first, 3, 6)), torch.stack(run_steps(second, 3, 6))
@@ -47,7 +47,7 @@ def test_another_stage_reads_it(tmp_path: Path, saved: int, read: int) -> None:
 def test_it_holds_whole_weights_by_name(tmp_path: Path) -> None:
     trainer = make_trainer()
     run_steps(trainer, 0, 2)
-    checkpoint = Checkpoint.open(save_checkpoint(trainer, tmp_path, {}, "videos", keep=1))
+    checkpoint = Checkpoint.open(save_checkpoint(trainer, tmp_path, keep_last=1))
     for part in ("encoder", "predictor"):
         read, own = checkpoint.weights(part, "master"), getattr(trainer.model, part).state_dict()
         assert read.keys() == own.keys()
@@ -60,7 +60,7 @@ def test_old_ones_go_and_half_written_ones_do_not_count(tmp_path: Path) -> None:
     trainer = make_trainer()
     for step in range(4):
         run_steps(trainer, step, step + 1)
-        save_checkpoint(trainer, tmp_path, {}, "videos", keep=2)
+        save_checkpoint(trainer, tmp_path)
     names = [folder.name for folder in checkpoints(tmp_path)]
     assert names == ["step_00000003", "step_00000004"]
     half = tmp_path / "checkpoints" / ".step_00000005.writing"
@@ -68,7 +68,7 @@ def test_old_ones_go_and_half_written_ones_do_not_count(tmp_path: Path) -> None:
     (half / "state.json").write_text("{}")
     assert Checkpoint.find(tmp_path).folder.name == "step_00000004"
     run_steps(trainer, 4, 5)
-    save_checkpoint(trainer, tmp_path, {}, "videos", keep=2)  # over the half-written one
+    save_checkpoint(trainer, tmp_path)  # over the half-written one
     assert Checkpoint.find(tmp_path).state["step"] == 5
     assert not half.exists()
 
@@ -76,8 +76,8 @@ def test_old_ones_go_and_half_written_ones_do_not_count(tmp_path: Path) -> None:
 def test_damage_is_named(tmp_path: Path) -> None:
     trainer = make_trainer()
     run_steps(trainer, 0, 1)
-    folder = save_checkpoint(trainer, tmp_path, {}, "videos", keep=1)
-    with pytest.raises(UserError, match=r"found other parameters in encoder\.decay"):
+    folder = save_checkpoint(trainer, tmp_path, keep_last=1)
+    with pytest.raises(UserError, match=r"found .* instead of .* in encoder\.decay"):
         restore(make_trainer(encoder_width=36), Checkpoint.open(folder))
     shard = folder / "shard_00000.safetensors"
     shard.write_bytes(shard.read_bytes()[:1000])
@@ -85,7 +85,7 @@ def test_damage_is_named(tmp_path: Path) -> None:
         restore(make_trainer(), Checkpoint.open(folder))
     state = json.loads((folder / "state.json").read_text())
     (folder / "state.json").write_text(json.dumps(state | {"format": 99}))
-    with pytest.raises(UserError, match="found checkpoint format 99, expected 2"):
+    with pytest.raises(UserError, match="found checkpoint format 99, expected 3"):
         Checkpoint.open(folder)
     with pytest.raises(UserError, match=r"found no readable state\.json"):
         Checkpoint.find(tmp_path / "nowhere")

@@ -10,7 +10,7 @@ from torch._dynamo.utils import counters
 
 from vjepa_fast.config import Config
 from vjepa_fast.training.build import build_trainer
-from vjepa_fast.training.engine import init_process_group
+from vjepa_fast.training.launch import init_process_group
 from vjepa_fast.training.loop import pretrain
 from vjepa_fast.training.metrics import read_metrics
 

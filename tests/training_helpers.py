@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from torch import Tensor
 
+from vjepa_fast.config import CheckpointConfig
 from vjepa_fast.masks import MaskSampler, MultiBlock
 from vjepa_fast.models.jepa import build_vjepa
 from vjepa_fast.models.packing import PackedMasks, pack_masks
-from vjepa_fast.training.engine import init_process_group
+from vjepa_fast.training.checkpoint import checkpoints
+from vjepa_fast.training.hosts import Hosts
+from vjepa_fast.training.launch import init_process_group
+from vjepa_fast.training.saving import Saver
 from vjepa_fast.training.schedules import Schedules
 from vjepa_fast.training.trainer import Trainer
 
@@ -73,6 +79,14 @@ def micro_batch(step: int) -> tuple[Tensor, PackedMasks]:
         masks.num_tokens,
     )
     return video, packed
+
+
+def save_checkpoint(trainer: Trainer, run: Path, keep_last: int = 2, **policy: object) -> Path:
+    """Save as the loop does; the checkpoint's folder."""
+    saver = Saver(run, {}, "videos", CheckpointConfig(keep_last=keep_last, **policy), Hosts())
+    saver.save(trainer)
+    saver.close()
+    return checkpoints(run)[-1]
 
 
 def run_steps(trainer: Trainer, first: int, last: int) -> list[Tensor]:

@@ -307,8 +307,12 @@ class CheckpointConfig(_Section):
 
     every: Count = 1000
     """Steps between checkpoints."""
-    keep: Count = 2
+    keep_last: Count = 2
     """Newest checkpoints that are kept."""
+    keep_every: Count | None = None
+    """Checkpoints at multiples of so many steps are kept for good; null: none."""
+    background: bool = False
+    """Whether training goes on while a checkpoint is written, from a copy in the host's memory."""
 
 
 class Config(_Section):

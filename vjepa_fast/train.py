@@ -1,6 +1,7 @@
 """Pretrain: deepspeed vjepa_fast/train.py --config configs/tiny.json [--set optim.lr=1e-4 …]
 
-Also runs under torchrun, or as plain `python vjepa_fast/train.py` in a single process.
+Also runs under torchrun and srun (configs/slurm.sbatch), or as plain `python …/train.py` in
+a single process. A run that is given again goes on at its newest checkpoint.
 """
 
 from __future__ import annotations
@@ -23,13 +24,14 @@ from vjepa_fast.errors import exit_status
 
 def set_up_logging() -> None:
     """Our log lines, plainly, from rank 0; warnings from every rank."""
-    rank = int(os.environ.get("RANK", "0"))
+    rank = os.environ.get("RANK") or os.environ.get("SLURM_PROCID", "0")
+    others = rank != "0"
     handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter(f"[{rank}] %(message)s" if rank else "%(message)s"))
+    handler.setFormatter(logging.Formatter(f"[{rank}] %(message)s" if others else "%(message)s"))
     logger = logging.getLogger("vjepa_fast")
     logger.handlers = [handler]
     logger.propagate = False
-    logger.setLevel(logging.WARNING if rank else logging.INFO)
+    logger.setLevel(logging.WARNING if others else logging.INFO)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,128 +1,51 @@
-"""Checkpoints: flat shards in safetensors and one JSON, complete or absent, for any world size.
+"""Checkpoints, as they are read: flat shards and one JSON, for any world size.
 
     checkpoints/step_00000800/
-        state.json                 step, world size, config, a hash of the videos, and for each
-                                   parameter group the names and shapes of its parameters in flat
-                                   order
-        shard_00000.safetensors    rank 0's range of every flat vector: masters, Adam's moments and,
-                                   for the encoder, the teacher's average (all fp32)
+        state.json                 step, config, a hash of the videos; for each parameter group the
+                                   names and shapes of its parameters in flat order; for each shard
+                                   its size, its checksum and the ranges of the flat vectors in it
+        shard_00000.safetensors    rank 0's ranges of every flat vector: masters, Adam's moments
+                                   and, for the encoder, the teacher's average (all fp32)
 
-Everything is written into a hidden folder, synced to disk, and renamed: a folder with its final
-name is whole. A flat range of a flat vector can be cut anew, so any world size can read it. Nothing
-in it is a pickle.
+A folder with its final name is whole (saving.py). A flat range of a flat vector can be cut anew, so
+any world size can read it. The state of no random generator is in it: chance, and the place in the
+data, are functions of the step. Nothing in it is a pickle, and nothing in it is ever run.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import shutil
+import zlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from vjepa_fast.errors import UserError
-from vjepa_fast.training.shards import MOMENTS, adam_moments, restore_adam, restore_masters
+from vjepa_fast.training.shard_file import shard_damage
+from vjepa_fast.training.shards import MOMENTS, restore_adam, restore_masters
 from vjepa_fast.training.trainer import Trainer
 
-FORMAT = 2
-
-
-def _flat(tensors: list[Tensor], length: int) -> Tensor:
-    return torch.cat([t.detach().reshape(-1) for t in tensors])[:length].cpu().contiguous()
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+FORMAT = 3
 
 
 def checkpoints(run: Path) -> list[Path]:
-    """The run's complete checkpoints, oldest first."""
-    return sorted(p for p in (run / "checkpoints").glob("step_*") if (p / "state.json").is_file())
+    """The run's checkpoints, oldest first."""
+    return sorted(path for path in (run / "checkpoints").glob("step_*") if path.is_dir())
 
 
-def save_checkpoint(trainer: Trainer, run: Path, config: dict, videos: str, keep: int) -> Path:
-    """Write a checkpoint of the whole run and prune old ones. Collective.
-
-    Args:
-        trainer: what to save.
-        run: the run's folder.
-        config: the run's config as JSON data, kept for whoever reads the checkpoint.
-        videos: a hash of the videos that sample ids stand for.
-        keep: newest checkpoints to leave.
-
-    Returns:
-        The checkpoint's folder.
-    """
-    rank, world = dist.get_rank(), dist.get_world_size()
-    final = run / "checkpoints" / f"step_{trainer.step_number:08d}"
-    writing = final.with_name(f".{final.name}.writing")
-    if rank == 0:
-        for stale in final.parent.glob(".step_*"):  # what a kill left half written or half removed
-            shutil.rmtree(stale)
-        writing.mkdir(parents=True)
-    dist.barrier()
-
-    tensors, ranges = {}, {}
-    for shard in trainer.shards:
-        if not shard.sharded and rank:
-            continue  # rank 0 holds the whole
-        ranges[shard.name] = [shard.start, shard.length]
-        tensors[f"{shard.name}/master"] = _flat(shard.masters, shard.length)
-        for moment in MOMENTS:
-            values = adam_moments(trainer.optimizer, shard, moment)
-            tensors[f"{shard.name}/{moment}"] = _flat(values, shard.length)
-        if shard.name in trainer.teacher.averages:
-            average = trainer.teacher.averages[shard.name]
-            tensors[f"{shard.name}/teacher"] = _flat(average, shard.length)
-    file = writing / f"shard_{rank:05d}.safetensors"
-    save_file(tensors, file)
-    _sync(file)
-
-    every_range: list[dict] = [{}] * world
-    dist.all_gather_object(every_range, ranges)
-    if rank == 0:
-        _write_state(trainer, writing, config, videos, every_range)
-        _sync(writing)
-        writing.rename(final)
-        _sync(final.parent)
-        for old in checkpoints(run)[:-keep]:
-            dying = old.with_name(f".{old.name}.removing")  # out of sight first, then gone
-            old.rename(dying)
-            shutil.rmtree(dying)
-    dist.barrier()
-    return final
+def state_checksum(state: dict) -> int:
+    """CRC-32 of a state.json's content, less the checksum itself."""
+    content = {key: value for key, value in state.items() if key != "checksum"}
+    return zlib.crc32(json.dumps(content, sort_keys=True).encode())
 
 
-def _write_state(
-    trainer: Trainer, folder: Path, config: dict, videos: str, ranges: list[dict]
-) -> None:
-    names = {id(p): name for name, p in trainer.model.named_parameters()}
-    state = {
-        "format": FORMAT,
-        "step": trainer.step_number,
-        "world_size": len(ranges),
-        "ranges": ranges,
-        "groups": {
-            shard.name: [[names[id(p)], list(p.shape)] for p in shard.parameters]
-            for shard in trainer.shards
-        },
-        "config": config,
-        "videos": videos,
-    }
-    with open(folder / "state.json", "w", encoding="utf-8") as file:
-        json.dump(state, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
+def shard_name(rank: int) -> str:
+    """The file of a rank's shard."""
+    return f"shard_{rank:05d}.safetensors"
 
 
 @dataclass(frozen=True)
@@ -137,19 +60,25 @@ class Checkpoint:
         """Read a checkpoint's JSON.
 
         Raises:
-            UserError: no such checkpoint, or one of another format.
+            UserError: no such checkpoint, one of another format, or a damaged state.json.
         """
         try:
             state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-        except (OSError, json.JSONDecodeError) as error:
+        except (OSError, ValueError) as error:
             raise UserError(
                 f"{folder}: found no readable state.json ({error}), expected a checkpoint folder "
                 "such as RUN/checkpoints/step_00000800; name one"
             ) from None
-        if state.get("format") != FORMAT:
+        found = state.get("format") if isinstance(state, dict) else None
+        if found != FORMAT:
             raise UserError(
-                f"{folder}: found checkpoint format {state.get('format')}, expected {FORMAT}; read "
-                "it with the version of vjepa_fast that wrote it"
+                f"{folder}: found checkpoint format {found}, expected {FORMAT}; read it with the "
+                "version of vjepa_fast that wrote it"
+            )
+        if state.get("checksum") != state_checksum(state):
+            raise UserError(
+                f"{folder}: found a state.json other than was written, expected it unchanged; "
+                f"remove this checkpoint and use an older one"
             )
         return Checkpoint(folder, state)
 
@@ -160,9 +89,27 @@ class Checkpoint:
         Raises:
             UserError: neither.
         """
-        if not (path / "state.json").is_file() and checkpoints(path):
+        if checkpoints(path):
             path = checkpoints(path)[-1]
         return Checkpoint.open(path)
+
+    @property
+    def world_size(self) -> int:
+        """Processes that wrote it: one shard each."""
+        return len(self.state["shards"])
+
+    def damage(self, ranks: Iterable[int] | None = None) -> str | None:
+        """What is wrong with the first damaged shard, or None. Reads the shards' every byte.
+
+        Args:
+            ranks: whose shards to look at; None for all.
+        """
+        for rank in range(self.world_size) if ranks is None else ranks:
+            file = self.folder / shard_name(rank)
+            wrong = shard_damage(file, self.state["shards"][rank])
+            if wrong:
+                return f"{file}: found {wrong}"
+        return None
 
     def size(self, group: str) -> int:
         """Elements of a group's flat vector."""
@@ -176,29 +123,33 @@ class Checkpoint:
         """
         group = key.partition("/")[0]
         out, filled = torch.empty(length), 0
-        for rank, ranges in enumerate(self.state["ranges"]):
-            if group not in ranges:
-                continue
-            have, count = ranges[group]
-            low, high = max(start, have), min(start + length, have + count)
-            if low >= high:
-                continue
-            file = self.folder / f"shard_{rank:05d}.safetensors"
-            try:
-                with safe_open(file, framework="pt") as shard:
-                    out[low - start : high - start] = shard.get_slice(key)[low - have : high - have]
-            except (OSError, SafetensorError) as error:
-                raise UserError(
-                    f"{file}: found {error}, expected a whole shard with {key}; resume from an "
-                    "older checkpoint by removing this one"
-                ) from None
-            filled += high - low
+        for rank, written in enumerate(self.state["shards"]):
+            place = 0  # in the shard's tensor, where a range begins
+            for have, count in written["ranges"].get(group, []):
+                low, high = max(start, have), min(start + length, have + count)
+                if low < high:
+                    first = place + low - have
+                    piece = self._slice(rank, key, first, first + high - low)
+                    out[low - start : high - start] = piece
+                    filled += high - low
+                place += count
         if filled != length:
             raise UserError(
                 f"{self.folder}: found {filled} of {length} elements of {key}, expected all; "
-                "resume from an older checkpoint by removing this one"
+                "remove this checkpoint and use an older one"
             )
         return out
+
+    def _slice(self, rank: int, key: str, first: int, last: int) -> Tensor:
+        file = self.folder / shard_name(rank)
+        try:
+            with safe_open(file, framework="pt") as shard:
+                return shard.get_slice(key)[first:last]
+        except (OSError, SafetensorError) as error:
+            raise UserError(
+                f"{file}: found {error}, expected a whole shard with {key}; remove this checkpoint "
+                "and use an older one"
+            ) from None
 
     def weights(self, part: str, which: str) -> dict[str, Tensor]:
         """Whole weights, fp32, by parameter name.
@@ -206,7 +157,15 @@ class Checkpoint:
         Args:
             part: "encoder" or "predictor".
             which: "master" (as trained) or "teacher" (the target encoder; encoder only).
+
+        Raises:
+            UserError: a damaged checkpoint.
         """
+        damage = self.damage()
+        if damage:
+            raise UserError(
+                f"{damage}, expected a whole shard; remove this checkpoint and use an older one"
+            )
         found = {}
         for group, parameters in self.state["groups"].items():
             if group.partition(".")[0] != part:
@@ -217,6 +176,18 @@ class Checkpoint:
                 found[name.removeprefix(f"{part}.")] = flat[offset : offset + count].view(shape)
                 offset += count
         return found
+
+
+def _difference(saved: list, own: list) -> str:
+    """Where two lists of names and shapes part, as "name of shape … instead of name of shape …"."""
+    for number in range(max(len(saved), len(own))):
+        pair = [
+            f"{group[number][0]} of shape {group[number][1]}" if number < len(group) else "nothing"
+            for group in (saved, own)
+        ]
+        if pair[0] != pair[1]:
+            return " instead of ".join(pair)
+    raise ValueError("the lists are equal")
 
 
 def restore(trainer: Trainer, checkpoint: Checkpoint) -> None:
@@ -231,9 +202,9 @@ def restore(trainer: Trainer, checkpoint: Checkpoint) -> None:
         own = [[names[id(p)], list(p.shape)] for p in shard.parameters]
         if saved.get(shard.name) != own:
             raise UserError(
-                f"{checkpoint.folder}: found other parameters in {shard.name} than this model has, "
-                "expected the same names and shapes; set model and masks as the checkpoint's "
-                "state.json has them, or choose another output folder"
+                f"{checkpoint.folder}: found {_difference(saved.get(shard.name, []), own)} of this "
+                f"model in {shard.name}, expected the same names and shapes; set model and masks "
+                "as the checkpoint's state.json has them, or choose another output folder"
             )
     step = checkpoint.state["step"]
     for shard in trainer.shards:

@@ -15,41 +15,18 @@ from vjepa_fast.config import Config
 from vjepa_fast.errors import UserError
 from vjepa_fast.training.batches import Batches
 from vjepa_fast.training.build import build_trainer
-from vjepa_fast.training.checkpoint import Checkpoint, checkpoints, restore, save_checkpoint
-from vjepa_fast.training.engine import init_process_group
+from vjepa_fast.training.hosts import Hosts
+from vjepa_fast.training.launch import init_process_group, peers_are_there
 from vjepa_fast.training.metrics import draw_curves
-from vjepa_fast.training.recipe import recipe_changes, settings_of
+from vjepa_fast.training.recipe import settings_of
 from vjepa_fast.training.report import Reporter
+from vjepa_fast.training.resume import resume
+from vjepa_fast.training.saving import Saver
+from vjepa_fast.training.signals import StopRequests
 from vjepa_fast.training.timing import Waiting
 from vjepa_fast.training.trainer import Trainer
 
 log = logging.getLogger("vjepa_fast")
-
-
-def resume(trainer: Trainer, run: Path, config: dict, videos: str) -> None:
-    """Continue at the run's newest checkpoint, if it has one.
-
-    Raises:
-        UserError: a checkpoint of another recipe or of other videos, or a damaged one.
-    """
-    saved = checkpoints(run)
-    if not saved:
-        return
-    checkpoint = Checkpoint.open(saved[-1])
-    changed = list(recipe_changes(checkpoint.state["config"], config))
-    if changed:
-        raise UserError(
-            f"{checkpoint.folder}: found a run of another recipe ({'; '.join(changed[:3])}), "
-            "expected the same one; set these keys back, or give another folder with --set output=…"
-        )
-    if checkpoint.state["videos"] != videos:
-        raise UserError(
-            f"{checkpoint.folder}: found other videos in data.manifests than when it was saved, "
-            "expected the same files in the same order, since a sample id stands for one of them; "
-            "put the manifests back, or give another folder with --set output=…"
-        )
-    restore(trainer, checkpoint)
-    log.info("resumed at step %d from %s", trainer.step_number, checkpoint.folder)
 
 
 def share_cores(world: int) -> None:
@@ -64,6 +41,8 @@ def share_cores(world: int) -> None:
 def pretrain(config: Config) -> Path:
     """Run or resume a pretraining; collective under a launcher.
 
+    On SIGTERM, SIGUSR1 or SIGINT at any process, all finish the step, save and return.
+
     Returns:
         The run's folder, with metrics.jsonl, curves.png, tensorboard/ and checkpoints/.
 
@@ -72,7 +51,7 @@ def pretrain(config: Config) -> Path:
     """
     rank, world = init_process_group()
     share_cores(world)
-    run, settings = Path(config.output), settings_of(config)
+    run = Path(config.output)
     try:
         run.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -80,31 +59,55 @@ def pretrain(config: Config) -> Path:
             f"output: found {run}, where no folder can be made ({error.strerror}), expected a "
             "folder to write to; name another with --set output=…"
         ) from None
-    trainer = build_trainer(config, world)
-    batches = Batches(config, rank, world, trainer.device)
-    resume(trainer, run, settings, batches.videos)
+    with peers_are_there():
+        trainer = build_trainer(config, world)
+        _train(config, run, trainer, Batches(config, rank, world, trainer.device), Hosts())
+        if rank == 0:
+            draw_curves(run)
+        dist.barrier()
+    return run
+
+
+def _train(config: Config, run: Path, trainer: Trainer, batches: Batches, hosts: Hosts) -> None:
+    settings = settings_of(config)
+    resume(trainer, run, settings, batches.videos, hosts)
+    saver = Saver(run, settings, batches.videos, config.checkpoint, hosts)
     first, last = trainer.step_number, config.optim.steps
-    if rank == 0:
+    if hosts.rank == 0:
         (run / "config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
     def due(done: int, every: int) -> bool:
         return done % every == 0 or done == last
 
-    with batches.loader(first) as loader, logging_redirect_tqdm([log]):
+    with (
+        StopRequests() as stopping,
+        batches.loader(first) as loader,
+        logging_redirect_tqdm([log]),
+    ):
         clips = Waiting(loader)
-        with Reporter(config, run, trainer, clips, rank) as report:
+        with Reporter(config, run, trainer, clips, hosts.rank) as report:
             for step in range(first, last):
                 result = trainer.step(batches.with_masks(step, clips))
                 done = step + 1
-                save = due(done, config.checkpoint.every)
+                stop, writing = hosts.any(stopping.reason is not None, saver.writing)
+                save = stop or done == last or saver.due(done)
                 report.tick()
                 if due(done, config.log.every) or step == first or save:
                     report.measure(step, result)
                 if due(done, config.log.monitor_every):
                     report.monitor(step, result)
                 if save:
-                    save_checkpoint(trainer, run, settings, batches.videos, config.checkpoint.keep)
-    if rank == 0:
-        draw_curves(run)
-    dist.barrier()
-    return run
+                    saver.save(trainer)
+                elif not writing:
+                    saver.finish()
+                if stop:
+                    break
+            saver.close()
+            if trainer.step_number < last:
+                reasons = {reason for reason in hosts.gather(stopping.reason) if reason}
+                log.info(
+                    "stopped after step %d of %d, saved (%s); the same command goes on from there",
+                    trainer.step_number,
+                    last,
+                    ", ".join(sorted(reasons)),
+                )

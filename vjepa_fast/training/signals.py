@@ -1,0 +1,94 @@
+"""Being asked to stop: signals, and a launcher that is gone."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import threading
+import time
+from pathlib import Path
+
+log = logging.getLogger("vjepa_fast")
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+_ECHO = 1.0  # seconds in which a signal that comes twice was sent once, by several senders
+
+
+class StopRequests:
+    """While it is entered, SIGTERM, SIGUSR1 and SIGINT are noted rather than obeyed.
+
+    The loop asks `reason` once a step. The same signal again, a second or more after the first,
+    ends the process at once: a thread sees to that, since Python runs no handler while the main
+    thread waits in a collective. (Launchers relay: Ctrl-C under DeepSpeed's comes as SIGINT from
+    the terminal and as SIGTERM from the launcher, which must not count as asking twice.)
+
+    A launcher that is gone is a reason too. DeepSpeed's ignores what it is sent: `kill` of the
+    `deepspeed` command leaves its processes running, without anybody to report to.
+    """
+
+    def __init__(self) -> None:
+        self._signal: str | None = None
+        self._first: dict[int, float] = {}
+        self._launcher = _launcher()
+
+    @property
+    def reason(self) -> str | None:
+        """Why to stop, or None."""
+        if self._signal is None and self._launcher and _launcher() != self._launcher:
+            self._signal = "the launcher's end"
+        return self._signal
+
+    def __enter__(self) -> StopRequests:
+        self._reader, self._writer = socket.socketpair()
+        self._writer.setblocking(False)
+        self._old_fd = signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
+        self._old = {number: signal.signal(number, lambda *_: None) for number in SIGNALS}
+        self._thread = threading.Thread(target=self._listen, name="signals", daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._old.items():
+            signal.signal(number, handler)
+        signal.set_wakeup_fd(self._old_fd)
+        self._writer.close()
+        self._thread.join()
+        self._reader.close()
+
+    def _listen(self) -> None:
+        while numbers := self._reader.recv(64):
+            for number in numbers:
+                if number in SIGNALS:
+                    self._note(number)
+
+    def _note(self, number: int) -> None:
+        name, now = signal.Signals(number).name, time.monotonic()
+        if now - self._first.setdefault(number, now) >= _ECHO:
+            log.warning("%s again: stopping at once, without saving", name)
+            os._exit(128 + number)
+        if self._signal is None:
+            self._signal = name
+            log.info(
+                "%s: finishing this step, saving and stopping; send it again to stop at once", name
+            )
+
+
+def _launcher() -> tuple[int, int] | None:
+    """Process ids of the launcher that started this process and of its own parent, where the
+    launcher is one that should outlive this process: torchrun or DeepSpeed's."""
+    parent = os.getppid()
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        return parent, 0
+    if "deepspeed.launcher.launch" in _read(f"/proc/{parent}/cmdline"):
+        after_name = _read(f"/proc/{parent}/stat").rpartition(")")[2].split()
+        return parent, int(after_name[1])
+    return None
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text(errors="replace")
+    except OSError:
+        return ""
