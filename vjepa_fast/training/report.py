@@ -80,10 +80,13 @@ class Reporter:
         seconds, self._clock = now - self._clock, now
         speed = self._steps * self._config.optim.global_batch / seconds
         wait = self._clips.take() / seconds
+        parts = {f"ms_{part}": ms for part, ms in self._trainer.laps.take().items()}
         self._steps = 0
         self._require_finite(step, values)
         if self._writer:
-            self._writer.write(step, values | {"clips_per_second": speed, "data_wait": wait})
+            self._writer.write(
+                step, values | {"clips_per_second": speed, "data_wait": wait} | parts
+            )
         self._bar.set_postfix_str(
             f"loss {values['loss']:.4f}, {speed:.0f} clips/s, data wait {wait:.1%}"
         )
