@@ -17,6 +17,7 @@ from vjepa_fast.training.batches import Batches
 from vjepa_fast.training.build import build_trainer
 from vjepa_fast.training.checkpoint import Checkpoint, checkpoints, restore, save_checkpoint
 from vjepa_fast.training.engine import init_process_group
+from vjepa_fast.training.garbage import Garbage
 from vjepa_fast.training.metrics import draw_curves
 from vjepa_fast.training.recipe import recipe_changes, settings_of
 from vjepa_fast.training.report import Reporter
@@ -65,7 +66,7 @@ def pretrain(config: Config) -> Path:
     """Run or resume a pretraining; collective under a launcher.
 
     Returns:
-        The run's folder, with metrics.jsonl, curves.png, tensorboard/ and checkpoints/.
+        The run's folder, with metrics.jsonl, curves.png, pictures/, tensorboard/ and checkpoints/.
 
     Raises:
         UserError: whatever the user can mend.
@@ -87,12 +88,12 @@ def pretrain(config: Config) -> Path:
     if rank == 0:
         (run / "config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
-    def due(done: int, every: int) -> bool:
-        return done % every == 0 or done == last
+    def due(done: int, every: int | None) -> bool:
+        return done == last or (every is not None and done % every == 0)
 
     with batches.loader(first) as loader, logging_redirect_tqdm([log]):
         clips = Waiting(loader)
-        with Reporter(config, run, trainer, clips, rank) as report:
+        with Reporter(config, run, trainer, batches, clips) as report, Garbage() as garbage:
             for step in range(first, last):
                 result = trainer.step(batches.with_masks(step, clips))
                 done = step + 1
@@ -100,8 +101,13 @@ def pretrain(config: Config) -> Path:
                 report.tick()
                 if due(done, config.log.every) or step == first or save:
                     report.measure(step, result)
+                    garbage.collect()
                 if due(done, config.log.monitor_every):
                     report.monitor(step, result)
+                if due(done, config.log.pictures_every):
+                    report.pictures(step)
+                if config.log.histograms_every and due(done, config.log.histograms_every):
+                    report.histograms(step, result)
                 if save:
                     save_checkpoint(trainer, run, settings, batches.videos, config.checkpoint.keep)
     if rank == 0:
