@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import ClassVar
 
 import torch
 from baseline import Baseline, nothing
@@ -60,6 +61,23 @@ def draw_masks(sampler: MaskSampler, number: int, clips: int) -> MaskBatch:
     return sampler.sample(number, range(number * clips, (number + 1) * clips))
 
 
+class _Marks:
+    """Stands in for the trainer's `Laps`, and calls `mark` with our names of the parts."""
+
+    NAMES: ClassVar = {name: name for name in PARTS} | {"optimizer": "optimiser", "ema": "EMA"}
+
+    def __init__(self, mark: Mark) -> None:
+        self._mark = mark
+
+    def begin(self) -> None:
+        """The masks were drawn before."""
+
+    def mark(self, part: str) -> None:
+        """A part of the trainer's step has ended; its wait for data is none here."""
+        if part in self.NAMES:
+            self._mark(self.NAMES[part])
+
+
 class Ours:
     """The shipped trainer, and its masks, which are drawn within the step."""
 
@@ -97,29 +115,12 @@ class Ours:
     @contextmanager
     def marked(self, mark: Mark) -> Iterator[None]:
         """Within this context the trainer's steps call `mark` as each of their parts ends."""
-        trainer = self.trainer
-        with ExitStack() as stack:
-
-            def watch(owner: object, name: str, part: str, before: str | None = None) -> None:
-                original = getattr(owner, name)
-
-                def call(*arguments: object, **named: object) -> object:
-                    if before:
-                        mark(before)
-                    result = original(*arguments, **named)
-                    mark(part)
-                    return result
-
-                setattr(owner, name, call)
-                stack.callback(delattr, owner, name)
-
-            watch(trainer, "target_features", "target")
-            for module, part in ((trainer.model.encoder, "context"), (trainer.model, "predictor")):
-                hook = module.register_forward_hook(lambda *_, part=part: mark(part))
-                stack.callback(hook.remove)
-            watch(trainer.engine, "backward", "backward")
-            watch(trainer.teacher, "update", "EMA", before="optimiser")
+        trainer, own = self.trainer, self.trainer.laps
+        trainer.laps = _Marks(mark)
+        try:
             yield
+        finally:
+            trainer.laps = own
 
 
 class Plain:

@@ -34,7 +34,7 @@ ALLOWED = {
         for part in CONFIG
     },
     "training.schedules": set(),  # config builds on it, so it stands below training
-    "training": TRAINING,
+    "training": {*TRAINING, "mask_pictures", ""},
     "info": TRAINING,
     "mask_pictures": {*TRAINING, "info"},
     "evaluation": {*TRAINING, "training"},

@@ -9,7 +9,10 @@ from vjepa_fast.config import Config, load_config
 from vjepa_fast.errors import UserError
 
 CONFIGS = Path(__file__).parent.parent / "configs"
-TOP = "one of seed, output, data, model, masks, optim, precision, zero, compile, log, checkpoint"
+TOP = (
+    "one of seed, output, data, model, masks, optim, precision, zero, compile, "
+    "activation_checkpointing, log, checkpoint"
+)
 PAIR = "expected a list of two numbers; write e.g. [0.5, 1.0]"
 SPECS = 'write the whole list, e.g. [{"num_blocks": 8, "spatial_scale": [0.15, 0.15]}]'
 NO_CONTEXT = (
@@ -44,7 +47,8 @@ BAD = {
     "misspelt": (
         {"log.evry": 5},
         "log.evry",
-        "found an unknown key, expected one of every, monitor_every; did you mean log.every?",
+        "found an unknown key, expected one of every, monitor_every, pictures_every, "
+        "histograms_every, wandb; did you mean log.every?",
     ),
     "misspelt and so missing": (
         {"optim.warmup_steps": REMOVED, "optim.warmup_step": 1},

@@ -300,6 +300,12 @@ class LogConfig(_Section):
     """Steps between lines of metrics. Each line waits for the device once."""
     monitor_every: Count = 100
     """Steps between the collapse monitor's measurements."""
+    pictures_every: Count | None = None
+    """Steps between pictures of masks and features; null: only at the end."""
+    histograms_every: Count | None = None
+    """Steps between TensorBoard's histograms of weights and target features; null: none."""
+    wandb: Annotated[str, Field(min_length=1)] | None = None
+    """The Weights & Biases project that also gets the metrics; null: none."""
 
 
 class CheckpointConfig(_Section):
@@ -336,6 +342,9 @@ class Config(_Section):
     """DeepSpeed's ZeRO."""
     compile: bool = False
     """Whether torch.compile runs on each transformer block."""
+    activation_checkpointing: Literal["none", "selective", "full"] = "none"
+    """What is computed again in the backward pass rather than kept: nothing; norms and GELU; whole
+    blocks. The gradients are the same."""
     log: LogConfig = LogConfig()
     """Metrics."""
     checkpoint: CheckpointConfig = CheckpointConfig()

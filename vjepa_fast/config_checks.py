@@ -33,6 +33,15 @@ def check_combinations(config: Config) -> None:
     _check_batch(config)
     _check_masks(config)
     _check_manifests(config)
+    _check_recomputation(config)
+
+
+def _check_recomputation(config: Config) -> None:
+    if config.compile and config.activation_checkpointing == "selective":
+        raise UserError(
+            "activation_checkpointing: found selective with compile, expected none or full: the "
+            "compiler itself computes norms and GELU again; set it to none"
+        )
 
 
 def _check_grid(config: Config) -> None:

@@ -173,6 +173,7 @@ def info_text(config: Config) -> str:
         predictor_depth=predictor.depth,
         precision=precision,
         mlp_ratio=encoder.mlp_ratio,
+        activation_checkpointing=config.activation_checkpointing,
     )
     stages = (0, 1, 2) if precision == "fp32" else (1, 2)  # the engine refuses bf16 at stage 0
     columns = (f"stage {stage}" for stage in stages)

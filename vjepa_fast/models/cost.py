@@ -174,18 +174,30 @@ def activation_memory(
     precision: Literal["bf16", "fp32"],
     mlp_ratio: float = 4.0,
     predictor_mlp_ratio: float = 4.0,
+    activation_checkpointing: Literal["none", "selective", "full"] = "none",
 ) -> float:
-    """A rough count of the activations' bytes, without recomputation.
+    """A rough count of the activations' bytes at their peak.
 
     context_tokens, predictor_tokens: per clip, over all mask specs.
 
     A block keeps its two inputs, two norms, qkv, the attention's output and two hidden rows: 8 + 2
-    mlp_ratio widths a token. The target encoder keeps one block at a time, and its features.
+    mlp_ratio widths a token; `recompute` says what is left of that where some are computed again,
+    block by block, in the backward pass. The target encoder keeps one block at a time, and its
+    features.
     """
     number = 2 if precision == "bf16" else 4
-    encoder = context_tokens * encoder_width * encoder_depth * (8 + 2 * mlp_ratio)
-    predictor = predictor_tokens * predictor_width * predictor_depth * (8 + 2 * predictor_mlp_ratio)
+
+    def widths(depth: int, ratio: float) -> tuple[float, float]:
+        """Of a token when the backward pass arrives, and once it has its last block again."""
+        block = 8 + 2 * ratio
+        kept = {"none": block, "selective": 6 + ratio, "full": 1.0}[activation_checkpointing]
+        return depth * kept, depth * kept + block - kept
+
+    kept, most = widths(encoder_depth, mlp_ratio)
+    predictor = predictor_tokens * predictor_width * widths(predictor_depth, predictor_mlp_ratio)[1]
+    context = context_tokens * encoder_width
+    backward = max(context * kept + predictor, context * most)
     features = num_tokens * encoder_width
     target_encoder = features * (8 + 2 * mlp_ratio)
     # The target encoder is done before the others start, so only its features stay.
-    return number * micro_batch * max(target_encoder, features + encoder + predictor)
+    return number * micro_batch * max(target_encoder, features + backward)

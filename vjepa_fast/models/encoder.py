@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from vjepa_fast.models.layers import NORM_EPS, Block, init_weights, scale_init_by_depth
 from vjepa_fast.models.layout import SeqLayout
 from vjepa_fast.models.positions import position_table
+from vjepa_fast.models.recompute import ActivationCheckpointing, run_blocks
 
 
 class PatchEmbed(nn.Module):
@@ -33,6 +34,7 @@ class VisionTransformer(nn.Module):
         uniform_power: flavour of the positions, see `positions.axis_widths`.
         depth_scaled_init: divide the output projections of block l by sqrt(2 l). The released
             models were trained without.
+        activation_checkpointing: what waits for the backward pass, see `recompute`.
     """
 
     def __init__(
@@ -47,10 +49,12 @@ class VisionTransformer(nn.Module):
         mlp_ratio: float = 4.0,
         uniform_power: bool = True,
         depth_scaled_init: bool = False,
+        activation_checkpointing: ActivationCheckpointing = "none",
     ) -> None:
         super().__init__()
         self.width, self.grid = width, tuple(grid)
         self.patch_size, self.tubelet_size = patch_size, tubelet_size
+        self.activation_checkpointing = activation_checkpointing
         self.patch_embed = PatchEmbed(width, patch_size, tubelet_size)
         table = position_table(width, self.grid, uniform_power)
         self.register_buffer("positions", table, persistent=False)
@@ -79,9 +83,7 @@ class VisionTransformer(nn.Module):
         """
         x = self.patch_embed(patches)
         x = (x.float() + self.positions.float()[tokens]).to(x.dtype)
-        for block in self.blocks:
-            x = block(x, layout)
-        return self.norm(x)
+        return self.norm(run_blocks(self.blocks, x, layout, self.activation_checkpointing))
 
     def all_tokens(self, clips: int) -> tuple[Tensor, SeqLayout]:
         """Tokens and layout of whole clips, for `forward`."""

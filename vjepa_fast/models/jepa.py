@@ -11,6 +11,7 @@ from vjepa_fast.kernels import masked_feature_loss, patchify
 from vjepa_fast.models.encoder import VisionTransformer
 from vjepa_fast.models.packing import PackedMasks
 from vjepa_fast.models.predictor import Predictor
+from vjepa_fast.models.recompute import ActivationCheckpointing
 
 
 def encode_clips(encoder: VisionTransformer, video: Tensor) -> Tensor:
@@ -85,6 +86,7 @@ def build_vjepa(
     uniform_power: bool = True,
     depth_scaled_init: bool = False,
     loss_exponent: float = 1.0,
+    activation_checkpointing: ActivationCheckpointing = "none",
     seed: int | None = 0,
 ) -> VJEPA:
     """Build encoder and predictor from plain numbers; the weights depend on the seed alone.
@@ -93,7 +95,12 @@ def build_vjepa(
         encoder, predictor: width, depth, heads and mlp_ratio of each.
         seed: of the initial weights; None leaves torch's generator as it is.
     """
-    shared = {"grid": grid, "uniform_power": uniform_power, "depth_scaled_init": depth_scaled_init}
+    shared = {
+        "grid": grid,
+        "uniform_power": uniform_power,
+        "depth_scaled_init": depth_scaled_init,
+        "activation_checkpointing": activation_checkpointing,
+    }
     with torch.random.fork_rng(devices=[]):
         if seed is not None:
             torch.manual_seed(seed)

@@ -9,6 +9,7 @@ from vjepa_fast.kernels import gather_tokens, predictor_tokens
 from vjepa_fast.models.layers import NORM_EPS, Block, init_weights, scale_init_by_depth
 from vjepa_fast.models.packing import PackedMasks
 from vjepa_fast.models.positions import position_table
+from vjepa_fast.models.recompute import ActivationCheckpointing, run_blocks
 
 
 class Predictor(nn.Module):
@@ -19,7 +20,7 @@ class Predictor(nn.Module):
         width, depth, heads, mlp_ratio: of the predictor.
         grid: tokens (T', H', W') of a clip.
         num_specs: mask specs, one learned mask token each, initialised to zero.
-        uniform_power, depth_scaled_init: as for the encoder.
+        uniform_power, depth_scaled_init, activation_checkpointing: as for the encoder.
     """
 
     def __init__(
@@ -34,8 +35,10 @@ class Predictor(nn.Module):
         mlp_ratio: float = 4.0,
         uniform_power: bool = True,
         depth_scaled_init: bool = False,
+        activation_checkpointing: ActivationCheckpointing = "none",
     ) -> None:
         super().__init__()
+        self.activation_checkpointing = activation_checkpointing
         self.embed = nn.Linear(encoder_width, width)
         self.mask_tokens = nn.Parameter(torch.zeros(num_specs, width))
         table = position_table(width, tuple(grid), uniform_power)
@@ -64,7 +67,6 @@ class Predictor(nn.Module):
             masks.predictor_source,
             masks.predictor_tokens,
         )
-        for block in self.blocks:
-            x = block(x, masks.predictor_layout)
+        x = run_blocks(self.blocks, x, masks.predictor_layout, self.activation_checkpointing)
         targets = gather_tokens(x.unsqueeze(0), masks.prediction_rows.unsqueeze(0)).squeeze(0)
         return self.proj(self.norm(targets))

@@ -13,7 +13,9 @@ from vjepa_fast.config_checks import sample_masks, split_batch
 from vjepa_fast.data.clips import ClipBatch
 from vjepa_fast.data.loader import ClipLoader, make_loader
 from vjepa_fast.data.planner import Augment, ClipPlanner
-from vjepa_fast.masks import MaskSampler
+from vjepa_fast.data.pyav import decode_clip
+from vjepa_fast.errors import UserError
+from vjepa_fast.masks import MaskBatch, MaskSampler
 from vjepa_fast.models.packing import PackedMasks, pack_masks
 
 
@@ -83,13 +85,32 @@ class Batches:
             max_bad_share=data.max_bad_share,
         )
 
+    def examples(self, count: int) -> Tensor | None:
+        """The run's first clips that can be decoded, uint8 [count or fewer, T, H, W, 3] on the
+        host; None if the first ten times as many all can't."""
+        found: list[Tensor] = []
+        for sample_id in range(10 * count):
+            if len(found) == count:
+                break
+            plan = self._planner.plan_one(sample_id)
+            try:
+                entry = self._planner.entries[plan.video]
+                found.append(decode_clip(plan, entry, self._config.data.crop_size))
+            except (UserError, OSError):  # the loader lists it when its turn comes
+                continue
+        return torch.stack(found) if found else None
+
+    def masks(self, step: int, ids: list[int]) -> MaskBatch:
+        """Masks of these sample ids."""
+        return sample_masks(self._sampler, step, ids)
+
     def with_masks(
         self, step: int, clips: Iterator[ClipBatch]
     ) -> Iterator[tuple[Tensor, PackedMasks]]:
         """The step's micro-batches as the trainer takes them."""
         for ids in self.sample_ids(step):
             batch = next(clips)
-            masks = sample_masks(self._sampler, step, ids)
+            masks = self.masks(step, ids)
             packed = pack_masks(
                 masks.context_tokens,
                 masks.context_seqlens,

@@ -27,6 +27,7 @@ def build_model(config: Config) -> VJEPA:
         uniform_power=model.uniform_power,
         depth_scaled_init=model.depth_scaled_init,
         loss_exponent=config.optim.loss_exponent,
+        activation_checkpointing=config.activation_checkpointing,
         seed=config.seed,
     )
 

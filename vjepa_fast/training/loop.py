@@ -15,6 +15,7 @@ from vjepa_fast.config import Config
 from vjepa_fast.errors import UserError
 from vjepa_fast.training.batches import Batches
 from vjepa_fast.training.build import build_trainer
+from vjepa_fast.training.garbage import Garbage
 from vjepa_fast.training.hosts import Hosts
 from vjepa_fast.training.launch import init_process_group, peers_are_there
 from vjepa_fast.training.metrics import draw_curves
@@ -44,7 +45,7 @@ def pretrain(config: Config) -> Path:
     On SIGTERM, SIGUSR1 or SIGINT at any process, all finish the step, save and return.
 
     Returns:
-        The run's folder, with metrics.jsonl, curves.png, tensorboard/ and checkpoints/.
+        The run's folder, with metrics.jsonl, curves.png, pictures/, tensorboard/ and checkpoints/.
 
     Raises:
         UserError: whatever the user can mend.
@@ -76,8 +77,8 @@ def _train(config: Config, run: Path, trainer: Trainer, batches: Batches, hosts:
     if hosts.rank == 0:
         (run / "config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
-    def due(done: int, every: int) -> bool:
-        return done % every == 0 or done == last
+    def due(done: int, every: int | None) -> bool:
+        return done == last or (every is not None and done % every == 0)
 
     with (
         StopRequests() as stopping,
@@ -85,7 +86,7 @@ def _train(config: Config, run: Path, trainer: Trainer, batches: Batches, hosts:
         logging_redirect_tqdm([log]),
     ):
         clips = Waiting(loader)
-        with Reporter(config, run, trainer, clips, hosts.rank) as report:
+        with Reporter(config, run, trainer, batches, clips) as report, Garbage() as garbage:
             for step in range(first, last):
                 result = trainer.step(batches.with_masks(step, clips))
                 done = step + 1
@@ -94,8 +95,13 @@ def _train(config: Config, run: Path, trainer: Trainer, batches: Batches, hosts:
                 report.tick()
                 if due(done, config.log.every) or step == first or save:
                     report.measure(step, result)
+                    garbage.collect()
                 if due(done, config.log.monitor_every):
                     report.monitor(step, result)
+                if due(done, config.log.pictures_every):
+                    report.pictures(step)
+                if config.log.histograms_every and due(done, config.log.histograms_every):
+                    report.histograms(step, result)
                 if save:
                     saver.save(trainer)
                 elif not writing:

@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from vjepa_fast.errors import UserError
 
 LOWER_PANELS = (
     ("gradient norm", ("grad_norm_encoder", "grad_norm_predictor"), "log"),
@@ -28,13 +36,23 @@ def read_metrics(path: Path) -> list[dict]:
 
 
 class MetricsWriter:
-    """Appends to RUN/metrics.jsonl and RUN/tensorboard. For rank 0.
+    """Appends to RUN/metrics.jsonl and RUN/tensorboard, and to Weights & Biases if asked. For
+    rank 0.
 
     On resuming, lines from steps that will be run again are dropped, so that no value stands in
     the file twice.
+
+    Args:
+        run: the run's folder.
+        next_step: the step that comes next.
+        wandb: a project at Weights & Biases, None for none.
+        settings: the run's config as plain data, which goes there too.
+
+    Raises:
+        UserError: Weights & Biases is asked for and missing.
     """
 
-    def __init__(self, run: Path, next_step: int) -> None:
+    def __init__(self, run: Path, next_step: int, wandb: str | None, settings: dict) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         self.path = run / "metrics.jsonl"
@@ -44,6 +62,7 @@ class MetricsWriter:
         temporary.replace(self.path)
         self._file = self.path.open("a", encoding="utf-8")
         self._board = SummaryWriter(str(run / "tensorboard"), purge_step=next_step)
+        self._wandb = start_wandb(run, wandb, settings) if wandb else None
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """One line: step (0, 1, …) and scalars."""
@@ -51,11 +70,49 @@ class MetricsWriter:
         self._file.flush()
         for name, value in values.items():
             self._board.add_scalar(name, value, step)
+        if self._wandb:
+            self._wandb.log(values, step=step)
+
+    def picture(self, step: int, name: str, pixels: np.ndarray) -> Path:
+        """Write RUN/pictures/step_…_name.png, also to TensorBoard; uint8 [height, width, 3 or 4].
+
+        Raises OSError where it can't be written.
+        """
+        path = self.path.parent / "pictures" / f"step_{step:08d}_{name}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(pixels).save(path)
+        self._board.add_image(name, pixels, step, dataformats="HWC")
+        return path
+
+    def histogram(self, step: int, name: str, values: Tensor) -> None:
+        """A histogram in TensorBoard; waits for the device."""
+        self._board.add_histogram(name, values.float().cpu(), step)
 
     def close(self) -> None:
         """Flush and close."""
         self._file.close()
         self._board.close()
+        if self._wandb:
+            self._wandb.finish()
+
+
+def start_wandb(run: Path, project: str, settings: dict) -> Any:
+    """Begin, or on resuming go on with, the run of this folder at Weights & Biases.
+
+    Raises:
+        UserError: the package is missing.
+    """
+    try:
+        import wandb
+    except ImportError:
+        raise UserError(
+            f"log.wandb: found {project!r} but no module wandb, expected the package where it is "
+            "asked for; install it with pip install wandb, or set log.wandb to null"
+        ) from None
+    name = hashlib.sha256(str(run.resolve()).encode()).hexdigest()[:16]
+    return wandb.init(
+        project=project, name=run.name, id=name, resume="allow", dir=str(run), config=settings
+    )
 
 
 def draw_curves(run: Path) -> Path:

@@ -16,6 +16,7 @@ _FREE_TO_CHANGE = {
     ("checkpoint",),
     ("zero",),
     ("compile",),
+    ("activation_checkpointing",),
     ("data", "backend"),
     ("data", "num_threads"),
     ("data", "prefetch"),

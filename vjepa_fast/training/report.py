@@ -1,19 +1,28 @@
-"""What a run tells while it runs: progress bar, metrics, warnings, and a stop at bad numbers."""
+"""What a run tells while it runs: progress, metrics, pictures, warnings, a stop at bad numbers."""
 
 from __future__ import annotations
 
+import json
 import logging
 import math
+import sys
 import time
 from pathlib import Path
 
+import torch
+import torch.distributed as dist
+from torch import Tensor
 from tqdm import tqdm
 
 from vjepa_fast.config import Config
 from vjepa_fast.errors import UserError
+from vjepa_fast.training import pictures
+from vjepa_fast.training.batches import Batches
 from vjepa_fast.training.checkpoint import checkpoints
+from vjepa_fast.training.environment import environment
 from vjepa_fast.training.metrics import MetricsWriter
 from vjepa_fast.training.monitor import CollapseMonitor, feature_health, teacher_distance
+from vjepa_fast.training.recipe import settings_of
 from vjepa_fast.training.timing import Waiting
 from vjepa_fast.training.trainer import StepResult, Trainer
 
@@ -27,26 +36,38 @@ class Reporter:
         config: of the run.
         run: its folder.
         trainer: at its first step.
+        batches: what it is fed with.
         clips: the loader, which knows how long the training waited for it.
-        rank: of this process.
     """
 
     def __init__(
-        self, config: Config, run: Path, trainer: Trainer, clips: Waiting, rank: int
+        self, config: Config, run: Path, trainer: Trainer, batches: Batches, clips: Waiting
     ) -> None:
-        self._config, self._run, self._trainer, self._clips = config, run, trainer, clips
-        self._first = rank == 0
-        self._writer = MetricsWriter(run, trainer.step_number) if self._first else None
+        self._config, self._run, self._trainer = config, run, trainer
+        self._batches, self._clips = batches, clips
+        self._first = dist.get_rank() == 0
+        self._writer = None
+        if self._first:
+            settings = settings_of(config)
+            self._writer = MetricsWriter(run, trainer.step_number, config.log.wandb, settings)
+            around = environment(trainer.device, dist.get_world_size())
+            text = json.dumps(around, indent=2, ensure_ascii=False) + "\n"
+            (run / "environment.json").write_text(text, encoding="utf-8")
+            if trainer.micro_batch == 1:
+                log.info(
+                    "collapse monitor: off; a micro-batch of one clip has no spread across clips"
+                )
         self._collapse = CollapseMonitor()
-        if self._first and trainer.micro_batch == 1:
-            log.info("collapse monitor: off; a micro-batch of one clip has no spread across clips")
+        self._examples: Tensor | None = None
         self._steps, self._clock = 0, time.perf_counter()
+        # A file or a pipe gets a line where a terminal has its bar.
+        self._lines = self._first and not sys.stderr.isatty()
         self._bar = tqdm(
             total=config.optim.steps,
             initial=trainer.step_number,
             desc="pretraining",
             unit="step",
-            disable=not self._first,
+            disable=not self._first or self._lines,
             dynamic_ncols=True,
         )
 
@@ -80,13 +101,18 @@ class Reporter:
         seconds, self._clock = now - self._clock, now
         speed = self._steps * self._config.optim.global_batch / seconds
         wait = self._clips.take() / seconds
-        self._steps = 0
+        parts = {f"ms_{part}": ms for part, ms in self._trainer.laps.take().items()}
+        steps, self._steps = self._steps, 0
         self._require_finite(step, values)
         if self._writer:
-            self._writer.write(step, values | {"clips_per_second": speed, "data_wait": wait})
-        self._bar.set_postfix_str(
-            f"loss {values['loss']:.4f}, {speed:.0f} clips/s, data wait {wait:.1%}"
-        )
+            more = {"clips_per_second": speed, "data_wait": wait, **parts}
+            self._writer.write(step, values | more)
+        text = f"loss {values['loss']:.4f}, {speed:.0f} clips/s, data wait {wait:.1%}"
+        self._bar.set_postfix_str(text)
+        if self._lines:
+            done, last = step + 1, self._config.optim.steps
+            left = tqdm.format_interval((last - done) * seconds / steps)
+            log.info("step %d of %d: %s, %s left", done, last, text, left)
 
     def monitor(self, step: int, result: StepResult) -> None:
         """Look at the health of rank 0's target features; waits for its device."""
@@ -96,6 +122,44 @@ class Reporter:
             teacher = self._trainer.teacher
             distance = teacher_distance(teacher.shards, teacher.averages)
             self._writer.write(step, health | {"teacher_distance": distance})
+
+    def pictures(self, step: int) -> None:
+        """Draw the step's masks, and the target encoder's features of a few fixed clips, on rank 0;
+        waits for its device. What can't be drawn is a warning: no run ends over a picture."""
+        if self._writer is None:
+            return
+        try:
+            if self._examples is None:
+                self._examples = self._batches.examples(pictures.CLIPS)
+            video, trainer = self._examples, self._trainer
+            if video is None:
+                log.warning("step %d: no pictures, since none of the first clips decodes", step)
+                return
+            features = trainer.target_features(video.to(trainer.device))
+            features = features.view(len(video), -1, features.shape[-1])
+            grid, ids = self._config.grid, self._batches.sample_ids(step)[0]
+            masks = self._batches.masks(step, ids)
+            for name, pixels in (
+                ("features", pictures.feature_picture(video, features, grid)),
+                ("masks", pictures.mask_picture(video, masks, grid)),
+            ):
+                self._writer.picture(step, name, pixels)
+        except OSError as error:
+            log.warning("step %d: no pictures (%s)", step, error)
+
+    def histograms(self, step: int, result: StepResult) -> None:
+        """TensorBoard's histograms of rank 0's target features and of the target encoder's weights
+        by block; waits for its device."""
+        if self._writer is None:
+            return
+        self._writer.histogram(step, "target_features", result.features[:, ::4])
+        encoder = self._trainer.teacher.encoder
+        for name, module in (
+            ("patch_embed", encoder.patch_embed),
+            *((f"block_{i}", block) for i, block in enumerate(encoder.blocks)),
+        ):
+            weights = [p.detach().flatten() for p in module.parameters() if p.ndim >= 2]
+            self._writer.histogram(step, f"target_encoder/{name}", torch.cat(weights))
 
     def _require_finite(self, step: int, values: dict[str, float]) -> None:
         bad = [name for name, value in values.items() if not math.isfinite(value)]

@@ -16,6 +16,7 @@ from vjepa_fast.training.engine import make_engine
 from vjepa_fast.training.schedules import Schedules, StepValues
 from vjepa_fast.training.shards import clip_gradients, master_shards, publish_masters, unwrap
 from vjepa_fast.training.teacher import Teacher
+from vjepa_fast.training.timing import Laps
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,9 @@ class Trainer:
         self.device = torch.device(self.engine.device)
         self.shards = master_shards(self.engine.optimizer)
         self.teacher = Teacher(model, self.shards)
+        self.laps = Laps(self.device)
+        model.encoder.register_forward_hook(lambda *_: self.laps.mark("context"))
+        model.register_forward_hook(lambda *_: self.laps.mark("predictor"))
 
     @property
     def optimizer(self) -> object:
@@ -111,12 +115,16 @@ class Trainer:
             this rank's mean loss, fp32 scalar; target features of the last micro-batch, [B, N, D].
         """
         losses = []
+        self.laps.begin()
         for video, masks in micro_batches:
+            self.laps.mark("data")
             if losses:
                 self.engine.step()  # between micro-batches DeepSpeed only counts
             features = self.target_features(video)
+            self.laps.mark("target")
             loss = self.engine(video, masks, features)
             self.engine.backward(loss)
+            self.laps.mark("backward")
             losses.append(loss.detach())
         if len(losses) != self.accumulation:
             raise ValueError(
@@ -139,7 +147,9 @@ class Trainer:
                 f"step {self.step_number}: found gradients that are not finite, expected finite "
                 "ones; lower optim.lr or optim.clip_grad and start again in a new output folder"
             )
+        self.laps.mark("optimizer")
         self.teacher.update(values.momentum)
+        self.laps.mark("ema")
         self.step_number += 1
         return StepResult(loss, norms, features, values)
 

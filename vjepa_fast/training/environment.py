@@ -1,0 +1,74 @@
+"""What a run ran on: versions, device, commit."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import platform
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import torch
+
+from vjepa_fast import __version__
+
+PACKAGES = ("torch", "triton", "deepspeed", "nvidia-dali-cuda130", "av", "xformers", "numpy")
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _commit() -> str | None:
+    """Of the checkout that this code runs from; None where it is no checkout, or git is missing."""
+
+    def git(*arguments: str) -> str | None:
+        command = ["git", "-c", "safe.directory=*", "-C", str(Path(__file__).parent), *arguments]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+        except OSError:
+            return None
+        return None if done.returncode else done.stdout.strip()
+
+    if git("ls-files", "--error-unmatch", __file__) is None:
+        return None  # perhaps somebody else's repository around an installed package
+    return git("describe", "--always", "--dirty", "--abbrev=12")
+
+
+def _processor() -> str:
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        text = ""
+    names = (line.partition(":")[2].strip() for line in text.splitlines() if "model name" in line)
+    return next(names, platform.machine())
+
+
+def environment(device: torch.device, world: int) -> dict[str, str]:
+    """Names and values, for people.
+
+    Args:
+        device: of this process.
+        world: processes of the run.
+    """
+    if device.type == "cuda":
+        name = f"{torch.cuda.get_device_name(device)}, CUDA {torch.version.cuda}"
+    else:
+        name = f"CPU, {_processor()}, {torch.get_num_threads()} threads a process"
+    found = {
+        "started": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+        "command": " ".join(sys.argv),
+        "processes": str(world),
+        "device": name,
+        "host": f"{platform.node()}, {os.cpu_count()} cores, {platform.system()}",
+        "vjepa_fast": __version__,
+        "python": platform.python_version(),
+        **{package: _version(package) for package in PACKAGES},
+    }
+    commit = _commit()
+    return found | {"commit": commit} if commit else found
