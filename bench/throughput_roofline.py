@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from vjepa_fast.config import Config
-from vjepa_fast.info import clip_flops
-from vjepa_fast.models.cost import encoder_parameters, patch_values, predictor_parameters
+from vjepa_fast.info import clip_flops, parameter_counts
+from vjepa_fast.models.cost import patch_values
 
 INDEX = 8  # bytes
 
@@ -55,19 +55,7 @@ def step_work(
     rows_n = clips * config.grid[0] * config.grid[1] * config.grid[2]
     pixels = patch_values(model.patch_size, model.tubelet_size)
     width, narrow = encoder.width, predictor.width
-    encoder_weights = encoder_parameters(
-        width=width,
-        depth=depth,
-        patch_size=model.patch_size,
-        tubelet_size=model.tubelet_size,
-        mlp_ratio=encoder.mlp_ratio,
-    )
-    predictor_weights = predictor_parameters(
-        encoder_width=width,
-        width=narrow,
-        depth=predictor.depth,
-        num_specs=len(config.masks.specs),
-    )
+    encoder_weights, predictor_weights = parameter_counts(config)
     weights = encoder_weights + predictor_weights
     copies = 2 if number == 2 else 0  # bytes of the low-precision copy that training in bf16 keeps
 

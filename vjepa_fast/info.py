@@ -53,6 +53,26 @@ def _means(rows: Sequence[Sequence[int]]) -> list[float]:
     return [sum(column) / len(rows) for column in zip(*rows, strict=True)]
 
 
+def parameter_counts(config: Config) -> tuple[int, int]:
+    """Parameters of the encoder and of the predictor."""
+    model, encoder, predictor = config.model, config.model.encoder, config.model.predictor
+    return (
+        encoder_parameters(
+            width=encoder.width,
+            depth=encoder.depth,
+            patch_size=model.patch_size,
+            tubelet_size=model.tubelet_size,
+            mlp_ratio=encoder.mlp_ratio,
+        ),
+        predictor_parameters(
+            encoder_width=encoder.width,
+            width=predictor.width,
+            depth=predictor.depth,
+            num_specs=len(config.masks.specs),
+        ),
+    )
+
+
 def clip_flops(
     config: Config, context: Sequence[Sequence[int]], target: Sequence[Sequence[int]]
 ) -> StepFlops:
@@ -126,19 +146,7 @@ def info_text(config: Config) -> str:
         name = f"masks.specs[{index}] ({mask_name(spec)})"
         tokens.append((name, *(f"{count:.0f}" for count in counts)))
 
-    encoder_count = encoder_parameters(
-        width=encoder.width,
-        depth=encoder.depth,
-        patch_size=config.model.patch_size,
-        tubelet_size=config.model.tubelet_size,
-        mlp_ratio=encoder.mlp_ratio,
-    )
-    predictor_count = predictor_parameters(
-        encoder_width=encoder.width,
-        width=predictor.width,
-        depth=predictor.depth,
-        num_specs=len(config.masks.specs),
-    )
+    encoder_count, predictor_count = parameter_counts(config)
     parameters = [
         ("parameters", "width", "depth", "heads", "count"),
         _shape("encoder", encoder.width, encoder.depth, encoder.heads, encoder_count),

@@ -1,0 +1,159 @@
+"""How long a step takes on many GPUs, on paper: measured parts of a step, stated links, and what
+each ZeRO stage sends. Pure functions; bench/scaling.py feeds them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Stage = Literal[0, 1, 2, 3]
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Measured seconds on one device: of one micro-batch of `clips`, and of a step's end."""
+
+    clips: float
+    target: float
+    context: float
+    predictor: float
+    backward: float
+    optimizer: float
+    ema: float
+
+    @property
+    def forward(self) -> float:
+        """Before the backward pass."""
+        return self.target + self.context + self.predictor
+
+
+@dataclass(frozen=True)
+class Bytes:
+    """What is sent, whole: gradients, weights that run, and the target encoder's weights."""
+
+    gradients: float
+    weights: float
+    teacher: float
+
+
+@dataclass(frozen=True)
+class Links:
+    """What a device can send, and receive at the same time.
+
+    Attributes:
+        per_host: devices of a host.
+        inside: bytes/s of one device to those of its host.
+        between: bytes/s of one device to other hosts.
+        latency: seconds that a message takes beside its bytes.
+    """
+
+    per_host: int
+    inside: float
+    between: float
+    latency: float
+
+
+def gather_seconds(size: float, devices: int, links: Links) -> float:
+    """An all-gather of `size` bytes, whole, or a reduce-scatter of as many: a ring within each
+    host, then rings between hosts, one for each device of a host, each with its share.
+
+    A ring of k devices sends (k - 1) / k of the bytes past each of them, in k - 1 messages.
+    """
+    inside = min(devices, links.per_host)
+    hosts = -(-devices // links.per_host)
+    return (
+        (inside - 1) / inside * size / links.inside
+        + (hosts - 1) / hosts * size / inside / links.between
+        + (inside - 1 + hosts - 1) * links.latency
+    )
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step on many devices, in seconds.
+
+    Attributes:
+        compute: forward and backward passes of all micro-batches.
+        update: AdamW and the average.
+        reduction: of the gradients.
+        weights: gathering the weights that run.
+        teacher: gathering the target encoder.
+        hidden: of the communication, what could pass behind computation: all but the last bucket of
+            a reduction behind the backward pass, a stage 3 gather behind the layer before.
+    """
+
+    micro_batch: float
+    accumulation: float
+    compute: float
+    update: float
+    reduction: float
+    weights: float
+    teacher: float
+    hidden: float
+
+    @property
+    def communication(self) -> float:
+        """All that is sent."""
+        return self.reduction + self.weights + self.teacher
+
+    @property
+    def exposed(self) -> float:
+        """The step's time if nothing is hidden, as the engine runs."""
+        return self.compute + self.update + self.communication
+
+    @property
+    def overlapped(self) -> float:
+        """The step's time if all is hidden that could be."""
+        return self.exposed - self.hidden
+
+
+def step_on(
+    devices: int,
+    stage: Stage,
+    parts: Parts,
+    sizes: Bytes,
+    links: Links,
+    global_batch: int,
+    micro_batch: int,
+    slowdown: float = 1.0,
+) -> Step:
+    """Predict a step of `global_batch` clips, cut into micro-batches of at most `micro_batch`.
+
+    Stages 0 and 1 all-reduce the gradients once a step (a reduce-scatter and an all-gather); stages
+    2 and 3 reduce-scatter them after every micro-batch. From stage 1 on each device updates its
+    share, then weights and target encoder are gathered; stage 3 gathers the weights before each
+    forward and each backward pass instead.
+
+    Args:
+        devices: that take equal shares of the batch.
+        parts: measured on one device; computation is taken to grow with the clips.
+        slowdown: of computation, where devices share what they compute on.
+    """
+    share = global_batch / devices
+    accumulation = max(1.0, -(-share // micro_batch))
+    micro = share / accumulation
+    scale = slowdown * micro / parts.clips
+    forward, backward = scale * parts.forward, scale * parts.backward
+    gather = gather_seconds(sizes.weights, devices, links)
+    scatter = gather_seconds(sizes.gradients, devices, links)
+    owners = devices if stage else 1
+    reduction = {
+        0: 2 * scatter,
+        1: 2 * scatter,
+        2: accumulation * scatter,
+        3: accumulation * scatter,
+    }
+    weights = {0: 0.0, 1: gather, 2: gather, 3: 2 * accumulation * gather}[stage]
+    hidden = min(reduction[stage], backward * (accumulation if stage >= 2 else 1))
+    if stage == 3:
+        hidden += min(weights, accumulation * (forward + backward) - hidden)
+    return Step(
+        micro_batch=micro,
+        accumulation=accumulation,
+        compute=accumulation * (forward + backward),
+        update=slowdown * (parts.optimizer + parts.ema) / owners,
+        reduction=reduction[stage],
+        weights=weights,
+        teacher=gather_seconds(sizes.teacher, devices, links) if stage else 0.0,
+        hidden=hidden,
+    )

@@ -1,0 +1,90 @@
+"""The model of many GPUs, on cases that one can do by hand; the benchmarks of growth run."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from pathlib import Path
+
+import pytest
+
+BENCH = Path(__file__).resolve().parent.parent / "bench"
+
+
+@pytest.fixture
+def model(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCH))
+    return importlib.import_module("scaling_model")
+
+
+@pytest.fixture
+def parts(model):
+    return model.Parts(24, target=2, context=1, predictor=1, backward=4, optimizer=0.8, ema=0.4)
+
+
+def test_a_ring_within_a_host_and_rings_between_hosts(model):
+    links = model.Links(per_host=8, inside=10.0, between=2.0, latency=0.5)
+    assert model.gather_seconds(80.0, 1, links) == 0
+    # 7/8 of 80 bytes at 10 bytes/s, in 7 messages
+    assert model.gather_seconds(80.0, 8, links) == pytest.approx(7 + 7 * 0.5)
+    # then each device passes half of its tenth … of 10 bytes at 2 bytes/s, in one more message
+    assert model.gather_seconds(80.0, 16, links) == pytest.approx(7 + 2.5 + 8 * 0.5)
+
+
+def test_one_device_sends_nothing(model, parts):
+    links = model.Links(8, 1.0, 1.0, 1.0)
+    for stage in range(4):
+        step = model.step_on(1, stage, parts, model.Bytes(100, 50, 25), links, 48, 24)
+        assert step.communication == step.hidden == 0
+        assert step.accumulation == 2 and step.compute == 16 and step.update == pytest.approx(1.2)
+
+
+def test_what_each_stage_sends(model, parts):
+    """Two devices, a link of 1 byte/s: a gather of V bytes takes V / 2 seconds."""
+    links, sizes = model.Links(8, 1.0, 1.0, 0.0), model.Bytes(8.0, 4.0, 2.0)
+    steps = [model.step_on(2, stage, parts, sizes, links, 96, 24) for stage in range(4)]
+    assert all(step.accumulation == 2 and step.compute == 16 for step in steps)
+    assert [step.reduction for step in steps] == [8, 8, 8, 8]  # 2 x 4 once, or 4 twice
+    assert [step.weights for step in steps] == [0, 2, 2, 8]
+    assert [step.teacher for step in steps] == [0, 1, 1, 1]
+    assert [step.update for step in steps] == pytest.approx([1.2, 0.6, 0.6, 0.6])
+    # behind one backward pass of 4 seconds, or behind both; stage 3's gathers behind the rest
+    assert [step.hidden for step in steps] == [4, 4, 8, 16]
+    assert steps[1].exposed == pytest.approx(16 + 0.6 + 11)
+    assert steps[1].overlapped == pytest.approx(16 + 0.6 + 7)
+
+
+def test_small_shares_are_one_small_micro_batch(model, parts):
+    links = model.Links(8, 1e9, 1e9, 0.0)
+    step = model.step_on(8, 1, parts, model.Bytes(0, 0, 0), links, 48, 24)
+    assert step.micro_batch == 6 and step.accumulation == 1 and step.compute == 2
+
+
+@pytest.fixture
+def growth(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCH))
+    return importlib.import_module("growth")
+
+
+def test_a_slope_is_an_exponent(growth):
+    points = [growth.Point(0, flops, [1e-12 * flops**0.75]) for flops in (1e9, 3e9, 2e10)]
+    assert growth.slope(points) == pytest.approx(0.75)
+
+
+def test_growth_runs_and_counts(growth, small_config, tmp_path, capsys):
+    path, output = tmp_path / "small.json", tmp_path / "growth.json"
+    path.write_text(json.dumps(small_config(data={"crop_size": 48})))
+    assert growth.main(["--config", str(path), "--turns", "2", "--json", str(output)]) == 0
+    axes = json.loads(output.read_text())["axes"]
+    assert len(axes) == 6
+    clips = axes["clips a step"]["points"]
+    assert clips[1]["gflop"] == pytest.approx(2 * clips[0]["gflop"], rel=0.2)  # other masks
+    depth = axes["encoder depth"]["points"]
+    assert [p["value"] for p in depth] == [1, 2, 4]
+    assert depth[2]["gflop"] - depth[1]["gflop"] == pytest.approx(
+        2 * (depth[1]["gflop"] - depth[0]["gflop"])
+    )
+    assert output.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+    assert "slope" in capsys.readouterr().out
+    assert growth.main(["--json", str(tmp_path / "no" / "x.json")]) == 2
+    assert "--json" in capsys.readouterr().err
