@@ -1,8 +1,10 @@
 """The probe: that it learns what is there, does not learn what is not, and reports it straight."""
 
 import json
+import logging
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,9 +12,10 @@ import torch
 
 from vjepa_fast import cli
 from vjepa_fast.config import Config
+from vjepa_fast.data.manifest import ManifestEntry, read_manifest, write_manifest
 from vjepa_fast.errors import UserError
 from vjepa_fast.evaluation.attentive import ProbeRecipe, label_split, probe_accuracy
-from vjepa_fast.evaluation.features import all_features
+from vjepa_fast.evaluation.features import Clips, all_features, load_clips
 from vjepa_fast.evaluation.probe import PIXELS, PRETRAINED, RANDOM, load_target_encoder
 from vjepa_fast.training.checkpoint import Checkpoint
 from vjepa_fast.training.loop import pretrain
@@ -67,6 +70,7 @@ def test_probe_of_a_run_through_the_command_line(
 
     assert cli.main(["probe", "--checkpoint", str(run), "--labels", "digit,direction"]) == 0
     printed = capsys.readouterr().out
+    assert "left out" not in printed
     result = json.loads((run / "probe.json").read_text())
     assert result["step"] == 2
     for label in ("digit", "direction"):
@@ -77,9 +81,20 @@ def test_probe_of_a_run_through_the_command_line(
 
     alone = run.parent / "elsewhere" / "ckpt"  # a checkpoint that somebody was given
     shutil.copytree(trained.folder, alone)
-    assert cli.main(["probe", "--checkpoint", str(alone), "--labels", "digit"]) == 0
-    assert f"run folder: {alone} (probe.json)" in capsys.readouterr().out
-    assert json.loads((alone / "probe.json").read_text())["step"] == 2
+    entries = list(read_manifest(demo / "train.csv"))
+    entries[5] = ruined(entries[5], run / "bad.webm")
+    write_manifest(run / "bad.csv", entries)
+    bad = ["--train", str(run / "bad.csv"), "--test", str(demo / "test.csv")]
+    assert cli.main(["probe", "--checkpoint", str(alone), "--labels", "digit", *bad]) == 0
+    printed = capsys.readouterr().out
+    assert f"run folder: {alone} (probe.json)" in printed
+    assert "left out: 1 of 48 train videos, which do not decode" in printed
+    result = json.loads((alone / "probe.json").read_text())
+    assert result["step"] == 2
+    assert result["videos"] == {
+        "train": {"used": 47, "left_out": [entries[5].path]},
+        "test": {"used": 16, "left_out": []},
+    }
 
     few = ["--labels", "digit", "--label-share", "0.5"]
     assert cli.main(["probe", "--checkpoint", str(run), *few]) == 0
@@ -108,6 +123,40 @@ def test_probe_of_a_run_through_the_command_line(
     assert "found no readable state.json" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("backend", ["pyav", "dali"])
+def test_videos_that_do_not_decode_are_left_out(
+    tmp_path: Path, demo: Path, backend: str, caplog: pytest.LogCaptureFixture, monkeypatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("vjepa_fast"), "propagate", True)
+    whole = [*read_manifest(demo / "train.csv"), *read_manifest(demo / "test.csv")] * 2
+
+    def load(bad: list[int]) -> Clips:
+        entries = [
+            ruined(e, tmp_path / f"{i}.webm") if i in bad else e for i, e in enumerate(whole)
+        ]
+        write_manifest(tmp_path / "m.csv", entries)
+        shape = {"num_frames": 2, "frame_step": 1, "crop_size": 16}
+        return load_clips(tmp_path / "m.csv", ["digit"], **shape, backend=backend)
+
+    everything, most = load([]), load([0, 70, 127])
+    kept = [i for i in range(128) if i not in (0, 70, 127)]
+    assert everything.sample_ids.tolist() == list(range(128)) and not everything.left_out
+    assert most.sample_ids.tolist() == kept
+    assert torch.equal(most.video, everything.video[kept])
+    assert most.labels["digit"].tolist() == [whole[i].labels["digit"] for i in kept]
+    assert [Path(path).name for path in most.left_out] == ["0.webm", "70.webm", "127.webm"]
+    warnings = [r.getMessage() for r in caplog.records if "left out of the eval" in r.getMessage()]
+    assert len(warnings) == 3 and "70.webm" in warnings[1]
+    with pytest.raises(UserError, match=r"found 7 undecodable among the first 21 of 128 videos .*"):
+        load(list(range(14, 22)))
+
+
+def ruined(entry: ManifestEntry, path: Path) -> ManifestEntry:
+    """A file of the same length that is no video, pinned as if it had been indexed so."""
+    path.write_bytes(b"\x1aE\xdf\xa3" + bytes(entry.size_bytes - 4))
+    return replace(entry, path=str(path), mtime_ns=path.stat().st_mtime_ns)
+
+
 def test_features_that_do_not_fit_are_refused_before_the_work() -> None:
     video = torch.zeros(3, 2, 8, 8, 3, dtype=torch.uint8)
     seen = []
@@ -118,4 +167,4 @@ def test_features_that_do_not_fit_are_refused_before_the_work() -> None:
 
     with pytest.raises(UserError, match=r"features of it: found 3 clips, which take 42\d+\.\d GB"):
         all_features(huge, video, torch.device("cpu"), "it")
-    assert seen == [1]
+    assert seen == [3]

@@ -2,6 +2,8 @@
 
 import os
 import re
+import tempfile
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import numpy as np
 import pytest
 import videos
 from test_data_probe import write_timed
+from test_data_rotation import QUARTERS
 
 from vjepa_fast.cli import main
 from vjepa_fast.data import transcode
@@ -273,3 +276,75 @@ def test_a_file_that_is_no_copy_is_never_replaced(originals, tmp_path, text):
     assert refused == [(str(originals.parent / "v.mp4"), reason)]
     assert other.read_bytes() == before
     assert len(read_manifest(target)) == 2
+
+
+@pytest.mark.parametrize("degrees", [90, 180, 270])
+@pytest.mark.usefixtures("in_process")
+def test_copies_stand_upright(tmp_path, degrees):
+    upright = [videos.numbered(i) for i in range(20)]
+    stored = [np.rot90(picture, degrees // 90).copy() for picture in upright]
+    path = videos.write_video(tmp_path / "v.mp4", stored, "h264")
+    path.write_bytes(videos.with_matrix(path.read_bytes(), QUARTERS[degrees]))
+    write_manifest(tmp_path / "m.csv", [probe_video(path)])
+    target, _ = transcode_manifest(tmp_path / "m.csv", tmp_path / "copies", "h264", 48, 5, 1)
+    [copy] = read_manifest(target)
+    assert (copy.rotation, copy.width, copy.height, copy.frames) == (0, 64, 48, 20)
+    plan = ClipPlan(0, copy.path, 0, np.arange(20), (0.0, 0.0, 1.0, 1.0), False, {})
+    assert videos.read_numbers(decode_clip(plan, copy, 48).numpy()) == list(range(20))
+    assert frame_times(copy) == pytest.approx(np.arange(20) / 25, abs=0.001)
+
+
+@pytest.mark.usefixtures("in_process")
+def test_a_video_of_which_no_frame_decodes_is_refused_in_words(tmp_path):
+    pictures = [videos.numbered(i) for i in range(40)]
+    path = videos.write_video(tmp_path / "v.mp4", pictures, "h264", faststart=True)
+    good = videos.write_numbered(tmp_path, "h264", 20)
+    entry = probe_video(path)
+    zeroed = damaged._DAMAGE["zeroed"](bytearray(path.read_bytes()), np.random.default_rng(14))
+    path.write_bytes(zeroed)
+    write_manifest(tmp_path / "m.csv", [damaged.pinned(entry, path), probe_video(good)])
+    copies = tmp_path / "copies"
+    target, refused = transcode_manifest(tmp_path / "m.csv", copies, "h264", 32, 5, workers=1)
+    assert refused == [(str(path), "damaged (no frame can be decoded)")]
+    assert len(read_manifest(target)) == 1
+
+
+@pytest.mark.usefixtures("in_process")
+def test_a_copy_that_lacks_frames_tells_of_a_damaged_source(tmp_path):
+    whole, short = (videos.write_numbered(tmp_path, "h264", n, f"v{n}") for n in (30, 20))
+    entry = probe_video(whole)
+    os.replace(short, whole)
+    good = videos.write_numbered(tmp_path, "h264", 20)
+    write_manifest(tmp_path / "m.csv", [damaged.pinned(entry, whole), probe_video(good)])
+    copies = tmp_path / "copies"
+    for _ in range(2):
+        target, refused = transcode_manifest(tmp_path / "m.csv", copies, "h264", 32, 5, workers=1)
+        assert refused == [(str(whole), "damaged (20 of 30 frames can be decoded)")]
+    assert len(read_manifest(target)) == 1
+    assert not list(copies.rglob("v30*"))
+
+
+@pytest.mark.usefixtures("in_process")
+def test_a_source_that_may_not_be_read_is_reported_as_such():
+    with tempfile.TemporaryDirectory() as name, _as_nobody(Path(name)) as folder:
+        paths = [videos.write_numbered(folder, "h264", 20, name) for name in ("secret", "open")]
+        write_manifest(folder / "m.csv", [probe_video(path) for path in paths])
+        paths[0].chmod(0)
+        target, refused = transcode_manifest(folder / "m.csv", folder / "copies", "h264", 32, 5, 1)
+        assert refused == [(str(paths[0]), "unreadable (Permission denied)")]
+        assert len(read_manifest(target)) == 1
+
+
+@contextmanager
+def _as_nobody(folder):
+    """The folder, given to a user whom permissions bind, where this one is root."""
+    user = os.geteuid()
+    if user != 0:
+        yield folder
+        return
+    os.chown(folder, 65534, 65534)
+    os.seteuid(65534)
+    try:
+        yield folder
+    finally:
+        os.seteuid(user)

@@ -143,18 +143,29 @@ def make_loader(
     is replaced by the planner's next alternative, the same one with either backend, and gets a line
     in the file `bad_videos`. More than `max_bad_share` of them end the iteration (see `BadVideos`).
     """
+    decoder = make_decoder(planner, crop_size, backend, device, num_threads)
+    bad = BadVideos(bad_videos, max_bad_share)
+    return ClipLoader(planner, batches, decoder, max(prefetch, 1), bad)
+
+
+def make_decoder(
+    planner: ClipPlanner,
+    crop_size: int,
+    backend: Backend = "auto",
+    device: str | torch.device = "cpu",
+    num_threads: int = 2,
+) -> Decoder:
+    """What decodes a planner's clips, see `make_loader`; to be closed."""
     device = torch.device(device)
     if device.type == "cuda" and device.index is None:
         device = torch.device("cuda", torch.cuda.current_device())
     name, reason = choose_backend(backend, planner.entries, device)
     _log_once(f"decoding with {name} on {device}: {reason}")
     if name == "dali":
-        from vjepa_fast.data.dali import DaliDecoder as Decoder  # an optional, slow import
-    else:
-        Decoder = PyavDecoder
-    decoder = Decoder(planner.entries, crop_size, device, num_threads)
-    bad = BadVideos(bad_videos, max_bad_share)
-    return ClipLoader(planner, batches, decoder, max(prefetch, 1), bad)
+        from vjepa_fast.data.dali import DaliDecoder  # an optional, slow import
+
+        return DaliDecoder(planner.entries, crop_size, device, num_threads)
+    return PyavDecoder(planner.entries, crop_size, device, num_threads)
 
 
 def choose_backend(

@@ -1,24 +1,31 @@
 """The manifest: a CSV or Parquet file of the videos, their labels and what decoding has to know.
 
 Columns: path, label_<name> ..., frames, fps, width, height, codec, size_bytes, mtime_ns, and
-duration, gop, vfr, offset where they are known. A relative path starts at the manifest's folder.
-size_bytes and mtime_ns pin the file as it was indexed, so that a changed file is refused, not
-misread.
+duration, gop, vfr, offset, rotation where they are known. A relative path starts at the manifest's
+folder. size_bytes and mtime_ns pin the file as it was indexed, so that a changed file is refused,
+not misread.
 """
 
 import csv
+import math
 import os
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any, TextIO
 
+from vjepa_fast.data.entries import (
+    LABEL_PREFIX,
+    Entries,
+    EntriesBuilder,
+    ManifestEntry,
+    entries_of,
+)
 from vjepa_fast.data.source import file_of, is_in_place
 from vjepa_fast.errors import UserError
 
-LABEL_PREFIX = "label_"
 _FACTS = {
     "frames": int,
     "fps": float,
@@ -28,39 +35,11 @@ _FACTS = {
     "size_bytes": int,
     "mtime_ns": int,
 }
-_OPTIONAL_FACTS = {"duration": float, "gop": int, "vfr": int, "offset": int}
+_OPTIONAL_FACTS = {"duration": float, "gop": int, "vfr": int, "offset": int, "rotation": int}
 # A file name need not be UTF-8: surrogateescape carries any bytes there and back.
 TEXT = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}
+_ROWS = 10_000  # that are read at a time
 _READ = TEXT | {"encoding": "utf-8-sig"}  # spreadsheets put a byte order mark in front
-
-
-@dataclass(frozen=True, slots=True)
-class ManifestEntry:
-    """One video: where it is, what it shows (integer labels by name) and how it is stored.
-
-    `frames` counts the frames that decoding gives (container headers are not trusted), `fps` is the
-    average rate in frames per second, `codec` is FFmpeg's name ("vp9"), `size_bytes` and `mtime_ns`
-    are the file's when it was indexed.
-
-    Known to manifests of this version on: `duration` in seconds, `gop` the most frames from a key
-    frame to the next, `vfr` whether frames come at a variable rate (some are over half a frame off
-    the place that a constant rate gives them), and for a video in a tar shard (path
-    `shard.tar::member`) the `offset` of its first byte; `mtime_ns` is then the shard's.
-    """
-
-    path: str
-    frames: int
-    fps: float
-    width: int
-    height: int
-    codec: str
-    size_bytes: int
-    mtime_ns: int
-    labels: dict[str, int] = field(default_factory=dict)
-    duration: float | None = None
-    gop: int | None = None
-    vfr: bool | None = None
-    offset: int | None = None
 
 
 def check_unchanged(entry: ManifestEntry) -> None:
@@ -127,9 +106,9 @@ def write_manifest(path: str | os.PathLike, entries: Iterable[ManifestEntry]) ->
             csv.writer(file, lineterminator="\n").writerows([columns, *rows])
 
 
-def read_manifest(path: str | os.PathLike) -> list[ManifestEntry]:
+def read_manifest(path: str | os.PathLike) -> Entries:
     """Read a manifest, or a text list of the public trainers ("path label" a line); the paths come
-    back absolute.
+    back absolute. Its entries are held in columns.
 
     A text list says nothing about the videos, so they are probed, see `text_list.read_text_list`.
     Raises UserError for a missing, empty or malformed file, naming the line.
@@ -143,9 +122,8 @@ def read_manifest(path: str | os.PathLike) -> list[ManifestEntry]:
     if _is_parquet(path):
         from vjepa_fast.data.parquet import read_parquet
 
-        columns, rows = read_parquet(path)
-        entries = _entries(path, columns, enumerate(rows, start=1))
-        return _not_empty(path, entries)
+        columns, blocks = read_parquet(path, _ROWS)
+        return _not_empty(path, _entries(path, columns, blocks))
     try:
         with open(path, **_READ) as file:
             first = file.readline()
@@ -155,7 +133,7 @@ def read_manifest(path: str | os.PathLike) -> list[ManifestEntry]:
             else:
                 from vjepa_fast.data.text_list import read_text_list  # needs PyAV, a CSV does not
 
-                entries = read_text_list(path, file)
+                entries = entries_of(read_text_list(path, file))
     except csv.Error as error:
         raise UserError(
             f"found {path} unreadable as CSV ({error}), expected a manifest, index again"
@@ -163,7 +141,7 @@ def read_manifest(path: str | os.PathLike) -> list[ManifestEntry]:
     return _not_empty(path, entries)
 
 
-def read_csv(path: Path) -> list[ManifestEntry]:
+def read_csv(path: Path) -> Entries:
     """Read a CSV manifest, which may be empty. Raises UserError for a malformed one."""
     with open(path, **_READ) as file:
         return _read_rows(path, file)
@@ -173,7 +151,7 @@ def _is_parquet(path: str | os.PathLike) -> bool:
     return Path(path).suffix.lower() == ".parquet"
 
 
-def _not_empty(path: Path, entries: list[ManifestEntry]) -> list[ManifestEntry]:
+def _not_empty(path: Path, entries: Entries) -> Entries:
     if not entries:
         raise UserError(
             f"found no video in {path}, expected one a line, index a folder that holds some"
@@ -190,14 +168,28 @@ def _relative(path: str, folder: Path) -> str:
     return str(absolute.relative_to(folder) if absolute.is_relative_to(folder) else absolute)
 
 
-def _read_rows(path: Path, file: TextIO) -> list[ManifestEntry]:
-    reader = csv.DictReader(file)
-    return _entries(path, reader.fieldnames or [], ((reader.line_num, row) for row in reader))
+def _read_rows(path: Path, file: TextIO) -> Entries:
+    reader = csv.reader(file)
+    columns = next(reader, [])
+
+    def blocks() -> Iterator[tuple[list[int], list[Sequence]]]:
+        rows = ((reader.line_num, row) for row in reader if row)
+        while block := list(islice(rows, _ROWS)):
+            for number, row in block:
+                if len(row) != len(columns):
+                    raise _other_length(path, number, columns)
+            yield (
+                [number for number, _ in block],
+                list(zip(*(row for _, row in block), strict=True)),
+            )
+
+    return _entries(path, columns, blocks())
 
 
 def _entries(
-    path: Path, columns: Sequence[str], rows: Iterable[tuple[int, dict]]
-) -> list[ManifestEntry]:
+    path: Path, columns: Sequence[str], blocks: Iterable[tuple[Sequence[int], Sequence[Sequence]]]
+) -> Entries:
+    """The entries in blocks of rows: the rows' numbers and, for each column, their values."""
     missing = [name for name in _FACTS if name not in columns]
     if missing:
         raise UserError(
@@ -205,41 +197,68 @@ def _entries(
             "writes, run it and add label_<name> columns to its output"
         )
     labels = [name for name in columns if name.startswith(LABEL_PREFIX)]
-    known = {name: kind for name, kind in _OPTIONAL_FACTS.items() if name in columns}
-    folder = _folder(path)
-    entries = []
-    for number, row in rows:
-        line = f"{path}, line {number}"
-        if None in row or None in row.values() or not row["path"]:
+    kinds = _FACTS | dict.fromkeys(labels, int)
+    kinds |= {name: kind for name, kind in _OPTIONAL_FACTS.items() if name in columns}
+    builder = EntriesBuilder(str(_folder(path)), labels)
+    for lines, block in blocks:
+        values = dict(zip(columns, block, strict=True))
+        found = {
+            name: _parsed(values[name], kind, name, path, lines) for name, kind in kinds.items()
+        }
+        paths = values["path"]
+        if not all(paths):
+            raise _other_length(path, lines[list(map(bool, paths)).index(False)], columns)
+        _check_rows(found, path, lines)
+        try:
+            builder.add(paths, found.pop("codec"), found)
+        except OverflowError as error:
             raise UserError(
-                f"found a row of another length in {line}, expected {len(columns)} columns, "
-                "fix or remove it"
-            )
-        facts = {name: _number(row[name], kind, name, line) for name, kind in _FACTS.items()}
-        for name, kind in known.items():
-            facts[name] = None if row[name] == "" else _number(row[name], kind, name, line)
-        if facts.get("vfr") is not None:
-            facts["vfr"] = bool(facts["vfr"])
-        if min(facts["frames"], facts["width"], facts["height"]) < 1:
-            raise UserError(
-                f"found no frames or no size in {line}, expected at least 1, index the video again"
-            )
-        entries.append(
-            ManifestEntry(
-                path=str(folder / row["path"]),
-                labels={
-                    name.removeprefix(LABEL_PREFIX): _number(row[name], int, name, line)
-                    for name in labels
-                },
-                **facts,
-            )
-        )
-    return entries
+                f"found a number out of range in {path}, lines {lines[0]} to {lines[-1]} "
+                f"({error}), expected what `vjepa-fast index` writes, index the videos again"
+            ) from None
+    return builder.build()
 
 
-def _number(text: Any, kind: type, name: str, line: str) -> int | float | str:
+def _parsed(values: Sequence, kind: type, name: str, path: Path, lines: Sequence[int]) -> list:
+    """The values of a column as `kind`; what is unknown as entries.COLUMNS has it."""
     try:
-        return kind(text)
+        if name not in _OPTIONAL_FACTS:
+            return list(map(kind, values))
+        unknown = math.nan if kind is float else -1
+        return [unknown if value == "" else kind(value) for value in values]
+    except ValueError:
+        for line, value in zip(lines, values, strict=True):
+            if name not in _OPTIONAL_FACTS or value != "":
+                _number(value, kind, name, f"{path}, line {line}")
+        raise
+
+
+def _check_rows(found: dict[str, list], path: Path, lines: Sequence[int]) -> None:
+    smallest = list(map(min, found["frames"], found["width"], found["height"]))
+    if min(smallest) < 1:
+        line = lines[[size < 1 for size in smallest].index(True)]
+        raise UserError(
+            f"found no frames or no size in {path}, line {line}, expected at least 1, index the "
+            "video again"
+        )
+    for line, degrees in zip(lines, found.get("rotation", ()), strict=False):
+        if degrees not in (-1, 0, 90, 180, 270):
+            raise UserError(
+                f"found rotation = {degrees} in {path}, line {line}, expected 0, 90, 180 or 270 "
+                "degrees clockwise, index the video again"
+            )
+
+
+def _other_length(path: Path, line: int, columns: Sequence[str]) -> UserError:
+    return UserError(
+        f"found a row of another length in {path}, line {line}, expected {len(columns)} columns, "
+        "fix or remove it"
+    )
+
+
+def _number(text: Any, kind: type, name: str, line: str) -> None:
+    try:
+        kind(text)
     except ValueError:
         raise UserError(
             f"found {name} = {text!r} in {line}, expected {kind.__name__}, correct it"

@@ -1,6 +1,7 @@
 """A table as a Parquet file: a manifest in a ninth of the bytes that CSV takes."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import IO, Any
@@ -21,21 +22,36 @@ def write_parquet(file: IO[bytes], columns: Sequence[str], rows: Sequence[Sequen
         ) from None
 
 
-def read_parquet(path: Path) -> tuple[list[str], list[dict[str, Any]]]:
-    """The columns and the rows of a table; a missing value is "", as in CSV. Raises UserError
-    for a file that is no such table.
+def read_parquet(
+    path: Path, rows: int
+) -> tuple[list[str], Iterator[tuple[range, list[list[Any]]]]]:
+    """The columns of a table, and it in blocks of `rows` rows: their numbers from 1 on and, for
+    each column, the values; a missing one is "", as in CSV. Raises UserError, here or while they
+    are read, for a file that is no such table.
     """
     arrow, parquet = _library()
+
+    def blocks() -> Iterator[tuple[range, list[list[Any]]]]:
+        first = 1
+        with _readable(path, arrow), parquet.ParquetFile(path) as file:
+            for block in file.iter_batches(rows):
+                values = [column.to_pylist() for column in block.columns]
+                values = [["" if v is None else v for v in column] for column in values]
+                yield range(first, first + block.num_rows), values
+                first += block.num_rows
+
+    with _readable(path, arrow), parquet.ParquetFile(path) as file:
+        return file.schema_arrow.names, blocks()
+
+
+@contextmanager
+def _readable(path: Path, arrow: ModuleType) -> Iterator[None]:
     try:
-        table = parquet.read_table(path)
+        yield
     except (arrow.ArrowInvalid, OSError) as error:
         raise UserError(
             f"found {path} unreadable as Parquet ({error}), expected a manifest, index again"
         ) from None
-    rows = table.to_pylist()
-    for row in rows:
-        row.update({name: "" for name, value in row.items() if value is None})
-    return table.column_names, rows
 
 
 def _library() -> tuple[ModuleType, ModuleType]:

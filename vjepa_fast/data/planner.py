@@ -11,7 +11,8 @@ from hashlib import sha256
 import numpy as np
 
 from vjepa_fast.data.clips import ClipPlan
-from vjepa_fast.data.manifest import ManifestEntry, check_unchanged, read_manifest
+from vjepa_fast.data.entries import Entries, ManifestEntry
+from vjepa_fast.data.manifest import check_unchanged, read_manifest
 from vjepa_fast.data.order import VideoOrder
 from vjepa_fast.data.watchdog import WatchedThreads
 from vjepa_fast.data.windows import ShortVideos, Windows
@@ -72,13 +73,10 @@ class ClipPlanner:
             raise UserError("found no manifest, expected at least one, name it in data.manifests")
         self.windows = Windows(num_frames, frame_step, fps, short_videos, clips_per_video)
         pools = [_without_short(path, read_manifest(path), self.windows) for path in manifests]
-        self.entries: list[ManifestEntry] = [entry for pool in pools for entry in pool]
+        self.entries = Entries.joined(pools)
         self.augment = augment
         self.seed = seed
-        shared = set.intersection(*(set(pool[0].labels) for pool in pools))
-        self.label_names = [name for name in self.entries[0].labels if name in shared]
-        sizes = [(entry.frames, entry.height, entry.width) for entry in self.entries]
-        self._sizes = np.array(sizes, dtype=np.int64)
+        self.label_names = self.entries.label_names
         self.num_frames = num_frames
         # Kept for a few videos only: an hour of frames is a megabyte. A failure is not kept.
         self._times = lru_cache(maxsize=256)(lambda video: _read_times(self.entries[video]))
@@ -118,9 +116,10 @@ class ClipPlanner:
         """A hash (hex) of the videos in their order: file names, frames, sizes in bytes. A data set
         that was moved as a whole keeps it."""
         digest = sha256()
-        for entry in self.entries:
-            row = f"{os.path.basename(entry.path)}\0{entry.frames}\0{entry.size_bytes}\n"
-            digest.update(row.encode(errors="surrogateescape"))
+        names = self.entries.file_names()
+        frames, sizes = map(self.entries.column, ("frames", "size_bytes"))
+        for name, count, size in zip(names, frames, sizes, strict=True):
+            digest.update(b"%b\0%d\0%d\n" % (name, count, size))
         return digest.hexdigest()
 
     def plan(self, sample_ids: Sequence[int]) -> list[ClipPlan]:
@@ -158,7 +157,10 @@ class ClipPlanner:
         return self._plan(np.array([sample_id]), np.array([replacement]))[0]
 
     def _plan(self, ids: np.ndarray, videos: np.ndarray) -> list[ClipPlan]:
-        counts, heights, widths = self._sizes[videos].T
+        counts, heights, widths = (
+            self.entries.column(name)[videos].astype(np.int64)
+            for name in ("frames", "height", "width")
+        )
         if self.augment is None:
             crops = centre_squares(heights, widths)
         else:
@@ -171,15 +173,16 @@ class ClipPlanner:
         frames = self._frames(ids, videos, counts, times)
         assert ((frames >= 0) & (frames < counts[:, None])).all()  # DALI would show black
         fractions = crops / np.stack([heights, widths, heights, widths], axis=1)
+        entries = [self.entries[video] for video in videos]
         return [
             ClipPlan(
                 sample_id=int(ids[i]),
-                path=self.entries[video].path,
+                path=entries[i].path,
                 video=int(video),
                 frames=frames[i],
                 crop=tuple(fractions[i].tolist()),
                 flip=bool(flips[i]),
-                labels={name: self.entries[video].labels[name] for name in self.label_names},
+                labels={name: entries[i].labels[name] for name in self.label_names},
                 obstacle=obstacles.get(int(video)),
             )
             for i, video in enumerate(videos)
@@ -238,21 +241,18 @@ def _read_times(entry: ManifestEntry) -> np.ndarray | None:
     return times
 
 
-def _without_short(
-    path: str | os.PathLike, entries: list[ManifestEntry], windows: Windows
-) -> list[ManifestEntry]:
+def _without_short(path: str | os.PathLike, entries: Entries, windows: Windows) -> Entries:
     """The videos of a manifest that are as long as a window, where shorter ones are refused."""
-    short = [windows.is_short(entry) for entry in entries]  # tells of a missing frame rate, too
-    if windows.short != "refuse" or not any(short):
+    short = windows.are_short(entries)  # tells of a missing frame rate, too
+    if windows.short != "refuse" or not short.any():
         return entries
-    kept = [entry for entry, is_short in zip(entries, short, strict=True) if not is_short]
-    if not kept:
+    if short.all():
         raise UserError(
             f"found only videos shorter than a clip in {path}, expected longer ones, since "
             'data.short_videos is "refuse"; set it to "edge" or "loop", or ask for shorter clips'
         )
-    _logger.info("%s: %d of %d videos left out, shorter than a clip", path, sum(short), len(short))
-    return kept
+    _logger.info("%s: %d of %d videos left out, shorter than a clip", path, short.sum(), len(short))
+    return entries.take(~short)
 
 
 def random_crops(

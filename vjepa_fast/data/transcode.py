@@ -5,20 +5,19 @@ import os
 from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from fractions import Fraction
 from functools import partial
 from pathlib import Path
 from time import process_time
 
 import av
 import numpy as np
-from av.video.reformatter import Interpolation, VideoReformatter
 from tqdm import tqdm
 
 from vjepa_fast.data.clips import ClipPlan
+from vjepa_fast.data.encode import CODECS, STAMP, Settings, encode_copy
 from vjepa_fast.data.findings import Candidate, Finding, write_report
 from vjepa_fast.data.manifest import ManifestEntry, read_manifest, write_manifest
-from vjepa_fast.data.probe import BadVideo, open_video, probe_video, video_stream
+from vjepa_fast.data.probe import BadVideo, open_video, probe_video
 from vjepa_fast.data.pyav import decode_clip
 from vjepa_fast.data.scan import scan
 from vjepa_fast.data.source import file_of, is_in_place, source_url
@@ -28,38 +27,14 @@ from vjepa_fast.errors import UserError
 _LIMIT = 3600  # seconds that a file may take, beside those for its size
 _MEASURED = 20  # videos whose decoding is timed
 _CLIP = Windows(num_frames=16, frame_step=4)
-_STAMP = "vjepa_fast transcode"  # how every copy's comment starts
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
-_CODECS = {  # name -> (encoder, suffix, options, muxer's options)
-    "h264": (
-        "libx264",
-        ".mp4",
-        {"preset": "veryfast", "crf": "20", "bf": "0", "sc_threshold": "0"},
-        {"movflags": "faststart"},
-    ),
-    "vp9": (
-        "libvpx-vp9",
-        ".webm",
-        {"deadline": "good", "cpu-used": "5", "crf": "30", "b": "0"},
-        {},
-    ),
-}
 
 
-@dataclass(frozen=True)
-class Settings:
-    """How a copy is made: height or width, whichever is less, of at most `short_side` pixels, and a
-    key frame every `gop` frames.
-    """
+@dataclass(frozen=True, slots=True)
+class _Source(Candidate):
+    """A video of the manifest, which says how many frames it has."""
 
-    codec: str
-    short_side: int
-    gop: int
-
-    @property
-    def stamp(self) -> str:
-        """What a copy's comment says of them."""
-        return f"{_STAMP} {self.codec} {self.short_side} px, key frame every {self.gop}"
+    frames: int = 0
 
 
 def transcode_manifest(
@@ -71,8 +46,8 @@ def transcode_manifest(
     workers: int | None = None,
     progress: bool = False,
 ) -> tuple[Path, list[tuple[str, str]]]:
-    """Copy the videos of a manifest below the folder `output`, without sound, never enlarged, each
-    frame with its time stamp, in `workers` processes (None: one a core).
+    """Copy the videos of a manifest below the folder `output`, without sound, upright, never
+    enlarged, each frame with its time stamp, in `workers` processes (None: one a core).
 
     Returns the copies' manifest, of the same name, labels and order, and the videos that could not
     be copied as (path, reason), which `<manifest>.refused.csv` lists too. Copies of the same file
@@ -90,7 +65,9 @@ def transcode_manifest(
         )
     entries = read_manifest(manifest)
     candidates = {
-        entry.path: Candidate(entry.path, entry.size_bytes, entry.mtime_ns, entry.offset)
+        entry.path: _Source(
+            entry.path, entry.size_bytes, entry.mtime_ns, entry.offset, entry.frames
+        )
         for entry in entries
     }
     _check_targets(candidates, root, output, settings)
@@ -197,9 +174,9 @@ def _decoding_time(entry: ManifestEntry, place: float) -> float:
 
 
 def _checked(codec: str, short_side: int, gop: int) -> Settings:
-    if codec not in _CODECS:
+    if codec not in CODECS:
         raise UserError(
-            f"--codec: found {codec!r}, expected one of {', '.join(_CODECS)}, choose one of them"
+            f"--codec: found {codec!r}, expected one of {', '.join(CODECS)}, choose one of them"
         )
     if short_side < 16 or short_side % 2:
         raise UserError(
@@ -217,7 +194,7 @@ def _target(path: str, root: Path, output: Path, settings: Settings) -> Path:
     folder, name = os.path.split(path.replace(".tar::", ".tar/"))
     place = Path(os.path.realpath(folder)) / name
     place = place.relative_to(root if place.is_relative_to(root) else place.anchor)
-    suffix = _CODECS[settings.codec][1]
+    suffix = settings.suffix
     return output / (place if place.suffix == suffix else place.with_name(place.name + suffix))
 
 
@@ -251,32 +228,53 @@ def _part(target: Path) -> Path:
     return target.with_name(target.name + ".part")
 
 
-def _copy(candidate: Candidate, root: Path, output: Path, settings: Settings) -> Finding:
+def _copy(candidate: _Source, root: Path, output: Path, settings: Settings) -> Finding:
     """Make one copy unless it is there. Raises OSError where nothing can be written at all."""
     target = _target(candidate.path, root, output, settings)
     stamp = f"{settings.stamp} of {candidate.size_bytes} bytes, {candidate.mtime_ns} ns"
     try:
         found = _stamp(target)
-        if found != stamp:
-            if found is None and target.exists():
-                raise BadVideo(f"another file is in the way ({target})")
-            if not is_in_place(candidate):
-                there = os.path.exists(file_of(candidate.path))
-                raise BadVideo("changed since it was indexed" if there else "missing")
-            target.parent.mkdir(parents=True, exist_ok=True)
-            part = _part(target)
-            try:
-                _encode(candidate, part, settings, stamp)
-                os.replace(part, target)  # a file of this name is always whole
-            finally:
-                part.unlink(missing_ok=True)
-        return Finding(candidate, probe_video(target))
+        if found == stamp:
+            return Finding(candidate, _whole(target, candidate))
+        if found is None and target.exists():
+            raise BadVideo(f"another file is in the way ({target})")
+        _check_source(candidate)
+        url = source_url(candidate.path, candidate.offset, candidate.size_bytes)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        part = _part(target)
+        try:
+            encode_copy(url, part, settings, stamp)
+            entry = _whole(part, candidate)
+            os.replace(part, target)  # a file of this name is always whole
+        finally:
+            part.unlink(missing_ok=True)
+        return Finding(candidate, replace(entry, path=str(target)))
     except BadVideo as reason:
         return Finding(candidate, reason=str(reason))
     except (av.error.FFmpegError, EOFError) as error:
         if error.errno in _NO_SPACE and not isinstance(error, EOFError):
             raise OSError(error.errno, error.strerror) from None
         return Finding(candidate, reason=f"damaged (FFmpeg: {error.strerror})")
+
+
+def _check_source(source: _Source) -> None:
+    """Raise BadVideo for a file that is gone, another one by now, or may not be read."""
+    if not is_in_place(source):
+        there = os.path.exists(file_of(source.path))
+        raise BadVideo("changed since it was indexed" if there else "missing")
+    try:
+        with open(file_of(source.path), "rb"):
+            pass
+    except OSError as error:
+        raise BadVideo(f"unreadable ({error.strerror})") from None
+
+
+def _whole(copy: Path, source: _Source) -> ManifestEntry:
+    """The entry of a copy. Raises BadVideo where it lacks frames: its source does not decode."""
+    entry = probe_video(copy)
+    if entry.frames < source.frames:
+        raise BadVideo(f"damaged ({entry.frames} of {source.frames} frames can be decoded)")
+    return entry
 
 
 def _stamp(target: Path) -> str | None:
@@ -288,57 +286,4 @@ def _stamp(target: Path) -> str | None:
             texts = [text for _, text in container.metadata.items()]
     except av.error.FFmpegError:
         return None
-    return next((text for text in texts if text.startswith(_STAMP)), None)
-
-
-def _encode(candidate: Candidate, target: Path, settings: Settings, stamp: str) -> None:
-    encoder, suffix, options, muxing = _CODECS[settings.codec]
-    url = source_url(candidate.path, candidate.offset, candidate.size_bytes)
-    reformatter = VideoReformatter()
-    form = {".mp4": "mp4", ".webm": "webm"}[suffix]
-    with open_video(url) as source, av.open(str(target), "w", form, options=muxing) as copy:
-        video = video_stream(source)
-        if video is None:
-            raise BadVideo("no video stream")
-        copy.metadata["comment"] = stamp
-        stream = copy.add_stream(encoder, video.average_rate or 25, options=options)
-        stream.width, stream.height = _size(video.width, video.height, settings.short_side)
-        stream.pix_fmt = "yuv420p"
-        time_base = video.time_base if suffix == ".mp4" else Fraction(1, 1000)
-        stream.codec_context.time_base = time_base
-        stream.codec_context.gop_size = settings.gop
-        stream.codec_context.thread_count = 1  # parallel over videos
-        size = None
-        for i, frame in enumerate(source.decode(video)):
-            size = size or (frame.width, frame.height)
-            _check_frame(i, frame, size)
-            pts = frame.pts
-            smaller = reformatter.reformat(
-                frame, stream.width, stream.height, "yuv420p", interpolation=Interpolation.AREA
-            )
-            smaller.pict_type = 0
-            if pts is None:
-                rate = video.average_rate or 25
-                pts, smaller.time_base = round(i / rate / time_base), time_base
-            smaller.pts = pts
-            copy.mux(stream.encode(smaller))
-        if size is None:  # PyAV would write no file at all
-            raise BadVideo("damaged (no frame can be decoded)")
-        copy.mux(stream.encode(None))
-
-
-def _check_frame(index: int, frame: av.VideoFrame, size: tuple[int, int]) -> None:
-    """Raise BadVideo for a frame that the copy would make look sound."""
-    if frame.is_corrupt:
-        raise BadVideo(f"damaged (frame {index} is corrupt)")
-    if (frame.width, frame.height) != size:
-        raise BadVideo(
-            f"changes its size ({size[0]}x{size[1]}, from frame {index} on "
-            f"{frame.width}x{frame.height})"
-        )
-
-
-def _size(width: int, height: int, short_side: int) -> tuple[int, int]:
-    """Width and height of the copy: even numbers, never larger than the original's."""
-    scale = min(1.0, short_side / min(width, height))
-    return tuple(max(2, round(side * scale / 2) * 2) for side in (width, height))
+    return next((text for text in texts if text.startswith(STAMP)), None)

@@ -6,7 +6,7 @@ from typing import Literal
 
 import numpy as np
 
-from vjepa_fast.data.manifest import ManifestEntry
+from vjepa_fast.data.entries import Entries, ManifestEntry
 from vjepa_fast.errors import UserError
 
 ShortVideos = Literal["edge", "loop", "refuse"]
@@ -31,11 +31,17 @@ class Windows:
     short: ShortVideos = "edge"
     clips: int = 1
 
-    def is_short(self, entry: ManifestEntry) -> bool:
-        """Whether a video is shorter than the window."""
+    def are_short(self, entries: Entries) -> np.ndarray:
+        """Which videos are shorter than the window: bool [n]. Raises UserError where it is in
+        seconds and a video has no frame rate.
+        """
+        frames = entries.column("frames")
         if self.fps is None:
-            return entry.frames < self.num_frames * self.frame_step
-        return seconds_of(entry) < self.num_frames / self.fps - _TICK
+            return frames < self.num_frames * self.frame_step
+        rates = entries.column("fps")
+        if not (rates > 0).all():
+            seconds_of(entries[int(np.argmin(rates > 0))])
+        return frames / rates < self.num_frames / self.fps - _TICK
 
     def by_frames(
         self,

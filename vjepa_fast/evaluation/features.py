@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import logging
+import math
 import os
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,20 +15,32 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from vjepa_fast.data.loader import make_loader
+from vjepa_fast.data.clips import ClipPlan
+from vjepa_fast.data.loader import Decoder, make_decoder
 from vjepa_fast.data.planner import ClipPlanner
+from vjepa_fast.data.replace import MAX_BAD_SHARE
 from vjepa_fast.errors import UserError
 from vjepa_fast.kernels import patchify
 from vjepa_fast.models.encoder import VisionTransformer
 from vjepa_fast.models.jepa import encode_clips
 
+_BATCH = 64  # clips
+_AHEAD = 4  # batches that are decoded while one is taken
+_logger = logging.getLogger("vjepa_fast")
+
 
 @dataclass(frozen=True)
 class Clips:
-    """A manifest's clips, decoded once: video uint8 [n, T, H, W, 3], labels int64 [n] by name."""
+    """A manifest's clips, decoded once: video uint8 [n, T, H, W, 3], labels int64 [n] by name, and
+    which video each shows, its place in the manifest: sample_ids int64 [n].
+
+    `left_out` are the paths of videos that cannot be decoded.
+    """
 
     video: Tensor
     labels: dict[str, Tensor]
+    sample_ids: Tensor
+    left_out: tuple[str, ...] = ()
 
 
 def load_clips(
@@ -37,11 +53,15 @@ def load_clips(
     crop_size: int,
     backend: str = "auto",
     num_threads: int = 2,
+    max_bad_share: float = MAX_BAD_SHARE,
 ) -> Clips:
     """Decode the middle window of every video, centre square, no augmentation, on the host.
 
+    A video that cannot be decoded is left out, with a warning.
+
     Raises:
-        UserError: a label that the manifest lacks; what the loader raises.
+        UserError: a label that the manifest lacks; what the decoder raises; more than
+            `max_bad_share` of the videos cannot be decoded, or none can.
     """
     planner = ClipPlanner.in_order(
         [manifest], num_frames=num_frames, frame_step=frame_step, fps=fps
@@ -53,24 +73,57 @@ def load_clips(
             f"{', '.join(missing)}; name labels that have a column label_<name> there"
         )
     for name in labels:
-        low = min(entry.labels[name] for entry in planner.entries)
+        low = planner.entries.column(f"label_{name}").min()
         if low < 0:
             raise UserError(
                 f"{manifest}: found {low} in label_{name}, expected classes counted from 0; "
                 "number them so"
             )
-    starts = range(0, len(planner), 64)
-    batches = [list(range(s, min(s + 64, len(planner)))) for s in starts]
-    size = len(planner) * num_frames * crop_size * crop_size * 3
-    _require_memory(size, torch.device("cpu"), str(manifest), len(planner))
-    loader = make_loader(
-        planner, batches, crop_size, backend=backend, num_threads=num_threads, prefetch=4
+    shape = len(planner), num_frames, crop_size, crop_size, 3
+    _require_memory(math.prod(shape), torch.device("cpu"), str(manifest), len(planner))
+    video = torch.empty(shape, dtype=torch.uint8)
+    shown: list[ClipPlan] = []
+    left_out: list[str] = []
+    with closing(make_decoder(planner, crop_size, backend, "cpu", num_threads)) as decoder:
+        for plans, found, failures in _decoded(planner, decoder, manifest.name):
+            for i, plan in enumerate(plans):
+                if i not in failures:
+                    video[len(shown)] = found[i]
+                    shown.append(plan)
+                    continue
+                _logger.warning("left out of the evaluation: %s", failures[i])
+                left_out.append(plan.path)
+                if len(left_out) > max_bad_share * len(planner) or len(left_out) == len(planner):
+                    raise UserError(
+                        f"{manifest}: found {len(left_out)} undecodable among the first "
+                        f"{plan.sample_id + 1} of {len(planner)} videos (the last one: "
+                        f"{failures[i]}), expected at most data.max_bad_share = {max_bad_share:g} "
+                        "of them, index its folder again"
+                    )
+    return Clips(
+        video[: len(shown)],
+        {name: torch.tensor([plan.labels[name] for plan in shown]) for name in labels},
+        torch.tensor([plan.sample_id for plan in shown]),
+        tuple(left_out),
     )
-    with loader:
-        progress = tqdm(loader, f"decoding {manifest.name}", len(batches), leave=False)
-        read = [(batch.video, batch.labels) for batch in progress]
-    video = torch.cat([v for v, _ in read])
-    return Clips(video, {n: torch.cat([found[n] for _, found in read]) for n in labels})
+
+
+def _decoded(
+    planner: ClipPlanner, decoder: Decoder, name: str
+) -> Iterator[tuple[list[ClipPlan], Tensor, dict[int, str]]]:
+    """Every sample once, in order, in batches: the plans, the video uint8 [B, T, S, S, 3], and by
+    their places the clips that have none, with the reason.
+    """
+    planner = planner.watched_by(decoder.threads)
+    pending = deque()
+    starts = range(0, len(planner), _BATCH)
+    for start in tqdm([*starts, *[None] * _AHEAD], f"decoding {name}", leave=False):
+        if start is not None:
+            plans = planner.plan(range(start, min(start + _BATCH, len(planner))))
+            pending.append((plans, decoder.submit(plans)))
+        if pending and (start is None or len(pending) > _AHEAD):
+            plans, submitted = pending.popleft()
+            yield plans, *decoder.collect(plans, submitted)
 
 
 Featurize = Callable[[Tensor], Tensor]
@@ -98,13 +151,14 @@ def pixel_features(patch_size: int, tubelet_size: int) -> Featurize:
 @torch.no_grad()
 def all_features(featurize: Featurize, video: Tensor, device: torch.device, name: str) -> Tensor:
     """Features of all clips, fp32 on the device, [n, N, D]."""
-    first = featurize(video[:1].to(device))
-    _require_memory(first.numel() * 4 * len(video), device, f"features of {name}", len(video))
-    out = torch.empty(len(video), *first.shape[1:], device=device)
-    for batch, place in zip(
-        tqdm(video.split(64), f"features of {name}", leave=False), out.split(64), strict=True
-    ):
-        place.copy_(featurize(batch.to(device)))
+    out = None
+    for start in tqdm(range(0, len(video), _BATCH), f"features of {name}", leave=False):
+        found = featurize(video[start : start + _BATCH].to(device))
+        if out is None:
+            size = found[0].numel() * 4 * len(video)
+            _require_memory(size, device, f"features of {name}", len(video))
+            out = torch.empty(len(video), *found.shape[1:], device=device)
+        out[start : start + _BATCH] = found
     return out
 
 

@@ -73,8 +73,10 @@ def run_probe(
 
     Returns:
         checkpoint, step, label_share, accuracy {label: {kind: share}}, draws {label: {kind:
-        [share]}}, chance {label: share}; also written to probe.json in the run's folder (of a
-        checkpoint that stands elsewhere, in its own), whose path is added as `file`.
+        [share]}}, chance {label: share}, videos {"train" and "test": {"used": their number,
+        "left_out": the paths of those that cannot be decoded}}; also written to probe.json in the
+        run's folder (of a checkpoint that stands elsewhere, in its own), whose path is added as
+        `file`.
 
     Raises:
         UserError: whatever the user can mend.
@@ -94,6 +96,7 @@ def run_probe(
             fps=config.data.fps,
             crop_size=config.data.crop_size,
             num_threads=config.data.num_threads,
+            max_bad_share=config.data.max_bad_share,
         )
 
     in_a_run = checkpoint.folder.parent.name == "checkpoints"
@@ -138,6 +141,10 @@ def run_probe(
         },
         "draws": draws,
         "chance": {label: _chance(train_clips, test_clips, label) for label in labels},
+        "videos": {
+            name: {"used": len(clips.video), "left_out": list(clips.left_out)}
+            for name, clips in (("train", train_clips), ("test", test_clips))
+        },
     }
     out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     return result | {"file": str(out)}
@@ -164,6 +171,10 @@ def probe_table(result: dict) -> str:
     for kind in kinds:
         lines.append(f"{kind:20}" + "".join(f"{row[kind]:12.3f}" for row in accuracy.values()))
     lines.append(f"{'chance':20}" + "".join(f"{c:12.3f}" for c in result["chance"].values()))
+    for name, videos in result["videos"].items():
+        if left_out := len(videos["left_out"]):
+            count = videos["used"] + left_out
+            lines.append(f"left out: {left_out} of {count} {name} videos, which do not decode")
     margins = [row[PRETRAINED] - row[RANDOM] for row in accuracy.values()]
     lines.append(f"{'pretrained - random':20}" + "".join(f"{m:+12.3f}" for m in margins))
     ahead = [label for label, row in accuracy.items() if row[PIXELS] > row[PRETRAINED]]
