@@ -13,6 +13,7 @@ from vjepa_fast.data.manifest import ManifestEntry, check_unchanged
 from vjepa_fast.data.probe import BadVideo, open_video, video_stream
 from vjepa_fast.data.seek import frames_from
 from vjepa_fast.data.source import entry_url
+from vjepa_fast.data.upright import stored_crop, turn
 from vjepa_fast.data.watchdog import SECONDS, Watched
 from vjepa_fast.data.workers import WorkerProcesses
 from vjepa_fast.errors import UserError
@@ -127,22 +128,23 @@ def decode_clip(plan: ClipPlan, entry: ManifestEntry, crop_size: int) -> torch.T
 def decode_pixels(plan: ClipPlan, entry: ManifestEntry, crop_size: int) -> np.ndarray:
     """Decode one planned clip: uint8 [T, crop_size, crop_size, 3].
 
-    Resizing is bilinear with antialiasing (a triangular filter), like DALI's. The file is read
-    where the clip is, never whole at once. Raises UserError for a file that changed since it was
-    indexed, is unreadable or damaged, changes its size, or has fewer frames than it had then, and
-    for a plan with an obstacle.
+    Crop and flip are of the upright picture. Resizing is bilinear with antialiasing (a triangular
+    filter), like DALI's. The file is read where the clip is, never whole at once. Raises UserError
+    for a file that changed since it was indexed, is unreadable or damaged, changes its size, or has
+    fewer frames than it had then, and for a plan with an obstacle.
     """
     check_plan(plan, entry)
     wanted = np.unique(plan.frames)
-    top, left, height, width = plan.crop
-    rows = slice(round(top * entry.height), round((top + height) * entry.height))
-    columns = slice(round(left * entry.width), round((left + width) * entry.width))
+    top, left, height, width = stored_crop(plan.crop, entry.rotation)
+    stored = entry.stored_size
+    rows = slice(round(top * stored[1]), round((top + height) * stored[1]))
+    columns = slice(round(left * stored[0]), round((left + width) * stored[0]))
     reformatter = VideoReformatter()
     pictures = []
     try:
         with open_video(entry_url(entry)) as container:
             for frame in _frames_at(container, wanted.tolist(), entry.frames):
-                if (frame.width, frame.height) != (entry.width, entry.height):
+                if (frame.width, frame.height) != stored:
                     raise BadVideo(f"a frame of {frame.width}x{frame.height} pixels")
                 rgb = reformatter.reformat(
                     frame,
@@ -160,7 +162,7 @@ def decode_pixels(plan: ClipPlan, entry: ManifestEntry, crop_size: int) -> np.nd
     except BadVideo as error:
         raise UserError(
             f"found {plan.path} damaged ({error}), expected {entry.frames} frames of "
-            f"{entry.width}x{entry.height}, index its folder again or remove it"
+            f"{stored[0]}x{stored[1]}, index its folder again or remove it"
         ) from None
     if len(pictures) < len(wanted):
         raise UserError(
@@ -172,7 +174,8 @@ def decode_pixels(plan: ClipPlan, entry: ManifestEntry, crop_size: int) -> np.nd
         video, (crop_size, crop_size), mode="bilinear", antialias=True
     )
     # The rest with numpy: torch's threads would spin for longer than this takes.
-    video = video.permute(0, 2, 3, 1).numpy()[:, :, :: -1 if plan.flip else 1]
+    video = turn(video.permute(0, 2, 3, 1).numpy(), entry.rotation)
+    video = video[:, :, :: -1 if plan.flip else 1]
     return np.ascontiguousarray(video[np.searchsorted(wanted, plan.frames)])
 
 
