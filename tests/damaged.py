@@ -150,7 +150,7 @@ def _odd_files(
         path = write_sizes(folder / f"changing_size.{base}", codec)
         yield case("changing_size", path, base)
     path = folder / "rotated.mp4"
-    path.write_bytes(rotated(mp4.read_bytes()))
+    path.write_bytes(videos.with_matrix(mp4.read_bytes(), (0, 1, -1, 0)))
     yield whole("rotated", path)
     path = folder / "8k_header.mp4"
     path.write_bytes(huge_header(mp4.read_bytes()))
@@ -200,13 +200,6 @@ def write_sizes(path: Path, codec: str) -> Path:
                     container.mux(packet)
             shown += FRAMES // 2
     return path
-
-
-def rotated(mp4: bytes) -> bytes:
-    """An MP4 with the display matrix of a camera that was held upright (90 degrees)."""
-    start = mp4.index(b"tkhd") + 4 + 40
-    matrix = np.array([0, 1 << 16, 0, -(1 << 16), 0, 0, 0, 0, 1 << 30], ">i4").tobytes()
-    return mp4[:start] + matrix + mp4[start + 36 :]
 
 
 def huge_frames(webm: bytes) -> bytes:

@@ -47,6 +47,14 @@ def write_video(
     return path
 
 
+def with_matrix(mp4: bytes, matrix: tuple[float, float, float, float]) -> bytes:
+    """An MP4 with another display matrix: (a, b, c, d) takes (x, y) to (a x + c y, b x + d y)."""
+    a, b, c, d = (round(value * (1 << 16)) for value in matrix)
+    start = mp4.index(b"tkhd") + 4 + 40
+    fixed = np.array([a, b, 0, c, d, 0, 0, 0, 1 << 30], ">i4").tobytes()
+    return mp4[:start] + fixed + mp4[start + len(fixed) :]
+
+
 def write_audio(path: Path) -> Path:
     """A second of silence."""
     with av.open(str(path), "w") as container:

@@ -79,7 +79,8 @@ class DataConfig(_Section):
     backend: Literal["auto", "dali", "pyav"] = "auto"
     """What decodes; auto: DALI where it can decode the manifests' codecs, else PyAV."""
     num_threads: Count = 2
-    """Decoding threads per process."""
+    """What decodes at the same time, for each training process: processes of their own where PyAV
+    decodes (so that a file that crashes FFmpeg costs its clip only), threads where DALI does."""
     prefetch: Count = 2
     """Micro-batches that are decoded ahead."""
     max_bad_share: Unit = 0.05

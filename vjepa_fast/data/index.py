@@ -207,7 +207,7 @@ def _of_manifest(entries: list[ManifestEntry]) -> list[Finding]:
             replace(entry, labels={}),
         )
         for entry in entries
-        if entry.vfr is not None  # else it is of a version that found out less
+        if entry.rotation is not None  # else it is of a version that found out less
     ]
 
 

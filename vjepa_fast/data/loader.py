@@ -16,7 +16,7 @@ from vjepa_fast.data.manifest import ManifestEntry
 from vjepa_fast.data.planner import ClipPlanner
 from vjepa_fast.data.pyav import PyavDecoder
 from vjepa_fast.data.replace import MAX_BAD_SHARE, BadVideos, decode_or_replace
-from vjepa_fast.data.watchdog import WatchedThreads
+from vjepa_fast.data.watchdog import Watched
 from vjepa_fast.errors import UserError
 
 Backend = Literal["auto", "dali", "pyav"]
@@ -37,7 +37,7 @@ class Decoder(Protocol):
 
     name: str
     handed_over: Set[int]
-    threads: WatchedThreads
+    threads: Watched
 
     def submit(self, plans: Sequence[ClipPlan]) -> list[Future]: ...
     def collect(

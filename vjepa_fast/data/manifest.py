@@ -1,9 +1,9 @@
 """The manifest: a CSV or Parquet file of the videos, their labels and what decoding has to know.
 
 Columns: path, label_<name> ..., frames, fps, width, height, codec, size_bytes, mtime_ns, and
-duration, gop, vfr, offset where they are known. A relative path starts at the manifest's folder.
-size_bytes and mtime_ns pin the file as it was indexed, so that a changed file is refused, not
-misread.
+duration, gop, vfr, offset, rotation where they are known. A relative path starts at the manifest's
+folder. size_bytes and mtime_ns pin the file as it was indexed, so that a changed file is refused,
+not misread.
 """
 
 import csv
@@ -28,7 +28,7 @@ _FACTS = {
     "size_bytes": int,
     "mtime_ns": int,
 }
-_OPTIONAL_FACTS = {"duration": float, "gop": int, "vfr": int, "offset": int}
+_OPTIONAL_FACTS = {"duration": float, "gop": int, "vfr": int, "offset": int, "rotation": int}
 # A file name need not be UTF-8: surrogateescape carries any bytes there and back.
 TEXT = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}
 _READ = TEXT | {"encoding": "utf-8-sig"}  # spreadsheets put a byte order mark in front
@@ -39,13 +39,15 @@ class ManifestEntry:
     """One video: where it is, what it shows (integer labels by name) and how it is stored.
 
     `frames` counts the frames that decoding gives (container headers are not trusted), `fps` is the
-    average rate in frames per second, `codec` is FFmpeg's name ("vp9"), `size_bytes` and `mtime_ns`
-    are the file's when it was indexed.
+    average rate in frames per second, `width` and `height` are the upright picture's, `codec` is
+    FFmpeg's name ("vp9"), `size_bytes` and `mtime_ns` are the file's when it was indexed.
 
     Known to manifests of this version on: `duration` in seconds, `gop` the most frames from a key
     frame to the next, `vfr` whether frames come at a variable rate (some are over half a frame off
     the place that a constant rate gives them), and for a video in a tar shard (path
     `shard.tar::member`) the `offset` of its first byte; `mtime_ns` is then the shard's.
+    `rotation`: the degrees clockwise, 0, 90, 180 or 270, by which a stored picture has to be turned
+    to be upright; None, of an older manifest, is 0.
     """
 
     path: str
@@ -61,6 +63,13 @@ class ManifestEntry:
     gop: int | None = None
     vfr: bool | None = None
     offset: int | None = None
+    rotation: int | None = None
+
+    @property
+    def stored_size(self) -> tuple[int, int]:
+        """Width and height of the pictures as they are stored, before they are turned upright."""
+        turned = (self.rotation or 0) % 180 == 90
+        return (self.height, self.width) if turned else (self.width, self.height)
 
 
 def check_unchanged(entry: ManifestEntry) -> None:
@@ -223,6 +232,11 @@ def _entries(
         if min(facts["frames"], facts["width"], facts["height"]) < 1:
             raise UserError(
                 f"found no frames or no size in {line}, expected at least 1, index the video again"
+            )
+        if facts.get("rotation") not in (None, 0, 90, 180, 270):
+            raise UserError(
+                f"found rotation = {facts['rotation']} in {line}, expected 0, 90, 180 or 270 "
+                "degrees clockwise, index the video again"
             )
         entries.append(
             ManifestEntry(

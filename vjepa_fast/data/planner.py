@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterable, Sequence
 from copy import copy
 from dataclasses import dataclass
-from functools import cached_property, lru_cache, partial
+from functools import cached_property, partial
 from hashlib import sha256
 
 import numpy as np
@@ -13,7 +13,7 @@ import numpy as np
 from vjepa_fast.data.clips import ClipPlan
 from vjepa_fast.data.manifest import ManifestEntry, check_unchanged, read_manifest
 from vjepa_fast.data.order import VideoOrder
-from vjepa_fast.data.watchdog import WatchedThreads
+from vjepa_fast.data.watchdog import Watched
 from vjepa_fast.data.windows import ShortVideos, Windows
 from vjepa_fast.errors import UserError
 from vjepa_fast.masks.philox import (
@@ -26,6 +26,7 @@ from vjepa_fast.masks.philox import (
 )
 
 _CROP_TRIES = 10
+_TIMES_KEPT = 256  # videos: an hour of frames is a megabyte
 _logger = logging.getLogger("vjepa_fast")
 
 
@@ -80,10 +81,9 @@ class ClipPlanner:
         sizes = [(entry.frames, entry.height, entry.width) for entry in self.entries]
         self._sizes = np.array(sizes, dtype=np.int64)
         self.num_frames = num_frames
-        # Kept for a few videos only: an hour of frames is a megabyte. A failure is not kept.
-        self._times = lru_cache(maxsize=256)(lambda video: _read_times(self.entries[video]))
+        self._times: dict[int, np.ndarray | None] = {}  # of the last videos; failures are not kept
         self._order: VideoOrder | None = VideoOrder([len(pool) for pool in pools], weights, seed)
-        self._threads: WatchedThreads | None = None
+        self._threads: Watched | None = None
 
     @classmethod
     def in_order(
@@ -101,8 +101,8 @@ class ClipPlanner:
         planner._order = None
         return planner
 
-    def watched_by(self, threads: WatchedThreads) -> "ClipPlanner":
-        """The same planner, which reads files, where it has to, in these threads: one that hangs
+    def watched_by(self, threads: Watched) -> "ClipPlanner":
+        """The same planner, which reads files, where it has to, by these: one that hangs
         costs its own clips only.
         """
         planner = copy(self)
@@ -208,17 +208,28 @@ class ClipPlanner:
         self, videos: Iterable[int]
     ) -> tuple[dict[int, np.ndarray | None], dict[int, str]]:
         """Time stamps by video, as far as any are needed, and why there are none."""
-        times, obstacles = {}, {}
+        times: dict[int, np.ndarray | None] = {}
+        obstacles: dict[int, str] = {}
         if self.windows.fps is None:
             return times, obstacles
         needed = [v for v in sorted({*map(int, videos)}) if self.entries[v].vfr is not False]
         threads = self._threads
-        reading = {v: threads.submit(self._times, v) for v in needed} if threads else {}
-        for video in needed:
+        kept = dict(self._times)
+        times = {v: kept[v] for v in needed if v in kept}
+        reading = {
+            v: threads.submit(_read_times, self.entries[v]) if threads else None
+            for v in needed
+            if v not in times
+        }
+        for video, future in reading.items():
             try:
-                times[video] = threads.result(reading[video]) if threads else self._times(video)
+                found = threads.result(future) if threads else _read_times(self.entries[video])
             except UserError as error:
                 obstacles[video] = str(error)
+            else:
+                times[video] = self._times[video] = found
+        for video in list(self._times)[:-_TIMES_KEPT]:
+            self._times.pop(video, None)  # a clip may be replaced in another thread meanwhile
         return times, obstacles
 
 

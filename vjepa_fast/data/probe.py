@@ -16,6 +16,7 @@ from av.stream import Disposition
 from tqdm import tqdm
 
 from vjepa_fast.data.manifest import ManifestEntry
+from vjepa_fast.data.rotation import rotation_of
 from vjepa_fast.data.source import entry_url, file_of, source_url
 from vjepa_fast.errors import UserError
 
@@ -54,7 +55,7 @@ def probe_video(
 
     Demuxes the whole file, decodes the first frame and everything after the last key frame. Raises
     BadVideo with the reason for a file that is unreadable, empty, text, audio only, truncated,
-    damaged or has fewer than `min_frames`.
+    damaged, has fewer than `min_frames`, or is to be shown mirrored or turned by no quarter turn.
     """
     path = os.path.abspath(path)
     try:
@@ -188,26 +189,31 @@ def _inspect(container: av.container.InputContainer, path: str) -> ManifestEntry
         raise BadVideo(f"truncated or damaged ({packets.corrupt} corrupt packets)")
     fps = float(stream.average_rate or stream.guessed_rate or 0)
     _check_length(container, stream, packets, fps)
-    frames = packets.frames
-    if packets.frames and _decode_ends(container, stream, packets) != packets.tail_frames:
-        frames = _count_by_decoding(container, stream)
-    size = stream.codec_context
-    if frames and (size.width < 1 or size.height < 1):
+    frames, rotation = packets.frames, 0
+    if packets.frames:
+        rotation = _decode_first(container, stream)
+        if _decode_end(container, stream, packets) != packets.tail_frames:
+            frames = _count_by_decoding(container, stream)
+    width, height = stream.codec_context.width, stream.codec_context.height
+    if frames and (width < 1 or height < 1):
         raise BadVideo("frames without a size")
+    if rotation in (90, 270):
+        width, height = height, width
     times = _times(stream, packets.stamps, frames)
     fps, duration, variable = _timing(times, frames, fps)
     return ManifestEntry(
         path=path,
         frames=frames,
         fps=round(fps, 6),
-        width=size.width,
-        height=size.height,
+        width=width,
+        height=height,
         codec=codec,
         size_bytes=0,
         mtime_ns=0,
         duration=round(duration, 6),
         gop=packets.gop,
         vfr=variable,
+        rotation=rotation,
     )
 
 
@@ -282,18 +288,30 @@ def _check_length(
         raise BadVideo(f"truncated (ends at {end:.2f} s of {duration:.2f} s)")
 
 
-def _decode_ends(
+def _decode_first(
+    container: av.container.InputContainer, stream: av.video.stream.VideoStream
+) -> int:
+    """Decode the first frame: its rotation."""
+    try:
+        container.seek(0)
+        frame = next(container.decode(stream), None)
+    except av.error.FFmpegError as error:
+        raise BadVideo(f"damaged (decoding fails: {error.strerror})") from None
+    if frame is None:
+        raise BadVideo("damaged (no frame can be decoded)")
+    rotation = rotation_of(frame)
+    if rotation is None:
+        raise BadVideo("to be shown mirrored, or turned by other than a quarter turn")
+    return rotation
+
+
+def _decode_end(
     container: av.container.InputContainer,
     stream: av.video.stream.VideoStream,
     packets: _Packets,
 ) -> int:
-    """Decode the first frame, then count the frames decoded from the last key frame on (-1 where
-    that is unknown).
-    """
+    """Count the frames decoded from the last key frame on (-1 where that is unknown)."""
     try:
-        container.seek(0)
-        if next(container.decode(stream), None) is None:
-            raise BadVideo("damaged (no frame can be decoded)")
         if packets.last_key_pts is None:
             return -1
         container.seek(packets.last_key_pts, stream=stream)

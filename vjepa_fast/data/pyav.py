@@ -1,4 +1,4 @@
-"""Decoding clips with PyAV (FFmpeg): every codec, on the CPU, one clip a thread."""
+"""Decoding clips with PyAV (FFmpeg): every codec, on the CPU, one clip a process."""
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
@@ -13,7 +13,9 @@ from vjepa_fast.data.manifest import ManifestEntry, check_unchanged
 from vjepa_fast.data.probe import BadVideo, open_video, video_stream
 from vjepa_fast.data.seek import frames_from
 from vjepa_fast.data.source import entry_url
-from vjepa_fast.data.watchdog import SECONDS, WatchedThreads
+from vjepa_fast.data.upright import stored_crop, turn
+from vjepa_fast.data.watchdog import SECONDS, Watched
+from vjepa_fast.data.workers import WorkerProcesses
 from vjepa_fast.errors import UserError
 
 # With these, and BT.601 whatever the file's tag says, RGB is bit for bit that of DALI on the CPU.
@@ -24,9 +26,10 @@ _NEAR_START = 32
 
 
 class PyavDecoder:
-    """Decodes planned clips to uint8 [B, T, S, S, 3] on `device` with `num_threads` threads.
+    """Decodes planned clips to uint8 [B, T, S, S, 3] on `device` in `num_threads` processes.
 
-    A clip that takes more than `seconds` counts as one that cannot be decoded.
+    A clip that takes more than `seconds`, or at which FFmpeg crashes, counts as one that cannot be
+    decoded.
     """
 
     name = "pyav"
@@ -44,12 +47,12 @@ class PyavDecoder:
         self._crop_size = crop_size
         self._device = device
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-        self.threads = WatchedThreads(num_threads, "vjepa-pyav", seconds)
+        self.threads = WorkerProcesses(num_threads, "vjepa-pyav", seconds)
 
     def submit(self, plans: Sequence[ClipPlan]) -> list[Future]:
         """Start decoding a batch; pass what it returns to `collect`."""
         return [
-            self.threads.submit(decode_clip, plan, self._entries[plan.video], self._crop_size)
+            self.threads.submit(decode_pixels, plan, self._entries[plan.video], self._crop_size)
             for plan in plans
         ]
 
@@ -69,7 +72,7 @@ class PyavDecoder:
         return copied, failures
 
     def close(self) -> None:
-        """Drop what has not started, wait for the rest."""
+        """Drop what is not done."""
         self.threads.close()
 
 
@@ -82,19 +85,19 @@ def empty_batch(plans: Sequence[ClipPlan], crop_size: int, pinned: bool = False)
 
 
 def collect_clips(
-    threads: WatchedThreads,
+    threads: Watched,
     plans: Sequence[ClipPlan],
     clips: dict[int, Future],
     video: torch.Tensor,
 ) -> dict[int, str]:
-    """Put the results of submitted `decode_clip` calls at their places (the keys) in `video`.
+    """Put the results of submitted `decode_pixels` calls at their places (the keys) in `video`.
 
     Returns the reasons of those that failed, by place.
     """
     failures = {}
     for i, clip in clips.items():
         try:
-            video[i] = threads.result(clip)
+            video[i] = torch.as_tensor(threads.result(clip))
         except UserError as error:
             failures[i] = in_words(error, plans[i])
     return failures
@@ -118,24 +121,30 @@ def check_plan(plan: ClipPlan, entry: ManifestEntry) -> None:
 
 
 def decode_clip(plan: ClipPlan, entry: ManifestEntry, crop_size: int) -> torch.Tensor:
+    """`decode_pixels` as a tensor."""
+    return torch.from_numpy(decode_pixels(plan, entry, crop_size))
+
+
+def decode_pixels(plan: ClipPlan, entry: ManifestEntry, crop_size: int) -> np.ndarray:
     """Decode one planned clip: uint8 [T, crop_size, crop_size, 3].
 
-    Resizing is bilinear with antialiasing (a triangular filter), like DALI's. The file is read
-    where the clip is, never whole at once. Raises UserError for a file that changed since it was
-    indexed, is unreadable or damaged, changes its size, or has fewer frames than it had then, and
-    for a plan with an obstacle.
+    Crop and flip are of the upright picture. Resizing is bilinear with antialiasing (a triangular
+    filter), like DALI's. The file is read where the clip is, never whole at once. Raises UserError
+    for a file that changed since it was indexed, is unreadable or damaged, changes its size, or has
+    fewer frames than it had then, and for a plan with an obstacle.
     """
     check_plan(plan, entry)
     wanted = np.unique(plan.frames)
-    top, left, height, width = plan.crop
-    rows = slice(round(top * entry.height), round((top + height) * entry.height))
-    columns = slice(round(left * entry.width), round((left + width) * entry.width))
+    top, left, height, width = stored_crop(plan.crop, entry.rotation)
+    stored = entry.stored_size
+    rows = slice(round(top * stored[1]), round((top + height) * stored[1]))
+    columns = slice(round(left * stored[0]), round((left + width) * stored[0]))
     reformatter = VideoReformatter()
     pictures = []
     try:
         with open_video(entry_url(entry)) as container:
             for frame in _frames_at(container, wanted.tolist(), entry.frames):
-                if (frame.width, frame.height) != (entry.width, entry.height):
+                if (frame.width, frame.height) != stored:
                     raise BadVideo(f"a frame of {frame.width}x{frame.height} pixels")
                 rgb = reformatter.reformat(
                     frame,
@@ -153,7 +162,7 @@ def decode_clip(plan: ClipPlan, entry: ManifestEntry, crop_size: int) -> torch.T
     except BadVideo as error:
         raise UserError(
             f"found {plan.path} damaged ({error}), expected {entry.frames} frames of "
-            f"{entry.width}x{entry.height}, index its folder again or remove it"
+            f"{stored[0]}x{stored[1]}, index its folder again or remove it"
         ) from None
     if len(pictures) < len(wanted):
         raise UserError(
@@ -165,8 +174,9 @@ def decode_clip(plan: ClipPlan, entry: ManifestEntry, crop_size: int) -> torch.T
         video, (crop_size, crop_size), mode="bilinear", antialias=True
     )
     # The rest with numpy: torch's threads would spin for longer than this takes.
-    video = video.permute(0, 2, 3, 1).numpy()[:, :, :: -1 if plan.flip else 1]
-    return torch.from_numpy(np.ascontiguousarray(video[np.searchsorted(wanted, plan.frames)]))
+    video = turn(video.permute(0, 2, 3, 1).numpy(), entry.rotation)
+    video = video[:, :, :: -1 if plan.flip else 1]
+    return np.ascontiguousarray(video[np.searchsorted(wanted, plan.frames)])
 
 
 def _frames_at(

@@ -107,10 +107,9 @@ def _check_pictures(
     for frame in container.decode(stream):
         if frame.is_corrupt:
             raise BadVideo("damaged (a picture is corrupt)")
-        if (frame.width, frame.height) != (entry.width, entry.height):
-            raise BadVideo(
-                f"changes its size ({entry.width}x{entry.height}, {frame.width}x{frame.height})"
-            )
+        width, height = entry.stored_size
+        if (frame.width, frame.height) != (width, height):
+            raise BadVideo(f"changes its size ({width}x{height}, {frame.width}x{frame.height})")
         count += 1
         if count == _PICTURES:
             return

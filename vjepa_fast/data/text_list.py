@@ -70,7 +70,11 @@ def _probe(path: Path, names: Sequence[str]) -> tuple[dict[str, ManifestEntry], 
     report = path.with_name(path.name + ".refused.csv")
     known = {}
     if cache.is_file():
-        known = {entry.path: entry for entry in read_csv(cache) if is_in_place(entry)}
+        known = {
+            entry.path: entry
+            for entry in read_csv(cache)
+            if entry.rotation is not None and is_in_place(entry)  # older versions did not look
+        }
     bad = {
         finding.candidate.path: finding
         for finding in read_report(report)

@@ -5,12 +5,20 @@ from concurrent.futures import CancelledError, Future, wait
 from queue import SimpleQueue
 from threading import Lock, Thread, current_thread
 from time import monotonic
-from typing import Any
+from typing import Any, Protocol
 
 from vjepa_fast.errors import UserError
 
 SECONDS = 120.0  # to read and decode one clip: far beyond a busy machine, within anybody's patience
 _CLOSING = 10.0  # seconds that `close` waits for what is running
+
+
+class Watched(Protocol):
+    """What does work in the background that may hang: threads, or `workers.WorkerProcesses`."""
+
+    def submit(self, function: Callable, *arguments: Any, clips: int = 1) -> Future: ...
+    def result(self, future: Future) -> Any: ...
+    def close(self) -> None: ...
 
 
 class WatchedThreads:
@@ -104,9 +112,12 @@ class WatchedThreads:
                     self._threads.discard(thread)
                     self._start()
         for future, limit in late.items():
-            future.set_exception(
-                UserError(
-                    f"found that it takes more than {limit:g} s, expected a clip in far less, look "
-                    "whether its disk and file are well"
-                )
-            )
+            future.set_exception(too_late(limit))
+
+
+def too_late(limit: float) -> UserError:
+    """What to say of work that has taken more than `limit` seconds."""
+    return UserError(
+        f"found that it takes more than {limit:g} s, expected a clip in far less, look whether its "
+        "disk and file are well"
+    )
