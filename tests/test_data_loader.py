@@ -13,7 +13,8 @@ import torch
 import videos
 
 from vjepa_fast.data import loader
-from vjepa_fast.data.loader import choose_backend, make_loader
+from vjepa_fast.data.backend import choose_backend
+from vjepa_fast.data.loader import make_loader
 from vjepa_fast.data.manifest import read_manifest, write_manifest
 from vjepa_fast.data.planner import Augment, ClipPlanner
 from vjepa_fast.errors import UserError
@@ -215,33 +216,64 @@ def test_decoding_runs_ahead_by_prefetch_batches(vp9):
 @pytest.mark.parametrize(
     ("codecs", "device", "backend", "reason"),
     [
-        (["vp9", "vp8", "mjpeg"], "cpu", "dali", "every codec"),
-        (["vp9", "h264", "hevc"], "cpu", "pyav", "does not decode h264, hevc on cpu"),
-        (["vp9", "h264", "hevc"], "cuda", "dali", "every codec"),
-        (["prores"], "cuda", "pyav", "does not decode prores on cuda"),
+        (["vp9", "vp8", "mjpeg"], "cpu", "dali", "it decodes every video"),
+        (["vp9", "h264"], "cpu", "dali", "PyAV decodes 1 of 2 videos: 1 h264, such as "),
+        (
+            ["vp9", "h264", "hevc", "h264"],
+            "cpu",
+            "pyav",
+            "DALI decodes only 1 of 4 videos on cpu, the others are 2 h264, 1 hevc, such as ",
+        ),
+        (["h264"], "cpu", "pyav", "DALI decodes none of the videos on cpu: 1 h264, such as "),
+        (["vp9", "h264", "hevc"], "cuda", "dali", "it decodes every video"),
+        (["prores"], "cuda", "pyav", "DALI decodes none of the videos on cuda: 1 prores"),
     ],
 )
-def test_auto_takes_dali_where_it_can(vp9, codecs, device, backend, reason):
+def test_auto_takes_dali_for_half_of_the_videos_or_more(vp9, codecs, device, backend, reason):
     entry = replace(read_manifest(vp9)[0], width=320, height=240)
     entries = [replace(entry, codec=codec) for codec in codecs]
     name, why = choose_backend("auto", entries, torch.device(device))
     assert name == backend and reason in why
-    assert choose_backend("pyav", entries, torch.device(device))[0] == "pyav"
+    assert choose_backend("pyav", entries, torch.device(device)) == ("pyav", "as configured")
 
 
 def test_pictures_too_small_for_the_gpus_decoder_go_to_pyav(vp9):
     small = replace(read_manifest(vp9)[0], width=320, height=96)
     name, why = choose_backend("auto", [small], torch.device("cuda"))
-    assert name == "pyav" and "takes vp9 from 128 px on" in why and "320x96" in why
+    assert name == "pyav" and "1 vp9 smaller than the 128 px" in why and small.path in why
     assert choose_backend("auto", [small], CPU)[0] == "dali"
     large = replace(small, height=128)
     assert choose_backend("auto", [large], torch.device("cuda"))[0] == "dali"
 
 
-def test_dali_is_refused_for_codecs_that_it_cannot_decode(vp9):
+def test_images_go_to_pyav(vp9):
+    image = replace(read_manifest(vp9)[0], codec="mjpeg", frames=1)
+    name, why = choose_backend("auto", [image], CPU)
+    assert name == "pyav" and "1 images" in why
+    assert choose_backend("auto", [replace(image, frames=2)], CPU)[0] == "dali"
+
+
+def test_dali_is_refused_where_it_can_decode_nothing(vp9):
     entries = [replace(read_manifest(vp9)[0], codec="h264")]
-    with pytest.raises(UserError, match=r"does not decode h264 on cpu.*set data\.backend"):
+    with pytest.raises(UserError, match=r"decodes none .* on cpu: 1 h264.*set data\.backend"):
         choose_backend("dali", entries, CPU)
+
+
+@pytest.mark.parametrize("backend", ["auto", "dali"])
+def test_pyav_decodes_what_dali_cannot(tmp_path, caplog, backend):
+    paths = [videos.write_numbered(tmp_path, codec, 40, codec) for codec in ("vp9", "h264", "vp8")]
+    planner = Fixed(videos.manifest_of(tmp_path, paths), [3, 17, 36])
+    loader._log_once.cache_clear()
+    with caplog.at_level(logging.INFO, "vjepa_fast"):
+        for _ in range(2):
+            with make_loader(planner, [[0, 1], [1], [2]], 48, backend) as batches:
+                assert batches.backend == "dali"
+                assert batches.handed_over == [str(paths[1])]
+                shown = [videos.read_numbers(clip.numpy()) for b in batches for clip in b.video]
+            assert shown == [[3, 17, 36]] * 4
+    (record,) = caplog.records
+    assert record.levelno == (logging.WARNING if backend == "dali" else logging.INFO)
+    assert f"PyAV decodes 1 of 3 videos: 1 h264, such as {paths[1]}" in record.getMessage()
 
 
 def test_without_dali_auto_takes_pyav_and_says_so_once(vp9, monkeypatch, caplog):

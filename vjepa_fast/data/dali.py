@@ -14,6 +14,7 @@ import nvidia.dali.types as types
 import torch
 from nvidia.dali import Pipeline, pipeline_def
 
+from vjepa_fast.data.backend import unsuited_to_dali
 from vjepa_fast.data.clips import ClipPlan
 from vjepa_fast.data.manifest import ManifestEntry
 from vjepa_fast.data.pyav import check_plan, collect_clips, decode_clip, empty_batch, in_words
@@ -30,9 +31,9 @@ class DaliDecoder:
     """Decodes planned clips to uint8 [B, T, S, S, 3] on `device` with `num_threads` CPU threads.
 
     On a CUDA device the video is decoded there by NVDEC. DALI wants each encoded file whole in
-    memory, so files above `WHOLE_FILE` bytes go to PyAV. So does what DALI stumbles over: PyAV has
-    the last word on whether a clip can be decoded, whichever loader is in use. `handed_over` are
-    all these videos so far. Raises UserError where DALI does not work at all.
+    memory, so files above `WHOLE_FILE` bytes go to PyAV. So does what DALI can't decode there, and
+    what it stumbles over: PyAV has the last word on whether a clip can be decoded, whichever loader
+    is in use. Raises UserError where DALI does not work at all.
     """
 
     name = "dali"
@@ -50,13 +51,18 @@ class DaliDecoder:
         self._device = device
         self._num_threads = num_threads
         self._slot = _Slot()
-        self.handed_over = _too_large(entries)
+        self._for_pyav = unsuited_to_dali(entries, device)[0] | _too_large(entries)
         self._works = False  # it decoded something
         self._in_vain: set[int] = set()
         self._trouble = ""  # what DALI said when it last failed
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self.threads = WatchedThreads(num_threads, "vjepa-read", seconds)
         self._runner = WatchedThreads(1, "vjepa-dali", seconds)
+
+    @property
+    def handed_over(self) -> set[int]:
+        """The videos that PyAV decodes, as far as is known yet."""
+        return set(np.flatnonzero(self._for_pyav).tolist())
 
     def submit(self, plans: Sequence[ClipPlan]) -> list[Future]:
         """Start reading the files of a batch; pass what it returns to `collect`."""
@@ -119,7 +125,7 @@ class DaliDecoder:
     def _read(self, plan: ClipPlan) -> np.ndarray | torch.Tensor:
         """The encoded file, or the clip, where it is not for DALI."""
         entry = self._entries[plan.video]
-        if plan.video in self.handed_over:
+        if self._for_pyav[plan.video]:
             return decode_clip(plan, entry, self._crop_size)
         check_plan(plan, entry)
         return read_entry(entry)
@@ -145,7 +151,7 @@ class DaliDecoder:
         """One clip alone, after a batch failed: None, and no second time, if it is to blame."""
         video = self._try([plan], [encoded])
         if video is None:
-            self.handed_over.add(plan.video)
+            self._for_pyav[plan.video] = True
             return None
         return video[0]
 
@@ -230,16 +236,16 @@ def _does_not_work(at: str, trouble: str) -> UserError:
     )
 
 
-def _too_large(entries: Sequence[ManifestEntry]) -> set[int]:
-    """The videos too large to be read whole; says how many there are."""
-    large = {i for i, entry in enumerate(entries) if entry.size_bytes > WHOLE_FILE}
-    if large:
+def _too_large(entries: Sequence[ManifestEntry]) -> np.ndarray:
+    """Which videos are too large to be read whole, bool; says how many there are."""
+    large = np.array([entry.size_bytes > WHOLE_FILE for entry in entries])
+    if large.any():
         _logger.warning(
             "PyAV decodes %d of %d videos, whose files are larger than %d MiB, such as %s",
-            len(large),
+            large.sum(),
             len(entries),
             WHOLE_FILE // 2**20,
-            entries[min(large)].path,
+            entries[int(large.argmax())].path,
         )
     return large
 
