@@ -12,11 +12,12 @@ import pytest
 import torch
 import videos
 
-from vjepa_fast.data import loader
+from vjepa_fast.data import dali, loader
 from vjepa_fast.data.backend import choose_backend
 from vjepa_fast.data.loader import make_loader
 from vjepa_fast.data.manifest import read_manifest, write_manifest
 from vjepa_fast.data.planner import Augment, ClipPlanner
+from vjepa_fast.data.segment import read_segment
 from vjepa_fast.errors import UserError
 
 BACKENDS = ["dali", "pyav"]
@@ -120,13 +121,13 @@ def test_both_loaders_give_the_same_clips(tmp_path, codec):
     planner = training(videos.manifest_of(tmp_path, paths))
     ids = [range(12), range(12, 24)]
     batches = [list(make_loader(planner, ids, 40, backend)) for backend in BACKENDS]
-    for dali, pyav in zip(*batches, strict=True):
-        difference = (dali.video.float() - pyav.video.float()).abs()
+    for by_dali, by_pyav in zip(*batches, strict=True):
+        difference = (by_dali.video.float() - by_pyav.video.float()).abs()
         assert difference.mean() < 1
         assert difference.flatten(1).mean(1).max() < 2
-        assert dali.labels.keys() == pyav.labels.keys() == {"place"}
-        assert torch.equal(dali.labels["place"], pyav.labels["place"])
-        assert torch.equal(dali.sample_ids, pyav.sample_ids)
+        assert by_dali.labels.keys() == by_pyav.labels.keys() == {"place"}
+        assert torch.equal(by_dali.labels["place"], by_pyav.labels["place"])
+        assert torch.equal(by_dali.sample_ids, by_pyav.sample_ids)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -156,6 +157,26 @@ def test_crop_and_flip_land_where_planned(tmp_path, backend, flip):
     inner = np.abs(video[:, 1:-1, 1:-1] - expected[1:-1, 1:-1])
     assert inner.mean() < 2 and inner.max() < 8  # a shift by one source pixel would be 2 everywhere
     assert abs((video[:, 1:-1, 1:-1, :2] - expected[1:-1, 1:-1, :2]).mean()) < 1
+
+
+@pytest.mark.parametrize("name", ["vp9.webm", "vp9.mp4", "vp8.webm"])
+def test_dali_shows_the_same_of_a_part_and_of_the_whole(tmp_path, monkeypatch, name):
+    pictures = (videos.numbered(i) for i in range(120))
+    path = videos.write_video(tmp_path / name, pictures, Path(name).stem)
+    manifest = videos.manifest_of(tmp_path, [path])
+    windows = [[i, i + 1, i + 5, i + 5, i + 13] for i in (32, 47, 48, 49, 106)]
+    parts = []
+    monkeypatch.setattr(
+        dali, "read_segment", lambda *a: parts.append(read_segment(*a)) or parts[-1]
+    )
+    clips = [one(Fixed(manifest, frames), "dali") for frames in windows]
+    assert [videos.read_numbers(clip) for clip in clips] == windows
+    assert len(parts) == 5
+    assert max(part.content.size for part in parts) < path.stat().st_size / 2
+    monkeypatch.setattr(dali, "FAR_FROM_START", 1000)
+    for frames, clip in zip(windows, clips, strict=True):
+        assert np.array_equal(one(Fixed(manifest, frames), "dali"), clip)
+    assert len(parts) == 5
 
 
 # --- batches -----------------------------------------------------------------------------------

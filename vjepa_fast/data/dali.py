@@ -18,11 +18,17 @@ from vjepa_fast.data.backend import unsuited_to_dali
 from vjepa_fast.data.clips import ClipPlan
 from vjepa_fast.data.manifest import ManifestEntry
 from vjepa_fast.data.pyav import check_plan, collect_clips, decode_clip, empty_batch, in_words
+from vjepa_fast.data.segment import Encoded, read_segment
 from vjepa_fast.data.source import read_entry
 from vjepa_fast.data.watchdog import SECONDS, WatchedThreads
 from vjepa_fast.errors import UserError
 
-WHOLE_FILE = 64 * 2**20
+IN_MEMORY = 64 * 2**20  # bytes: what a clip may take there, encoded
+# DALI reads a video from its first byte and, on a CPU, decodes it from its first frame. Cutting out
+# a clip's part costs about as much as decoding ten frames of 320x240: it is done where a clip
+# starts at this frame or later, or a file is so large that reading it costs more.
+FAR_FROM_START = 32
+LARGE_FILE = 4 * 2**20  # bytes
 _IN_VAIN = 8  # good videos that DALI fails on before it is clear that it fails on all
 _logger = logging.getLogger("vjepa_fast")
 
@@ -30,10 +36,11 @@ _logger = logging.getLogger("vjepa_fast")
 class DaliDecoder:
     """Decodes planned clips to uint8 [B, T, S, S, 3] on `device` with `num_threads` CPU threads.
 
-    On a CUDA device the video is decoded there by NVDEC. DALI wants each encoded file whole in
-    memory, so files above `WHOLE_FILE` bytes go to PyAV. So does what DALI can't decode there, and
-    what it stumbles over: PyAV has the last word on whether a clip can be decoded, whichever loader
-    is in use. Raises UserError where DALI does not work at all.
+    On a CUDA device the video is decoded there by NVDEC. DALI gets the part of a file that the clip
+    is in, where that can be cut out (`read_segment`) and is much less, else all of it. PyAV decodes
+    where that is more than `IN_MEMORY` bytes, what DALI can't decode on the device, and what it
+    stumbles over: PyAV has the last word on whether a clip can be decoded, whichever loader is in
+    use. Raises UserError where DALI does not work at all.
     """
 
     name = "dali"
@@ -51,7 +58,8 @@ class DaliDecoder:
         self._device = device
         self._num_threads = num_threads
         self._slot = _Slot()
-        self._for_pyav = unsuited_to_dali(entries, device)[0] | _too_large(entries)
+        self._for_pyav = unsuited_to_dali(entries, device)[0]
+        self._large_named = False
         self._works = False  # it decoded something
         self._in_vain: set[int] = set()
         self._trouble = ""  # what DALI said when it last failed
@@ -122,15 +130,33 @@ class DaliDecoder:
         self._runner.close()
         self._slot = _Slot()
 
-    def _read(self, plan: ClipPlan) -> np.ndarray | torch.Tensor:
-        """The encoded file, or the clip, where it is not for DALI."""
+    def _read(self, plan: ClipPlan) -> Encoded | torch.Tensor:
+        """The encoded video, or the clip, where it is not for DALI."""
         entry = self._entries[plan.video]
         if self._for_pyav[plan.video]:
             return decode_clip(plan, entry, self._crop_size)
         check_plan(plan, entry)
-        return read_entry(entry)
+        if plan.frames.min() >= FAR_FROM_START or entry.size_bytes > LARGE_FILE:
+            segment = read_segment(entry, plan.frames, IN_MEMORY)
+            if segment is not None:
+                return segment
+        if entry.size_bytes > IN_MEMORY:
+            self._leave_large(plan.video)
+            return decode_clip(plan, entry, self._crop_size)
+        return Encoded(read_entry(entry), plan.frames)
 
-    def _try(self, plans: Sequence[ClipPlan], encoded: list[np.ndarray]) -> torch.Tensor | None:
+    def _leave_large(self, video: int) -> None:
+        self._for_pyav[video] = True
+        if not self._large_named:
+            self._large_named = True
+            _logger.warning(
+                "PyAV decodes %s and others like it from now on: files of more than %d MiB, from "
+                "which no smaller part can be cut out",
+                self._entries[video].path,
+                IN_MEMORY // 2**20,
+            )
+
+    def _try(self, plans: Sequence[ClipPlan], encoded: list[Encoded]) -> torch.Tensor | None:
         """The video, or None where DALI fails or hangs. It names no file, and its pipeline is dead
         after that. Raises UserError where it never had a pipeline.
         """
@@ -147,7 +173,7 @@ class DaliDecoder:
             self._slot = _Slot()  # who was given up on may come back, and has the old one
             return None
 
-    def _try_one(self, plan: ClipPlan, encoded: np.ndarray) -> torch.Tensor | None:
+    def _try_one(self, plan: ClipPlan, encoded: Encoded) -> torch.Tensor | None:
         """One clip alone, after a batch failed: None, and no second time, if it is to blame."""
         video = self._try([plan], [encoded])
         if video is None:
@@ -162,7 +188,7 @@ class DaliDecoder:
             raise _does_not_work(f"on the first {_IN_VAIN} videos that PyAV decodes", self._trouble)
 
     def _run(
-        self, slot: "_Slot", plans: Sequence[ClipPlan], encoded: list[np.ndarray]
+        self, slot: "_Slot", plans: Sequence[ClipPlan], encoded: list[Encoded]
     ) -> torch.Tensor:
         if len(plans) > slot.batch_size:
             slot.pipeline = self._build(len(plans))
@@ -170,8 +196,8 @@ class DaliDecoder:
         starts = np.array([plan.crop[:2] for plan in plans], dtype=np.float32)
         sizes = np.array([plan.crop[2:] for plan in plans], dtype=np.float32)
         pipeline = slot.pipeline
-        pipeline.feed_input("encoded", encoded)
-        pipeline.feed_input("frames", [plan.frames.astype(np.int32) for plan in plans])
+        pipeline.feed_input("encoded", [video.content for video in encoded])
+        pipeline.feed_input("frames", [video.frames.astype(np.int32) for video in encoded])
         pipeline.feed_input("start", starts)
         pipeline.feed_input("end", starts + sizes)
         pipeline.feed_input("flip", np.array([plan.flip for plan in plans], dtype=np.int32))
@@ -234,20 +260,6 @@ def _does_not_work(at: str, trouble: str) -> UserError:
         f"data.backend: found that DALI fails {at} ({' '.join(trouble.split())[:300]}), expected "
         'it to work with this driver, set data.backend to "pyav"'
     )
-
-
-def _too_large(entries: Sequence[ManifestEntry]) -> np.ndarray:
-    """Which videos are too large to be read whole, bool; says how many there are."""
-    large = np.array([entry.size_bytes > WHOLE_FILE for entry in entries])
-    if large.any():
-        _logger.warning(
-            "PyAV decodes %d of %d videos, whose files are larger than %d MiB, such as %s",
-            large.sum(),
-            len(entries),
-            WHOLE_FILE // 2**20,
-            entries[int(large.argmax())].path,
-        )
-    return large
 
 
 def _black(video: torch.Tensor, places: list[int]) -> list[int]:
