@@ -18,6 +18,7 @@ from vjepa_fast.data.loader import make_loader
 from vjepa_fast.data.manifest import read_manifest, write_manifest
 from vjepa_fast.data.planner import Augment, ClipPlanner
 from vjepa_fast.data.segment import read_segment
+from vjepa_fast.data.upright import as_flips, turn
 from vjepa_fast.errors import UserError
 
 BACKENDS = ["dali", "pyav"]
@@ -157,6 +158,61 @@ def test_crop_and_flip_land_where_planned(tmp_path, backend, flip):
     inner = np.abs(video[:, 1:-1, 1:-1] - expected[1:-1, 1:-1])
     assert inner.mean() < 2 and inner.max() < 8  # a shift by one source pixel would be 2 everywhere
     assert abs((video[:, 1:-1, 1:-1, :2] - expected[1:-1, 1:-1, :2]).mean()) < 1
+
+
+MATRICES = {90: (0, 1, -1, 0), 180: (-1, 0, 0, -1), 270: (0, -1, 1, 0)}
+
+
+@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize("rotation", MATRICES)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_pictures_that_are_stored_lying_are_turned(tmp_path, backend, rotation, flip):
+    rows, columns = np.mgrid[:96, :128]
+    gradient = np.stack([2 * columns, 2 * rows, np.full_like(rows, 90)], -1).astype(np.uint8)
+    path = videos.write_video(tmp_path / "a.mp4", [gradient] * 50, "vp9")
+    path.write_bytes(videos.with_matrix(path.read_bytes(), MATRICES[rotation]))
+    manifest = videos.manifest_of(tmp_path, [path])
+    upright = np.rot90(gradient.astype(float), -rotation // 90)
+    (entry,) = read_manifest(manifest)
+    assert (entry.rotation, entry.height, entry.width) == (rotation, *upright.shape[:2])
+
+    top, left, height, width = 20, 30, 60, 40
+    box = (top / entry.height, left / entry.width, height / entry.height, width / entry.width)
+    x = left + (np.arange(20) + 0.5) * width / 20 - 0.5
+    y = (top + (np.arange(20) + 0.5) * height / 20 - 0.5)[:, None]
+    down, right = upright[1, 0] - upright[0, 0], upright[0, 1] - upright[0, 0]
+    expected = upright[0, 0] + y[..., None] * down + x[:, None] * right
+    if flip:
+        expected = expected[:, ::-1]
+    for frames in ([0, 2], [40, 45]):  # from the whole file, and from a part of it
+        video = one(Fixed(manifest, frames, box, flip), backend, size=20)
+        inner = np.abs(video[:, 1:-1, 1:-1] - expected[1:-1, 1:-1])
+        assert inner.mean() < 2 and inner.max() < 8
+
+
+@pytest.mark.parametrize("mirrored", [False, True])
+@pytest.mark.parametrize("rotation", [None, 0, *MATRICES])
+def test_flips_and_a_transpose_turn_pictures_upright(rotation, mirrored):
+    stored = np.arange(2 * 4 * 4 * 3).reshape(2, 4, 4, 3)
+    horizontal, vertical, transposed = as_flips(rotation, mirrored)
+    found = stored[:, :: -1 if vertical else 1, :: -1 if horizontal else 1]
+    if transposed:
+        found = found.swapaxes(1, 2)
+    expected = turn(stored, rotation)
+    assert np.array_equal(found, expected[:, :, ::-1] if mirrored else expected)
+
+
+def test_lying_and_standing_pictures_share_a_batch(tmp_path):
+    pictures = [videos.numbered(i) for i in range(6)]
+    paths = [videos.write_video(tmp_path / f"{i}.mp4", pictures, "vp9") for i in range(4)]
+    for path, matrix in zip(paths[1:], MATRICES.values(), strict=True):
+        path.write_bytes(videos.with_matrix(path.read_bytes(), matrix))
+    planner = Fixed(videos.manifest_of(tmp_path, paths), [1, 5])
+    by_dali, by_pyav = (next(make_loader(planner, [range(4)], 48, b)).video for b in BACKENDS)
+    assert (by_dali.float() - by_pyav.float()).abs().flatten(1).mean(1).max() < 1
+    video = by_dali.numpy()
+    for i in range(4):
+        assert videos.read_numbers(np.rot90(video[i], i, axes=(1, 2))) == [1, 5]
 
 
 @pytest.mark.parametrize("name", ["vp9.webm", "vp9.mp4", "vp8.webm"])

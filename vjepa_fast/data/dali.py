@@ -20,6 +20,7 @@ from vjepa_fast.data.manifest import ManifestEntry
 from vjepa_fast.data.pyav import check_plan, collect_clips, decode_clip, empty_batch, in_words
 from vjepa_fast.data.segment import Encoded, read_segment
 from vjepa_fast.data.source import read_entry
+from vjepa_fast.data.upright import as_flips, stored_crop
 from vjepa_fast.data.watchdog import SECONDS, WatchedThreads
 from vjepa_fast.errors import UserError
 
@@ -193,22 +194,29 @@ class DaliDecoder:
         if len(plans) > slot.batch_size:
             slot.pipeline = self._build(len(plans))
             slot.batch_size = len(plans)
-        starts = np.array([plan.crop[:2] for plan in plans], dtype=np.float32)
-        sizes = np.array([plan.crop[2:] for plan in plans], dtype=np.float32)
+        rotations = [self._entries[plan.video].rotation for plan in plans]
+        crops = map(stored_crop, (plan.crop for plan in plans), rotations)
+        starts, sizes = np.split(np.array(list(crops), dtype=np.float32), 2, axis=1)
+        flips = np.array(list(map(as_flips, rotations, (plan.flip for plan in plans))))
         pipeline = slot.pipeline
         pipeline.feed_input("encoded", [video.content for video in encoded])
         pipeline.feed_input("frames", [video.frames.astype(np.int32) for video in encoded])
         pipeline.feed_input("start", starts)
         pipeline.feed_input("end", starts + sizes)
-        pipeline.feed_input("flip", np.array([plan.flip for plan in plans], dtype=np.int32))
+        pipeline.feed_input("horizontal", flips[:, 0].astype(np.int32))
+        pipeline.feed_input("vertical", flips[:, 1].astype(np.int32))
         with torch.cuda.stream(self._stream):  # each thread has its own current stream
             (video,) = pipeline.run()
             # DALI reuses its buffer in the next run, hence the copy: on a CPU with numpy, since
             # torch's threads would wait here, spinning, and take the cores from the training step.
             decoded = torch.from_dlpack(video.as_tensor())
             if self._stream is None:
-                return torch.from_numpy(decoded.numpy().copy())
-            copy = decoded.clone()
+                decoded = decoded.numpy()
+            copy = decoded.copy() if self._stream is None else decoded.clone()
+            for i in np.flatnonzero(flips[:, 2]).tolist():
+                copy[i] = decoded[i].swapaxes(1, 2)
+        if self._stream is None:
+            return torch.from_numpy(copy)
         self._stream.synchronize()
         return copy
 
@@ -274,7 +282,8 @@ def _pipeline(crop_size: int, device: str) -> "types.DataNode":
     frames = fn.external_source(name="frames", dtype=types.INT32, ndim=1)
     start = fn.external_source(name="start", dtype=types.FLOAT, ndim=1)
     end = fn.external_source(name="end", dtype=types.FLOAT, ndim=1)
-    flip = fn.external_source(name="flip", dtype=types.INT32, ndim=0)
+    horizontal = fn.external_source(name="horizontal", dtype=types.INT32, ndim=0)
+    vertical = fn.external_source(name="vertical", dtype=types.INT32, ndim=0)
     video = fn.decoders.video(encoded, frames=frames, device=device)
     video = fn.resize(
         video,
@@ -285,4 +294,4 @@ def _pipeline(crop_size: int, device: str) -> "types.DataNode":
         interp_type=types.INTERP_LINEAR,
         antialias=True,
     )
-    return fn.flip(video, horizontal=flip)
+    return fn.flip(video, horizontal=horizontal, vertical=vertical)
