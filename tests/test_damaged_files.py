@@ -41,16 +41,21 @@ def cases(tmp_path_factory):
 def decode(decoder_class, cases, frames):
     """What became of each case: its reason, or the numbers that its frames show."""
     decoder = decoder_class([case.entry for case in cases], 48, torch.device("cpu"), 2, SECONDS)
-    found = []
+    found, workers = [], set()
     for first in range(0, len(cases), 8):
         plans = [
             ClipPlan(i, case.entry.path, i, np.array(frames), (0.0, 0.0, 1.0, 1.0), False, {})
             for i, case in enumerate(cases[first : first + 8], first)
         ]
         video, failures = decoder.collect(plans, decoder.submit(plans))
-        shown = [videos.read_numbers(clip.numpy()) for clip in video]
+        batch = zip(video.numpy(), cases[first : first + 8], strict=True)
+        # The numbers are in the picture as it is stored: one that is upright is turned back.
+        lying = [np.rot90(clip, (case.entry.rotation or 0) // 90, (1, 2)) for clip, case in batch]
+        shown = [videos.read_numbers(clip) for clip in lying]
         found += [failures.get(k, shown[k]) for k in range(len(plans))]
+        workers |= set(getattr(decoder.threads, "pids", ()))
     decoder.close()
+    assert len(workers) <= 2  # nobody crashed or hung, or another would have taken its place
     return found
 
 

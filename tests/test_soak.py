@@ -26,6 +26,13 @@ def resident() -> float:
     return pages * os.sysconf("SC_PAGE_SIZE") / MEBIBYTE
 
 
+def of_its_own(pid: int) -> float:
+    """What a worker process shares with nobody, MiB."""
+    text = Path(f"/proc/{pid}/smaps_rollup").read_text()
+    lines = [line.split() for line in text.splitlines() if line.startswith("Private_")]
+    return sum(int(kib) for _, kib, _ in lines) / 1024
+
+
 class Heap(ctypes.Structure):
     """glibc's `struct mallinfo2`: bytes, over all of its arenas."""
 
@@ -63,24 +70,29 @@ def test_memory_stays_flat(tmp_path, backend, capsys):
     paths[7].unlink()  # one in sixty clips is replaced
     batches = (range(i, i + BATCH) for i in range(0, CLIPS, BATCH))
     log = tmp_path / "bad.jsonl"
-    live, whole, start = [], [], time.monotonic()
+    live, whole, workers, start = [], [], [], time.monotonic()
     with make_loader(planner, batches, 64, backend, bad_videos=log) as loader:
         for number, batch in enumerate(loader, start=1):
             assert batch.video.shape == (BATCH, 8, 64, 64, 3)
             if number % (CLIPS // BATCH // 50) == 0:
                 whole.append(resident())
                 live.append(in_use())
+                pids = loader._decoder.threads.pids if backend == "pyav" else []
+                workers.append(max(map(of_its_own, pids), default=0.0))
     seconds = time.monotonic() - start
     assert number * BATCH == CLIPS
     assert len(log.read_text().splitlines()) > CLIPS / 60 / 2
 
-    live, whole = (
-        [float(np.median(part)) for part in np.array_split(values, 10)] for values in (live, whole)
+    live, whole, workers = (
+        [float(np.median(part)) for part in np.array_split(values, 10)]
+        for values in (live, whole, workers)
     )
     with capsys.disabled():
         print(f"\n{backend}: {CLIPS / seconds:.0f} clips/s; by tenths of the way, MiB")
         print("in use", *(f"{value:.0f}" for value in live))
         print("resident", *(f"{value:.0f}" for value in whole))
+        print("of a worker alone", *(f"{value:.0f}" for value in workers))
     # A leak of a hundredth of the clips' pixels would be 17 MiB from the second tenth on.
     assert live[-1] - live[1] < 8
+    assert workers[-1] - workers[1] < 8
     assert whole[-1] - whole[1] < 128
