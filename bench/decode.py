@@ -27,8 +27,9 @@ import av
 import numpy as np
 import torch
 
+from vjepa_fast.data.backend import choose_backend
 from vjepa_fast.data.clips import ClipPlan
-from vjepa_fast.data.loader import choose_backend, make_loader
+from vjepa_fast.data.loader import make_loader
 from vjepa_fast.data.manifest import ManifestEntry, write_manifest
 from vjepa_fast.data.planner import Augment, ClipPlanner
 from vjepa_fast.data.probe import probe_video

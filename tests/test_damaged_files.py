@@ -10,9 +10,9 @@ import pytest
 import torch
 import videos
 
+from vjepa_fast.data.backend import DALI_CODECS
 from vjepa_fast.data.clips import ClipPlan
 from vjepa_fast.data.dali import DaliDecoder
-from vjepa_fast.data.loader import DALI_CODECS
 from vjepa_fast.data.manifest import ManifestEntry
 from vjepa_fast.data.probe import BadVideo, probe_video, probe_videos
 from vjepa_fast.data.pyav import PyavDecoder

@@ -22,6 +22,7 @@ from vjepa_fast.data.manifest import read_manifest, write_manifest
 from vjepa_fast.data.planner import Augment, ClipPlanner
 from vjepa_fast.data.pyav import PyavDecoder
 from vjepa_fast.data.replace import BadVideos
+from vjepa_fast.data.segment import read_segment
 from vjepa_fast.data.watchdog import WatchedThreads
 from vjepa_fast.errors import UserError
 from vjepa_fast.training.loop import pretrain
@@ -287,19 +288,34 @@ def test_a_batch_may_take_as_long_as_its_clips_one_by_one(manifest, monkeypatch,
     assert not caplog.records
 
 
-def test_large_files_do_not_enter_memory_whole(manifest, monkeypatch, caplog):
+def test_of_large_files_only_parts_enter_memory(manifest, monkeypatch, caplog):
+    """PyAV decodes those from which nothing small enough can be cut out, said once."""
     planner = planned(manifest)
     (expected,) = load(planner, "dali", [range(8)])
     sizes = sorted(entry.size_bytes for entry in planner.entries)
-    monkeypatch.setattr(dali_module, "WHOLE_FILE", sizes[3])
+    monkeypatch.setattr(dali_module, "LARGE_FILE", 0)
+    monkeypatch.setattr(dali_module, "IN_MEMORY", sizes[3])
     read = []
-    original = dali_module.read_entry
-    monkeypatch.setattr(dali_module, "read_entry", lambda e: read.append(e) or original(e))
-    (found,) = load(planner, "dali", [range(8)])
-    assert max(entry.size_bytes for entry in read) <= sizes[3]
-    assert "PyAV decodes 4 of 8 videos, whose files are larger" in caplog.text
-    assert torch.equal(found.labels["place"], expected.labels["place"])
-    assert (found.video.float() - expected.video.float()).abs().mean() < 1
+
+    def cut(entry, frames, limit):
+        assert limit == sizes[3]
+        segment = None if entry.size_bytes > sizes[4] else read_segment(entry, frames, limit)
+        if segment is not None:
+            read.append((segment.content.size, entry.path))
+        return segment
+
+    monkeypatch.setattr(dali_module, "read_segment", cut)
+    monkeypatch.setattr(dali_module, "read_entry", lambda e: pytest.fail(e.path))
+    decoder = DaliDecoder(planner.entries, 48, CPU, 2)
+    with ClipLoader(planner, [range(8), range(8)], decoder, 2, BadVideos()) as loader:
+        found, again = list(loader)
+        left = loader.handed_over
+    assert {planner.entries[i].path for i in range(8)} == {path for _, path in read} | set(left)
+    assert len(left) == 3 and max(size for size, _ in read) <= sizes[3] + 1000
+    assert caplog.text.count("others like it from now on") == 1
+    for batch in (found, again):
+        assert torch.equal(batch.labels["place"], expected.labels["place"])
+        assert (batch.video.float() - expected.video.float()).abs().mean() < 1
 
 
 def test_watched_threads_outlive_what_hangs():

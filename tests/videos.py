@@ -16,9 +16,13 @@ CODECS = {  # name -> (encoder, file extension, pixel format)
     "mjpeg": ("mjpeg", "avi", "yuvj420p"),
     "mpeg4": ("mpeg4", "avi", "yuv420p"),
     "h264": ("libx264", "mp4", "yuv420p"),
+    "hevc": ("libx265", "mp4", "yuv420p"),
+    "av1": ("libsvtav1", "mp4", "yuv420p"),
 }
 FAST = {"libvpx": {"deadline": "realtime", "cpu-used": "8"}}
 FAST |= {"libvpx-vp9": FAST["libvpx"], "libx264": {"preset": "ultrafast"}}
+FAST |= {"libx265": {"preset": "ultrafast", "x265-params": "log-level=none:open-gop=0"}}
+FAST |= {"libsvtav1": {"preset": "12"}}
 
 
 def write_video(

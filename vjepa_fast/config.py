@@ -77,7 +77,8 @@ class DataConfig(_Section):
     flip: bool = True
     """Whether every other clip, by chance, is mirrored. Off where left and right have a meaning."""
     backend: Literal["auto", "dali", "pyav"] = "auto"
-    """What decodes; auto: DALI where it can decode the manifests' codecs, else PyAV."""
+    """What decodes; auto: DALI where it can decode half of the videos or more, else PyAV. With
+    DALI, PyAV decodes those that it can't."""
     num_threads: Count = 2
     """What decodes at the same time, for each training process: processes of their own where PyAV
     decodes (so that a file that crashes FFmpeg costs its clip only), threads where DALI does."""

@@ -14,14 +14,22 @@ import nvidia.dali.types as types
 import torch
 from nvidia.dali import Pipeline, pipeline_def
 
+from vjepa_fast.data.backend import unsuited_to_dali
 from vjepa_fast.data.clips import ClipPlan
 from vjepa_fast.data.manifest import ManifestEntry
 from vjepa_fast.data.pyav import check_plan, collect_clips, decode_clip, empty_batch, in_words
+from vjepa_fast.data.segment import Encoded, read_segment
 from vjepa_fast.data.source import read_entry
+from vjepa_fast.data.upright import as_flips, stored_crop
 from vjepa_fast.data.watchdog import SECONDS, WatchedThreads
 from vjepa_fast.errors import UserError
 
-WHOLE_FILE = 64 * 2**20
+IN_MEMORY = 64 * 2**20  # bytes: what a clip may take there, encoded
+# DALI reads a video from its first byte and, on a CPU, decodes it from its first frame. Cutting out
+# a clip's part costs about as much as decoding ten frames of 320x240: it is done where a clip
+# starts at this frame or later, or a file is so large that reading it costs more.
+FAR_FROM_START = 32
+LARGE_FILE = 4 * 2**20  # bytes
 _IN_VAIN = 8  # good videos that DALI fails on before it is clear that it fails on all
 _logger = logging.getLogger("vjepa_fast")
 
@@ -29,10 +37,11 @@ _logger = logging.getLogger("vjepa_fast")
 class DaliDecoder:
     """Decodes planned clips to uint8 [B, T, S, S, 3] on `device` with `num_threads` CPU threads.
 
-    On a CUDA device the video is decoded there by NVDEC. DALI wants each encoded file whole in
-    memory, so files above `WHOLE_FILE` bytes go to PyAV. So does what DALI stumbles over: PyAV has
-    the last word on whether a clip can be decoded, whichever loader is in use. `handed_over` are
-    all these videos so far. Raises UserError where DALI does not work at all.
+    On a CUDA device the video is decoded there by NVDEC. DALI gets the part of a file that the clip
+    is in, where that can be cut out (`read_segment`) and is much less, else all of it. PyAV decodes
+    where that is more than `IN_MEMORY` bytes, what DALI can't decode on the device, and what it
+    stumbles over: PyAV has the last word on whether a clip can be decoded, whichever loader is in
+    use. Raises UserError where DALI does not work at all.
     """
 
     name = "dali"
@@ -50,13 +59,19 @@ class DaliDecoder:
         self._device = device
         self._num_threads = num_threads
         self._slot = _Slot()
-        self.handed_over = _too_large(entries)
+        self._for_pyav = unsuited_to_dali(entries, device)[0]
+        self._large_named = False
         self._works = False  # it decoded something
         self._in_vain: set[int] = set()
         self._trouble = ""  # what DALI said when it last failed
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self.threads = WatchedThreads(num_threads, "vjepa-read", seconds)
         self._runner = WatchedThreads(1, "vjepa-dali", seconds)
+
+    @property
+    def handed_over(self) -> set[int]:
+        """The videos that PyAV decodes, as far as is known yet."""
+        return set(np.flatnonzero(self._for_pyav).tolist())
 
     def submit(self, plans: Sequence[ClipPlan]) -> list[Future]:
         """Start reading the files of a batch; pass what it returns to `collect`."""
@@ -116,15 +131,33 @@ class DaliDecoder:
         self._runner.close()
         self._slot = _Slot()
 
-    def _read(self, plan: ClipPlan) -> np.ndarray | torch.Tensor:
-        """The encoded file, or the clip, where it is not for DALI."""
+    def _read(self, plan: ClipPlan) -> Encoded | torch.Tensor:
+        """The encoded video, or the clip, where it is not for DALI."""
         entry = self._entries[plan.video]
-        if plan.video in self.handed_over:
+        if self._for_pyav[plan.video]:
             return decode_clip(plan, entry, self._crop_size)
         check_plan(plan, entry)
-        return read_entry(entry)
+        if plan.frames.min() >= FAR_FROM_START or entry.size_bytes > LARGE_FILE:
+            segment = read_segment(entry, plan.frames, IN_MEMORY)
+            if segment is not None:
+                return segment
+        if entry.size_bytes > IN_MEMORY:
+            self._leave_large(plan.video)
+            return decode_clip(plan, entry, self._crop_size)
+        return Encoded(read_entry(entry), plan.frames)
 
-    def _try(self, plans: Sequence[ClipPlan], encoded: list[np.ndarray]) -> torch.Tensor | None:
+    def _leave_large(self, video: int) -> None:
+        self._for_pyav[video] = True
+        if not self._large_named:
+            self._large_named = True
+            _logger.warning(
+                "PyAV decodes %s and others like it from now on: files of more than %d MiB, from "
+                "which no smaller part can be cut out",
+                self._entries[video].path,
+                IN_MEMORY // 2**20,
+            )
+
+    def _try(self, plans: Sequence[ClipPlan], encoded: list[Encoded]) -> torch.Tensor | None:
         """The video, or None where DALI fails or hangs. It names no file, and its pipeline is dead
         after that. Raises UserError where it never had a pipeline.
         """
@@ -141,11 +174,11 @@ class DaliDecoder:
             self._slot = _Slot()  # who was given up on may come back, and has the old one
             return None
 
-    def _try_one(self, plan: ClipPlan, encoded: np.ndarray) -> torch.Tensor | None:
+    def _try_one(self, plan: ClipPlan, encoded: Encoded) -> torch.Tensor | None:
         """One clip alone, after a batch failed: None, and no second time, if it is to blame."""
         video = self._try([plan], [encoded])
         if video is None:
-            self.handed_over.add(plan.video)
+            self._for_pyav[plan.video] = True
             return None
         return video[0]
 
@@ -156,27 +189,34 @@ class DaliDecoder:
             raise _does_not_work(f"on the first {_IN_VAIN} videos that PyAV decodes", self._trouble)
 
     def _run(
-        self, slot: "_Slot", plans: Sequence[ClipPlan], encoded: list[np.ndarray]
+        self, slot: "_Slot", plans: Sequence[ClipPlan], encoded: list[Encoded]
     ) -> torch.Tensor:
         if len(plans) > slot.batch_size:
             slot.pipeline = self._build(len(plans))
             slot.batch_size = len(plans)
-        starts = np.array([plan.crop[:2] for plan in plans], dtype=np.float32)
-        sizes = np.array([plan.crop[2:] for plan in plans], dtype=np.float32)
+        rotations = [self._entries[plan.video].rotation for plan in plans]
+        crops = map(stored_crop, (plan.crop for plan in plans), rotations)
+        starts, sizes = np.split(np.array(list(crops), dtype=np.float32), 2, axis=1)
+        flips = np.array(list(map(as_flips, rotations, (plan.flip for plan in plans))))
         pipeline = slot.pipeline
-        pipeline.feed_input("encoded", encoded)
-        pipeline.feed_input("frames", [plan.frames.astype(np.int32) for plan in plans])
+        pipeline.feed_input("encoded", [video.content for video in encoded])
+        pipeline.feed_input("frames", [video.frames.astype(np.int32) for video in encoded])
         pipeline.feed_input("start", starts)
         pipeline.feed_input("end", starts + sizes)
-        pipeline.feed_input("flip", np.array([plan.flip for plan in plans], dtype=np.int32))
+        pipeline.feed_input("horizontal", flips[:, 0].astype(np.int32))
+        pipeline.feed_input("vertical", flips[:, 1].astype(np.int32))
         with torch.cuda.stream(self._stream):  # each thread has its own current stream
             (video,) = pipeline.run()
             # DALI reuses its buffer in the next run, hence the copy: on a CPU with numpy, since
             # torch's threads would wait here, spinning, and take the cores from the training step.
             decoded = torch.from_dlpack(video.as_tensor())
             if self._stream is None:
-                return torch.from_numpy(decoded.numpy().copy())
-            copy = decoded.clone()
+                decoded = decoded.numpy()
+            copy = decoded.copy() if self._stream is None else decoded.clone()
+            for i in np.flatnonzero(flips[:, 2]).tolist():
+                copy[i] = decoded[i].swapaxes(1, 2)
+        if self._stream is None:
+            return torch.from_numpy(copy)
         self._stream.synchronize()
         return copy
 
@@ -230,20 +270,6 @@ def _does_not_work(at: str, trouble: str) -> UserError:
     )
 
 
-def _too_large(entries: Sequence[ManifestEntry]) -> set[int]:
-    """The videos too large to be read whole; says how many there are."""
-    large = {i for i, entry in enumerate(entries) if entry.size_bytes > WHOLE_FILE}
-    if large:
-        _logger.warning(
-            "PyAV decodes %d of %d videos, whose files are larger than %d MiB, such as %s",
-            len(large),
-            len(entries),
-            WHOLE_FILE // 2**20,
-            entries[min(large)].path,
-        )
-    return large
-
-
 def _black(video: torch.Tensor, places: list[int]) -> list[int]:
     """The places of clips with black frames: DALI shows black, silently, what isn't there."""
     few = video[:, :, ::4, ::4].cpu().numpy()  # a few pixels do for a suspicion
@@ -256,7 +282,8 @@ def _pipeline(crop_size: int, device: str) -> "types.DataNode":
     frames = fn.external_source(name="frames", dtype=types.INT32, ndim=1)
     start = fn.external_source(name="start", dtype=types.FLOAT, ndim=1)
     end = fn.external_source(name="end", dtype=types.FLOAT, ndim=1)
-    flip = fn.external_source(name="flip", dtype=types.INT32, ndim=0)
+    horizontal = fn.external_source(name="horizontal", dtype=types.INT32, ndim=0)
+    vertical = fn.external_source(name="vertical", dtype=types.INT32, ndim=0)
     video = fn.decoders.video(encoded, frames=frames, device=device)
     video = fn.resize(
         video,
@@ -267,4 +294,4 @@ def _pipeline(crop_size: int, device: str) -> "types.DataNode":
         interp_type=types.INTERP_LINEAR,
         antialias=True,
     )
-    return fn.flip(video, horizontal=flip)
+    return fn.flip(video, horizontal=horizontal, vertical=vertical)

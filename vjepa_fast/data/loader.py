@@ -6,26 +6,18 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence, Set
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
-from typing import Literal, Protocol
+from typing import Protocol
 from weakref import finalize
 
 import torch
 
+from vjepa_fast.data.backend import AS_CONFIGURED, Backend, choose_backend
 from vjepa_fast.data.clips import ClipBatch, ClipPlan
-from vjepa_fast.data.manifest import ManifestEntry
 from vjepa_fast.data.planner import ClipPlanner
 from vjepa_fast.data.pyav import PyavDecoder
 from vjepa_fast.data.replace import MAX_BAD_SHARE, BadVideos, decode_or_replace
 from vjepa_fast.data.watchdog import Watched
-from vjepa_fast.errors import UserError
 
-Backend = Literal["auto", "dali", "pyav"]
-DALI_CODECS = {
-    "cpu": frozenset({"vp8", "vp9", "mjpeg"}),
-    "cuda": frozenset({"av1", "h264", "hevc", "mjpeg", "mpeg4", "vp8", "vp9"}),
-}
-# Smallest side in pixels that NVDEC decodes (NVIDIA's decoder programming guide, table of limits).
-NVDEC_SMALLEST = {"av1": 128, "hevc": 144, "vp9": 128}
 _logger = logging.getLogger("vjepa_fast")
 
 
@@ -135,9 +127,10 @@ def make_loader(
     """Decode micro-batches, each a list of sample ids, to clips of crop_size x crop_size pixels.
 
     To resume, start `batches` later. The video comes on `device`. `num_threads` decode, `prefetch`
-    (at least 1) micro-batches are decoded ahead. `auto` takes DALI where it can decode every codec
-    of the manifests on that device, else PyAV, and logs which. Raises UserError where "dali" can't,
-    and the loader does where DALI then turns out not to work at all.
+    (at least 1) micro-batches are decoded ahead. `auto` takes DALI where it can decode at least
+    half of the videos on that device, else PyAV, and logs which. With DALI, PyAV decodes the videos
+    that it can't. Raises UserError where "dali" can decode none, and the loader does where DALI
+    then turns out not to work at all.
 
     A clip that can't be decoded (its file is damaged, gone, unreadable, or takes over two minutes)
     is replaced by the planner's next alternative, the same one with either backend, and gets a line
@@ -160,7 +153,9 @@ def make_decoder(
     if device.type == "cuda" and device.index is None:
         device = torch.device("cuda", torch.cuda.current_device())
     name, reason = choose_backend(backend, planner.entries, device)
-    _log_once(f"decoding with {name} on {device}: {reason}")
+    surprising = backend == "dali" and reason != AS_CONFIGURED
+    level = logging.WARNING if surprising else logging.INFO
+    _log_once(level, f"decoding with {name} on {device}: {reason}")
     if name == "dali":
         from vjepa_fast.data.dali import DaliDecoder  # an optional, slow import
 
@@ -168,50 +163,9 @@ def make_decoder(
     return PyavDecoder(planner.entries, crop_size, device, num_threads)
 
 
-def choose_backend(
-    backend: Backend, entries: Sequence[ManifestEntry], device: torch.device
-) -> tuple[str, str]:
-    """("dali" or "pyav", why). Raises UserError if "dali" is asked for and can't do it."""
-    if backend == "pyav":
-        return "pyav", "as configured"
-    unsupported = sorted({entry.codec for entry in entries} - DALI_CODECS[device.type])
-    obstacle = _dali_obstacle()
-    if obstacle is None and unsupported:
-        obstacle = f"DALI does not decode {', '.join(unsupported)} on {device.type}"
-    if obstacle is None and device.type == "cuda":
-        obstacle = _too_small_for_nvdec(entries)
-    if backend == "dali":
-        if obstacle:
-            raise UserError(
-                f'found data.backend = "dali" but {obstacle}, expected it to decode the manifests, '
-                'set data.backend to "auto" or "pyav"'
-            )
-        return "dali", "as configured"
-    return ("pyav", obstacle) if obstacle else ("dali", "it decodes every codec of the manifests")
-
-
-def _too_small_for_nvdec(entries: Sequence[ManifestEntry]) -> str | None:
-    for entry in entries:
-        smallest = NVDEC_SMALLEST.get(entry.codec, 0)
-        if min(entry.width, entry.height) < smallest:
-            return (
-                f"the GPU's decoder takes {entry.codec} from {smallest} px on and "
-                f"{entry.path} has {entry.width}x{entry.height}"
-            )
-    return None
-
-
-def _dali_obstacle() -> str | None:
-    try:
-        import nvidia.dali  # noqa: F401
-    except ImportError as error:
-        return f"nvidia.dali cannot be imported ({error})"
-    return None
-
-
 @cache
-def _log_once(message: str) -> None:
-    _logger.info(message)
+def _log_once(level: int, message: str) -> None:
+    _logger.log(level, message)
 
 
 def _prepare(

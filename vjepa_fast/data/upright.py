@@ -20,3 +20,15 @@ def stored_crop(crop: Box, rotation: int | None) -> Box:
 def turn(video: np.ndarray, rotation: int | None) -> np.ndarray:
     """A view of stored square frames [T, S, S, 3] that shows them upright."""
     return np.rot90(video, -((rotation or 0) // 90), axes=(1, 2))
+
+
+def as_flips(rotation: int | None, mirrored: bool) -> tuple[bool, bool, bool]:
+    """(horizontal, vertical, transposed): flips of a stored square picture, and whether to exchange
+    its rows and columns after them, that turn it upright and then mirror left and right.
+    """
+    turns = (rotation or 0) // 90
+    transposed = turns % 2 == 1
+    horizontal, vertical = turns in (2, 3), turns in (1, 2)
+    if transposed:  # what is then left and right is top and bottom before
+        return horizontal, vertical ^ mirrored, True
+    return horizontal ^ mirrored, vertical, False
