@@ -424,6 +424,16 @@ BAD = {
         "masks.specs[1]",
         NO_CONTEXT.format("8x4x4"),
     ),
+    "recomputation that the compiler does": (
+        {"compile": True, "activation_checkpointing": "selective"},
+        "activation_checkpointing",
+        "found selective with compile, expected none or full",
+    ),
+    "an interval that is no number": (
+        {"log.pictures_every": 0},
+        "log.pictures_every",
+        "found 0, expected a number of at least 1 or null",
+    ),
     "no target": (
         {"masks.specs.0.spatial_scale": [0.001, 0.01]},
         "masks.specs[0]",

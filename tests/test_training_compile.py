@@ -9,6 +9,7 @@ import torch
 from torch._dynamo.utils import counters
 
 from vjepa_fast.config import Config
+from vjepa_fast.training.batches import Batches
 from vjepa_fast.training.build import build_trainer
 from vjepa_fast.training.launch import init_process_group
 from vjepa_fast.training.loop import pretrain
@@ -46,3 +47,33 @@ def test_compiled_losses_are_the_same(
     assert losses[True] == pytest.approx(losses[False], rel=1e-5)
     # the block before and after its attention; target encoder, encoder and predictor
     assert counters["stats"]["unique_graphs"] == 6
+
+
+@pytest.mark.parametrize("mode", ["selective", "full"])
+def test_recomputation_is_passed_on_and_changes_no_loss(
+    small_config: Callable[..., dict], mode: str
+) -> None:
+    init_process_group()
+    losses = {}
+    for chosen in ("none", mode):
+        config = Config.model_validate(small_config(activation_checkpointing=chosen))
+        trainer = build_trainer(config, 1)
+        for network in (trainer.model.encoder, trainer.model.predictor):
+            assert network.activation_checkpointing == chosen
+        batches = Batches(config, 0, 1, trainer.device)
+        with batches.loader(0) as clips:
+            steps = [trainer.step(batches.with_masks(step, clips)) for step in range(3)]
+        losses[chosen] = [step.loss.item() for step in steps]
+    assert losses[mode] == losses["none"]
+    assert len(set(losses[mode])) == 3
+
+
+@pytest.mark.slow
+def test_compiled_blocks_can_be_computed_again(small_config: Callable[..., dict]) -> None:
+    losses = {}
+    for mode in ("none", "full"):
+        data = small_config(compile=True, activation_checkpointing=mode)
+        data["output"] += mode
+        rows = read_metrics(pretrain(Config.model_validate(data)) / "metrics.jsonl")
+        losses[mode] = [row["loss"] for row in rows if "loss" in row]
+    assert losses["full"] == pytest.approx(losses["none"], rel=1e-6)

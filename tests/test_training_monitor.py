@@ -49,14 +49,14 @@ def test_warning_comes_once_and_says_what_to_do(
 
 
 def test_metrics_of_steps_to_be_run_again_are_dropped(tmp_path: Path) -> None:
-    writer = MetricsWriter(tmp_path, 0)
+    writer = MetricsWriter(tmp_path, 0, None, {})
     for step in range(6):
         writer.write(step, {"loss": 1.0 / (step + 1)})
     writer.close()
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 6, "lo')  # a kill in mid-line
     assert len(read_metrics(tmp_path / "metrics.jsonl")) == 6
-    writer = MetricsWriter(tmp_path, 4)
+    writer = MetricsWriter(tmp_path, 4, None, {})
     writer.write(4, {"loss": 0.5})
     writer.close()
     lines = [json.loads(x) for x in (tmp_path / "metrics.jsonl").read_text().splitlines()]

@@ -60,6 +60,12 @@ def _masks(options: argparse.Namespace) -> int:
     return masks_command(load_config(options.config, options.set), options.output)
 
 
+def _report(options: argparse.Namespace) -> int:
+    from vjepa_fast.report_page import report_command
+
+    return report_command(options.run_folder, options.output)
+
+
 def _probe(options: argparse.Namespace) -> int:
     from vjepa_fast.evaluation.probe import probe_table, run_probe
 
@@ -146,6 +152,11 @@ def _parser() -> argparse.ArgumentParser:
     masks.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     masks.add_argument("--output", type=Path, default=Path("masks.png"), help="default: masks.png")
     masks.set_defaults(run=_masks)
+
+    report = commands.add_parser("report", help="a run's curves, pictures and tables as one page")
+    report.add_argument("run_folder", type=Path, metavar="RUN", help="e.g. runs/tiny")
+    report.add_argument("--output", type=Path, help="default: RUN/report.html")
+    report.set_defaults(run=_report)
 
     probe = commands.add_parser("probe", help="attentive probe on a checkpoint's frozen features")
     probe.add_argument("--checkpoint", type=Path, required=True, help="checkpoint or run folder")

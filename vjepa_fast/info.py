@@ -206,7 +206,8 @@ def info_text(config: Config) -> str:
     most = _giga(activations(micro_batch=optim.micro_batch))
     estimate = (
         f"GB on each GPU in {precision}, of which about {most} are activations of "
-        f"{optim.micro_batch} clips (this run: zero.stage {config.zero.stage})"
+        f"{optim.micro_batch} clips\n(this run: zero.stage {config.zero.stage}, "
+        f"activation_checkpointing {config.activation_checkpointing})"
     )
     return "\n\n".join(
         [

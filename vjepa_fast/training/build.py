@@ -34,6 +34,8 @@ def build_model(config: Config) -> VJEPA:
 
 def build_trainer(config: Config, world: int) -> Trainer:
     """Model, optimiser and teacher on this rank's device."""
+    # fp32 means fp32, no TF32: it is there to compare with. In bf16 no product is in fp32.
+    torch.set_float32_matmul_precision("highest")
     micro_batch, accumulation = split_batch(config, world)
     model = build_model(config)
     device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -63,6 +63,10 @@ def deepspeed_config(
             "overlap_comm": False,
             "contiguous_gradients": False,
         }
+        if stage == 2 or (stage == 1 and not bf16):
+            # Its norm would wait for the device every step, and we take our own. BF16_Optimizer
+            # (stage 1 in bf16) can't do without.
+            ds["zero_optimization"]["compute_grad_norm"] = False
     return ds
 
 
