@@ -129,9 +129,10 @@ def _refuse_other_launchers(env: Mapping[str, str]) -> None:
 def _check(place: Mapping[str, str], devices: int) -> None:
     missing = [name for name in _NAMES if not place.get(name)]
     if missing:
+        given = ", ".join(sorted(place)) or "a launcher's mark"
         raise UserError(
-            f"{missing[0]}: found nothing, but {', '.join(sorted(place))} set, expected all of "
-            f"{', '.join(_NAMES)}; start with deepspeed, torchrun or srun, or set the others too"
+            f"{missing[0]}: found nothing beside {given}, expected all of {', '.join(_NAMES)}; "
+            "start with deepspeed, torchrun or srun, or set the missing ones too"
         )
     numbers = {}
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_PORT"):
