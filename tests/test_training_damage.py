@@ -102,9 +102,7 @@ def test_whoever_reads_weights_sees_damage(run: Path) -> None:
 
 def test_other_models_recipes_and_videos_are_named(run: Path) -> None:
     checkpoint = Checkpoint.find(run)
-    with pytest.raises(
-        UserError, match=r"shape \[24, .*\] instead of .* \[36, .*\]"
-    ):
+    with pytest.raises(UserError, match=r"shape \[24, .*\] instead of .* \[36, .*\]"):
         restore(make_trainer(encoder_width=36), checkpoint)
     assert "found a run of another recipe (seed was null and is 1)" in refused(run, {"seed": 1})
     assert "found other videos" in refused(run, videos="others")
