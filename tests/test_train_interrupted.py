@@ -151,7 +151,7 @@ def test_the_second_signal_ends_at_once_whatever_the_process_waits_for(
     assert "Traceback" not in second.text
 
 
-@pytest.mark.parametrize("worlds", [(1, 2, 1), (2, 4)])
+@pytest.mark.parametrize("worlds", [(1, 2, 1), pytest.param((2, 4), marks=pytest.mark.slow)])
 def test_another_number_of_processes_goes_on(
     runs: Runs, small_config: Callable[..., dict], tmp_path: Path, worlds: tuple[int, ...]
 ) -> None:
@@ -188,9 +188,9 @@ def test_a_full_disk_costs_a_checkpoint_and_not_the_run(
     straight, folder = tmp_path / "straight", tmp_path / "full"
     runs.finish(small_config(output=str(straight), optim=optim, checkpoint=checkpoint))
     config = small_config(output=str(folder), optim=optim, checkpoint=checkpoint)
-    with small_file_system(folder, 2**20):
+    with small_file_system(folder, 2**21):
         ballast = folder / "ballast"
-        ballast.write_bytes(bytes(2**20 - 2**16 - 2**17))  # leaves less than a checkpoint
+        ballast.write_bytes(bytes(2**21 - 2**16 - 2**17))  # leaves less than a checkpoint
         run = runs.start(config)
         run.until(lambda: "the run goes on" in run.text)
         assert "found No space left on device on rank 0" in run.text
