@@ -50,6 +50,22 @@ BAD = {
         "found an unknown key, expected one of every, monitor_every, pictures_every, "
         "histograms_every, wandb; did you mean log.every?",
     ),
+    "renamed": (
+        {"checkpoint.keep": 2},
+        "checkpoint.keep",
+        "found an unknown key, expected one of every, keep_last, keep_every, background; did you "
+        "mean checkpoint.keep_last?",
+    ),
+    "background is no number": (
+        {"checkpoint.background": 1},
+        "checkpoint.background",
+        "found 1, expected true or false; write e.g. false",
+    ),
+    "kept for good never": (
+        {"checkpoint.keep_every": 0},
+        "checkpoint.keep_every",
+        "found 0, expected a number of at least 1 or null; write e.g. null",
+    ),
     "misspelt and so missing": (
         {"optim.warmup_steps": REMOVED, "optim.warmup_step": 1},
         "optim.warmup_step",

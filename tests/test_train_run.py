@@ -1,21 +1,17 @@
-"""train.py as its users run it: launchers, kills, mistakes."""
+"""train.py as its users run it: launchers, folders, mistakes."""
 
 from __future__ import annotations
 
 import json
 import os
-import shutil
-import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from conftest import REPOSITORY
-from safetensors.torch import load_file
 
 from vjepa_fast.config import Config
 from vjepa_fast.training.recipe import with_own_folder
@@ -61,11 +57,6 @@ def launched(processes: int) -> list[str]:
 def metrics(folder: Path, having: str = "loss") -> list[dict]:
     lines = (folder / "metrics.jsonl").read_text().splitlines()
     return [row for row in map(json.loads, lines) if having in row]
-
-
-def shards(folder: Path) -> dict:
-    newest = sorted((folder / "checkpoints").glob("step_*"))[-1]
-    return load_file(newest / "shard_00000.safetensors")
 
 
 def test_a_run_and_what_it_leaves(small_config: Callable[..., dict], tmp_path: Path) -> None:
@@ -162,34 +153,6 @@ def test_two_processes_give_the_losses_of_one(
     assert losses[2] == pytest.approx(losses[1], rel=2e-6)
 
 
-def test_shards_of_two_processes_are_continued_by_one(
-    small_config: Callable[..., dict], tmp_path: Path
-) -> None:
-    """And a micro-batch that is more than a process's share becomes the share."""
-    checkpoint = {"every": 4}
-    rows = {}
-    for processes in (1, 2):
-        config = small_config(
-            output=str(tmp_path / f"on{processes}"),
-            optim={"micro_batch": 8},
-            checkpoint=checkpoint,
-        )
-        done = run([*launched(processes), *write(config, tmp_path)])
-        assert done.returncode == 0, done.stderr
-        rows[processes] = [row["loss"] for row in metrics(tmp_path / f"on{processes}")]
-    assert rows[2] == pytest.approx(rows[1], rel=2e-6)
-
-    folder = tmp_path / "on2"
-    assert len(list(folder.glob("checkpoints/step_00000004/shard_*"))) == 2
-    shutil.rmtree(folder / "checkpoints" / "step_00000008")
-    resumed = run([sys.executable, TRAIN, *write(config, tmp_path)])
-    assert resumed.returncode == 0, resumed.stderr
-    assert "resumed at step 4" in resumed.stderr
-    losses = [row["loss"] for row in metrics(folder)]
-    assert losses[:4] == rows[2][:4]
-    assert losses == pytest.approx(rows[1], rel=2e-6)
-
-
 def test_a_collapsing_run_says_so(small_config: Callable[..., dict], tmp_path: Path) -> None:
     """Too high a learning rate for the momentum: features become a function of position."""
     optim = {"steps": 60, "global_batch": 16, "micro_batch": 16, "warmup_steps": 0}
@@ -205,38 +168,6 @@ def test_a_collapsing_run_says_so(small_config: Callable[..., dict], tmp_path: P
     assert health[0] > 2 * health[-1], health
     assert health[-1] < 0.1
     assert done.stderr.count("raise optim.momentum") == 1
-
-
-def test_a_killed_run_continues_bit_for_bit(
-    small_config: Callable[..., dict], tmp_path: Path
-) -> None:
-    optim, checkpoint = {"steps": 60}, {"every": 5}
-    config = small_config(output=str(tmp_path / "a"), optim=optim, checkpoint=checkpoint)
-    straight = run([sys.executable, TRAIN, *write(config, tmp_path)])
-    assert straight.returncode == 0, straight.stderr
-
-    killed_folder = tmp_path / "b"
-    config = small_config(output=str(killed_folder), optim=optim, checkpoint=checkpoint)
-    command = [sys.executable, TRAIN, *write(config, tmp_path)]
-    with subprocess.Popen(command, stderr=subprocess.DEVNULL, env=environment()) as process:
-        deadline = time.monotonic() + 120
-        while not list(killed_folder.glob("checkpoints/step_*")):
-            assert process.poll() is None, "the run ended before it could be killed"
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
-        process.send_signal(signal.SIGKILL)
-    saved = sorted(killed_folder.glob("checkpoints/step_*"))[-1].name
-    assert saved < "step_00000060"
-    resumed = run(command)
-    assert resumed.returncode == 0, resumed.stderr
-    assert f"resumed at step {int(saved.removeprefix('step_'))}" in resumed.stderr
-    first, second = shards(tmp_path / "a"), shards(killed_folder)
-    assert first.keys() == second.keys()
-    assert all(first[name].equal(second[name]) for name in first)
-    assert [row["step"] for row in metrics(killed_folder)] == list(range(60))
-    assert [row["loss"] for row in metrics(killed_folder)] == [
-        row["loss"] for row in metrics(tmp_path / "a")
-    ]
 
 
 @pytest.mark.parametrize(

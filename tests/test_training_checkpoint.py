@@ -1,14 +1,16 @@
 """Checkpoints: bit-exact, for any stage, complete or absent."""
 
-import json
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from training_helpers import make_trainer, run_steps, save_checkpoint
 
-from vjepa_fast.errors import UserError
+from vjepa_fast.config import CheckpointConfig
 from vjepa_fast.training.checkpoint import Checkpoint, checkpoints, restore
+from vjepa_fast.training.hosts import Hosts
+from vjepa_fast.training.saving import Saver
 
 
 def weights(trainer) -> list[torch.Tensor]:
@@ -73,19 +75,32 @@ def test_old_ones_go_and_half_written_ones_do_not_count(tmp_path: Path) -> None:
     assert not half.exists()
 
 
-def test_damage_is_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize("background", [False, True])
+def test_some_are_kept_for_good(tmp_path: Path, background: bool) -> None:
     trainer = make_trainer()
-    run_steps(trainer, 0, 1)
-    folder = save_checkpoint(trainer, tmp_path, keep_last=1)
-    with pytest.raises(UserError, match=r"found .* instead of .* in encoder\.decay"):
-        restore(make_trainer(encoder_width=36), Checkpoint.open(folder))
-    shard = folder / "shard_00000.safetensors"
-    shard.write_bytes(shard.read_bytes()[:1000])
-    with pytest.raises(UserError, match=r"shard_00000\.safetensors: found .*expected a whole"):
-        restore(make_trainer(), Checkpoint.open(folder))
-    state = json.loads((folder / "state.json").read_text())
-    (folder / "state.json").write_text(json.dumps(state | {"format": 99}))
-    with pytest.raises(UserError, match="found checkpoint format 99, expected 3"):
-        Checkpoint.open(folder)
-    with pytest.raises(UserError, match=r"found no readable state\.json"):
-        Checkpoint.find(tmp_path / "nowhere")
+    policy = CheckpointConfig(every=1, keep_last=1, keep_every=3, background=background)
+    saver = Saver(tmp_path, {}, "videos", policy, Hosts())
+    for step in range(7):
+        run_steps(trainer, step, step + 1)
+        assert saver.due(step + 1)
+        saver.save(trainer)
+    saver.close()
+    names = [folder.name for folder in checkpoints(tmp_path)]
+    assert names == ["step_00000003", "step_00000006", "step_00000007"]
+
+
+def test_a_save_in_the_background_holds_the_step_it_began_at(tmp_path: Path) -> None:
+    trainer = make_trainer()
+    run_steps(trainer, 0, 2)
+    policy = CheckpointConfig(background=True)
+    saver = Saver(tmp_path / "later", {}, "videos", policy, Hosts())
+    saver.save(trainer)
+    assert not checkpoints(tmp_path / "later")  # only `finish` makes it visible
+    now = Checkpoint.open(save_checkpoint(trainer, tmp_path / "now"))
+    run_steps(trainer, 2, 4)  # changes the masters and averages in place
+    saver.close()
+    later = Checkpoint.find(tmp_path / "later")
+    shards = [load_file(c.folder / "shard_00000.safetensors") for c in (now, later)]
+    assert shards[0].keys() == shards[1].keys()
+    assert all(shards[0][name].equal(shards[1][name]) for name in shards[0])
+    assert now.state == later.state

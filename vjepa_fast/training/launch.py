@@ -19,6 +19,7 @@ import deepspeed
 import torch
 
 from vjepa_fast.errors import UserError
+from vjepa_fast.training.peers import gone_message
 
 _NAMES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 _HOW = "start with deepspeed, torchrun or srun, or unset it to train in this process alone"
@@ -129,9 +130,10 @@ def _refuse_other_launchers(env: Mapping[str, str]) -> None:
 def _check(place: Mapping[str, str], devices: int) -> None:
     missing = [name for name in _NAMES if not place.get(name)]
     if missing:
+        given = ", ".join(sorted(place)) or "a launcher's mark"
         raise UserError(
-            f"{missing[0]}: found nothing, but {', '.join(sorted(place))} set, expected all of "
-            f"{', '.join(_NAMES)}; start with deepspeed, torchrun or srun, or set the others too"
+            f"{missing[0]}: found nothing beside {given}, expected all of {', '.join(_NAMES)}; "
+            "start with deepspeed, torchrun or srun, or set the missing ones too"
         )
     numbers = {}
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_PORT"):
@@ -162,8 +164,4 @@ def peers_are_there() -> Iterator[None]:
         world = torch.distributed.get_world_size()
         if world == 1 or not _GONE.search(reason):
             raise
-        raise UserError(
-            f"rank {torch.distributed.get_rank()}: found that another process of this run is gone "
-            f"({reason}), expected all {world} of them; its own last words say why, and the same "
-            "command goes on from the newest checkpoint"
-        ) from None
+        raise UserError(gone_message(torch.distributed.get_rank(), world, reason)) from None

@@ -19,6 +19,7 @@ from vjepa_fast.training.garbage import Garbage
 from vjepa_fast.training.hosts import Hosts
 from vjepa_fast.training.launch import init_process_group, peers_are_there
 from vjepa_fast.training.metrics import draw_curves
+from vjepa_fast.training.peers import Peers
 from vjepa_fast.training.recipe import settings_of
 from vjepa_fast.training.report import Reporter
 from vjepa_fast.training.resume import resume
@@ -60,9 +61,10 @@ def pretrain(config: Config) -> Path:
             f"output: found {run}, where no folder can be made ({error.strerror}), expected a "
             "folder to write to; name another with --set output=…"
         ) from None
-    with peers_are_there():
+    hosts = Hosts()
+    with peers_are_there(), Peers(hosts):
         trainer = build_trainer(config, world)
-        _train(config, run, trainer, Batches(config, rank, world, trainer.device), Hosts())
+        _train(config, run, trainer, Batches(config, rank, world, trainer.device), hosts)
         if rank == 0:
             draw_curves(run)
         dist.barrier()
