@@ -3,6 +3,9 @@
 import argparse
 import importlib.util
 import json
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -42,6 +45,19 @@ def test_it_makes_checks_and_times(bench, tmp_path, capsys):
         assert (row["width"], row["height"], row["gop"], row["num_frames"]) == (96, 64, 12, 4)
         assert row["threads"] == 2 and row["torch"] == torch.__version__
     assert "clips/s" in capsys.readouterr().out
+
+
+def test_the_work_of_other_processes_counts(bench):
+    program = (
+        "import time; end = time.process_time() + 0.3\nwhile time.process_time() < end: pass\n"
+    )
+    before = bench._cpu_seconds()
+    with subprocess.Popen([sys.executable, "-c", program + "input()"], stdin=-1) as process:
+        while bench._cpu_seconds() - before < 0.3:
+            assert process.poll() is None
+            time.sleep(0.05)
+        assert process.pid in bench._family()
+        process.communicate(b"\n")
 
 
 @pytest.mark.parametrize("off", ["frames", "pixels"])
