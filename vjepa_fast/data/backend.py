@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-from vjepa_fast.data.manifest import ManifestEntry
+from vjepa_fast.data.entries import Entries, ManifestEntry, entries_of
 from vjepa_fast.errors import UserError
 
 Backend = Literal["auto", "dali", "pyav"]
@@ -61,28 +61,27 @@ def unsuited_to_dali(
     """Which videos DALI cannot decode on this device, bool [len(entries)], and their kinds in
     words, with an example; no words where there are none.
     """
+    if not isinstance(entries, Entries):
+        entries = entries_of(entries)
     unsuited = np.zeros(len(entries), dtype=bool)
+    codec_of, frames = entries.column("codec"), entries.column("frames")
+    smaller_side = np.minimum(entries.column("width"), entries.column("height"))
     kinds: Counter[str] = Counter()
-    for i, entry in enumerate(entries):
-        kind = _unsuited_kind(entry, device.type)
-        if kind is not None:
-            unsuited[i] = True
-            kinds[kind] += 1
+    for number, codec in enumerate(entries.codecs):
+        found, kind = codec_of == number, codec
+        if codec == "mjpeg":
+            found, kind = found & (frames == 1), "images"
+        elif codec in DALI_CODECS[device.type]:
+            smallest = NVDEC_SMALLEST.get(codec, 0) if device.type == "cuda" else 0
+            found = found & (smaller_side < smallest)
+            kind = f"{codec} smaller than the {smallest} px that the GPU's decoder takes"
+        if found.any():
+            unsuited |= found
+            kinds[kind] += int(found.sum())
     if not kinds:
         return unsuited, ""
     counts = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
     return unsuited, f"{counts}, such as {entries[int(unsuited.argmax())].path}"
-
-
-def _unsuited_kind(entry: ManifestEntry, device_type: str) -> str | None:
-    if entry.codec not in DALI_CODECS[device_type]:
-        return entry.codec
-    if entry.codec == "mjpeg" and entry.frames == 1:
-        return "images"
-    smallest = NVDEC_SMALLEST.get(entry.codec, 0) if device_type == "cuda" else 0
-    if min(entry.width, entry.height) < smallest:
-        return f"{entry.codec} smaller than the {smallest} px that the GPU's decoder takes"
-    return None
 
 
 def _dali_obstacle() -> str | None:
