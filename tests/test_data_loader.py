@@ -65,7 +65,7 @@ def threads():
 
 def damage(manifest, place, packet=None):
     """Spoil a file behind the back of size and time stamp: half of it, or one packet's payload."""
-    entries = read_manifest(manifest)
+    entries = list(read_manifest(manifest))
     path = Path(entries[place].path)
     data = bytearray(path.read_bytes())
     first, last = len(data) // 3, len(data) * 5 // 6
