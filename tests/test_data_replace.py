@@ -61,7 +61,7 @@ def place_of(video):
 
 def spoil(manifest, places, how):
     """Make these videos unusable, behind the back of the manifest."""
-    entries = read_manifest(manifest)
+    entries = list(read_manifest(manifest))
     for place in places:
         path = Path(entries[place].path)
         if how == "missing":
