@@ -46,6 +46,7 @@ def test_computed_memory(monkeypatch: pytest.MonkeyPatch) -> None:
 
     table = TEXT[TEXT.index("| | micro-batch | GPUs |") :].partition("\n\n")[0].splitlines()[2:]
     assert len(table) == 10
+    name = ""
     for line in table:
         first, micro, gpus, *cells = (cell.strip() for cell in line.strip("|").split("|"))
         name = CONFIGS[first] if first else name

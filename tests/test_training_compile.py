@@ -49,14 +49,14 @@ def test_compiled_losses_are_the_same(
     assert counters["stats"]["unique_graphs"] == 6
 
 
-@pytest.mark.parametrize("mode", ["selective", "full"])
+@pytest.mark.parametrize(("mode", "stage"), [("selective", 1), ("full", 2)])
 def test_recomputation_is_passed_on_and_changes_no_loss(
-    small_config: Callable[..., dict], mode: str
+    small_config: Callable[..., dict], mode: str, stage: int
 ) -> None:
     init_process_group()
-    losses = {}
+    losses, changed = {}, small_config(zero={"stage": stage})
     for chosen in ("none", mode):
-        config = Config.model_validate(small_config(activation_checkpointing=chosen))
+        config = Config.model_validate(changed | {"activation_checkpointing": chosen})
         trainer = build_trainer(config, 1)
         for network in (trainer.model.encoder, trainer.model.predictor):
             assert network.activation_checkpointing == chosen

@@ -79,6 +79,23 @@ def test_parts_cover_a_real_step() -> None:
     assert 0.8 * whole < sum(parts.values()) <= whole
 
 
+def test_marks_cost_less_than_half_a_percent_of_a_step() -> None:
+    trainer, laps = make_trainer(), Laps(CPU)
+    steps, marks = [], []
+    for step in range(5):
+        batch = [micro_batch(step)]
+        start = time.perf_counter()
+        trainer.step(batch)
+        middle = time.perf_counter()
+        for _ in range(100):
+            laps.begin()
+            for part in PARTS:
+                laps.mark(part)
+        steps.append(middle - start)
+        marks.append((time.perf_counter() - middle) / 100)
+    assert min(marks) < 0.005 * min(steps)
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: marks are its events")
 def test_on_a_gpu_parts_are_the_devices_time() -> None:
     laps = Laps(torch.device("cuda"))

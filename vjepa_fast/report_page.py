@@ -240,7 +240,7 @@ def _bad_videos(run: Path) -> str:
     if not seen:
         return "<p>None so far.</p>"
     rows = [(path, count, reasons[path]) for path, count in seen.most_common(MOST_ROWS)]
-    note = f"<p>{sum(seen.values())} clips of {len(seen)} videos were replaced.</p>"
+    note = f"<p>Clips replaced: {sum(seen.values())}. Videos: {len(seen)}.</p>"
     return note + table(("video", "clips", "reason"), rows)
 
 
