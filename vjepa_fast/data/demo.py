@@ -23,7 +23,8 @@ import numpy as np
 from sklearn.datasets import load_digits
 from tqdm import tqdm
 
-from vjepa_fast.data.manifest import ManifestEntry, write_manifest
+from vjepa_fast.data.manifest import ManifestEntry, read_csv, write_manifest
+from vjepa_fast.data.source import is_in_place
 from vjepa_fast.errors import UserError
 
 SIZE = 32  # pixels, height and width of the frame
@@ -143,23 +144,58 @@ def make_demo(
 
     jobs = [("train", index) for index in range(clips)]
     jobs += [("test", index) for index in range(test_clips)]
-    splits, indices = zip(*jobs, strict=True)
-    arguments = (repeat(directory), repeat(codec), repeat(seed), splits, indices)
+    manifests = directory / "train.csv", directory / "test.csv"
+    known = _unchanged(directory, codec, seed, manifests)
+    missing = [job for job in jobs if job not in known]
     workers = workers or len(os.sched_getaffinity(0))
     # "spawn": a fork of a process that runs torch's threads may hang.
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        written = pool.map(_write_clip, *arguments, chunksize=20)
-        entries = list(tqdm(written, total=len(jobs), desc="demo data", unit="clip"))
+    if missing:
+        splits, indices = zip(*missing, strict=True)
+        arguments = (repeat(directory), repeat(codec), repeat(seed), splits, indices)
+        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+            written = pool.map(_write_clip, *arguments, chunksize=20)
+            bar = tqdm(written, total=len(missing), desc="demo data", unit="clip")
+            known |= dict(zip(missing, bar, strict=True))
+    entries = [known[job] for job in jobs]
 
-    manifests = directory / "train.csv", directory / "test.csv"
     write_manifest(manifests[1], entries[clips:])
     write_manifest(manifests[0], entries[:clips])  # last: who finds it finds the whole
     return manifests
 
 
-def _write_clip(directory: Path, codec: str, seed: int, split: str, index: int) -> ManifestEntry:
+def _unchanged(
+    directory: Path, codec: str, seed: int, manifests: tuple[Path, Path]
+) -> dict[tuple[str, int], ManifestEntry]:
+    """The clips of these settings that manifests of an earlier call list, by (split, index), whose
+    files have not changed since: nobody needs to draw or decode them.
+    """
+    found = {}
+    for split, manifest in zip(_SPLITS, manifests, strict=True):
+        if not manifest.is_file():
+            continue
+        for index, entry in enumerate(read_csv(manifest)):
+            path, stamp = _place(directory, codec, seed, split, index)
+            if entry.path == str(path.resolve()) and is_in_place(entry) and _stamp(path) == stamp:
+                found[split, index] = entry
+    return found
+
+
+def _place(directory: Path, codec: str, seed: int, split: str, index: int) -> tuple[Path, str]:
+    """Where a clip is, and what its file's comment says."""
     path = directory / split / f"{index:05d}{_CODECS[codec].suffix}"
-    stamp = f"vjepa_fast demo {_VERSION}, {codec}, seed {seed}, {split} {index}"
+    return path, f"vjepa_fast demo {_VERSION}, {codec}, seed {seed}, {split} {index}"
+
+
+def _stamp(path: Path) -> str | None:
+    try:
+        with av.open(path) as container:
+            return {name.lower(): text for name, text in container.metadata.items()}.get("comment")
+    except av.FFmpegError:
+        return None
+
+
+def _write_clip(directory: Path, codec: str, seed: int, split: str, index: int) -> ManifestEntry:
+    path, stamp = _place(directory, codec, seed, split, index)
     video, labels = render_clip(seed, split, index)
     if not _is_complete(path, stamp):
         temporary = path.with_name(path.name + ".part")
@@ -181,13 +217,10 @@ def _write_clip(directory: Path, codec: str, seed: int, split: str, index: int) 
 
 def _is_complete(path: Path, stamp: str) -> bool:
     """Whether the file is there, carries the stamp and decodes to the end."""
-    if not path.is_file():
+    if not path.is_file() or _stamp(path) != stamp:
         return False
     try:
         with av.open(path) as container:
-            tags = {name.lower(): text for name, text in container.metadata.items()}
-            if tags.get("comment") != stamp:
-                return False
             return sum(1 for _ in container.decode(video=0)) == FRAMES
     except av.FFmpegError:
         return False

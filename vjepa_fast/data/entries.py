@@ -35,7 +35,8 @@ class ManifestEntry:
 
     `frames` counts the frames that decoding gives (container headers are not trusted), `fps` is the
     average rate in frames per second, `width` and `height` are the upright picture's, `codec` is
-    FFmpeg's name ("vp9"), `size_bytes` and `mtime_ns` are the file's when it was indexed.
+    FFmpeg's name ("vp9"; of an image, which has one frame and fps 0, "jpeg", "png", "webp" or
+    "bmp"), `size_bytes` and `mtime_ns` are the file's when it was indexed.
 
     Known to manifests of this version on: `duration` in seconds, `gop` the most frames from a key
     frame to the next, `vfr` whether frames come at a variable rate (some are over half a frame off

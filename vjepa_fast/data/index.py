@@ -1,8 +1,9 @@
-"""`vjepa-fast index`: scan a folder for videos, refuse what cannot be trained on, write the
-manifest.
+"""`vjepa-fast index`: scan a folder for videos or images, refuse what cannot be trained on, write
+the manifest.
 """
 
 import errno
+import logging
 import os
 import stat
 import tarfile
@@ -21,7 +22,10 @@ from vjepa_fast.errors import UserError
 
 _CONTAINERS = "3gp avi flv m2ts m4v mkv mov mp4 mpeg mpg ogv ts webm wmv"
 VIDEO_EXTENSIONS = frozenset(f".{name}" for name in _CONTAINERS.split())
+IMAGE_EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp"})
+_KNOWN = VIDEO_EXTENSIONS | IMAGE_EXTENSIONS
 _SHOWN = 20  # refused files that are printed; all are in the report
+_logger = logging.getLogger("vjepa_fast")
 
 
 def index_directory(
@@ -32,7 +36,8 @@ def index_directory(
     deep: bool = False,
 ) -> tuple[list[ManifestEntry], list[tuple[str, str]]]:
     """Probe every video file below `directory`, and every one in a .tar shard there, and write the
-    usable ones, sorted by path, as the manifest `output`.
+    usable ones, sorted by path, as the manifest `output`. Where there is no video, images are
+    probed instead; beside videos they are left out, as thumbnails mostly are no data.
 
     Returns them and the refused ones as (path, reason), which `<output>.refused.csv` lists too.
     Files with the size and modification time that they have in either list are not opened again,
@@ -48,11 +53,12 @@ def index_directory(
             f"found no folder at {directory}, expected one with videos, correct the path"
         )
     refused: list[Finding] = []
-    candidates = list(_candidates(directory, refused))
+    candidates = _videos_or_images(list(_candidates(directory, refused)), directory)
     if not candidates and not refused:
+        known = ", ".join(sorted(VIDEO_EXTENSIONS | IMAGE_EXTENSIONS))
         raise UserError(
-            f"found no video file in {directory}, expected .tar or "
-            f"{', '.join(sorted(VIDEO_EXTENSIONS))}, give the folder that holds the videos"
+            f"found no video file and no image in {directory}, expected .tar or {known}, give the "
+            "folder that holds them"
         )
     try:
         return _index(candidates, refused, output, workers, progress, deep)
@@ -152,7 +158,9 @@ def index_command(
 
 
 def _candidates(directory: Path, refused: list[Finding]) -> Iterator[Candidate]:
-    """Every file that may be a video, by path; what can't even be listed goes to `refused`."""
+    """Every file that may be a video or an image, by path; what can't even be listed goes to
+    `refused`.
+    """
 
     def refuse(path: str, reason: str) -> None:
         refused.append(Finding(Candidate(path, 0, 0), reason=reason))
@@ -170,7 +178,7 @@ def _candidates(directory: Path, refused: list[Finding]) -> Iterator[Candidate]:
         seen.add((status.st_dev, status.st_ino))
         for name in sorted(names):
             extension = os.path.splitext(name)[1].lower()
-            if extension not in VIDEO_EXTENSIONS and extension != ".tar":
+            if extension not in _KNOWN and extension != ".tar":
                 continue
             path = os.path.join(folder, name)
             try:
@@ -189,13 +197,26 @@ def _candidates(directory: Path, refused: list[Finding]) -> Iterator[Candidate]:
                     refuse(path, f"unreadable tar shard ({error})")
 
 
+def _videos_or_images(candidates: list[Candidate], directory: Path) -> list[Candidate]:
+    """The videos, or, where there is none, the images."""
+    videos = [c for c in candidates if os.path.splitext(c.path)[1].lower() in VIDEO_EXTENSIONS]
+    images = len(candidates) - len(videos)
+    if videos and images:
+        _logger.warning(
+            "%s: %d images beside videos are left out; index them in a folder of their own",
+            directory,
+            images,
+        )
+    return videos or candidates
+
+
 def _members(shard: str, mtime_ns: int) -> list[Candidate]:
-    """The videos in a tar shard; only the members' headers are read."""
+    """The videos and images in a tar shard; only the members' headers are read."""
     with tarfile.open(shard, "r:") as tar:
         return [
             Candidate(f"{shard}::{member.name}", member.size, mtime_ns, member.offset_data)
             for member in tar
-            if member.isreg() and os.path.splitext(member.name)[1].lower() in VIDEO_EXTENSIONS
+            if member.isreg() and os.path.splitext(member.name)[1].lower() in _KNOWN
         ]
 
 

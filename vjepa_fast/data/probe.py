@@ -16,11 +16,15 @@ from av.stream import Disposition
 from tqdm import tqdm
 
 from vjepa_fast.data.manifest import ManifestEntry
-from vjepa_fast.data.rotation import rotation_of
+from vjepa_fast.data.rotation import is_mirrored_photograph, rotation_of
 from vjepa_fast.data.source import entry_url, file_of, source_url
 from vjepa_fast.errors import UserError
 
 _ROUNDING = 0.001  # seconds: WebM's time stamps are whole milliseconds
+_STILL_FORMATS = {"image2", "jpeg_pipe", "png_pipe", "webp_pipe", "bmp_pipe"}
+# FFmpeg's codecs for images -> the manifest's. ("mjpeg" is a video's.)
+_STILL_CODECS = {"mjpeg": "jpeg", "png": "png", "webp": "webp", "bmp": "bmp"}
+_STILL_MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"BM")
 _CONTAINER_MAGIC = (b"\x1aE\xdf\xa3", b"RIFF", b"OggS", b"FLV", b"\x30\x26\xb2\x75")
 
 
@@ -50,6 +54,8 @@ def probe_video(
 ) -> ManifestEntry:
     """The manifest entry (without labels) of one video file; its path is made absolute.
 
+    An image (JPEG, PNG, WebP, BMP) is a video of one frame, without a frame rate (fps 0).
+
     A video in a tar shard has a path `shard.tar::member` and is the `member` (offset, size), in
     bytes, of that shard.
 
@@ -72,16 +78,17 @@ def probe_video(
         raise BadVideo("a text file, not a video")
     try:
         with open_video(source_url(path, offset, size)) as container:
-            entry = _inspect(container, path)
+            still = container.format.name in _STILL_FORMATS
+            entry = _inspect_still(container, path, head) if still else _inspect(container, path)
     except (av.error.FFmpegError, EOFError) as error:
-        known = head.startswith(_CONTAINER_MAGIC) or head[4:8] == b"ftyp"
+        known = head.startswith(_CONTAINER_MAGIC + _STILL_MAGIC) or head[4:8] == b"ftyp"
         what = "truncated or damaged" if known else "not a video"
         raise BadVideo(f"{what} (FFmpeg: {error.strerror})") from None
     except BadVideo:
         raise
     except Exception as error:  # one odd file must not end a scan
         raise BadVideo(f"not understood ({type(error).__name__}: {error})") from error
-    if entry.frames < min_frames:
+    if entry.frames < min_frames and not still:
         plural = "" if entry.frames == 1 else "s"
         raise BadVideo(f"only {entry.frames} frame{plural}, at least {min_frames} are needed")
     return replace(entry, size_bytes=size, mtime_ns=status.st_mtime_ns, offset=offset)
@@ -114,7 +121,8 @@ def probe_videos(
 
 def open_video(url: str) -> av.container.InputContainer:
     """A file, or what `source.entry_url` gives, opened to be read; titles need not be UTF-8."""
-    return av.open(url, metadata_errors="replace")
+    # An image's name is no pattern for the names of many.
+    return av.open(url, metadata_errors="replace", options={"pattern_type": "none"})
 
 
 def video_stream(
@@ -217,6 +225,32 @@ def _inspect(container: av.container.InputContainer, path: str) -> ManifestEntry
     )
 
 
+def _inspect_still(container: av.container.InputContainer, path: str, head: bytes) -> ManifestEntry:
+    stream = video_stream(container)
+    codec = _STILL_CODECS.get(stream.codec_context.name)
+    if codec is None:
+        raise BadVideo(f"an image of another kind ({stream.codec_context.name})")
+    stream.codec_context.options = {"err_detect": "explode"}
+    frame = next(container.decode(stream), None)
+    if frame is None or frame.is_corrupt:
+        raise BadVideo("damaged (the picture cannot be decoded)")
+    rotation = _checked_rotation(frame, mirrored=is_mirrored_photograph(head))
+    turned = rotation in (90, 270)
+    return ManifestEntry(
+        path=path,
+        frames=1,
+        fps=0.0,
+        width=frame.height if turned else frame.width,
+        height=frame.width if turned else frame.height,
+        codec=codec,
+        size_bytes=0,
+        mtime_ns=0,
+        gop=1,
+        vfr=False,
+        rotation=rotation,
+    )
+
+
 def _timing(times: np.ndarray | None, frames: int, fps: float) -> tuple[float, float, bool]:
     """The rate in frames per second, the duration in seconds, and whether the rate is variable.
 
@@ -299,8 +333,12 @@ def _decode_first(
         raise BadVideo(f"damaged (decoding fails: {error.strerror})") from None
     if frame is None:
         raise BadVideo("damaged (no frame can be decoded)")
+    return _checked_rotation(frame)
+
+
+def _checked_rotation(frame: av.VideoFrame, mirrored: bool = False) -> int:
     rotation = rotation_of(frame)
-    if rotation is None:
+    if rotation is None or mirrored:
         raise BadVideo("to be shown mirrored, or turned by other than a quarter turn")
     return rotation
 

@@ -15,7 +15,10 @@ def rotation_of(frame: av.VideoFrame) -> int | None:
     downwards, to (a x + c y, b x + d y) of the displayed one. It comes with the container's track,
     with H.264 and H.265, and from a photograph's Exif orientation.
     """
-    matrix = frame.side_data.get(Type.DISPLAYMATRIX)
+    try:
+        matrix = frame.side_data.get(Type.DISPLAYMATRIX)
+    except ValueError:  # PyAV lists none where there is one that it has no name for, as Exif data
+        return -round(frame.rotation) % 360 if frame.rotation % 90 == 0 else None
     if matrix is None:
         return 0
     a, b, _, c, d = np.frombuffer(bytes(matrix), np.int32)[:5].astype(float).tolist()
@@ -25,3 +28,22 @@ def rotation_of(frame: av.VideoFrame) -> int | None:
     if max(abs(a), abs(d)) <= slack and b * c < 0:
         return 90 if b > 0 else 270
     return None
+
+
+def is_mirrored_photograph(head: bytes) -> bool:
+    """Whether the first bytes of a JPEG file hold an Exif orientation that mirrors the picture.
+
+    Exif 2.3, section 4.6.4: tag 0x0112 of the first directory, 2, 4, 5 or 7.
+    """
+    start = head.find(b"Exif\0\0") + 6
+    order = {b"II": "little", b"MM": "big"}.get(head[start : start + 2])
+    if start < 6 or order is None:
+        return False
+    tiff = head[start:]
+    directory = int.from_bytes(tiff[4:8], order)
+    count = int.from_bytes(tiff[directory : directory + 2], order)
+    for i in range(min(count, len(tiff) // 12)):
+        field = tiff[directory + 2 + 12 * i :][:12]
+        if int.from_bytes(field[:2], order) == 0x0112:
+            return int.from_bytes(field[8:10], order) in (2, 4, 5, 7)
+    return False

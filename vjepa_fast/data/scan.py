@@ -84,6 +84,8 @@ def decode_a_little(entry: ManifestEntry) -> None:
 
     Raises BadVideo where that fails, a picture is damaged, or not of the size of the entry.
     """
+    if entry.frames == 1:  # an image: probing has decoded it
+        return
     try:
         with open_video(entry_url(entry)) as container:
             stream = video_stream(container)

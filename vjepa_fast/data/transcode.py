@@ -236,6 +236,8 @@ def _copy(candidate: _Source, root: Path, output: Path, settings: Settings) -> F
         found = _stamp(target)
         if found == stamp:
             return Finding(candidate, _whole(target, candidate))
+        if candidate.frames == 1:
+            raise BadVideo("an image, which decodes as it is")
         if found is None and target.exists():
             raise BadVideo(f"another file is in the way ({target})")
         _check_source(candidate)

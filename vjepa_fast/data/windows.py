@@ -39,9 +39,11 @@ class Windows:
         if self.fps is None:
             return frames < self.num_frames * self.frame_step
         rates = entries.column("fps")
-        if not (rates > 0).all():
-            seconds_of(entries[int(np.argmin(rates > 0))])
-        return frames / rates < self.num_frames / self.fps - _TICK
+        timeless = rates <= 0
+        if (timeless & (frames > 1)).any():
+            seconds_of(entries[int(np.argmax(timeless & (frames > 1)))])
+        seconds = np.where(timeless, 0.0, frames / np.where(timeless, 1.0, rates))
+        return seconds < self.num_frames / self.fps - _TICK
 
     def by_frames(
         self,
@@ -85,7 +87,11 @@ class Windows:
 
 
 def seconds_of(entry: ManifestEntry) -> float:
-    """How long a video lasts, by its manifest. Raises UserError where that has no frame rate."""
+    """How long a video lasts, by its manifest; an image 0. Raises UserError where that has no frame
+    rate.
+    """
+    if entry.fps <= 0 and entry.frames == 1:
+        return 0.0
     if entry.fps <= 0:
         raise UserError(
             f"found no frame rate for {entry.path} in its manifest, expected one, since clips are "
