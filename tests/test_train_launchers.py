@@ -87,9 +87,10 @@ def gone(config: Path) -> None:
         time.sleep(0.1)
 
 
+NO_SSH = ["--no_ssh", "--node_rank", "0", "--master_addr", "127.0.0.1"]  # no sshd here
 LAUNCH = {
     "deepspeed": ["deepspeed", "--num_accelerators", "2", "--master_port", "29611"],
-    "hostfile": ["deepspeed", "--hostfile", "HOSTFILE", "--master_port", "29612"],
+    "hostfile": ["deepspeed", "--hostfile", "HOSTFILE", *NO_SSH, "--master_port", "29612"],
     "torchrun": ["torchrun", "--nproc-per-node", "2", "--master-port", "29613"],
 }
 
