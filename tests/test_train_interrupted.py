@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 from forked_runs import Run, Runs, small_file_system
 from safetensors.torch import load_file
@@ -102,10 +103,17 @@ def test_kills_at_random_moments_cost_less_than_an_interval(
 def test_a_signal_saves_and_stops(
     runs: Runs, small_config: Callable[..., dict], tmp_path: Path, number: int
 ) -> None:
+    """Also where its decoding processes get it, as from a terminal or DeepSpeed's launcher."""
     folder = tmp_path / "run"
     optim, checkpoint = {"steps": LONG}, {"every": LONG}
-    run = runs.start(small_config(optim=optim, checkpoint=checkpoint))
-    run.until(lambda: "step/s" in run.text)
+    config = small_config(optim=optim, checkpoint=checkpoint, data={"backend": "pyav"})
+    run = runs.start(config)
+    run.until(lambda: "data wait" in run.text)
+    family = psutil.Process(run.pid).children(recursive=True)
+    assert family
+    for process in family:
+        process.send_signal(number)
+    time.sleep(0.1)
     run.send(number)
     assert run.wait() == 0, run.text
     name = signal.Signals(number).name
@@ -113,6 +121,8 @@ def test_a_signal_saves_and_stops(
     stopped = int(re.search(rf"stopped after step (\d+) of {LONG}, saved \({name}\)", run.text)[1])
     assert Checkpoint.find(folder).state["step"] == stopped == len(losses(folder)) > 0
     assert "Traceback" not in run.text
+    assert not (folder / "bad_videos.jsonl").exists()
+    assert not psutil.wait_procs(family, timeout=10)[1]
 
 
 def test_a_signal_at_one_process_stops_all_and_they_go_on_bit_for_bit(
