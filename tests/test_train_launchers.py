@@ -39,7 +39,7 @@ class Job:
     def text(self) -> str:
         return self.output.read_text(errors="replace")
 
-    def until(self, what: Callable[[], object], seconds: float = 120) -> None:
+    def until(self, what: Callable[[], object], seconds: float = 300) -> None:
         end = time.monotonic() + seconds
         while not what():
             assert self.process.poll() is None, self.text
@@ -130,7 +130,7 @@ def test_srun_is_understood(
         start(command, **common, SLURM_PROCID=str(rank), SLURM_LOCALID=str(rank)) for rank in (0, 1)
     ]
     for job in jobs:
-        assert job.process.wait(120) == 0, job.text
+        assert job.process.wait(300) == 0, job.text
     assert "world 2" in jobs[0].text and "pretraining" not in jobs[1].text
     assert Checkpoint.find(tmp_path / "run").world_size == 2
 
