@@ -149,7 +149,7 @@ def test_the_second_signal_ends_at_once_whatever_the_process_waits_for(
 ) -> None:
     config = small_config(optim={"steps": LONG}, checkpoint={"every": LONG})
     first, second = runs.together(config, 2)
-    first.until(lambda: "step/s" in first.text)
+    first.until(lambda: "data wait" in first.text)
     second.send(signal.SIGSTOP)  # the first waits in a collective for good
     time.sleep(0.3)
     first.send(signal.SIGTERM)
