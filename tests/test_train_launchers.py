@@ -131,7 +131,7 @@ def test_srun_is_understood(
     ]
     for job in jobs:
         assert job.process.wait(300) == 0, job.text
-    assert "world 2" in jobs[0].text and "pretraining" not in jobs[1].text
+    assert "world 2" in jobs[0].text and "world 2" not in jobs[1].text
     assert Checkpoint.find(tmp_path / "run").world_size == 2
 
 
