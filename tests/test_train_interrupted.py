@@ -205,8 +205,8 @@ def test_a_full_disk_costs_a_checkpoint_and_not_the_run(
     straight, folder = tmp_path / "straight", tmp_path / "full"
     runs.finish(small_config(output=str(straight), optim=optim, checkpoint=checkpoint))
     config = small_config(output=str(folder), optim=optim, checkpoint=checkpoint)
-    with small_file_system(folder, 2**21):
-        ballast = folder / "ballast"
+    with small_file_system(folder / "checkpoints", 2**21):
+        ballast = folder / "checkpoints" / "ballast"
         ballast.write_bytes(bytes(2**21 - 2**16 - 2**17))  # leaves less than a checkpoint
         run = runs.start(config)
         run.until(lambda: "the run goes on" in run.text)
