@@ -44,7 +44,7 @@ class Run:
     def text(self) -> str:
         return self.output.read_text(errors="replace")
 
-    def until(self, what: Callable[[], object], seconds: float = 60) -> None:
+    def until(self, what: Callable[[], object], seconds: float = 240) -> None:
         """Wait until something is the case while the run goes on."""
         end = time.monotonic() + seconds
         while not what():

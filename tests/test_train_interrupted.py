@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 from forked_runs import Run, Runs, small_file_system
 from safetensors.torch import load_file
@@ -102,10 +103,17 @@ def test_kills_at_random_moments_cost_less_than_an_interval(
 def test_a_signal_saves_and_stops(
     runs: Runs, small_config: Callable[..., dict], tmp_path: Path, number: int
 ) -> None:
+    """Also where its decoding processes get it, as from a terminal or DeepSpeed's launcher."""
     folder = tmp_path / "run"
     optim, checkpoint = {"steps": LONG}, {"every": LONG}
-    run = runs.start(small_config(optim=optim, checkpoint=checkpoint))
-    run.until(lambda: "step/s" in run.text)
+    config = small_config(optim=optim, checkpoint=checkpoint, data={"backend": "pyav"})
+    run = runs.start(config)
+    run.until(lambda: "data wait" in run.text)
+    family = psutil.Process(run.pid).children(recursive=True)
+    assert family
+    for process in family:
+        process.send_signal(number)
+    time.sleep(0.1)
     run.send(number)
     assert run.wait() == 0, run.text
     name = signal.Signals(number).name
@@ -113,6 +121,8 @@ def test_a_signal_saves_and_stops(
     stopped = int(re.search(rf"stopped after step (\d+) of {LONG}, saved \({name}\)", run.text)[1])
     assert Checkpoint.find(folder).state["step"] == stopped == len(losses(folder)) > 0
     assert "Traceback" not in run.text
+    assert not (folder / "bad_videos.jsonl").exists()
+    assert not psutil.wait_procs(family, timeout=10)[1]
 
 
 def test_a_signal_at_one_process_stops_all_and_they_go_on_bit_for_bit(
@@ -139,7 +149,7 @@ def test_the_second_signal_ends_at_once_whatever_the_process_waits_for(
 ) -> None:
     config = small_config(optim={"steps": LONG}, checkpoint={"every": LONG})
     first, second = runs.together(config, 2)
-    first.until(lambda: "step/s" in first.text)
+    first.until(lambda: "data wait" in first.text)
     second.send(signal.SIGSTOP)  # the first waits in a collective for good
     time.sleep(0.3)
     first.send(signal.SIGTERM)
@@ -195,8 +205,8 @@ def test_a_full_disk_costs_a_checkpoint_and_not_the_run(
     straight, folder = tmp_path / "straight", tmp_path / "full"
     runs.finish(small_config(output=str(straight), optim=optim, checkpoint=checkpoint))
     config = small_config(output=str(folder), optim=optim, checkpoint=checkpoint)
-    with small_file_system(folder, 2**21):
-        ballast = folder / "ballast"
+    with small_file_system(folder / "checkpoints", 2**21):
+        ballast = folder / "checkpoints" / "ballast"
         ballast.write_bytes(bytes(2**21 - 2**16 - 2**17))  # leaves less than a checkpoint
         run = runs.start(config)
         run.until(lambda: "the run goes on" in run.text)

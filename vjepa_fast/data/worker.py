@@ -31,6 +31,10 @@ def serve(control: int, modules: Sequence[str]) -> None:
     pid of a new worker; a worker's pid, once it is ended, by its exit code (minus a signal).
     """
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # if ignored, exit codes would be lost
+    # A terminal and launchers send these to the whole family; who asked for the workers decides
+    # when they end, and decodes to the end of its step.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
     for module in modules:
         import_module(module)
     gc.freeze()  # or each worker's first collection copies all of it

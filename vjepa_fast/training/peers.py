@@ -111,7 +111,7 @@ class Peers:
     def _lost(self, rank: int) -> None:
         if self._left.wait(_GRACE):
             return
-        reason = f"rank {rank}" if self._rank == 0 else "by rank 0's account"
+        reason = f"rank {rank}" if self._rank == 0 else "the connection to rank 0 ended"
         print(
             f"error: {gone_message(self._rank, self._world, reason)}", file=sys.stderr, flush=True
         )
