@@ -62,7 +62,7 @@ def ema_kernel(
     p_table, weight, p_skip, STUDENT: tl.constexpr, COPY: tl.constexpr, BLOCK: tl.constexpr
 ):
     """Program i averages the block that row i of the table tells: see `block_table`."""
-    if p_skip is not None:
+    if p_skip is not None:  # noqa: SIM102 decided at compile time
         if tl.load(p_skip) != 0:
             return
     p_row = p_table + tl.program_id(0).to(tl.int64) * 4
@@ -270,8 +270,9 @@ def ema_update_(
     devices = {t.device for tensors in (teacher, student, copies, skips) for t in tensors}
     if len(devices) > 1:
         raise ValueError(
-            f"teacher, student, low_precision_copy, skip: found tensors on {sorted(map(str, devices))}, "
-            "expected one device; update the tensors of each device in a call of their own"
+            "teacher, student, low_precision_copy, skip: found tensors on "
+            f"{sorted(map(str, devices))}, expected one device; update the tensors of each device "
+            "in a call of their own"
         )
     with torch.no_grad():
         _ema_update(teacher, student, momentum, copies, skip)
