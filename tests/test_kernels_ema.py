@@ -87,6 +87,19 @@ def test_a_nan_arrives():
     assert teacher[0].isnan().tolist() == [True, False]
 
 
+@pytest.mark.parametrize("bad", [False, True])
+def test_a_skip_writes_nothing(bad):
+    teacher, student = [torch.ones(5), torch.ones(2, 3)], [torch.zeros(5), torch.zeros(2, 3)]
+    student[1][0, 0] = float("nan")
+    copies = [torch.full_like(t, 7, dtype=torch.bfloat16) for t in teacher]
+    ema_update_(teacher, student, 0.75, copies, skip=torch.tensor(bad))
+    assert teacher[0].tolist() == [1.0 if bad else 0.75] * 5
+    assert teacher[1][0, 0].isnan() != bad
+    assert copies[0].tolist() == [7.0 if bad else 0.75] * 5
+    with pytest.raises(ValueError, match=r"skip: found shape \(2,\), expected one number"):
+        ema_update_(teacher, student, 0.75, skip=torch.zeros(2))
+
+
 def test_nothing_to_update():
     ema_update_([], [], 0.5)
     ema_update_([], [], 0.5, [])

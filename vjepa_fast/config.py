@@ -273,6 +273,9 @@ class OptimConfig(_Section):
     """The schedules' horizon, relative to the steps."""
     loss_exponent: Annotated[float, Field(ge=1)] = 1.0
     """p of the loss |prediction - target|^p / p."""
+    max_bad_steps: Count = 10
+    """Steps in a row with a loss or a gradient that is not finite, each of which is skipped, that
+    stop the run."""
 
     def schedules(self) -> Schedules:
         """The run's schedules, whose horizon is `schedule_stretch * steps`."""
@@ -286,6 +289,15 @@ class OptimConfig(_Section):
             final_weight_decay=self.final_weight_decay,
             momentum=self.momentum,
         )
+
+
+class TeacherConfig(_Section):
+    """The target encoder."""
+
+    mode: Literal["ema", "frozen"] = "ema"
+    """ema: the average of the encoder's weights; frozen: one that was trained before, and stays."""
+    checkpoint: Annotated[str, Field(min_length=1)] | None = None
+    """Where frozen: the run, or the checkpoint, whose target encoder it is."""
 
 
 class ZeroConfig(_Section):
@@ -338,6 +350,8 @@ class Config(_Section):
     """Mask specs and truncation."""
     optim: OptimConfig
     """Steps, batch, AdamW, schedules."""
+    teacher: TeacherConfig = TeacherConfig()
+    """The target encoder: averaged, or frozen."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """Precision of forward and backward (masters are fp32); auto: bf16 on CUDA, fp32 on CPU."""
     zero: ZeroConfig = ZeroConfig()

@@ -34,6 +34,7 @@ def check_combinations(config: Config) -> None:
     _check_masks(config)
     _check_manifests(config)
     _check_recomputation(config)
+    _check_teacher(config)
 
 
 def _check_recomputation(config: Config) -> None:
@@ -41,6 +42,17 @@ def _check_recomputation(config: Config) -> None:
         raise UserError(
             "activation_checkpointing: found selective with compile, expected none or full: the "
             "compiler itself computes norms and GELU again; set it to none"
+        )
+
+
+def _check_teacher(config: Config) -> None:
+    mode, checkpoint = config.teacher.mode, config.teacher.checkpoint
+    if (mode == "frozen") != (checkpoint is not None):
+        expected = "a run or a checkpoint folder" if mode == "frozen" else "null"
+        raise UserError(
+            f"teacher.checkpoint: found {'null' if checkpoint is None else checkpoint} with "
+            f"teacher.mode {mode}, expected {expected}; a frozen target encoder comes from a "
+            "checkpoint, an averaged one starts as the encoder"
         )
 
 

@@ -54,6 +54,26 @@ def test_low_precision_copy(device, dtype):
     check(teacher, student, 0.9, copies)
 
 
+@pytest.mark.parametrize("bad", [False, True])
+def test_skip(device, bad):
+    """Nothing is written, NaN or not, or all as if nobody had asked."""
+    (teacher, student), (expected, _) = make(device), make(device)
+    student[-1][3] = float("nan")
+    wide = torch.randn(8, 6, device=device)
+    teacher.append(wide[:, ::2].clone()), expected.append(wide[:, ::2].clone())
+    student.append(wide[:, 1::2])
+    copies = [torch.zeros_like(t, dtype=torch.bfloat16) for t in teacher[:-1]]
+    copies.append(torch.zeros(8, 6, dtype=torch.bfloat16, device=device)[:, ::2])  # strided
+    before = [c.clone() for c in copies]
+    flag = torch.tensor(float(bad), device=device)
+    ema_update_(teacher, student, 0.9, copies, skip=flag)
+    if not bad:
+        before = [torch.empty_like(c) for c in copies]
+        ema_update_(expected, student, 0.9, before)
+    for a, b in zip([*teacher, *copies], [*expected, *before], strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True)
+
+
 def test_mixed_dtypes(device):
     """One list of every dtype, in an order of its own, float64 too."""
     teacher, student = make(device)

@@ -34,7 +34,9 @@ def load_target_encoder(checkpoint: Checkpoint) -> VisionTransformer:
     """The checkpoint's target encoder (the EMA teacher), fp32, frozen."""
     config = Config.model_validate(checkpoint.state["config"])
     encoder = build_model(config).make_target_encoder()
-    load_exactly(encoder, checkpoint.weights("encoder", "teacher"), str(checkpoint.folder))
+    load_exactly(
+        encoder, checkpoint.weights("encoder", checkpoint.evaluated), str(checkpoint.folder)
+    )
     return encoder
 
 

@@ -28,11 +28,19 @@ def ema_update_reference_(
     student: Sequence[Tensor],
     momentum: float,
     low_precision_copy: Sequence[Tensor] | None,
+    skip: Tensor | None = None,
 ) -> None:
     """The specification of `ema_update_`, in plain PyTorch."""
-    torch._foreach_lerp_(list(teacher), [s.float() for s in student], 1.0 - momentum)
-    if low_precision_copy is not None:
-        torch._foreach_copy_(list(low_precision_copy), list(teacher))
+    averages = list(teacher) if skip is None else [t.clone() for t in teacher]
+    torch._foreach_lerp_(averages, [s.float() for s in student], 1.0 - momentum)
+    copies = [] if low_precision_copy is None else list(low_precision_copy)
+    if skip is None:
+        written, new = copies, averages[: len(copies)]
+    else:
+        written, new = [*teacher, *copies], [*averages, *averages[: len(copies)]]
+        new = [torch.where(skip != 0, w, n.to(w.dtype)) for w, n in zip(written, new, strict=True)]
+    if written:
+        torch._foreach_copy_(written, new)
 
 
 @triton.jit
@@ -50,8 +58,13 @@ def average(p_teacher, p_student, p_copy, weight, m_left, COPY: tl.constexpr):
 
 
 @triton.jit
-def ema_kernel(p_table, weight, STUDENT: tl.constexpr, COPY: tl.constexpr, BLOCK: tl.constexpr):
+def ema_kernel(
+    p_table, weight, p_skip, STUDENT: tl.constexpr, COPY: tl.constexpr, BLOCK: tl.constexpr
+):
     """Program i averages the block that row i of the table tells: see `block_table`."""
+    if p_skip is not None:  # noqa: SIM102 decided at compile time
+        if tl.load(p_skip) != 0:
+            return
     p_row = p_table + tl.program_id(0).to(tl.int64) * 4
     a_teacher, a_student, a_copy = tl.load(p_row), tl.load(p_row + 1), tl.load(p_row + 2)
     left = tl.load(p_row + 3)
@@ -136,18 +149,24 @@ def block_tables(
     return tables
 
 
+def _stand_in(copy: Tensor) -> Tensor:
+    """What the kernel writes in the place of a strided copy, or of one of an odd dtype. A skip
+    leaves it as it is, so it starts as the copy."""
+    dtype = copy.dtype if copy.dtype in DTYPES else torch.float32
+    return torch.empty(copy.shape, dtype=dtype, device=copy.device).copy_(copy)
+
+
 def launch_ema_(
-    teacher: Sequence[Tensor], student: Sequence[Tensor], momentum: float, copies: Sequence[Tensor]
+    teacher: Sequence[Tensor],
+    student: Sequence[Tensor],
+    momentum: float,
+    copies: Sequence[Tensor],
+    skip: Tensor | None = None,
 ) -> None:
     """One launch for each pair of dtypes of student and copy; a model usually has one."""
     averages = [t.contiguous() for t in teacher]  # the same tensors, but for strided ones
     sources = [(s if s.dtype in DTYPES else s.float()).contiguous() for s in student]
-    targets = [
-        c
-        if c.is_contiguous() and c.dtype in DTYPES
-        else torch.empty_like(t, dtype=c.dtype if c.dtype in DTYPES else t.dtype)
-        for c, t in zip(copies, averages, strict=bool(copies))
-    ]
+    targets = [c if c.is_contiguous() and c.dtype in DTYPES else _stand_in(c) for c in copies]
     own, written = [*teacher, *copies], [*averages, *targets]
     moved = [(o, w) for o, w in zip(own, written, strict=True) if o is not w]
     if moved:
@@ -163,6 +182,7 @@ def launch_ema_(
                 ema_kernel[(len(table),)](
                     table,
                     1.0 - momentum,
+                    skip,
                     STUDENT=DTYPES[dtype],
                     COPY=DTYPES[copy] if copy else None,
                     BLOCK=BLOCK,
@@ -175,17 +195,21 @@ def launch_ema_(
 
 @torch.library.custom_op("vjepa_fast::ema_update", mutates_args=("teacher", "copies"))
 def _ema_update(
-    teacher: Sequence[Tensor], student: Sequence[Tensor], momentum: float, copies: Sequence[Tensor]
+    teacher: Sequence[Tensor],
+    student: Sequence[Tensor],
+    momentum: float,
+    copies: Sequence[Tensor],
+    skip: Tensor | None = None,
 ) -> None:
     if use_triton("ema_update_", teacher[0]):
-        launch_ema_(teacher, student, momentum, copies)
+        launch_ema_(teacher, student, momentum, copies, skip)
     else:
         refuse_shared(teacher, copies)
-        ema_update_reference_(teacher, student, momentum, copies or None)
+        ema_update_reference_(teacher, student, momentum, copies or None, skip)
 
 
 @_ema_update.register_fake
-def _(teacher, student, momentum, copies):
+def _(teacher, student, momentum, copies, skip=None):
     return None
 
 
@@ -194,6 +218,7 @@ def ema_update_(
     student: Iterable[Tensor],
     momentum: float,
     low_precision_copy: Iterable[Tensor] | None = None,
+    skip: Tensor | None = None,
 ) -> None:
     """teacher ← momentum · teacher + (1 - momentum) · student, in place (paper, section 3.1).
 
@@ -205,10 +230,12 @@ def ema_update_(
         student: tensors of the same shapes, any floating dtype.
         momentum: in 0 … 1.
         low_precision_copy: tensors of the same shapes that receive the new teacher, cast.
+        skip: one number on the same device; where it is not 0, nothing is written. The host does
+            not look at it.
 
     Raises:
         ValueError: lists, shapes or devices that differ, a momentum outside 0 … 1, a teacher not in
-            fp32, teachers or copies that share memory.
+            fp32, teachers or copies that share memory, a skip of more than one number.
     """
     require(0.0 <= momentum <= 1.0, f"momentum: found {momentum}, expected 0 to 1")
     teacher, student, copies = list(teacher), list(student), list(low_precision_copy or ())
@@ -237,11 +264,15 @@ def ema_update_(
             )
     if not teacher:  # PyTorch's list functions refuse an empty list
         return
-    devices = {t.device for tensors in (teacher, student, copies) for t in tensors}
+    skips = [] if skip is None else [skip]
+    if skip is not None and skip.numel() != 1:
+        raise ValueError(f"skip: found shape {tuple(skip.shape)}, expected one number")
+    devices = {t.device for tensors in (teacher, student, copies, skips) for t in tensors}
     if len(devices) > 1:
         raise ValueError(
-            f"teacher, student, low_precision_copy: found tensors on {sorted(map(str, devices))}, "
-            "expected one device; update the tensors of each device in a call of their own"
+            "teacher, student, low_precision_copy, skip: found tensors on "
+            f"{sorted(map(str, devices))}, expected one device; update the tensors of each device "
+            "in a call of their own"
         )
     with torch.no_grad():
-        _ema_update(teacher, student, momentum, copies)
+        _ema_update(teacher, student, momentum, copies, skip)

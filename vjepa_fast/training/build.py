@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
+from torch import Tensor
 
 from vjepa_fast.config import Config
 from vjepa_fast.config_checks import split_batch
+from vjepa_fast.errors import UserError
 from vjepa_fast.models.jepa import VJEPA, build_vjepa
+from vjepa_fast.training.checkpoint import Checkpoint
 from vjepa_fast.training.trainer import Trainer
 
 
@@ -32,6 +37,29 @@ def build_model(config: Config) -> VJEPA:
     )
 
 
+def frozen_teacher(config: Config, model: VJEPA) -> dict[str, Tensor] | None:
+    """The weights of `teacher.checkpoint`'s target encoder, by name; None if it is averaged.
+
+    Raises:
+        UserError: no such checkpoint, or one of another encoder.
+    """
+    if config.teacher.checkpoint is None:
+        return None
+    checkpoint = Checkpoint.find(Path(config.teacher.checkpoint))
+    weights = checkpoint.weights("encoder", checkpoint.evaluated)
+    own = {name: tuple(p.shape) for name, p in model.encoder.named_parameters()}
+    saved = {name: tuple(w.shape) for name, w in weights.items()}
+    for name in sorted(own.keys() | saved.keys()):
+        found, expected = saved.get(name), own.get(name)
+        if found != expected:
+            raise UserError(
+                f"teacher.checkpoint: found {name} of shape {found or 'none'} in "
+                f"{checkpoint.folder}, expected {expected or 'none'} as model.encoder has it; set "
+                "model as the checkpoint's state.json has it"
+            )
+    return weights
+
+
 def build_trainer(config: Config, world: int) -> Trainer:
     """Model, optimiser and teacher on this rank's device."""
     # fp32 means fp32, no TF32: it is there to compare with. In bf16 no product is in fp32.
@@ -40,6 +68,7 @@ def build_trainer(config: Config, world: int) -> Trainer:
     model = build_model(config)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     optim = config.optim
+    frozen = frozen_teacher(config, model)
     trainer = Trainer(
         model,
         optim.schedules(),
@@ -50,6 +79,7 @@ def build_trainer(config: Config, world: int) -> Trainer:
         betas=optim.betas,
         eps=optim.eps,
         clip_grad=optim.clip_grad,
+        frozen_teacher=frozen,
     )
     if config.compile:
         target = trainer.teacher.encoder

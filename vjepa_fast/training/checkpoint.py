@@ -151,6 +151,13 @@ class Checkpoint:
                 "and use an older one"
             ) from None
 
+    @property
+    def evaluated(self) -> str:
+        """Which of the encoder's weights are the run's result, see `weights`: the target encoder's,
+        as in the paper; the trained ones where the target encoder was frozen."""
+        frozen = self.state["config"].get("teacher", {}).get("mode") == "frozen"
+        return "master" if frozen else "teacher"
+
     def weights(self, part: str, which: str) -> dict[str, Tensor]:
         """Whole weights, fp32, by parameter name.
 

@@ -22,6 +22,7 @@ _FREE_TO_CHANGE = {
     ("data", "prefetch"),
     ("data", "max_bad_share"),
     ("optim", "micro_batch"),
+    ("optim", "max_bad_steps"),
 }
 _LONGEST_NAME = 100  # characters of a folder's name
 

@@ -58,6 +58,7 @@ class Reporter:
                     "collapse monitor: off; a micro-batch of one clip has no spread across clips"
                 )
         self._collapse = CollapseMonitor()
+        self._skipped = 0
         self._examples: Tensor | None = None
         self._steps, self._clock = 0, time.perf_counter()
         # A file or a pipe gets a line where a terminal has its bar.
@@ -85,10 +86,11 @@ class Reporter:
         self._bar.update()
 
     def measure(self, step: int, result: StepResult) -> None:
-        """Write a line of metrics. Collective; waits for the device.
+        """Write a line of metrics; what is not finite is left out of it. Collective; waits for the
+        device.
 
         Raises:
-            UserError: a loss or a gradient norm that is not finite.
+            UserError: `optim.max_bad_steps` bad steps in a row.
         """
         values = {
             "loss": result.global_loss().item(),
@@ -103,10 +105,11 @@ class Reporter:
         wait = self._clips.take() / seconds
         parts = {f"ms_{part}": ms for part, ms in self._trainer.laps.take().items()}
         steps, self._steps = self._steps, 0
-        self._require_finite(step, values)
+        skipped = self._look_at_bad_steps()
         if self._writer:
-            more = {"clips_per_second": speed, "data_wait": wait, **parts}
-            self._writer.write(step, values | more)
+            finite = {name: value for name, value in values.items() if math.isfinite(value)}
+            more = {"skipped_steps": skipped, "clips_per_second": speed, "data_wait": wait}
+            self._writer.write(step, finite | more | parts)
         text = f"loss {values['loss']:.4f}, {speed:.0f} clips/s, data wait {wait:.1%}"
         self._bar.set_postfix_str(text)
         if self._lines:
@@ -120,8 +123,9 @@ class Reporter:
             health = feature_health(result.features)
             self._collapse.check(step, health)
             teacher = self._trainer.teacher
-            distance = teacher_distance(teacher.shards, teacher.averages)
-            self._writer.write(step, health | {"teacher_distance": distance})
+            if teacher.averages:
+                health["teacher_distance"] = teacher_distance(teacher.shards, teacher.averages)
+            self._writer.write(step, health)
 
     def pictures(self, step: int) -> None:
         """Draw the step's masks, and the target encoder's features of a few fixed clips, on rank 0;
@@ -161,12 +165,26 @@ class Reporter:
             weights = [p.detach().flatten() for p in module.parameters() if p.ndim >= 2]
             self._writer.histogram(step, f"target_encoder/{name}", torch.cat(weights))
 
-    def _require_finite(self, step: int, values: dict[str, float]) -> None:
-        bad = [name for name, value in values.items() if not math.isfinite(value)]
-        if bad:
+    def _look_at_bad_steps(self) -> int:
+        """Steps skipped so far. Says when there are more, and stops where it is hopeless."""
+        bad, limit = self._trainer.guard.read(), self._config.optim.max_bad_steps
+        before, self._skipped = self._skipped, bad.total
+        what = ", ".join(bad.what)
+        if bad.in_a_row >= limit:
             good = checkpoints(self._run)
-            keep = f"; the last good checkpoint is {good[-1]}" if good else ""
+            keep = f"the last checkpoint is {good[-1]}" if good else "there is no checkpoint yet"
             raise UserError(
-                f"step {step}: found {', '.join(bad)} not finite, expected finite numbers; lower "
-                f"optim.lr or optim.clip_grad and start again in a new output folder{keep}"
+                f"optim.max_bad_steps: found {bad.in_a_row} steps in a row, up to step {bad.last}, "
+                f"whose {what} was not finite, expected fewer than {limit}; they changed nothing "
+                f"({keep}): lower optim.lr or optim.clip_grad, or look at the data, and start "
+                "again in a new output folder"
             )
+        if bad.total > before and self._first:
+            log.warning(
+                "step %d: %s not finite; weights and target encoder stay as they were (steps "
+                "skipped so far: %d)",
+                bad.last,
+                what,
+                bad.total,
+            )
+        return bad.total

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from vjepa_fast.errors import UserError
 from vjepa_fast.models.jepa import VJEPA, encode_clips
 from vjepa_fast.models.packing import PackedMasks
 from vjepa_fast.training.engine import make_engine
+from vjepa_fast.training.guard import Guard, step_without_waiting
 from vjepa_fast.training.schedules import Schedules, StepValues
 from vjepa_fast.training.shards import clip_gradients, master_shards, publish_masters, unwrap
 from vjepa_fast.training.teacher import Teacher
@@ -53,6 +53,7 @@ class Trainer:
         bf16: weights and activations in bf16 (masters, averages and losses stay fp32).
         betas, eps: AdamW's.
         clip_grad: largest norm of the encoder's and of the predictor's gradient, None for none.
+        frozen_teacher: weights, by name, of a target encoder that is not averaged but stays.
     """
 
     def __init__(
@@ -67,6 +68,7 @@ class Trainer:
         betas: tuple[float, float],
         eps: float,
         clip_grad: float | None,
+        frozen_teacher: Mapping[str, Tensor] | None = None,
     ) -> None:
         self.model = model
         self.schedules = schedules
@@ -86,7 +88,9 @@ class Trainer:
         )
         self.device = torch.device(self.engine.device)
         self.shards = master_shards(self.engine.optimizer)
-        self.teacher = Teacher(model, self.shards)
+        self.teacher = Teacher(model, self.shards, frozen_teacher)
+        self.guard = Guard(self.optimizer, self.device)
+        step_without_waiting(self.optimizer)
         self.laps = Laps(self.device)
         model.encoder.register_forward_hook(lambda *_: self.laps.mark("context"))
         model.register_forward_hook(lambda *_: self.laps.mark("predictor"))
@@ -133,22 +137,14 @@ class Trainer:
         return torch.stack(losses).mean(), features.view(masks.clips, -1, features.shape[-1])
 
     def update(self, loss: Tensor, features: Tensor) -> StepResult:
-        """The second half: schedules, clipping, AdamW, teacher.
-
-        Raises:
-            UserError: DeepSpeed skipped the step, since a gradient is not finite.
-        """
+        """The second half: schedules, clipping, AdamW, teacher; see `guard` for bad steps."""
         values = self.schedules.at(self.step_number)
         self._set_schedules(values)
         norms = clip_gradients(self.optimizer, self.clip_grad)
+        self.guard.look(self.step_number, loss, norms)
         self.engine.step()
-        if not self.engine.was_step_applied():  # DeepSpeed leaves the weights alone then
-            raise UserError(
-                f"step {self.step_number}: found gradients that are not finite, expected finite "
-                "ones; lower optim.lr or optim.clip_grad and start again in a new output folder"
-            )
         self.laps.mark("optimizer")
-        self.teacher.update(values.momentum)
+        self.teacher.update(values.momentum, skip=self.guard.bad)
         self.laps.mark("ema")
         self.step_number += 1
         return StepResult(loss, norms, features, values)
