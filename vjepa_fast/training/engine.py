@@ -63,11 +63,9 @@ def deepspeed_config(
             "overlap_comm": False,
             "contiguous_gradients": False,
         }
-        if stage == 2 or not bf16:  # else the class is BF16_Optimizer, see guard.py
-            ds["zero_optimization"]["compute_grad_norm"] = False  # `clip_gradients` has its own
         if stage == 2 or (stage == 1 and not bf16):
-            # Its norm would wait for the device every step, and we take our own. BF16_Optimizer
-            # (stage 1 in bf16) can't do without.
+            # Its norm would wait for the device every step, and we take our own. Stage 1 in bf16
+            # is BF16_Optimizer, see guard.py.
             ds["zero_optimization"]["compute_grad_norm"] = False
     return ds
 
