@@ -10,7 +10,7 @@ from vjepa_fast.errors import UserError
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 TOP = (
-    "one of seed, output, data, model, masks, optim, precision, zero, compile, "
+    "one of seed, output, data, model, masks, optim, teacher, precision, zero, compile, "
     "activation_checkpointing, log, checkpoint"
 )
 PAIR = "expected a list of two numbers; write e.g. [0.5, 1.0]"
@@ -71,7 +71,8 @@ BAD = {
         "optim.warmup_step",
         "found an unknown key, expected one of steps, global_batch, micro_batch, start_lr, lr, "
         "final_lr, warmup_steps, weight_decay, final_weight_decay, betas, eps, clip_grad, "
-        "momentum, schedule_stretch, loss_exponent; did you mean optim.warmup_steps?",
+        "momentum, schedule_stretch, loss_exponent, "
+        "max_bad_steps; did you mean optim.warmup_steps?",
     ),
     "misspelt in a list": (
         {"masks.specs.1.num_block": 2},

@@ -9,7 +9,7 @@ from vjepa_fast.errors import UserError
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 TOP = (
-    "one of seed, output, data, model, masks, optim, precision, zero, compile, "
+    "one of seed, output, data, model, masks, optim, teacher, precision, zero, compile, "
     "activation_checkpointing, log, checkpoint"
 )
 GIVEN_TWICE = "found twice in the same object, expected once; remove one"

@@ -31,7 +31,7 @@ LOW_SHOT_DRAWS = 3  # as in the paper
 
 
 def load_target_encoder(checkpoint: Checkpoint) -> VisionTransformer:
-    """The checkpoint's target encoder (the EMA teacher), fp32, frozen."""
+    """The run's result, see `Checkpoint.evaluated`: its target encoder, fp32, without gradients."""
     config = Config.model_validate(checkpoint.state["config"])
     encoder = build_model(config).make_target_encoder()
     load_exactly(
