@@ -9,7 +9,7 @@ RUN := runs/tiny
 SOURCES := setup.py pyproject.toml constraints.txt $(wildcard csrc/*)
 
 .DEFAULT_GOAL := help
-.PHONY: help install train test test-all lint format clean
+.PHONY: help install train test test-all bench gpu-check lint format clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-10s %s\n", $$1, $$2}'
@@ -41,6 +41,9 @@ test: $(STAMP) ## all tests but the slow ones
 
 test-all: $(STAMP) ## all tests
 	$(BIN)/python -m pytest $(SPREAD) -m ''
+
+gpu-check: $(STAMP) ## does all work on this GPU, and how fast: a page and a JSON, in 10 minutes
+	$(BIN)/python bench/gpu_check.py
 
 lint: $(STAMP) ## ruff, check only
 	$(BIN)/ruff check .

@@ -1,0 +1,102 @@
+"""Does it work on this GPU, and how fast? One command, under ten minutes:
+
+    make gpu-check                            # or: python bench/gpu_check.py
+    python bench/gpu_check.py --device cpu    # a rehearsal of every part at tiny sizes
+
+Versions, the kernels' tests, real training steps, steps of ViT-L/16 and ViT-H/16 beside the plain
+ones, the kernel and decoding benchmarks. Each runs in processes of its own under a time limit, on
+one GPU; what fails or isn't installed keeps no other from running. Ends with a page, report.md, and
+report.json to attach to an issue.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from gpu_check_parts import parts
+from gpu_check_report import as_json, headline, markdown
+from gpu_check_run import Outcome, Part, run_part
+
+from vjepa_fast.errors import UserError, exit_status
+
+SECONDS = 590.0  # of the whole check
+SLOWER = 10  # a rehearsal's times: CPUs are shared, and nobody waits for one
+
+
+def one_gpu(device: str) -> None:
+    """Let the parts see the first GPU that is in sight, or none; raises UserError without one."""
+    if device == "cpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+        return
+    if not torch.cuda.is_available():
+        raise UserError(
+            f"found no GPU that torch {torch.__version__} can use, expected one; see nvidia-smi, "
+            "or rehearse the check with --device cpu"
+        )
+    seen = os.environ.get("CUDA_VISIBLE_DEVICES", "0")
+    os.environ["CUDA_VISIBLE_DEVICES"] = seen.partition(",")[0]
+
+
+def new_folder(asked: Path | None) -> Path:
+    """An empty folder for the report; raises UserError for one with something in it."""
+    now = datetime.datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    folder = asked or Path("gpu_check") / now
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(
+            f"--output: found {folder}, which holds something, expected a new or empty folder; "
+            "name another"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder.resolve()
+
+
+def check(chosen: Sequence[Part], device: str, folder: Path, seconds: float) -> int:
+    """Run the parts one by one and write the report, anew after each; 1 if any went wrong."""
+    outcomes: list[Outcome] = []
+    start = time.monotonic()
+    for part in chosen:
+        outcome = run_part(part, folder, seconds - (time.monotonic() - start))
+        outcomes.append(outcome)
+        why = f": {outcome.why}" if outcome.why else ""
+        print(f"{outcome.title}: {outcome.status}, {outcome.seconds:.0f} s{why}", flush=True)
+        taken = time.monotonic() - start
+        page = markdown(outcomes, device, taken)
+        (folder / "report.md").write_text(page, encoding="utf-8")
+        text = json.dumps(as_json(outcomes, device, taken), indent=2)
+        (folder / "report.json").write_text(text + "\n", encoding="utf-8")
+    print(f"\n{page}\nwritten: {folder / 'report.md'} and report.json\n{headline(outcomes)}")
+    return int(any(outcome.wrong for outcome in outcomes))
+
+
+def run(options: argparse.Namespace) -> int:
+    """From options to the report."""
+    one_gpu(options.device)
+    folder = new_folder(options.output)
+    chosen, seconds = parts(options.device, folder), SECONDS
+    if options.device == "cpu":
+        chosen = [replace(part, limit=SLOWER * part.limit) for part in chosen]
+        seconds *= SLOWER
+    return check(chosen, options.device, folder, seconds)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """0; 1 if a part went wrong; 2 for a mistake."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    parser.add_argument("--output", type=Path, help="new folder (default: gpu_check/<time>)")
+    options = parser.parse_args(arguments)
+    return exit_status(lambda: run(options))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
