@@ -184,6 +184,8 @@ def measure(
     while done < 2 * BATCH or time.perf_counter() - start < seconds:
         video = next(clips)
         done += len(video)
+    if video.is_cuda:
+        torch.cuda.synchronize()  # its resize and flip may still be under way
     wall, cpu = time.perf_counter() - start, time.process_time() - cpu
     clips.close()
     pages = int(Path("/proc/self/statm").read_text().split()[1])
