@@ -42,6 +42,16 @@ test: $(STAMP) ## all tests but the slow ones
 test-all: $(STAMP) ## all tests
 	$(BIN)/python -m pytest $(SPREAD) -m ''
 
+# Sizes for two cores; on a quiet machine a few minutes.
+BENCH := runs/bench
+bench: $(STAMP) ## the benchmarks at a CPU's sizes, in minutes; figures and pictures into runs/bench
+	mkdir -p $(BENCH)
+	OMP_NUM_THREADS=1 $(BIN)/python bench/throughput.py --config $(CONFIG) --steps 10 --json $(BENCH)/throughput.json
+	$(BIN)/python bench/scaling.py $(BENCH)/throughput.json --json $(BENCH)/scaling.json
+	OMP_NUM_THREADS=1 $(BIN)/python bench/growth.py --config $(CONFIG) --turns 3 --json $(BENCH)/growth.json
+	$(BIN)/python bench/kernels.py --no-compile --clips 1 --repeats 5 --output $(BENCH)/kernels.jsonl
+	$(BIN)/python bench/decode.py --sizes 320x240 --gops 12 --lengths 16 --output $(BENCH)/decode.jsonl
+
 gpu-check: $(STAMP) ## does all work on this GPU, and how fast: a page and a JSON, in 10 minutes
 	$(BIN)/python bench/gpu_check.py
 

@@ -217,6 +217,8 @@ def measure(
     while done < 2 * BATCH or time.perf_counter() - start < seconds:
         video = next(clips)
         done += len(video)
+    if video.is_cuda:
+        torch.cuda.synchronize()  # its resize and flip may still be under way
     wall, cpu, resident = time.perf_counter() - start, _cpu_seconds() - cpu, _resident_mib()
     clips.close()
     return {
