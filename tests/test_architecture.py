@@ -152,7 +152,7 @@ def test_imports_are_seen():
     assert ("vjepa_fast.masks", False) in imports("vjepa_fast.config_masks")
     assert "evaluation.probe" in ours("vjepa_fast.cli")
     assert "kernels.scatter" in ours("vjepa_fast.kernels.gather")
-    assert "masks" in ours("vjepa_fast.config")
+    assert "masks" in ours("vjepa_fast.config_masks")
 
 
 def fresh(*command, cwd, **environment):
