@@ -5,12 +5,8 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
-    Discriminator,
     Field,
-    Tag,
     ValidationError,
     ValidatorFunctionWrapHandler,
     model_validator,
@@ -18,38 +14,24 @@ from pydantic import (
 
 from .config_checks import check_combinations
 from .config_input import apply_override, read_json_object, sentence
+from .config_masks import MasksConfig
 from .config_types import (
-    RANDOM_MASKS,
     Betas,
     Count,
-    Fraction,
     FractionRange,
     NonNegative,
     Positive,
     PositiveRange,
+    Section,
     Stage,
     Unit,
     UnitRange,
-    any_mask_strategy,
-    mask_strategy,
-    plain_mask_strategy,
     preset_shape,
 )
-from .masks import MaskSampler, Mixture, MultiBlock, RandomTokens, RandomTube
 from .training.schedules import Schedules
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(
-        extra="forbid",
-        frozen=True,
-        strict=True,
-        allow_inf_nan=False,
-        use_attribute_docstrings=True,
-    )
-
-
-class DataConfig(_Section):
+class DataConfig(Section):
     """Which videos, and how a clip is cut from one."""
 
     manifests: list[Annotated[str, Field(min_length=1)]] = Field(
@@ -89,7 +71,7 @@ class DataConfig(_Section):
     stops the run."""
 
 
-class EncoderConfig(_Section):
+class EncoderConfig(Section):
     """The shape of the encoder (and of its target encoder)."""
 
     width: Count = Field(examples=[1024])
@@ -102,7 +84,7 @@ class EncoderConfig(_Section):
     """Hidden width of the MLP, relative to the width."""
 
 
-class PredictorConfig(_Section):
+class PredictorConfig(Section):
     """The shape of the predictor, a narrow transformer."""
 
     width: Count = 384
@@ -113,7 +95,7 @@ class PredictorConfig(_Section):
     """Attention heads; null: as many as the encoder has."""
 
 
-class ModelConfig(_Section):
+class ModelConfig(Section):
     """Encoder, predictor, and how a clip becomes tokens."""
 
     encoder: Annotated[EncoderConfig, BeforeValidator(preset_shape)] = Field(examples=["vit_large"])
@@ -130,117 +112,7 @@ class ModelConfig(_Section):
     """Whether block l starts with output projections divided by sqrt(2 l), as V-JEPA's did not."""
 
 
-class MaskSpecConfig(_Section):
-    """One multi-block mask: the union of its blocks is the target, the rest the context."""
-
-    num_blocks: Count = Field(examples=[8])
-    """Blocks in the union."""
-    spatial_scale: FractionRange = Field(examples=[[0.15, 0.15]])
-    """Area of a block, as a fraction of the frame: smallest, largest."""
-    temporal_scale: FractionRange = (1.0, 1.0)
-    """Length of a block, as a fraction of the clip: smallest, largest."""
-    aspect_ratio: PositiveRange = (0.75, 1.5)
-    """Height over width of a block: smallest, largest."""
-    max_temporal_keep: Fraction = 1.0
-    """Fraction of the clip, from its start, that may be context at all."""
-    max_keep: Count | None = None
-    """Most context tokens of a clip; null: no limit."""
-
-    def spec(self) -> MultiBlock:
-        """The spec as the sampler takes it."""
-        return MultiBlock(**dict(self))
-
-
-class RandomMaskConfig(_Section):
-    """Random places (the same in every frame) or random tokens of the clip are the target."""
-
-    strategy: Literal["random_tube", "random_tokens"]
-    """Which of the two."""
-    ratio: Annotated[float, Field(gt=0, lt=1)] = Field(examples=[0.9])
-    """Fraction of the places, or of the tokens, that is target."""
-
-    def spec(self) -> RandomTube | RandomTokens:
-        """The spec as the sampler takes it."""
-        return (RandomTube if self.strategy == "random_tube" else RandomTokens)(self.ratio)
-
-
-def _plain_model(value: Any) -> str:
-    return "RandomMaskConfig" if mask_strategy(value) in RANDOM_MASKS else "MaskSpecConfig"
-
-
-PlainMask = Annotated[
-    Annotated[MaskSpecConfig, Tag("MaskSpecConfig")]
-    | Annotated[RandomMaskConfig, Tag("RandomMaskConfig")],
-    Discriminator(_plain_model),
-    BeforeValidator(plain_mask_strategy),
-]
-
-
-class MixtureConfig(_Section):
-    """Each clip is masked by one of several specs, by chance."""
-
-    strategy: Literal["mixture"]
-    """Says that this is a mixture."""
-    specs: list[PlainMask] = Field(
-        min_length=1, max_length=4095, examples=[[{"strategy": "random_tube", "ratio": 0.9}]]
-    )
-    """What it chooses from; no mixtures."""
-    weights: list[Positive] | None = None
-    """How often each is chosen, relative to the others; null: all alike."""
-
-    def spec(self) -> Mixture:
-        """The spec as the sampler takes it."""
-        return Mixture([spec.spec() for spec in self.specs], self.weights)
-
-
-def _mask_model(value: Any) -> str:
-    return "MixtureConfig" if mask_strategy(value) == "mixture" else _plain_model(value)
-
-
-AnyMask = Annotated[
-    Annotated[MaskSpecConfig, Tag("MaskSpecConfig")]
-    | Annotated[RandomMaskConfig, Tag("RandomMaskConfig")]
-    | Annotated[MixtureConfig, Tag("MixtureConfig")],
-    Discriminator(_mask_model),
-    BeforeValidator(any_mask_strategy),
-]
-
-
-class MasksConfig(_Section):
-    """The masks. Each clip is masked once by every spec."""
-
-    specs: list[AnyMask] = Field(
-        min_length=1,
-        max_length=4096,
-        examples=[[{"num_blocks": 8, "spatial_scale": [0.15, 0.15]}]],
-    )
-    """The mask specs; their "strategy" is "multi_block" unless given."""
-    truncate: Literal["batch", "batch-random", "none"] = "batch"
-    """batch: cut all clips of a group to the smallest count in it, as published; batch-random: as
-    far, but keep random tokens instead of the first ones; none: only max_keep and round_to cut."""
-    truncate_group: Count = 24
-    """Consecutive sample ids that form a group. Plays no part where truncate is none."""
-    round_to: Count | None = None
-    """Cut lengths down to a multiple of it, for few shapes under compilation; null: don't."""
-    complement: Literal["target", "context"] | None = None
-    """target: all that is not context is target, also what was cut; context: the reverse; null:
-    what was cut is neither."""
-
-    def sampler(self, grid: tuple[int, int, int], seed: int, num_threads: int = 0) -> MaskSampler:
-        """The sampler of these masks. Raises ValueError for what is impossible on this grid."""
-        return MaskSampler(
-            [spec.spec() for spec in self.specs],
-            grid=grid,
-            seed=seed,
-            truncate=self.truncate,
-            truncate_group=self.truncate_group,
-            num_threads=num_threads,
-            round_to=self.round_to,
-            complement=self.complement,
-        )
-
-
-class OptimConfig(_Section):
+class OptimConfig(Section):
     """Optimiser steps, batch, AdamW and the schedules."""
 
     steps: Count = Field(examples=[90000])
@@ -291,7 +163,7 @@ class OptimConfig(_Section):
         )
 
 
-class TeacherConfig(_Section):
+class TeacherConfig(Section):
     """The target encoder."""
 
     mode: Literal["ema", "frozen"] = "ema"
@@ -300,14 +172,14 @@ class TeacherConfig(_Section):
     """Where frozen: the run, or the checkpoint, whose target encoder it is."""
 
 
-class ZeroConfig(_Section):
+class ZeroConfig(Section):
     """DeepSpeed's ZeRO."""
 
     stage: Stage = 1
     """What the processes share out: 0 nothing, 1 the optimiser's state, 2 the gradients as well."""
 
 
-class LogConfig(_Section):
+class LogConfig(Section):
     """What is written down, and when."""
 
     every: Count = 10
@@ -322,7 +194,7 @@ class LogConfig(_Section):
     """The Weights & Biases project that also gets the metrics; null: none."""
 
 
-class CheckpointConfig(_Section):
+class CheckpointConfig(Section):
     """When the run is saved."""
 
     every: Count = 1000
@@ -335,7 +207,7 @@ class CheckpointConfig(_Section):
     """Whether training goes on while a checkpoint is written, from a copy in the host's memory."""
 
 
-class Config(_Section):
+class Config(Section):
     """A whole pretraining run."""
 
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0

@@ -1,11 +1,23 @@
-"""The value types of the config whose rules pydantic cannot put into a sentence by itself."""
+"""Sections of the config, and value types whose rules pydantic cannot put into a sentence."""
 
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from .config_input import show
 from .models.presets import ENCODER_PRESETS
+
+
+class Section(BaseModel):
+    """A section of the config: no unknown key, no silent conversion."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        strict=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+    )
 
 
 def _pair(value: Any) -> Any:

@@ -4,8 +4,9 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import partial
 
-from .config import AnyMask, Config, MaskSpecConfig, RandomMaskConfig
+from .config import Config
 from .config_checks import sample_masks, split_batch
+from .config_masks import AnyMask, MaskSpecConfig, RandomMaskConfig
 from .errors import UserError
 from .models.cost import (
     StepFlops,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,11 @@ from PIL import Image
 from torch import Tensor
 
 from vjepa_fast.errors import UserError
+from vjepa_fast.training.append import Lines
+
+log = logging.getLogger("vjepa_fast")
+
+_LEAST_ROOM = 2**18  # bytes
 
 LOWER_PANELS = (
     ("gradient norm", ("grad_norm_encoder", "grad_norm_predictor"), "log"),
@@ -40,7 +47,8 @@ class MetricsWriter:
     rank 0.
 
     On resuming, lines from steps that will be run again are dropped, so that no value stands in
-    the file twice.
+    the file twice. A full disk doesn't end a run: lines wait for room, and TensorBoard, which can't
+    wait, goes on in a new file once there is some.
 
     Args:
         run: the run's folder.
@@ -53,25 +61,57 @@ class MetricsWriter:
     """
 
     def __init__(self, run: Path, next_step: int, wandb: str | None, settings: dict) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
         self.path = run / "metrics.jsonl"
         kept = [row for row in read_metrics(self.path) if row["step"] < next_step]
         temporary = self.path.with_suffix(".tmp")
         temporary.write_text("".join(json.dumps(r) + "\n" for r in kept), encoding="utf-8")
         temporary.replace(self.path)
-        self._file = self.path.open("a", encoding="utf-8")
-        self._board = SummaryWriter(str(run / "tensorboard"), purge_step=next_step)
+        self._lines = Lines(self.path)
+        self._folder, self._purge = run / "tensorboard", next_step
+        self._board: Any = None  # TensorBoard's writer
+        self._room = True
         self._wandb = start_wandb(run, wandb, settings) if wandb else None
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """One line: step (0, 1, …) and scalars."""
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
-        self._file.flush()
+        try:
+            self._lines.append(json.dumps({"step": step, **values}))
+        except OSError as error:
+            self._no_room(step, error.strerror)
+        else:
+            if shutil.disk_usage(self.path.parent).free < _LEAST_ROOM:
+                self._no_room(step, "hardly any space left")  # TensorBoard's thread would die of it
+            else:
+                self._room = True
         for name, value in values.items():
-            self._board.add_scalar(name, value, step)
+            self._to_board(step, "add_scalar", name, value, step)
         if self._wandb:
             self._wandb.log(values, step=step)
+
+    def _no_room(self, step: int, found: str) -> None:
+        if self._room:
+            log.warning(
+                "step %d: found no room for metrics in %s (%s), expected some; the run goes on, "
+                "and lines wait in memory: free space",
+                step,
+                self.path.parent,
+                found,
+            )
+        self._room = False
+
+    def _to_board(self, step: int, method: str, *arguments: Any, **options: Any) -> None:
+        if not self._room:
+            return
+        if self._board is None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._board = SummaryWriter(str(self._folder), purge_step=self._purge)
+            self._purge = None
+        try:
+            getattr(self._board, method)(*arguments, **options)
+        except OSError as error:  # its thread is gone
+            self._board = None
+            self._no_room(step, error.strerror)
 
     def picture(self, step: int, name: str, pixels: np.ndarray) -> Path:
         """Write RUN/pictures/step_…_name.png, also to TensorBoard; uint8 [height, width, 3 or 4].
@@ -81,17 +121,21 @@ class MetricsWriter:
         path = self.path.parent / "pictures" / f"step_{step:08d}_{name}.png"
         path.parent.mkdir(exist_ok=True)
         Image.fromarray(pixels).save(path)
-        self._board.add_image(name, pixels, step, dataformats="HWC")
+        self._to_board(step, "add_image", name, pixels, step, dataformats="HWC")
         return path
 
     def histogram(self, step: int, name: str, values: Tensor) -> None:
         """A histogram in TensorBoard; waits for the device."""
-        self._board.add_histogram(name, values.float().cpu(), step)
+        self._to_board(step, "add_histogram", name, values.float().cpu(), step)
 
     def close(self) -> None:
         """Flush and close."""
-        self._file.close()
-        self._board.close()
+        self._lines.close()
+        if self._board:
+            try:
+                self._board.close()
+            except OSError as error:
+                log.warning("TensorBoard's last lines are lost (%s)", error.strerror)
         if self._wandb:
             self._wandb.finish()
 
