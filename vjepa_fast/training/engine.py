@@ -103,6 +103,9 @@ def make_engine(
 ) -> DeepSpeedEngine:
     """Wrap the model (encoder + predictor) and AdamW in one DeepSpeed engine.
 
+    One process in fp32 steps as at stage 0 whatever the stage, unless it offloads: the weights are
+    the masters, and ZeRO would only copy them to and fro.
+
     Raises:
         UserError: stage 0 with bf16, which DeepSpeed can only accumulate in bf16.
     """
@@ -111,6 +114,9 @@ def make_engine(
             "zero.stage: found 0 with precision bf16, where DeepSpeed would accumulate gradients "
             "in bf16 and step without fp32 masters; set zero.stage to 1, or precision to fp32"
         )
+    if world == 1 and stage and not (bf16 or offload_optimizer or offload_parameters):
+        log.info("engine: one process in fp32 has nothing to share: stage 0 instead of %d", stage)
+        stage = 0
     optimizer = torch.optim.AdamW(
         parameter_groups(model, weight_decay), lr=0.0, betas=betas, eps=eps, fused=True
     )

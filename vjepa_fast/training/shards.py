@@ -110,9 +110,7 @@ def _one_partition(size: int, length: int, world: int) -> list[list[Range]]:
     return [[Range(start, min(length, size - start), 0)] for start in starts]
 
 
-def _partition_each(
-    sizes: Sequence[int], lengths: Sequence[int], world: int
-) -> list[list[Range]]:
+def _partition_each(sizes: Sequence[int], lengths: Sequence[int], world: int) -> list[list[Range]]:
     """Each parameter cut into one partition a rank, whose last ones are padded."""
     layout: list[list[Range]] = []
     for rank in range(world):
@@ -121,7 +119,10 @@ def _partition_each(
             start = min(size, rank * length)
             count = min(length, size - start)
             last = ranges[-1] if ranges else None
-            if last and (last.start + last.count, last.place + last.count) == (first + start, place):
+            if last and (last.start + last.count, last.place + last.count) == (
+                first + start,
+                place,
+            ):
                 ranges[-1] = Range(last.start, last.count + count, last.place)
             elif count:
                 ranges.append(Range(first + start, count, place))
