@@ -314,16 +314,25 @@ BAD = {
         "masks.truncate",
         "found null, expected 'batch', 'batch-random' or 'none'; write e.g. \"",
     ),
-    "stage 3": (
-        {"zero.stage": 3},
-        "zero.stage",
-        "found 3, expected 0, 1 or 2, since stage 3 is not supported yet; choose 2, which shards "
-        "all but the weights",
-    ),
     "stage 4": (
         {"zero.stage": 4},
         "zero.stage",
-        "found 4, expected a ZeRO stage of 0, 1 or 2; choose e.g. 1",
+        "found 4, expected a ZeRO stage of 0, 1, 2 or 3; choose e.g. 1",
+    ),
+    "offloaded weights that are not sharded": (
+        {"zero.stage": 2, "zero.offload_parameters": True},
+        "zero.offload_parameters",
+        "found true at zero.stage 2, expected it at stage 3 alone",
+    ),
+    "an offloaded optimiser without masters": (
+        {"zero.stage": 0, "zero.offload_optimizer": True, "precision": "fp32"},
+        "zero.offload_optimizer",
+        "found true at zero.stage 0, expected stage 1, 2 or 3",
+    ),
+    "compiled blocks whose weights come and go": (
+        {"zero.stage": 3, "compile": True},
+        "zero.stage",
+        "found 3 with compile, expected 0, 1 or 2",
     ),
     "unknown preset": (
         {"model.encoder": "vit_giant"},

@@ -4,17 +4,30 @@ import copy
 
 import pytest
 import torch
-from training_helpers import SCHEDULES, make_trainer, micro_batch, run_steps
+from deepspeed.runtime.zero import GatheredParameters
+from training_helpers import SCHEDULES, make_model, make_trainer, micro_batch, run_steps
 
 from vjepa_fast.errors import UserError
-from vjepa_fast.training.shards import clip_gradients, gradient_shards, master_shards
+from vjepa_fast.training.shards import (
+    GroupShard,
+    clip_gradients,
+    gradient_shards,
+    master_shards,
+)
 
+HOST = {"offload_optimizer": True}
+BOTH = {"offload_optimizer": True, "offload_parameters": True}
 ENGINES = [
-    pytest.param(0, False, "AdamW", id="stage0-fp32"),
-    pytest.param(1, False, "DeepSpeedZeroOptimizer", id="stage1-fp32"),
-    pytest.param(2, False, "DeepSpeedZeroOptimizer", id="stage2-fp32"),
-    pytest.param(1, True, "BF16_Optimizer", id="stage1-bf16"),
-    pytest.param(2, True, "DeepSpeedZeroOptimizer", id="stage2-bf16"),
+    pytest.param(0, False, {}, "AdamW", id="stage0-fp32"),
+    pytest.param(1, False, {}, "AdamW", id="stage1-fp32-alone"),
+    pytest.param(3, False, {}, "AdamW", id="stage3-fp32-alone"),
+    pytest.param(1, True, {}, "BF16_Optimizer", id="stage1-bf16"),
+    pytest.param(2, True, {}, "DeepSpeedZeroOptimizer", id="stage2-bf16"),
+    pytest.param(3, True, {}, "DeepSpeedZeroOptimizer_Stage3", id="stage3-bf16"),
+    pytest.param(1, False, HOST, "DeepSpeedZeroOptimizer", id="stage1-fp32-offload"),
+    pytest.param(2, True, HOST, "DeepSpeedZeroOptimizer", id="stage2-bf16-offload"),
+    pytest.param(3, False, BOTH, "DeepSpeedZeroOptimizer_Stage3", id="stage3-fp32-offload"),
+    pytest.param(3, True, BOTH, "DeepSpeedZeroOptimizer_Stage3", id="stage3-bf16-offload"),
 ]
 
 
@@ -22,26 +35,32 @@ def flat(tensors: list[torch.Tensor]) -> torch.Tensor:
     return torch.cat([t.detach().float().reshape(-1) for t in tensors])
 
 
-@pytest.mark.parametrize(("stage", "bf16", "kind"), ENGINES)
-def test_masters_are_the_models_weights(stage: int, bf16: bool, kind: str) -> None:
-    trainer = make_trainer(stage, bf16)
+def student(shard: GroupShard) -> torch.Tensor:
+    """Its parameters as the model uses them, whole."""
+    with GatheredParameters(list(shard.parameters)):  # does nothing below stage 3
+        return flat(list(shard.parameters))
+
+
+@pytest.mark.parametrize(("stage", "bf16", "offload", "kind"), ENGINES)
+def test_masters_are_the_models_weights(stage: int, bf16: bool, offload: dict, kind: str) -> None:
+    trainer = make_trainer(stage, bf16, **offload)
     assert type(trainer.optimizer).__name__ == kind
     for steps in (0, 2):
         run_steps(trainer, 0, steps)
         for shard in master_shards(trainer.optimizer):
             assert all(m.dtype == torch.float32 for m in shard.masters)
-            masters, weights = flat(shard.masters)[: shard.size], flat(shard.parameters)
+            masters, weights = shard.pick(shard.masters), student(shard)
             if bf16:
                 masters = masters.bfloat16().float()
             assert torch.equal(masters, weights)
     counted = sum(shard.size for shard in trainer.shards)
-    assert counted == sum(p.numel() for p in trainer.model.parameters())
+    assert counted == sum(p.numel() for p in make_model().parameters())
 
 
-@pytest.mark.parametrize(("stage", "bf16", "kind"), ENGINES)
-def test_gradients_and_clipping(stage: int, bf16: bool, kind: str) -> None:
-    trainer = make_trainer(stage, bf16)
-    plain = copy.deepcopy(trainer.model)
+@pytest.mark.parametrize(("stage", "bf16", "offload", "kind"), ENGINES)
+def test_gradients_and_clipping(stage: int, bf16: bool, offload: dict, kind: str) -> None:
+    trainer = make_trainer(stage, bf16, **offload)
+    plain = make_model().to(torch.bfloat16 if bf16 else torch.float32)
     video, masks = micro_batch(0)
     features = trainer.target_features(video)
     plain(video, masks, features).backward()
@@ -61,9 +80,11 @@ def test_gradients_and_clipping(stage: int, bf16: bool, kind: str) -> None:
         assert flat(clipped).norm().item() == pytest.approx(reached, rel=1e-4)
 
 
-@pytest.mark.parametrize(("stage", "bf16", "kind"), ENGINES)
-def test_teacher_is_the_fp32_average_of_the_masters(stage: int, bf16: bool, kind: str) -> None:
-    trainer = make_trainer(stage, bf16)
+@pytest.mark.parametrize(("stage", "bf16", "offload", "kind"), ENGINES)
+def test_teacher_is_the_fp32_average_of_the_masters(
+    stage: int, bf16: bool, offload: dict, kind: str
+) -> None:
+    trainer = make_trainer(stage, bf16, **offload)
     averages = [flat(s.masters).double() for s in trainer.teacher.shards]
     for step in range(6):
         trainer.step([micro_batch(step)])
@@ -77,9 +98,9 @@ def test_teacher_is_the_fp32_average_of_the_masters(stage: int, bf16: bool, kind
         torch.testing.assert_close(ours, average, rtol=0, atol=3e-7)
         network = [own[names[id(p)]] for p in shard.parameters]
         assert all(p.dtype == (torch.bfloat16 if bf16 else torch.float32) for p in network)
-        cast = flat(trainer.teacher.averages[shard.name])[: shard.size].to(network[0].dtype)
+        cast = shard.pick(trainer.teacher.averages[shard.name]).to(network[0].dtype)
         assert torch.equal(flat(network), cast.float())
-        assert not torch.equal(flat(network), flat(shard.parameters))
+        assert not torch.equal(flat(network), student(shard))
 
 
 def test_accumulation_equals_one_large_batch() -> None:

@@ -17,7 +17,16 @@ from training_helpers import make_trainer, micro_batch, run_steps
 from vjepa_fast.training.shards import MOMENTS, adam_moments, unwrap
 from vjepa_fast.training.trainer import Trainer
 
-ENGINES = [(0, False), (1, False), (2, False), (1, True), (2, True)]
+HOST = {"offload_optimizer": True}
+ENGINES = [
+    (0, False, {}),
+    (1, True, {}),
+    (2, True, {}),
+    (3, True, {}),
+    (1, False, HOST),
+    (2, True, HOST),
+    (3, False, HOST),
+]
 
 
 def state_of(trainer: Trainer) -> list[torch.Tensor]:
@@ -54,9 +63,9 @@ def bad_step(trainer: Trainer, kind: str, step: int) -> None:
 
 
 @pytest.mark.parametrize("kind", ["features", "gradient", "loss"])
-@pytest.mark.parametrize(("stage", "bf16"), ENGINES)
-def test_a_bad_step_changes_nothing(stage: int, bf16: bool, kind: str) -> None:
-    trainer, spared = make_trainer(stage, bf16), make_trainer(stage, bf16)
+@pytest.mark.parametrize(("stage", "bf16", "offload"), ENGINES)
+def test_a_bad_step_changes_nothing(stage: int, bf16: bool, offload: dict, kind: str) -> None:
+    trainer, spared = (make_trainer(stage, bf16, **offload) for _ in range(2))
     for other in (trainer, spared):
         run_steps(other, 0, 2)
     before = state_of(trainer)
@@ -97,7 +106,7 @@ from test_training_guard import bad_step, same, state_of
 from training_helpers import make_trainer, run_steps
 
 found = {}
-for stage, bf16 in [(0, False), (1, False), (2, False), (1, True)]:
+for stage, bf16 in [(0, False), (1, False), (2, False), (3, False), (1, True)]:
     trainer = make_trainer(stage, bf16)
     run_steps(trainer, 0, 1)
     before = state_of(trainer)
@@ -134,5 +143,5 @@ def test_one_rank_s_bad_loss_is_every_rank_s() -> None:
         printed, _ = process.communicate(timeout=240)
         assert process.returncode == 0
         found = json.loads(printed.rpartition("FOUND")[2].splitlines()[0])
-        assert len(found) == 4
+        assert len(found) == 5
         assert all(value == [True, True, 1, 0, ["loss"]] for value in found.values())

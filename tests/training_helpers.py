@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vjepa_fast.config import CheckpointConfig
 from vjepa_fast.masks import MaskSampler, MultiBlock
-from vjepa_fast.models.jepa import build_vjepa
+from vjepa_fast.models.jepa import VJEPA, build_vjepa
 from vjepa_fast.models.packing import PackedMasks, pack_masks
 from vjepa_fast.training.checkpoint import checkpoints
 from vjepa_fast.training.hosts import Hosts
@@ -31,17 +31,9 @@ SCHEDULES = Schedules(
 )
 
 
-def make_trainer(
-    stage: int = 1,
-    bf16: bool = False,
-    seed: int = 0,
-    accumulation: int = 1,
-    clip_grad: float | None = None,
-    encoder_width: int = 24,
-) -> Trainer:
-    """A trainer of a process group of one."""
-    init_process_group()
-    model = build_vjepa(
+def make_model(seed: int = 0, encoder_width: int = 24) -> VJEPA:
+    """The trainer's encoder and predictor, before any step."""
+    return build_vjepa(
         encoder={"width": encoder_width, "depth": 2, "heads": 2},
         predictor={"width": 12, "depth": 1, "heads": 2},
         grid=GRID,
@@ -50,6 +42,20 @@ def make_trainer(
         num_specs=2,
         seed=seed,
     )
+
+
+def make_trainer(
+    stage: int = 1,
+    bf16: bool = False,
+    seed: int = 0,
+    accumulation: int = 1,
+    clip_grad: float | None = None,
+    encoder_width: int = 24,
+    **offload: bool,
+) -> Trainer:
+    """A trainer of the launcher's process group, of one process without any."""
+    init_process_group()
+    model = make_model(seed, encoder_width)
     return Trainer(
         model,
         SCHEDULES,
@@ -60,6 +66,7 @@ def make_trainer(
         betas=(0.9, 0.999),
         eps=1e-8,
         clip_grad=clip_grad,
+        **offload,
     )
 
 

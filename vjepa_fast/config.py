@@ -176,7 +176,13 @@ class ZeroConfig(Section):
     """DeepSpeed's ZeRO."""
 
     stage: Stage = 1
-    """What the processes share out: 0 nothing, 1 the optimiser's state, 2 the gradients as well."""
+    """What the processes share out: 0 nothing, 1 the optimiser's state, 2 the gradients as well,
+    3 encoder's and predictor's weights too, gathered layer by layer as they are used. A single
+    process in fp32 has nothing to share and always steps as at stage 0, unless it offloads."""
+    offload_optimizer: bool = False
+    """Masters, moments and the teacher's average in the host's memory, where AdamW then runs."""
+    offload_parameters: bool = False
+    """At stage 3, the shards of the weights in the host's memory."""
 
 
 class LogConfig(Section):

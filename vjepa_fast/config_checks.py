@@ -35,6 +35,7 @@ def check_combinations(config: Config) -> None:
     _check_manifests(config)
     _check_recomputation(config)
     _check_teacher(config)
+    _check_zero(config)
 
 
 def _check_recomputation(config: Config) -> None:
@@ -42,6 +43,26 @@ def _check_recomputation(config: Config) -> None:
         raise UserError(
             "activation_checkpointing: found selective with compile, expected none or full: the "
             "compiler itself computes norms and GELU again; set it to none"
+        )
+
+
+def _check_zero(config: Config) -> None:
+    zero = config.zero
+    if zero.offload_parameters and zero.stage != 3:
+        raise UserError(
+            f"zero.offload_parameters: found true at zero.stage {zero.stage}, expected it at stage "
+            "3 alone, which shards the weights; set zero.stage to 3, or this to false"
+        )
+    if zero.offload_optimizer and not zero.stage:
+        raise UserError(
+            "zero.offload_optimizer: found true at zero.stage 0, expected stage 1, 2 or 3, which "
+            "keep masters apart from the weights; set zero.stage to 1, or this to false"
+        )
+    if config.compile and zero.stage == 3:
+        raise UserError(
+            "zero.stage: found 3 with compile, expected 0, 1 or 2: the weights that stage 3 gathers "
+            "as they are used break the compiled blocks apart; set zero.stage to 2 or compile to "
+            "false"
         )
 
 

@@ -38,13 +38,8 @@ def _ascending(value: tuple[float, float]) -> tuple[float, float]:
 
 
 def _stage(value: int) -> int:
-    if value == 3:
-        raise ValueError(
-            "found 3, expected 0, 1 or 2, since stage 3 is not supported yet; choose 2, which "
-            "shards all but the weights"
-        )
-    if value not in (0, 1, 2):
-        raise ValueError(f"found {value}, expected a ZeRO stage of 0, 1 or 2; choose e.g. 1")
+    if value not in (0, 1, 2, 3):
+        raise ValueError(f"found {value}, expected a ZeRO stage of 0, 1, 2 or 3; choose e.g. 1")
     return value
 
 

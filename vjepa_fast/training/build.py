@@ -79,6 +79,8 @@ def build_trainer(config: Config, world: int) -> Trainer:
         betas=optim.betas,
         eps=optim.eps,
         clip_grad=optim.clip_grad,
+        offload_optimizer=config.zero.offload_optimizer,
+        offload_parameters=config.zero.offload_parameters,
         frozen_teacher=frozen,
     )
     if config.compile:

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from vjepa_fast.errors import UserError
 from vjepa_fast.training.shard_file import shard_damage
-from vjepa_fast.training.shards import MOMENTS, restore_adam, restore_masters
+from vjepa_fast.training.shards import MOMENTS, restore_adam
 from vjepa_fast.training.trainer import Trainer
 
 FORMAT = 3
@@ -206,7 +206,7 @@ def restore(trainer: Trainer, checkpoint: Checkpoint) -> None:
     names = {id(p): name for name, p in trainer.model.named_parameters()}
     saved = checkpoint.state["groups"]
     for shard in trainer.shards:
-        own = [[names[id(p)], list(p.shape)] for p in shard.parameters]
+        own = [[names[id(p)], s] for p, s in zip(shard.parameters, shard.shapes, strict=True)]
         if saved.get(shard.name) != own:
             raise UserError(
                 f"{checkpoint.folder}: found {_difference(saved.get(shard.name, []), own)} of this "
@@ -217,15 +217,12 @@ def restore(trainer: Trainer, checkpoint: Checkpoint) -> None:
     for shard in trainer.shards:
 
         def read(kind: str, shard=shard) -> Tensor:
-            return checkpoint.read(f"{shard.name}/{kind}", shard.start, shard.length)
+            key = f"{shard.name}/{kind}"
+            return torch.cat([checkpoint.read(key, r.start, r.count) for r in shard.ranges])
 
-        restore_masters(trainer.optimizer, shard, read("master"))
+        shard.place(read("master"), shard.masters)
         restore_adam(trainer.optimizer, shard, {m: read(m) for m in MOMENTS}, step)
         averages = trainer.teacher.averages.get(shard.name)
         if averages is not None:
-            flat, offset = read("teacher"), 0
-            for average in averages:
-                piece = flat[offset : offset + average.numel()]
-                average.view(-1)[: piece.numel()].copy_(piece)
-                offset += piece.numel()
+            shard.place(read("teacher"), averages)
     trainer.after_restore(step)

@@ -36,7 +36,14 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
 
 
 def deepspeed_config(
-    *, micro_batch: int, accumulation: int, world: int, stage: int, bf16: bool
+    *,
+    micro_batch: int,
+    accumulation: int,
+    world: int,
+    stage: int,
+    bf16: bool,
+    offload_optimizer: bool = False,
+    offload_parameters: bool = False,
 ) -> dict:
     """DeepSpeed's dict. Everything in it is derived; nothing of it is written by the user.
 
@@ -63,10 +70,20 @@ def deepspeed_config(
             "overlap_comm": False,
             "contiguous_gradients": False,
         }
-        if stage == 2 or (stage == 1 and not bf16):
+        zero = ds["zero_optimization"]
+        host = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+        if offload_optimizer:
+            zero["offload_optimizer"] = host
+        if offload_parameters:
+            zero["offload_param"] = host
+        if stage == 3:
+            zero["sub_group_size"] = 2**62  # one flat partition for each parameter group
+            # Biases and norms stay whole: to gather them takes longer than to keep them.
+            zero["stage3_param_persistence_threshold"] = 10_000
+        if (stage == 2 or (stage == 1 and not bf16)) and not offload_optimizer:
             # Its norm would wait for the device every step, and we take our own. Stage 1 in bf16
             # is BF16_Optimizer, see guard.py.
-            ds["zero_optimization"]["compute_grad_norm"] = False
+            zero["compute_grad_norm"] = False
     return ds
 
 
@@ -81,8 +98,13 @@ def make_engine(
     betas: tuple[float, float],
     eps: float,
     weight_decay: float,
+    offload_optimizer: bool = False,
+    offload_parameters: bool = False,
 ) -> DeepSpeedEngine:
     """Wrap the model (encoder + predictor) and AdamW in one DeepSpeed engine.
+
+    One process in fp32 steps as at stage 0 whatever the stage, unless it offloads: the weights are
+    the masters, and ZeRO would only copy them to and fro.
 
     Raises:
         UserError: stage 0 with bf16, which DeepSpeed can only accumulate in bf16.
@@ -92,11 +114,20 @@ def make_engine(
             "zero.stage: found 0 with precision bf16, where DeepSpeed would accumulate gradients "
             "in bf16 and step without fp32 masters; set zero.stage to 1, or precision to fp32"
         )
+    if world == 1 and stage and not (bf16 or offload_optimizer or offload_parameters):
+        log.info("engine: one process in fp32 has nothing to share: stage 0 instead of %d", stage)
+        stage = 0
     optimizer = torch.optim.AdamW(
         parameter_groups(model, weight_decay), lr=0.0, betas=betas, eps=eps, fused=True
     )
     ds = deepspeed_config(
-        micro_batch=micro_batch, accumulation=accumulation, world=world, stage=stage, bf16=bf16
+        micro_batch=micro_batch,
+        accumulation=accumulation,
+        world=world,
+        stage=stage,
+        bf16=bf16,
+        offload_optimizer=offload_optimizer,
+        offload_parameters=offload_parameters,
     )
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=ds)
     log.info(

@@ -9,13 +9,15 @@ ones.)
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.distributed as dist
 from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
+from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
 from torch import Tensor
 
-from vjepa_fast.training.shards import unwrap
+from vjepa_fast.training.shards import master_shards, unwrap
 
 
 @dataclass(frozen=True)
@@ -49,14 +51,17 @@ class Guard:
 
     def __init__(self, optimizer: object, device: torch.device) -> None:
         self.bad = torch.zeros((), device=device)
-        unwrap(optimizer).found_inf = self.bad  # what GradScaler sets, too
+        masters_on = master_shards(optimizer)[0].masters[0].device
+        self._found_inf = self.bad.to(masters_on)  # `bad` itself unless they are offloaded
+        unwrap(optimizer).found_inf = self._found_inf  # what GradScaler sets, too
         self._counts = torch.tensor([0, 0, -1], device=device)  # total, in a row, last
         self._flags: Tensor | None = None
         self._names: tuple[str, ...] = ()
 
     @torch.no_grad()
     def look(self, step: int, loss: Tensor, norms: dict[str, Tensor]) -> None:
-        """Judge a step before it is taken. Collective; nothing waits for the device.
+        """Judge a step before it is taken. Collective; nothing waits for the device, unless the
+        optimiser is offloaded.
 
         Args:
             step: its number.
@@ -70,6 +75,8 @@ class Guard:
             self._names = ("loss", *(f"grad_norm_{part}" for part in norms))
             self._flags = torch.zeros_like(flags)
         self.bad.copy_(flags.amax())
+        if self._found_inf is not self.bad:
+            self._found_inf.copy_(self.bad)  # host sync
         bad = self.bad != 0
         total, in_a_row, last = self._counts.unbind()
         new = torch.stack([total + 1, in_a_row + 1, torch.full_like(last, step)])
@@ -86,21 +93,36 @@ class Guard:
 
 
 def step_without_waiting(optimizer: object) -> None:
-    """Have a BF16_Optimizer step without a norm of its own, for which it waits at each step; the
-    others are told by their config (`engine.deepspeed_config`)."""
-    if not isinstance(optimizer, BF16_Optimizer):
-        return
+    """Have a BF16_Optimizer or a stage-3 optimiser step without a norm of its own, for which it
+    waits at each step; the others are told by their config (`engine.deepspeed_config`)."""
+    if isinstance(optimizer, BF16_Optimizer):
+        optimizer.step = partial(_step_bf16, optimizer)
+    elif isinstance(optimizer, DeepSpeedZeroOptimizer_Stage3):
+        optimizer.step = partial(_step_stage_3, optimizer)
 
-    def step(closure: None = None) -> None:
-        optimizer.overflow = False
-        for master, gradient in zip(
-            optimizer.fp32_groups_flat_partition,
-            optimizer.fp32_groups_gradient_flat_partition,
-            strict=True,
-        ):
-            master.grad = gradient  # fp32, as `engine.deepspeed_config` has it
-        optimizer.optimizer.step()
-        optimizer.update_lp_params()
-        optimizer.clear_hp_grads()
 
-    optimizer.step = step
+def _step_bf16(optimizer: BF16_Optimizer) -> None:
+    optimizer.overflow = False
+    for master, gradient in zip(
+        optimizer.fp32_groups_flat_partition,
+        optimizer.fp32_groups_gradient_flat_partition,
+        strict=True,
+    ):
+        master.grad = gradient  # fp32, as `engine.deepspeed_config` has it
+    optimizer.optimizer.step()
+    optimizer.update_lp_params()
+    optimizer.clear_hp_grads()
+
+
+def _step_stage_3(optimizer: DeepSpeedZeroOptimizer_Stage3) -> None:
+    optimizer._pre_step()
+    optimizer._partition_all_parameters()
+    optimizer.overflow = False
+    if not optimizer.offload_optimizer:
+        optimizer.zero_grad()
+    for group in range(len(optimizer.fp16_groups)):
+        optimizer._prepare_sub_group(group, set())
+        optimizer._optimizer_step(group)
+        optimizer._reassign_or_swap_out_partitioned_parameters(group)
+        optimizer._release_sub_group(group, set())
+    optimizer._post_step(set())

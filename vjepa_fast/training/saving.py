@@ -16,7 +16,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from vjepa_fast.config import CheckpointConfig
@@ -32,11 +31,6 @@ log = logging.getLogger("vjepa_fast")
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
-def _host_copy(tensors: list[Tensor], length: int) -> Tensor:
-    """A flat copy on the host, which no later step changes."""
-    return torch.cat([t.detach().reshape(-1) for t in tensors])[:length].cpu().contiguous()
-
-
 def snapshot(trainer: Trainer, rank: int) -> tuple[dict[str, Tensor], dict[str, list]]:
     """Copies of this rank's shard on the host, and which ranges [start, count] of each group's
     flat vector they are, end to end. Waits for the device."""
@@ -44,14 +38,14 @@ def snapshot(trainer: Trainer, rank: int) -> tuple[dict[str, Tensor], dict[str, 
     for shard in trainer.shards:
         if not shard.sharded and rank:
             continue  # rank 0 holds the whole
-        ranges[shard.name] = [[shard.start, shard.length]]
-        tensors[f"{shard.name}/master"] = _host_copy(shard.masters, shard.length)
+        ranges[shard.name] = [[r.start, r.count] for r in shard.ranges]
+        tensors[f"{shard.name}/master"] = shard.pick(shard.masters).cpu()
         for moment in MOMENTS:
             values = adam_moments(trainer.optimizer, shard, moment)
-            tensors[f"{shard.name}/{moment}"] = _host_copy(values, shard.length)
+            tensors[f"{shard.name}/{moment}"] = shard.pick(values).cpu()
         if shard.name in trainer.teacher.averages:
             average = trainer.teacher.averages[shard.name]
-            tensors[f"{shard.name}/teacher"] = _host_copy(average, shard.length)
+            tensors[f"{shard.name}/teacher"] = shard.pick(average).cpu()
     return tensors, ranges
 
 
@@ -106,7 +100,10 @@ class Saver:
         tensors, ranges = snapshot(trainer, rank)
         names = {id(p): name for name, p in trainer.model.named_parameters()}
         groups = {
-            shard.name: [[names[id(p)], list(p.shape)] for p in shard.parameters]
+            shard.name: [
+                [names[id(p)], shape]
+                for p, shape in zip(shard.parameters, shard.shapes, strict=True)
+            ]
             for shard in trainer.shards
         }
         file = self._hidden(step) / shard_name(rank)

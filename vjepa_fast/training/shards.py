@@ -1,11 +1,15 @@
 """This rank's fp32 master weights, reduced gradients and Adam moments, whatever optimiser class
 DeepSpeed made: each keeps them under names of its own.
 
-| stage | weights | class                    | masters                                          |
-|-------|---------|--------------------------|--------------------------------------------------|
-| 0     | fp32    | the torch optimiser      | the parameters themselves, whole on every rank   |
-| 1, 2  | any     | DeepSpeedZeroOptimizer   | one flat partition of each parameter group       |
-| 1     | bf16    | BF16_Optimizer           | the same                                         |
+| stage | weights | class                         | masters                                     |
+|-------|---------|-------------------------------|---------------------------------------------|
+| 0     | fp32    | the torch optimiser           | the parameters, whole on every rank         |
+| 1, 2  | any     | DeepSpeedZeroOptimizer        | one flat partition of each parameter group  |
+| 1     | bf16    | BF16_Optimizer                | the same                                    |
+| 3     | any     | DeepSpeedZeroOptimizer_Stage3 | partitions of each parameter, laid end to   |
+|       |         |                               | end for each group                          |
+
+Offloaded, they are the same tensors in the host's memory.
 """
 
 from __future__ import annotations
@@ -16,10 +20,26 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
+from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
 from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 from torch import Tensor
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+@dataclass(frozen=True)
+class Range:
+    """Elements of a group's flat vector, and where they lie in a share.
+
+    Attributes:
+        start: the first one's place in the flat vector.
+        count: how many.
+        place: the first one's place in the share's masters, laid end to end.
+    """
+
+    start: int
+    count: int
+    place: int
 
 
 @dataclass(frozen=True)
@@ -28,24 +48,87 @@ class GroupShard:
 
     Attributes:
         name: of the group, e.g. "encoder.decay".
-        parameters: model parameters in flat order.
-        masters: fp32 tensors that the optimiser steps, laid end to end; the last may be padded.
-        start: where masters[0] begins in the group's flat vector.
+        parameters: model parameters in flat order. At stage 3 they are empty outside a forward.
+        masters: fp32 tensors that the optimiser steps, laid end to end, with padding.
+        layout: for each rank that holds a share, the ranges in it. One where all hold the whole.
+        rank: whose of these shares this is.
         size: elements of the flat vector without padding.
-        sharded: whether other ranks hold other shares (else all hold the same).
     """
 
     name: str
     parameters: Sequence[Tensor]
     masters: Sequence[Tensor]
-    start: int
+    layout: Sequence[Sequence[Range]]
+    rank: int
     size: int
-    sharded: bool
 
     @property
-    def length(self) -> int:
-        """Elements of this share without padding."""
-        return max(0, min(sum(m.numel() for m in self.masters), self.size - self.start))
+    def shapes(self) -> list[list[int]]:
+        """The parameters' shapes, whole."""
+        return [list(getattr(p, "ds_shape", p.shape)) for p in self.parameters]
+
+    @property
+    def sharded(self) -> bool:
+        """Whether other ranks hold other shares (else all hold the same)."""
+        return len(self.layout) > 1
+
+    @property
+    def ranges(self) -> Sequence[Range]:
+        """What is in this share."""
+        return self.layout[self.rank]
+
+    @property
+    def in_order(self) -> bool:
+        """Whether the shares of all ranks, end to end, are the flat vector (padding at its end)."""
+        return all(len(ranges) == 1 for ranges in self.layout)
+
+    def pick(self, tensors: Sequence[Tensor]) -> Tensor:
+        """The ranges' elements, end to end, of tensors that lie as the masters do: a copy."""
+        flats = [t.detach().reshape(-1) for t in tensors]
+        flat = flats[0] if len(flats) == 1 else torch.cat(flats)
+        return torch.cat([flat[r.place : r.place + r.count] for r in self.ranges])
+
+    @torch.no_grad()
+    def place(self, values: Tensor, tensors: Sequence[Tensor]) -> None:
+        """The inverse of `pick`: write the ranges' elements into tensors that lie as the masters.
+
+        Padding becomes zero.
+        """
+        flat = values.new_zeros(sum(t.numel() for t in tensors))
+        offset = 0
+        for r in self.ranges:
+            flat[r.place : r.place + r.count] = values[offset : offset + r.count]
+            offset += r.count
+        pieces = flat.split([t.numel() for t in tensors])
+        for tensor, piece in zip(tensors, pieces, strict=True):
+            tensor.view(-1).copy_(piece)
+
+
+def _one_partition(size: int, length: int, world: int) -> list[list[Range]]:
+    """The flat vector cut into one partition a rank, the last ones padded."""
+    starts = [min(size, rank * length) for rank in range(world)]
+    return [[Range(start, min(length, size - start), 0)] for start in starts]
+
+
+def _partition_each(sizes: Sequence[int], lengths: Sequence[int], world: int) -> list[list[Range]]:
+    """Each parameter cut into one partition a rank, whose last ones are padded."""
+    layout: list[list[Range]] = []
+    for rank in range(world):
+        ranges, first, place = [], 0, 0
+        for size, length in zip(sizes, lengths, strict=True):
+            start = min(size, rank * length)
+            count = min(length, size - start)
+            last = ranges[-1] if ranges else None
+            if last and (last.start + last.count, last.place + last.count) == (
+                first + start,
+                place,
+            ):
+                ranges[-1] = Range(last.start, last.count + count, last.place)
+            elif count:
+                ranges.append(Range(first + start, count, place))
+            first, place = first + size, place + length
+        layout.append(ranges)
+    return layout
 
 
 def unwrap(optimizer: object) -> torch.optim.Optimizer:
@@ -59,11 +142,20 @@ def _flat_groups(optimizer: object) -> tuple[list[Sequence[Tensor]], list[Tensor
         return optimizer.round_robin_bit16_groups, optimizer.single_partition_of_fp32_groups
     if isinstance(optimizer, BF16_Optimizer):
         return optimizer.bf16_groups, optimizer.fp32_groups_flat_partition
+    if isinstance(optimizer, DeepSpeedZeroOptimizer_Stage3):
+        return optimizer.fp16_groups, optimizer.fp32_partitioned_groups_flat
     raise TypeError(
         f"optimizer: found {type(optimizer).__name__}, expected the torch optimiser (stage 0, "
-        "fp32), DeepSpeedZeroOptimizer or BF16_Optimizer; teach training/shards.py where this one "
-        "keeps its fp32 masters"
+        "fp32), DeepSpeedZeroOptimizer, DeepSpeedZeroOptimizer_Stage3 or BF16_Optimizer; teach "
+        "training/shards.py where this one keeps its fp32 masters"
     )
+
+
+def _offloaded(optimizer: object) -> bool:
+    """Whether a ZeRO optimiser keeps masters and gradients in the host's memory."""
+    if isinstance(optimizer, DeepSpeedZeroOptimizer_Stage3):
+        return optimizer.offload_optimizer
+    return isinstance(optimizer, DeepSpeedZeroOptimizer) and optimizer.cpu_offload
 
 
 def master_shards(optimizer: object) -> list[GroupShard]:
@@ -74,48 +166,46 @@ def master_shards(optimizer: object) -> list[GroupShard]:
     """
     groups = unwrap(optimizer).param_groups
     if isinstance(optimizer, torch.optim.Optimizer):
-        return [
-            GroupShard(
-                name=group["name"],
-                parameters=group["params"],
-                masters=group["params"],
-                start=0,
-                size=sum(p.numel() for p in group["params"]),
-                sharded=False,
+        shards = []
+        for group in groups:
+            size = sum(p.numel() for p in group["params"])
+            whole = [[Range(0, size, 0)]]
+            shards.append(
+                GroupShard(group["name"], group["params"], group["params"], whole, 0, size)
             )
-            for group in groups
-        ]
+        return shards
     rank, world = dist.get_rank(), dist.get_world_size()
     shards = []
     for group, parameters, partition in zip(groups, *_flat_groups(optimizer), strict=True):
-        size = sum(p.numel() for p in parameters)
-        if not size <= partition.numel() * world:
-            raise RuntimeError(f"{group['name']}: partitions hold less than its {size} elements")
-        shards.append(
-            GroupShard(
-                name=group["name"],
-                parameters=parameters,
-                masters=[partition],
-                start=rank * partition.numel(),
-                size=size,
-                sharded=world > 1,
-            )
-        )
+        if isinstance(optimizer, DeepSpeedZeroOptimizer_Stage3):
+            sizes = [p.ds_numel for p in parameters]
+            lengths = [p.partition_numel() for p in parameters]
+            layout, room = _partition_each(sizes, lengths, world), sum(lengths)
+        else:
+            sizes = [p.numel() for p in parameters]
+            layout = _one_partition(sum(sizes), partition.numel(), world)
+            room = partition.numel()
+        size = sum(sizes)
+        if room != partition.numel() or sum(r.count for ranges in layout for r in ranges) != size:
+            raise RuntimeError(f"{group['name']}: partitions do not hold its {size} elements")
+        shards.append(GroupShard(group["name"], parameters, [partition], layout, rank, size))
     return shards
 
 
 def gradient_shards(optimizer: object) -> list[list[Tensor]]:
     """This rank's reduced gradients by parameter group, after the last backward of a step.
 
-    Writing to them changes what the optimiser will use. ZeRO's lists may hold pieces of parameters.
+    Writing to them changes what the optimiser will use. Laid end to end they lie as the masters do,
+    less padding at stages 1 and 2; padding is zero. ZeRO's lists may hold pieces of parameters.
     """
     if isinstance(optimizer, torch.optim.Optimizer):
         return [[p.grad for p in group["params"]] for group in optimizer.param_groups]
-    if isinstance(optimizer, DeepSpeedZeroOptimizer):
-        return [list(optimizer.averaged_gradients[i]) for i in range(len(optimizer.bit16_groups))]
     if isinstance(optimizer, BF16_Optimizer):
         return [[flat] for flat in optimizer.fp32_groups_gradient_flat_partition]
-    raise TypeError(f"optimizer: found {type(optimizer).__name__}, see master_shards")
+    parameters, partitions = _flat_groups(optimizer)
+    if _offloaded(optimizer):
+        return [[partition.grad] for partition in partitions]
+    return [list(optimizer.averaged_gradients[i]) for i in range(len(parameters))]
 
 
 @torch.no_grad()
@@ -158,29 +248,23 @@ def adam_moments(optimizer: object, shard: GroupShard, moment: str) -> list[Tens
 def restore_adam(
     optimizer: object, shard: GroupShard, moments: dict[str, Tensor], steps: int
 ) -> None:
-    """Set Adam's moments from flat fp32 vectors that lie along the shard, after `steps` steps."""
-    state, offset = unwrap(optimizer).state, 0
+    """Set Adam's moments from fp32 vectors of the shard's ranges, after `steps` steps."""
+    state = unwrap(optimizer).state
     for master in shard.masters:
-        own = {"step": torch.tensor(float(steps), device=master.device)}
-        for name in MOMENTS:
-            own[name] = torch.zeros_like(master)
-            piece = moments[name][offset : offset + master.numel()]
-            own[name].view(-1)[: piece.numel()].copy_(piece)
-        state[master] = own
-        offset += master.numel()
-
-
-@torch.no_grad()
-def restore_masters(optimizer: object, shard: GroupShard, values: Tensor) -> None:
-    """Set the masters from a flat fp32 vector that lies along the shard."""
-    offset = 0
-    for master in shard.masters:
-        piece = values[offset : offset + master.numel()]
-        master.view(-1)[: piece.numel()].copy_(piece)
-        offset += master.numel()
+        state[master] = {"step": torch.tensor(float(steps), device=master.device)}
+        state[master] |= {name: torch.zeros_like(master) for name in MOMENTS}
+    for name in MOMENTS:
+        shard.place(moments[name], adam_moments(optimizer, shard, name))
 
 
 def publish_masters(optimizer: object) -> None:
     """Cast the masters into the model's parameters on every rank (after a restore)."""
-    if not isinstance(optimizer, torch.optim.Optimizer):
+    if isinstance(optimizer, DeepSpeedZeroOptimizer_Stage3):
+        optimizer._partition_all_parameters()
+        for number in range(len(optimizer.fp16_groups)):
+            optimizer._reassign_or_swap_out_partitioned_parameters(number)
+        kept_whole = optimizer.persistent_parameters
+        if kept_whole:
+            kept_whole[0].all_gather(kept_whole)
+    elif not isinstance(optimizer, torch.optim.Optimizer):
         optimizer.update_lp_params()

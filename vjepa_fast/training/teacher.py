@@ -11,23 +11,25 @@ from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 
 from vjepa_fast.kernels import ema_update_
 from vjepa_fast.models.encoder import VisionTransformer
-from vjepa_fast.models.jepa import VJEPA
 from vjepa_fast.training.shards import GroupShard
 
 
 class Teacher:
     """Target encoder (paper, section 3.1), outside the engine.
 
-    Each rank averages its shard of the masters in fp32, casts it into the target encoder's dtype
-    and gathers the whole, flat, into one buffer per parameter group; the target encoder's
-    parameters are views of those buffers.
+    Each rank averages its shard of the masters in fp32, where they are, casts it into the target
+    encoder's dtype and gathers the whole, flat, into one buffer per parameter group; the target
+    encoder's parameters are views of those buffers. At stage 3, where a share is a piece of every
+    parameter, what was gathered is put in order by one more copy.
 
     Costs, for P parameters of the encoder over `world` ranks: 4 P / world bytes for the average,
-    2 P (bf16) or 4 P for the network that runs, and 2 P / world for the cast shard; each step an
-    all-gather of 2 P (4 P) bytes where the masters are sharded, else nothing.
+    2 P (bf16) or 4 P for the network that runs (twice that at stage 3), and 2 P / world for the
+    cast shard; each step an all-gather of 2 P (4 P) bytes where the masters are sharded, else
+    nothing.
 
     Args:
-        model: encoder and predictor, inside their engine.
+        encoder: the network to run, with its initial weights, on its device.
+        names: of the student's encoder's parameters, by their id.
         shards: this rank's masters.
         frozen: weights, by parameter name, of a target encoder that stays as it is: there is then
             no average, and nothing is sent.
@@ -39,46 +41,45 @@ class Teacher:
 
     def __init__(
         self,
-        model: VJEPA,
+        encoder: VisionTransformer,
+        names: Mapping[int, str],
         shards: list[GroupShard],
         frozen: Mapping[str, Tensor] | None = None,
     ) -> None:
-        self.encoder: VisionTransformer = model.make_target_encoder()
+        self.encoder = encoder
         self.shards = [s for s in shards if s.name.startswith("encoder.")] if frozen is None else []
         self.averages: dict[str, list[Tensor]] = {}
-        own = dict(self.encoder.named_parameters())
+        own = dict(encoder.named_parameters())
         if frozen is not None:
             for name, parameter in own.items():
                 parameter.data.copy_(frozen[name])
-        names = {id(p): name for name, p in model.encoder.named_parameters()}
-        self._flat: dict[str, Tensor] = {}
         self._casts: dict[str, list[Tensor]] = {}  # beside the averages
+        self._copies: dict[str, _Copy] = {}
         for shard in self.shards:
             averages = [m.detach().clone() for m in shard.masters]
-            copies = [own[names[id(p)]] for p in shard.parameters]
-            flat = _flatten_dense_tensors(copies)
-            whole = sum(a.numel() for a in averages)
-            if shard.sharded:
-                whole *= dist.get_world_size()
+            parameters = [own[names[id(p)]] for p in shard.parameters]
+            flat = _flatten_dense_tensors(parameters)
+            whole = sum(a.numel() for a in averages) * len(shard.layout)
             padded = flat.new_zeros(whole)  # as the masters are
             padded[: flat.numel()] = flat
-            views = _unflatten_dense_tensors(padded[: shard.size], copies)
-            for copy, view in zip(copies, views, strict=True):
-                copy.data = view
-            self.averages[shard.name], self._flat[shard.name] = averages, padded
-            if shard.sharded:
-                self._casts[shard.name] = [a.to(flat.dtype, copy=True) for a in averages]
+            views = _unflatten_dense_tensors(padded[: shard.size], parameters)
+            for parameter, view in zip(parameters, views, strict=True):
+                parameter.data = view
+            if shard.sharded or averages[0].device != flat.device:
+                casts = [a.to(flat.dtype, copy=True) for a in averages]
+                self._copies[shard.name] = _Copy(shard, casts, padded)
             else:
                 pieces = padded.split([a.numel() for a in averages])
                 casts = [p.view(a.shape) for p, a in zip(pieces, averages, strict=True)]
-                self._casts[shard.name] = casts
+            self.averages[shard.name], self._casts[shard.name] = averages, casts
 
     @torch.no_grad()
     def update(self, momentum: float, skip: Tensor | None = None) -> None:
         """Average the masters in, after an optimiser step; `skip`: see `ema_update_`."""
         for shard in self.shards:
-            name = shard.name
-            ema_update_(self.averages[name], shard.masters, momentum, self._casts[name], skip)
+            averages, casts = self.averages[shard.name], self._casts[shard.name]
+            here = skip if skip is None else skip.to(averages[0].device)  # waits if offloaded
+            ema_update_(averages, shard.masters, momentum, casts, here)
         self._gather()
 
     @torch.no_grad()
@@ -89,6 +90,36 @@ class Teacher:
         self._gather()
 
     def _gather(self) -> None:
-        for shard in self.shards:
-            if shard.sharded:
-                dist.all_gather_into_tensor(self._flat[shard.name], self._casts[shard.name][0])
+        for copy in self._copies.values():
+            copy.gather()
+
+
+class _Copy:
+    """From the ranks' cast shards to a group's flat vector of the target encoder.
+
+    Args:
+        shard: of this rank.
+        casts: its one tensor, where the masters are.
+        flat: the target encoder's flat vector with room for the padding, on its device.
+    """
+
+    def __init__(self, shard: GroupShard, casts: list[Tensor], flat: Tensor) -> None:
+        self._cast, self._flat, self._sharded = casts[0], flat, shard.sharded
+        self._gathered = flat if shard.in_order else torch.empty_like(flat)
+        self._to: list[Tensor] = []
+        self._from: list[Tensor] = []
+        for rank, ranges in enumerate(() if shard.in_order else shard.layout):
+            for r in ranges:
+                place = rank * self._cast.numel() + r.place
+                self._to.append(flat[r.start : r.start + r.count])
+                self._from.append(self._gathered[place : place + r.count])
+
+    def gather(self) -> None:
+        """Collective where the masters are sharded."""
+        if self._sharded:
+            mine = self._cast.to(self._flat.device)
+            dist.all_gather_into_tensor(self._gathered, mine)
+        else:
+            self._gathered.copy_(self._cast)
+        if self._to:
+            torch._foreach_copy_(self._to, self._from)

@@ -49,10 +49,11 @@ class Trainer:
         model: encoder and predictor, with their initial weights.
         schedules: learning rate, weight decay and momentum by step.
         micro_batch, accumulation: clips of a micro-batch; micro-batches of a step on each rank.
-        stage: ZeRO stage, 0 to 2.
+        stage: ZeRO stage, 0 to 3.
         bf16: weights and activations in bf16 (masters, averages and losses stay fp32).
         betas, eps: AdamW's.
         clip_grad: largest norm of the encoder's and of the predictor's gradient, None for none.
+        offload_optimizer, offload_parameters: see `ZeroConfig`.
         frozen_teacher: weights, by name, of a target encoder that is not averaged but stays.
     """
 
@@ -68,6 +69,8 @@ class Trainer:
         betas: tuple[float, float],
         eps: float,
         clip_grad: float | None,
+        offload_optimizer: bool = False,
+        offload_parameters: bool = False,
         frozen_teacher: Mapping[str, Tensor] | None = None,
     ) -> None:
         self.model = model
@@ -75,6 +78,8 @@ class Trainer:
         self.micro_batch, self.accumulation = micro_batch, accumulation
         self.clip_grad = clip_grad
         self.step_number = 0
+        target = model.make_target_encoder()  # before the engine hooks and shards the student
+        names = {id(p): name for name, p in model.encoder.named_parameters()}
         self.engine = make_engine(
             model,
             micro_batch=micro_batch,
@@ -85,10 +90,13 @@ class Trainer:
             betas=betas,
             eps=eps,
             weight_decay=schedules.weight_decay,
+            offload_optimizer=offload_optimizer,
+            offload_parameters=offload_parameters,
         )
         self.device = torch.device(self.engine.device)
         self.shards = master_shards(self.engine.optimizer)
-        self.teacher = Teacher(model, self.shards, frozen_teacher)
+        target.to(self.device, torch.bfloat16 if bf16 else torch.float32)
+        self.teacher = Teacher(target, names, self.shards, frozen_teacher)
         self.guard = Guard(self.optimizer, self.device)
         step_without_waiting(self.optimizer)
         self.laps = Laps(self.device)
