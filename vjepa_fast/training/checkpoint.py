@@ -218,7 +218,8 @@ def restore(trainer: Trainer, checkpoint: Checkpoint) -> None:
 
         def read(kind: str, shard=shard) -> Tensor:
             key = f"{shard.name}/{kind}"
-            return torch.cat([checkpoint.read(key, r.start, r.count) for r in shard.ranges])
+            pieces = [checkpoint.read(key, r.start, r.count) for r in shard.ranges]
+            return torch.cat(pieces) if pieces else torch.empty(0)
 
         shard.place(read("master"), shard.masters)
         restore_adam(trainer.optimizer, shard, {m: read(m) for m in MOMENTS}, step)

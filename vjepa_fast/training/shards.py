@@ -86,7 +86,7 @@ class GroupShard:
         """The ranges' elements, end to end, of tensors that lie as the masters do: a copy."""
         flats = [t.detach().reshape(-1) for t in tensors]
         flat = flats[0] if len(flats) == 1 else torch.cat(flats)
-        return torch.cat([flat[r.place : r.place + r.count] for r in self.ranges])
+        return torch.cat([flat[:0], *(flat[r.place : r.place + r.count] for r in self.ranges)])
 
     @torch.no_grad()
     def place(self, values: Tensor, tensors: Sequence[Tensor]) -> None:
