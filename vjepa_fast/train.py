@@ -17,6 +17,7 @@ if __name__ == "__main__":
 import argparse
 import logging
 import os
+import warnings
 from collections.abc import Sequence
 
 from vjepa_fast.errors import exit_status
@@ -32,6 +33,8 @@ def set_up_logging() -> None:
     logger.handlers = [handler]
     logger.propagate = False
     logger.setLevel(logging.WARNING if others else logging.INFO)
+    # The newest torch has new names; DeepSpeed, and torch before it, have the old ones.
+    warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
