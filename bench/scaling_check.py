@@ -32,7 +32,7 @@ from vjepa_fast.training.launch import init_process_group
 from vjepa_fast.training.trainer import Trainer
 
 PROCESSES = (1, 2, 4)
-STAGES = (0, 1, 2)
+STAGES = (0, 1, 2, 3)
 STEPS = 12
 TOLERANCE = 1.5  # the largest ratio of predicted and measured, either way, that passes
 SENT = (1 << 16, 1 << 23)  # bytes of the all-gathers that tell latency and rate apart
