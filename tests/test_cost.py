@@ -168,7 +168,8 @@ def test_operations_grow_with_the_square_of_the_length_only_in_attention() -> No
         ("bf16", 1, True, (20, 40, 60, 12 + 12)),
         ("bf16", 2, True, (20, 20, 60, 12 + 12)),
         ("bf16", 2, False, (20, 10, 60, 12 + 12)),
-        ("fp32", 0, True, (40, 40, 80, 24)),
+        ("bf16", 3, True, (10, 20, 60, 24 + 12)),
+        ("fp32", 0, True, (40, 40, 80, 24 + 24)),
         ("fp32", 1, True, (40, 40, 60, 24 + 12)),
     ],
 )
@@ -185,6 +186,14 @@ def test_memory_by_hand(precision, stage, accumulates, expected) -> None:
     found = (memory.weights, memory.gradients, memory.optimizer, memory.teacher)
     assert found == expected
     assert memory.total == sum(expected) + 1000
+
+
+def test_one_process_in_fp32_has_nothing_to_cut() -> None:
+    sizes = {"encoder_parameters": 6, "predictor_parameters": 4, "accumulates": True}
+    alone = [
+        state_memory(**sizes, precision="fp32", stage=stage, world_size=1) for stage in range(4)
+    ]
+    assert alone == [alone[0]] * 4
 
 
 def test_activations_scale_with_the_micro_batch() -> None:

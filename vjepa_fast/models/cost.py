@@ -140,23 +140,27 @@ def state_memory(
     accumulates: bool,
     activations: float = 0.0,
 ) -> Memory:
-    """Memory of one of `world_size` devices under a ZeRO stage (0, 1, 2).
+    """Memory of one of `world_size` devices under a ZeRO stage (0 to 3), nothing offloaded.
 
-    Weights and the working copy of the teacher are whole on each device. The fp32 masters, Adam's
-    two moments and the teacher's fp32 average are cut by stages 1 and 2, the gradients by stage 2.
-    Gradients are fp32 where they accumulate over micro-batches.
+    The working copy of the teacher is whole on each device, at stage 3 beside what is gathered for
+    it; weights are whole but at stage 3 (the layer in use is left out there). The fp32 masters,
+    Adam's two moments and the teacher's fp32 average are cut from stage 1 on, the gradients from
+    stage 2 on. Gradients are fp32 where they accumulate over micro-batches. One device in fp32 has
+    nothing to cut and trains as at stage 0.
     """
     trained = encoder_parameters + predictor_parameters
     low = 2 if precision == "bf16" else 4
+    if precision == "fp32" and world_size == 1:
+        stage = 0
     share = world_size if stage >= 1 else 1
-    # Unsharded fp32 weights are their own masters, and the teacher its own average.
-    separate = precision == "bf16" or stage >= 1
+    separate = precision == "bf16" or stage >= 1  # fp32 weights are their own masters at stage 0
+    copies = 2 if stage == 3 and world_size > 1 else 1
     gradient = 4 if accumulates else low
     return Memory(
-        weights=low * trained,
+        weights=low * trained / (world_size if stage == 3 else 1),
         gradients=gradient * trained / (world_size if stage >= 2 else 1),
         optimizer=(8 + 4 * separate) * trained / share,
-        teacher=low * encoder_parameters + 4 * separate * encoder_parameters / share,
+        teacher=copies * low * encoder_parameters + 4 * encoder_parameters / share,
         activations=activations,
     )
 
