@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -62,6 +63,16 @@ def test_a_frozen_target_encoder_stays_and_resumes(
     trained = [end.weights("encoder", "master") for end in ends]
     assert all(torch.equal(trained[0][name], trained[1][name]) for name in trained[0])
     assert not all(torch.equal(trained[0][name], teacher[name]) for name in teacher)
+
+    # The teacher's run has gone on since: another teacher, and no silent change to it.
+    pretrained = Checkpoint.find(first).folder
+    later = pretrained.with_name("step_00000005")
+    shutil.copytree(pretrained, later)
+    with pytest.raises(UserError, match=r"teacher\.checkpoint was .*4\" and is .*5\""):
+        pretrain(configured(output=str(whole), teacher=frozen))
+    pinned = frozen | {"checkpoint": str(pretrained)}
+    assert pretrain(configured(output=str(whole), teacher=pinned)) == whole
+    shutil.rmtree(later)
 
     encoder = load_target_encoder(ends[0])  # what a probe looks at is what was trained
     assert all(torch.equal(p, trained[0][name]) for name, p in encoder.named_parameters())

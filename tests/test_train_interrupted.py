@@ -168,6 +168,20 @@ def test_the_second_signal_ends_at_once_whatever_the_process_waits_for(
     assert "Traceback" not in second.text
 
 
+def test_a_mistake_on_one_host_ends_all(
+    runs: Runs, small_config: Callable[..., dict], tmp_path: Path
+) -> None:
+    """An output folder that rank 1 can't make: rank 0 doesn't wait for it in a collective."""
+    file = tmp_path / "file"
+    file.touch()
+    outputs = [str(tmp_path / "run"), str(file / "run")]
+    both = runs.together([small_config(output=output) for output in outputs], 2)
+    assert [run.wait() for run in both] == [2, 2]
+    assert f"error: output: found {outputs[1]}, where no folder can be made" in both[1].text
+    assert "another process of this run is gone" in both[0].text
+    assert "Traceback" not in both[0].text + both[1].text
+
+
 @pytest.mark.parametrize("worlds", [(1, 2, 1), pytest.param((2, 4), marks=pytest.mark.slow)])
 def test_another_number_of_processes_goes_on(
     runs: Runs, small_config: Callable[..., dict], tmp_path: Path, worlds: tuple[int, ...]

@@ -86,7 +86,8 @@ class Saver:
 
     def due(self, done: int) -> bool:
         """Whether to save after `done` steps."""
-        return done % self._policy.every == 0 or done == self._retry_at
+        again = self._retry_at is not None and done >= self._retry_at
+        return again or done % self._policy.every == 0
 
     @property
     def writing(self) -> bool:
@@ -96,6 +97,7 @@ class Saver:
     def save(self, trainer: Trainer) -> None:
         """Begin a checkpoint of the trainer's state, and finish it unless in the background."""
         self.finish()
+        self._retry_at = None
         step, rank = trainer.step_number, self._hosts.rank
         tensors, ranges = snapshot(trainer, rank)
         names = {id(p): name for name, p in trainer.model.named_parameters()}
