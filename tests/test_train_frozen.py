@@ -121,3 +121,12 @@ def test_bad_steps_warn_and_then_stop_the_run(
     rows = [row for row in map(json.loads, lines) if "lr" in row]
     assert [row["skipped_steps"] for row in rows] == [0, 1, 1, 1, 2, 3]
     assert [row["step"] for row in rows if "loss" not in row] == [1, 4, 5]
+
+    # Going on at step 4, before the last three: what was counted until then still counts.
+    monkeypatch.setattr(Trainer, "target_features", own)
+    caplog.clear()
+    pretrain(config)
+    lines = (Path(config.output) / "metrics.jsonl").read_text().splitlines()
+    rows = [row for row in map(json.loads, lines) if "lr" in row]
+    assert [row["skipped_steps"] for row in rows] == [0, 1, 1, 1, 1, 1, 1, 1]
+    assert "not finite" not in caplog.text

@@ -60,9 +60,9 @@ def _check_zero(config: Config) -> None:
         )
     if config.compile and zero.stage == 3:
         raise UserError(
-            "zero.stage: found 3 with compile, expected 0, 1 or 2: the weights that stage 3 gathers "
-            "as they are used break the compiled blocks apart; set zero.stage to 2 or compile to "
-            "false"
+            "zero.stage: found 3 with compile, expected 0, 1 or 2: the weights that stage 3 "
+            "gathers as they are used break the compiled blocks apart; set zero.stage to 2 or "
+            "compile to false"
         )
 
 

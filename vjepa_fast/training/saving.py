@@ -57,6 +57,7 @@ class _Pending:
     ranges: dict[str, list]
     write: Future
     groups: dict[str, list]
+    bad_steps: list[int]
 
 
 class Saver:
@@ -110,7 +111,9 @@ class Saver:
         }
         file = self._hidden(step) / shard_name(rank)
         write = self._thread.submit(_make_shard, file, tensors)
-        self._pending = _Pending(step, ranges, write, groups)
+        bad = trainer.guard.read()
+        bad_steps = [bad.total, bad.in_a_row, bad.last]
+        self._pending = _Pending(step, ranges, write, groups, bad_steps)
         if not self._policy.background:
             self.finish()
 
@@ -175,6 +178,7 @@ class Saver:
             "step": pending.step,
             "shards": shards,
             "groups": pending.groups,
+            "bad_steps": pending.bad_steps,
             "config": self._config,
             "videos": self._videos,
         }
