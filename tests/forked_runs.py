@@ -93,15 +93,24 @@ class Runs:
         self.going.add(pid)
         return Run(self, pid, output)
 
-    def together(self, config: dict, world: int, limits: dict | None = None) -> list[Run]:
-        """Start train.py in several processes, as plain environment variables make them one run."""
+    def together(
+        self, config: dict | list[dict], world: int, limits: dict | None = None
+    ) -> list[Run]:
+        """Start train.py in several processes, as plain environment variables make them one run.
+
+        Args:
+            config: its JSON data; a list gives every process its own.
+            world: processes.
+            limits: `largest_file` by rank, for those that have one.
+        """
+        configs = config if isinstance(config, list) else [config] * world
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(world)}
         return [
             self.start(
-                config,
+                configs[rank],
                 common | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
                 (limits or {}).get(rank, -1),
             )

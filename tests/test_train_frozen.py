@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -63,6 +64,16 @@ def test_a_frozen_target_encoder_stays_and_resumes(
     assert all(torch.equal(trained[0][name], trained[1][name]) for name in trained[0])
     assert not all(torch.equal(trained[0][name], teacher[name]) for name in teacher)
 
+    # The teacher's run has gone on since: another teacher, and no silent change to it.
+    pretrained = Checkpoint.find(first).folder
+    later = pretrained.with_name("step_00000005")
+    shutil.copytree(pretrained, later)
+    with pytest.raises(UserError, match=r"teacher\.checkpoint was .*4\" and is .*5\""):
+        pretrain(configured(output=str(whole), teacher=frozen))
+    pinned = frozen | {"checkpoint": str(pretrained)}
+    assert pretrain(configured(output=str(whole), teacher=pinned)) == whole
+    shutil.rmtree(later)
+
     encoder = load_target_encoder(ends[0])  # what a probe looks at is what was trained
     assert all(torch.equal(p, trained[0][name]) for name, p in encoder.named_parameters())
     wide = {"encoder": {"width": 48, "depth": 2, "heads": 2}}
@@ -110,3 +121,12 @@ def test_bad_steps_warn_and_then_stop_the_run(
     rows = [row for row in map(json.loads, lines) if "lr" in row]
     assert [row["skipped_steps"] for row in rows] == [0, 1, 1, 1, 2, 3]
     assert [row["step"] for row in rows if "loss" not in row] == [1, 4, 5]
+
+    # Going on at step 4, before the last three: what was counted until then still counts.
+    monkeypatch.setattr(Trainer, "target_features", own)
+    caplog.clear()
+    pretrain(config)
+    lines = (Path(config.output) / "metrics.jsonl").read_text().splitlines()
+    rows = [row for row in map(json.loads, lines) if "lr" in row]
+    assert [row["skipped_steps"] for row in rows] == [0, 1, 1, 1, 1, 1, 1, 1]
+    assert "not finite" not in caplog.text

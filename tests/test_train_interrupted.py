@@ -56,7 +56,7 @@ def has_saved(run: Path, count: int = 1) -> Callable[[], bool]:
     return lambda: len(checkpoints(run)) >= count
 
 
-@pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.slow)])
 def test_kills_at_random_moments_cost_less_than_an_interval(
     runs: Runs, small_config: Callable[..., dict], tmp_path: Path, kills: int
 ) -> None:
@@ -86,8 +86,8 @@ def test_kills_at_random_moments_cost_less_than_an_interval(
         saved = max(steps_saved, default=0)
         lost.append(reached() - saved)
     # a save in the background is still under way while at most one more interval goes by
-    assert 0 < max(lost) <= 2 * every, lost
-    assert "resumed at" in runs.finish(config)
+    assert max(lost) <= 2 * every, lost
+    assert ("resumed at" in runs.finish(config)) == (saved > 0)
     assert losses(killed) == losses(straight)
     assert same_weights(straight, killed)
 
@@ -125,6 +125,7 @@ def test_a_signal_saves_and_stops(
     assert not psutil.wait_procs(family, timeout=10)[1]
 
 
+@pytest.mark.slow
 def test_a_signal_at_one_process_stops_all_and_they_go_on_bit_for_bit(
     runs: Runs, small_config: Callable[..., dict], tmp_path: Path
 ) -> None:
@@ -168,7 +169,22 @@ def test_the_second_signal_ends_at_once_whatever_the_process_waits_for(
     assert "Traceback" not in second.text
 
 
-@pytest.mark.parametrize("worlds", [(1, 2, 1), pytest.param((2, 4), marks=pytest.mark.slow)])
+def test_a_mistake_on_one_host_ends_all(
+    runs: Runs, small_config: Callable[..., dict], tmp_path: Path
+) -> None:
+    """An output folder that rank 1 can't make: rank 0 doesn't wait for it in a collective."""
+    file = tmp_path / "file"
+    file.touch()
+    outputs = [str(tmp_path / "run"), str(file / "run")]
+    both = runs.together([small_config(output=output) for output in outputs], 2)
+    assert [run.wait() for run in both] == [2, 2]
+    assert f"error: output: found {outputs[1]}, where no folder can be made" in both[1].text
+    assert "another process of this run is gone" in both[0].text
+    assert "Traceback" not in both[0].text + both[1].text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("worlds", [(1, 2, 1), (2, 4)])
 def test_another_number_of_processes_goes_on(
     runs: Runs, small_config: Callable[..., dict], tmp_path: Path, worlds: tuple[int, ...]
 ) -> None:
@@ -197,6 +213,7 @@ def check_recovery(text: str, folder: Path, straight: Path) -> None:
     assert not list(folder.glob("checkpoints/.*"))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.getuid() != 0, reason="mounting a small file system needs root")
 def test_a_full_disk_costs_a_checkpoint_and_not_the_run(
     runs: Runs, small_config: Callable[..., dict], tmp_path: Path

@@ -1,5 +1,8 @@
 """Checkpoints: bit-exact, for any stage, complete or absent."""
 
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -115,3 +118,30 @@ def test_a_save_in_the_background_holds_the_step_it_began_at(tmp_path: Path) -> 
     assert shards[0].keys() == shards[1].keys()
     assert all(shards[0][name].equal(shards[1][name]) for name in shards[0])
     assert now.state == later.state
+
+
+@contextmanager
+def no_file_longer_than(size: int) -> Iterator[None]:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_failure_that_is_noticed_late_is_made_good_at_the_next_step(tmp_path: Path) -> None:
+    """A slow write in the background may fail after the step at which to try again."""
+    trainer = make_trainer()
+    saver = Saver(tmp_path, {}, "videos", CheckpointConfig(every=10, background=True), Hosts())
+    run_steps(trainer, 0, 1)
+    with no_file_longer_than(1000):
+        saver.save(trainer)
+        run_steps(trainer, 1, 4)  # past step 2, where it would try again
+        saver.finish()
+    assert not checkpoints(tmp_path)
+    assert saver.due(5)
+    saver.save(trainer)
+    assert not saver.due(5)  # it is under way
+    saver.close()
+    assert Checkpoint.find(tmp_path).state["step"] == 4

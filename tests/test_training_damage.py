@@ -14,9 +14,11 @@ import pytest
 from conftest import REPOSITORY
 from training_helpers import make_trainer, run_steps, save_checkpoint
 
+from vjepa_fast.config import Config
 from vjepa_fast.errors import UserError
-from vjepa_fast.training.checkpoint import Checkpoint, checkpoints, restore
+from vjepa_fast.training.checkpoint import Checkpoint, checkpoints, restore, state_checksum
 from vjepa_fast.training.hosts import Hosts
+from vjepa_fast.training.recipe import settings_of
 from vjepa_fast.training.resume import resume
 
 SHARD = "shard_00000.safetensors"
@@ -115,6 +117,22 @@ def test_other_models_recipes_and_videos_are_named(run: Path) -> None:
     (checkpoint.folder / "state.json").write_text("[]")
     with pytest.raises(UserError, match="found checkpoint format None, expected 3"):
         Checkpoint.find(run)
+
+
+def test_a_run_from_before_a_key_had_its_default(
+    run: Path, small_config: Callable[..., dict]
+) -> None:
+    own = settings_of(Config.model_validate(small_config()))
+    older = {key: value for key, value in own.items() if key != "teacher"}
+    older["optim"] = {k: v for k, v in own["optim"].items() if k != "loss_exponent"}
+    file = checkpoints(run)[-1] / "state.json"
+    state = json.loads(file.read_text()) | {"config": older}
+    file.write_text(json.dumps(state | {"checksum": state_checksum(state)}))
+    trainer = make_trainer()
+    resume(trainer, run, own, "videos", Hosts())
+    assert trainer.step_number == 3
+    own["optim"]["loss_exponent"] = 2.0
+    assert "(optim.loss_exponent was 1.0 and is 2.0)" in refused(run, own)
 
 
 class Malicious:

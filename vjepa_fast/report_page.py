@@ -224,7 +224,8 @@ def _checkpoints(run: Path) -> str:
         state = folder / "state.json"
         if state.is_file():
             size = sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
-            world = read_json(state).get("world_size", "?")
+            shards = read_json(state).get("shards")
+            world = len(shards) if isinstance(shards, list) else "?"
             step = folder.name.removeprefix("step_").lstrip("0") or "0"
             rows.append((step, _when(state.stat().st_mtime), f"{size / 1e6:.1f} MB", world))
     return table(("step", "saved", "size", "processes"), rows) if rows else ""

@@ -37,6 +37,20 @@ def build_model(config: Config) -> VJEPA:
     )
 
 
+def with_pinned_teacher(config: Config) -> Config:
+    """Where `teacher.checkpoint` is a run, name its newest checkpoint instead: going on later, with
+    another one that the run has made since, would be another recipe.
+
+    Raises:
+        UserError: no such checkpoint.
+    """
+    if config.teacher.checkpoint is None:
+        return config
+    folder = Checkpoint.find(Path(config.teacher.checkpoint)).folder
+    teacher = config.teacher.model_copy(update={"checkpoint": str(folder)})
+    return config.model_copy(update={"teacher": teacher})
+
+
 def frozen_teacher(config: Config, model: VJEPA) -> dict[str, Tensor] | None:
     """The weights of `teacher.checkpoint`'s target encoder, by name; None if it is averaged.
 

@@ -1,9 +1,10 @@
 """Checkpoints, as they are read: flat shards and one JSON, for any world size.
 
     checkpoints/step_00000800/
-        state.json                 step, config, a hash of the videos; for each parameter group the
-                                   names and shapes of its parameters in flat order; for each shard
-                                   its size, its checksum and the ranges of the flat vectors in it
+        state.json                 step, config, a hash of the videos, counts of bad steps; for each
+                                   parameter group the names and shapes of its parameters in flat
+                                   order; for each shard its size, its checksum and the ranges of
+                                   the flat vectors in it
         shard_00000.safetensors    rank 0's ranges of every flat vector: masters, Adam's moments
                                    and, for the encoder, the teacher's average (all fp32)
 
@@ -226,4 +227,5 @@ def restore(trainer: Trainer, checkpoint: Checkpoint) -> None:
         averages = trainer.teacher.averages.get(shard.name)
         if averages is not None:
             shard.place(read("teacher"), averages)
+    trainer.guard.restore(*checkpoint.state.get("bad_steps", (0, 0, -1)))  # older ones have none
     trainer.after_restore(step)

@@ -22,7 +22,7 @@ from vjepa_fast.training.shards import master_shards, unwrap
 
 @dataclass(frozen=True)
 class BadSteps:
-    """What a guard has seen since this process started.
+    """What a guard has seen since the run began.
 
     Attributes:
         total: bad steps.
@@ -83,6 +83,10 @@ class Guard:
         kept = torch.stack([total, torch.zeros_like(in_a_row), last])
         self._counts = torch.where(bad, new, kept)
         self._flags = torch.where(bad, flags, self._flags)
+
+    def restore(self, total: int, in_a_row: int, last: int) -> None:
+        """Go on counting where a guard of before stopped; see `BadSteps`."""
+        self._counts = self._counts.new_tensor([total, in_a_row, last])
 
     def read(self) -> BadSteps:
         """What was seen. Waits for the device."""

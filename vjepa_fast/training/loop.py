@@ -14,7 +14,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from vjepa_fast.config import Config
 from vjepa_fast.errors import UserError
 from vjepa_fast.training.batches import Batches
-from vjepa_fast.training.build import build_trainer
+from vjepa_fast.training.build import build_trainer, with_pinned_teacher
 from vjepa_fast.training.garbage import Garbage
 from vjepa_fast.training.hosts import Hosts
 from vjepa_fast.training.launch import init_process_group, peers_are_there
@@ -54,6 +54,19 @@ def pretrain(config: Config) -> Path:
     rank, world = init_process_group()
     share_cores(world)
     run = Path(config.output)
+    hosts = Hosts()
+    with peers_are_there(), Peers(hosts):  # from here on no mistake of one process hangs another
+        _make_folder(run)
+        config = with_pinned_teacher(config)
+        trainer = build_trainer(config, world)
+        _train(config, run, trainer, Batches(config, rank, world, trainer.device), hosts)
+        if rank == 0:
+            draw_curves(run)
+        dist.barrier()
+    return run
+
+
+def _make_folder(run: Path) -> None:
     try:
         run.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -61,14 +74,6 @@ def pretrain(config: Config) -> Path:
             f"output: found {run}, where no folder can be made ({error.strerror}), expected a "
             "folder to write to; name another with --set output=…"
         ) from None
-    hosts = Hosts()
-    with peers_are_there(), Peers(hosts):
-        trainer = build_trainer(config, world)
-        _train(config, run, trainer, Batches(config, rank, world, trainer.device), hosts)
-        if rank == 0:
-            draw_curves(run)
-        dist.barrier()
-    return run
 
 
 def _train(config: Config, run: Path, trainer: Trainer, batches: Batches, hosts: Hosts) -> None:

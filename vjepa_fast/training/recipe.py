@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator, Sequence
 
 from vjepa_fast.config import Config
+from vjepa_fast.errors import UserError
 
 # What may change between a checkpoint and the run that resumes it: nothing that alters the recipe.
 _FREE_TO_CHANGE = {
@@ -30,6 +31,15 @@ _LONGEST_NAME = 100  # characters of a folder's name
 def settings_of(config: Config) -> dict:
     """A config as plain JSON data, as checkpoints hold it."""
     return json.loads(config.model_dump_json())
+
+
+def with_defaults(saved: dict) -> dict:
+    """A saved config with the defaults of keys that are newer than it: a default does what was done
+    before there was the key. A config that this version can't take stays as it is."""
+    try:
+        return settings_of(Config.model_validate(saved))
+    except UserError:
+        return saved
 
 
 def recipe_changes(saved: dict, own: dict, at: tuple[str, ...] = ()) -> Iterator[str]:

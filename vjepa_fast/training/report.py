@@ -58,7 +58,7 @@ class Reporter:
                     "collapse monitor: off; a micro-batch of one clip has no spread across clips"
                 )
         self._collapse = CollapseMonitor()
-        self._skipped = 0
+        self._skipped = trainer.guard.read().total
         self._examples: Tensor | None = None
         self._steps, self._clock = 0, time.perf_counter()
         # A file or a pipe gets a line where a terminal has its bar.

@@ -8,7 +8,7 @@ from pathlib import Path
 from vjepa_fast.errors import UserError
 from vjepa_fast.training.checkpoint import Checkpoint, checkpoints, restore
 from vjepa_fast.training.hosts import Hosts
-from vjepa_fast.training.recipe import recipe_changes
+from vjepa_fast.training.recipe import recipe_changes, with_defaults
 from vjepa_fast.training.trainer import Trainer
 
 log = logging.getLogger("vjepa_fast")
@@ -36,7 +36,7 @@ def resume(trainer: Trainer, run: Path, config: dict, videos: str, hosts: Hosts)
         return
     _require_sound(saved, hosts)
     checkpoint = Checkpoint.open(saved[-1])
-    changed = list(recipe_changes(checkpoint.state["config"], config))
+    changed = list(recipe_changes(with_defaults(checkpoint.state["config"]), config))
     if changed:
         raise UserError(
             f"{checkpoint.folder}: found a run of another recipe ({'; '.join(changed)}), expected "

@@ -57,6 +57,7 @@ class _Pending:
     ranges: dict[str, list]
     write: Future
     groups: dict[str, list]
+    bad_steps: list[int]
 
 
 class Saver:
@@ -86,7 +87,8 @@ class Saver:
 
     def due(self, done: int) -> bool:
         """Whether to save after `done` steps."""
-        return done % self._policy.every == 0 or done == self._retry_at
+        again = self._retry_at is not None and done >= self._retry_at
+        return again or done % self._policy.every == 0
 
     @property
     def writing(self) -> bool:
@@ -96,6 +98,7 @@ class Saver:
     def save(self, trainer: Trainer) -> None:
         """Begin a checkpoint of the trainer's state, and finish it unless in the background."""
         self.finish()
+        self._retry_at = None
         step, rank = trainer.step_number, self._hosts.rank
         tensors, ranges = snapshot(trainer, rank)
         names = {id(p): name for name, p in trainer.model.named_parameters()}
@@ -108,7 +111,9 @@ class Saver:
         }
         file = self._hidden(step) / shard_name(rank)
         write = self._thread.submit(_make_shard, file, tensors)
-        self._pending = _Pending(step, ranges, write, groups)
+        bad = trainer.guard.read()
+        bad_steps = [bad.total, bad.in_a_row, bad.last]
+        self._pending = _Pending(step, ranges, write, groups, bad_steps)
         if not self._policy.background:
             self.finish()
 
@@ -173,6 +178,7 @@ class Saver:
             "step": pending.step,
             "shards": shards,
             "groups": pending.groups,
+            "bad_steps": pending.bad_steps,
             "config": self._config,
             "videos": self._videos,
         }
