@@ -56,5 +56,5 @@ def test_computed_memory(monkeypatch: pytest.MonkeyPatch) -> None:
             changes = [f"activation_checkpointing={mode}", f"optim.micro_batch={micro}"]
             config = load_config(REPOSITORY / "configs" / f"{name}.json", changes)
             rows = [row.split() for row in info.info_text(config).splitlines()]
-            found += [row[-2] for row in rows if row[:1] == [gpus] and "=" in row]
+            found += [row[-3] for row in rows if row[:1] == [gpus] and "=" in row]
         assert found == cells, line

@@ -184,7 +184,8 @@ def info_text(config: Config) -> str:
         mlp_ratio=encoder.mlp_ratio,
         activation_checkpointing=config.activation_checkpointing,
     )
-    stages = (0, 1, 2, 3) if precision == "fp32" else (1, 2, 3)  # the engine refuses bf16 at stage 0
+    # The engine refuses bf16 at stage 0.
+    stages = (0, 1, 2, 3) if precision == "fp32" else (1, 2, 3)
     columns = (f"stage {stage}" for stage in stages)
     memory = [("GPUs", "micro-batches", "effective batch", *columns)]
     for world, micro, accumulated in _worlds(config):
