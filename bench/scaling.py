@@ -154,7 +154,13 @@ def run(options: argparse.Namespace) -> int:
             "it, or give --check"
         )
     parts, measured = read_parts(options.measured)
-    config = load_config(options.config or CONFIGS / measured["config"])
+    path = options.config or CONFIGS / measured["config"]
+    if path.name != measured["config"]:
+        raise UserError(
+            f"--config: found {path.name}, but {options.measured} was measured with "
+            f"{measured['config']}, expected the same config; measure {path.name} first"
+        )
+    config = load_config(path)
     links = Links(
         options.per_host, options.inside * 1e9, options.between * 1e9, options.latency / 1e6
     )
@@ -183,7 +189,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("measured", nargs="?", type=Path, metavar="FILE")
-    parser.add_argument("--config", type=Path, help="JSON file (default: the measured one)")
+    parser.add_argument(
+        "--config", type=Path, help="where the measured JSON file is, if not in configs/"
+    )
     parser.add_argument("--per-host", type=int, default=8, help="GPUs of a host (8)")
     parser.add_argument("--inside", type=float, default=315.0, help="GB/s within a host (315)")
     parser.add_argument("--between", type=float, default=35.0, help="GB/s to other hosts (35)")

@@ -61,6 +61,64 @@ def test_small_shares_are_one_small_micro_batch(model, parts):
 
 
 @pytest.fixture
+def scaling(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCH))
+    return importlib.import_module("scaling")
+
+
+def measured_file(folder, **changes):
+    """What the throughput benchmark writes, as far as it matters here."""
+    names = ("masks", "target", "context", "predictor", "backward", "optimiser", "EMA")
+    parts = [{"part": name, "ours_ms": 10.0} for name in names]
+    result = {"config": "vith16.json", "clips": 24, "precision": "bf16", "device": "a GPU"}
+    path = folder / "step.json"
+    path.write_text(json.dumps(result | {"parts": parts} | changes))
+    return path
+
+
+def test_a_table_and_a_picture(scaling, tmp_path, capsys):
+    output = tmp_path / "scaling.json"
+    assert scaling.main([str(measured_file(tmp_path)), "--json", str(output)]) == 0
+    steps = json.loads(output.read_text())["steps"]
+    assert {step["devices"] for step in steps} == {2**k for k in range(11)}
+    one = [step for step in steps if step["devices"] == 1]
+    # 128 micro-batches of four parts of 10 ms, then AdamW and the average
+    assert all(step["exposed"] == pytest.approx(128 * 0.04 + 0.02) for step in one)
+    most = {step["stage"]: step for step in steps if step["devices"] == 1024}
+    assert most[1]["micro_batch"] == 3 and most[1]["compute"] == pytest.approx(0.04 * 3 / 24)
+    # what 1,023 of 1,024 GPUs hold of the encoder's bf16 weights passes each GPU, within its host
+    # and between hosts
+    inside, between = 7 / 8 * 2 * 631_648_000 / 315e9, 127 / 128 * 2 * 631_648_000 / 8 / 35e9
+    assert most[1]["teacher"] == pytest.approx(inside + between + 134 * 1e-5)
+    assert output.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+    assert "stage 1, ms" in capsys.readouterr().out
+
+
+def test_mistakes_are_a_sentence(scaling, tmp_path, capsys):
+    broken = tmp_path / "broken.json"
+    measured_file(tmp_path, parts=[]).rename(broken)
+    for arguments, found in (
+        ([], "FILE: found none"),
+        ([tmp_path / "none.json"], "found FileNotFoundError"),
+        ([broken], "broken.json: found TypeError"),
+        ([measured_file(tmp_path), "--config", "configs/tiny.json"], "--config: found tiny.json"),
+    ):
+        assert scaling.main(list(map(str, arguments))) == 2
+        error = capsys.readouterr().err
+        assert found in error and error.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_the_model_is_checked_against_processes(scaling, tmp_path, capsys):
+    """Whether it is near enough is for a quiet machine to say."""
+    output = tmp_path / "check.json"
+    assert scaling.main(["--check", "--json", str(output)]) in (0, 1)
+    assert "a factor of 1.5" in capsys.readouterr().out
+    found = json.loads(output.read_text())["found"]
+    assert set(found) == {"1", "2", "4"} and set(found["4"]["ms"]) == {"0", "1", "2", "3"}
+
+
+@pytest.fixture
 def growth(monkeypatch):
     monkeypatch.syspath_prepend(str(BENCH))
     return importlib.import_module("growth")
