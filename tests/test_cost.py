@@ -169,7 +169,7 @@ def test_operations_grow_with_the_square_of_the_length_only_in_attention() -> No
         ("bf16", 2, True, (20, 20, 60, 12 + 12)),
         ("bf16", 2, False, (20, 10, 60, 12 + 12)),
         ("bf16", 3, True, (10, 20, 60, 24 + 12)),
-        ("fp32", 0, True, (40, 40, 80, 24 + 24)),
+        ("fp32", 0, True, (40, 40, 80, 24)),
         ("fp32", 1, True, (40, 40, 60, 24 + 12)),
     ],
 )

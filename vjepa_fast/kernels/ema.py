@@ -31,6 +31,10 @@ def ema_update_reference_(
     skip: Tensor | None = None,
 ) -> None:
     """The specification of `ema_update_`, in plain PyTorch."""
+    if skip is not None and skip.device.type == "cpu":  # no device to wait for
+        if skip != 0:
+            return
+        skip = None
     averages = list(teacher) if skip is None else [t.clone() for t in teacher]
     torch._foreach_lerp_(averages, [s.float() for s in student], 1.0 - momentum)
     copies = [] if low_precision_copy is None else list(low_precision_copy)

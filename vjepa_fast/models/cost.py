@@ -153,14 +153,15 @@ def state_memory(
     if precision == "fp32" and world_size == 1:
         stage = 0
     share = world_size if stage >= 1 else 1
-    separate = precision == "bf16" or stage >= 1  # fp32 weights are their own masters at stage 0
+    separate = precision == "bf16" or stage >= 1
+    # Unsharded fp32 weights are their own masters, and the teacher its own average.
     copies = 2 if stage == 3 and world_size > 1 else 1
     gradient = 4 if accumulates else low
     return Memory(
         weights=low * trained / (world_size if stage == 3 else 1),
         gradients=gradient * trained / (world_size if stage >= 2 else 1),
         optimizer=(8 + 4 * separate) * trained / share,
-        teacher=copies * low * encoder_parameters + 4 * encoder_parameters / share,
+        teacher=copies * low * encoder_parameters + 4 * separate * encoder_parameters / share,
         activations=activations,
     )
 

@@ -23,9 +23,9 @@ class Teacher:
     parameter, what was gathered is put in order by one more copy.
 
     Costs, for P parameters of the encoder over `world` ranks: 4 P / world bytes for the average,
-    2 P (bf16) or 4 P for the network that runs (twice that at stage 3), and 2 P / world for the
-    cast shard; each step an all-gather of 2 P (4 P) bytes where the masters are sharded, else
-    nothing.
+    2 P (bf16) or 4 P for the network that runs (twice that at stage 3), and in bf16 2 P / world for
+    the cast shard; each step an all-gather of 2 P (4 P) bytes where the masters are sharded, else
+    nothing. In fp32 where nothing is sharded or offloaded, the average is the network: 4 P in all.
 
     Args:
         encoder: the network to run, with its initial weights, on its device.
@@ -53,7 +53,7 @@ class Teacher:
         if frozen is not None:
             for name, parameter in own.items():
                 parameter.data.copy_(frozen[name])
-        self._casts: dict[str, list[Tensor]] = {}  # beside the averages
+        self._casts: dict[str, list[Tensor]] = {}  # of the averages, or these themselves in fp32
         self._copies: dict[str, _Copy] = {}
         for shard in self.shards:
             averages = [m.detach().clone() for m in shard.masters]
@@ -66,11 +66,14 @@ class Teacher:
             for parameter, view in zip(parameters, views, strict=True):
                 parameter.data = view
             if shard.sharded or averages[0].device != flat.device:
-                casts = [a.to(flat.dtype, copy=True) for a in averages]
+                cast = flat.dtype != averages[0].dtype
+                casts = [a.to(flat.dtype) for a in averages] if cast else averages
                 self._copies[shard.name] = _Copy(shard, casts, padded)
             else:
                 pieces = padded.split([a.numel() for a in averages])
                 casts = [p.view(a.shape) for p, a in zip(pieces, averages, strict=True)]
+                if flat.dtype == averages[0].dtype:
+                    averages = casts  # the network that runs is the average
             self.averages[shard.name], self._casts[shard.name] = averages, casts
 
     @torch.no_grad()
@@ -79,14 +82,16 @@ class Teacher:
         for shard in self.shards:
             averages, casts = self.averages[shard.name], self._casts[shard.name]
             here = skip if skip is None else skip.to(averages[0].device)  # waits if offloaded
-            ema_update_(averages, shard.masters, momentum, casts, here)
+            copies = None if casts is averages else casts
+            ema_update_(averages, shard.masters, momentum, copies, here)
         self._gather()
 
     @torch.no_grad()
     def publish(self) -> None:
         """Bring the network that runs in line with the averages, on every rank."""
         for name, casts in self._casts.items():
-            torch._foreach_copy_(casts, self.averages[name])
+            if casts is not self.averages[name]:
+                torch._foreach_copy_(casts, self.averages[name])
         self._gather()
 
     def _gather(self) -> None:
