@@ -51,6 +51,8 @@ bench: $(STAMP) ## the benchmarks at a CPU's sizes, in minutes; figures and pict
 	OMP_NUM_THREADS=1 $(BIN)/python bench/growth.py --config $(CONFIG) --turns 3 --json $(BENCH)/growth.json
 	$(BIN)/python bench/kernels.py --no-compile --clips 1 --repeats 5 --output $(BENCH)/kernels.jsonl
 	$(BIN)/python bench/decode.py --sizes 320x240 --gops 12 --lengths 16 --output $(BENCH)/decode.jsonl
+	$(BIN)/python bench/masks.py --repeats 5 --check-steps 50 --output $(BENCH)/masks.jsonl
+	$(BIN)/python bench/scaling.py --check --json $(BENCH)/scaling_check.json
 
 gpu-check: $(STAMP) ## does all work on this GPU, and how fast: a page and a JSON, in 10 minutes
 	$(BIN)/python bench/gpu_check.py

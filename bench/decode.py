@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
-from itertools import count, islice, product
+from itertools import chain, count, islice, product
 from pathlib import Path
 
 import av
@@ -43,12 +43,13 @@ ENCODERS = {
     "h264": ("libx264", "mp4", {"preset": "veryfast"}),
     "vp9": ("libvpx-vp9", "webm", {"deadline": "realtime", "cpu-used": "8", "crf": "32"}),
 }
+DALI = ("nvidia-dali-cuda130", "nvidia-dali-cuda120")  # one for each CUDA
 PACKAGES = {
-    "pyav": "av",
-    "dali cpu": "nvidia-dali-cuda130",
-    "dali gpu": "nvidia-dali-cuda130",
-    "decord": "decord",
-    "torchcodec": "torchcodec",
+    "pyav": ("av",),
+    "dali cpu": DALI,
+    "dali gpu": DALI,
+    "decord": ("decord",),
+    "torchcodec": ("torchcodec",),
 }
 BASELINE = "pyav"
 # Mean difference from PyAV's picture, in grey levels: other rounding and chroma, the same frames.
@@ -262,14 +263,19 @@ def run_provider(name: str, cases: list[dict], options: argparse.Namespace) -> I
         yield row | ({"wrong": wrong} if wrong else figures)
 
 
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
 def machine() -> dict[str, str | int]:
     """What the figures are of."""
     found = {"machine": platform.processor() or platform.machine(), "cores": os.cpu_count() or 0}
-    for package in sorted({*PACKAGES.values(), "torch", "vjepa-fast"}):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
+    for package in sorted({*chain(*PACKAGES.values()), "torch", "vjepa-fast"}):
+        if installed := _version(package):
+            found[package] = installed
     return found
 
 
@@ -277,13 +283,10 @@ def here(names: Iterable[str]) -> dict[str, str | None]:
     """Each provider, with what keeps it from running here."""
     found: dict[str, str | None] = {}
     for name in names:
-        try:
-            version(PACKAGES[name])
-        except PackageNotFoundError:
-            found[name] = "not installed"
-            continue
         found[name] = None
-        if name == "dali gpu" and not torch.cuda.is_available():
+        if not any(map(_version, PACKAGES[name])):
+            found[name] = "not installed"
+        elif name == "dali gpu" and not torch.cuda.is_available():
             found[name] = "no GPU"
     return found
 

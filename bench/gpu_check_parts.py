@@ -150,7 +150,9 @@ def parts(device: str, folder: Path) -> list[Part]:
     threads = min(16, len(os.sched_getaffinity(0)))
     provider = "dali gpu" if cuda else "dali cpu"
     tests = ("tests/triton_kernels", "--device", "cuda") if cuda else ("tests/triton_kernels",)
+    spread = ("-n", min(8, threads)) if installed("xdist") else ()  # compiling is a CPU's work
     harness = () if cuda else ("-k", "harness")
+    pytest = (sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider")
     kernel = () if cuda else ("--only", "gather", "--clips", 1, "--repeats", 1)
     size = ("320x240", "640x480") if cuda else ("96x64",)
     decode = ("--crop-size", 224, "--seconds", 2) if cuda else ("--crop-size", 32, "--seconds", 0.1)
@@ -176,7 +178,7 @@ def parts(device: str, folder: Path) -> list[Part]:
         Part(
             "kernel_tests",
             "tests of the kernels",
-            [(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests, *harness)],
+            [(*pytest, *map(str, spread), *tests, *harness)],
             240,
             read_tests,
             ("pytest", "hypothesis"),

@@ -14,8 +14,6 @@ import torch
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(Path(__file__).parent))  # golden_*.py and other helpers beside the tests
 
-if not any(argument.startswith("--device") for argument in sys.argv):
-    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # what the tests expect is what a CPU gives
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 torch.set_num_threads(1)
 
@@ -29,6 +27,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default="cpu",
         help="cuda also runs tests/triton_kernels here, on a GPU",
     )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """What the tests expect is what a CPU gives. By the option, which pytest-xdist's processes know
+    too; their command line doesn't hold it."""
+    if config.getoption("--device") == "cpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:

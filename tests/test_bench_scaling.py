@@ -146,3 +146,60 @@ def test_growth_runs_and_counts(growth, small_config, tmp_path, capsys):
     assert "slope" in capsys.readouterr().out
     assert growth.main(["--json", str(tmp_path / "no" / "x.json")]) == 2
     assert "--json" in capsys.readouterr().err
+
+
+@pytest.fixture
+def scaling(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCH))
+    return importlib.import_module("scaling")
+
+
+def test_scaling_reads_what_throughput_wrote(scaling, tmp_path, capsys):
+    """Whole, from its file to the table, the JSON file and the picture."""
+    names = ("masks", "target", "context", "predictor", "backward", "optimiser", "EMA")
+    milliseconds = dict(zip(names, (1, 200, 100, 100, 400, 80, 40), strict=True))
+    rows = [{"part": name, "ours_ms": ms} for name, ms in milliseconds.items()]
+    measured = {"config": "vitl16.json", "clips": 24, "precision": "bf16", "device": "a device"}
+    path, output = tmp_path / "step.json", tmp_path / "scaling.json"
+    path.write_text(json.dumps(measured | {"parts": rows}))
+    assert scaling.main([str(path), "--json", str(output)]) == 0
+    assert "a device" in capsys.readouterr().out
+    steps = json.loads(output.read_text())["steps"]
+    global_batch = scaling.load_config(scaling.CONFIGS / "vitl16.json").optim.global_batch
+    alone = next(step for step in steps if (step["devices"], step["stage"]) == (1, 0))
+    assert alone["exposed"] == pytest.approx(0.8 * global_batch / 24 + 0.12)  # masks: beside it
+    assert {step["stage"] for step in steps} == {0, 1, 2, 3}
+    by_devices = [step["exposed"] for step in steps if step["stage"] == 1]
+    assert len(by_devices) > 3 and by_devices == sorted(by_devices, reverse=True)
+    assert output.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("text", [None, "{", "{}", '{"parts": [], "clips": 1}'])
+def test_scaling_refuses_other_files(scaling, tmp_path, capsys, text):
+    path = tmp_path / "other.json"
+    if text is not None:
+        path.write_text(text)
+    assert scaling.main([str(path)]) == 2
+    assert "bench/throughput.py --json FILE` wrote; make one" in capsys.readouterr().err
+    assert scaling.main([]) == 2
+    assert "FILE: found none" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_scaling_check_measures_processes(scaling, small_config, tmp_path, monkeypatch, capsys):
+    """One process and two, really; how far off the model is depends on the machine."""
+    check = importlib.import_module("scaling_check")
+    monkeypatch.setattr(check, "PROCESSES", (1, 2))
+    path, output = tmp_path / "small.json", tmp_path / "check.json"
+    path.write_text(json.dumps(small_config()))
+    status = scaling.main(["--check", "--config", str(path), "--json", str(output)])
+    printed = capsys.readouterr().out
+    assert ("beyond" if status else "within") in printed
+    found = json.loads(output.read_text())["found"]
+    assert list(found) == ["1", "2"]
+    assert all(ms > 0 for one in found.values() for ms in one["ms"].values())
+    assert found["1"]["latency"] == 0 < found["2"]["rate"]
+    assert found["1"]["teacher_bytes"] < found["1"]["bytes"] == found["2"]["bytes"]
+    path.write_text("{")
+    with pytest.raises(scaling.UserError, match="1 processes: found that 1 failed"):
+        check.measure(path, 1)
