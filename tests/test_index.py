@@ -172,6 +172,14 @@ def test_a_file_that_ends_or_hangs_its_process_costs_only_itself():
         assert finding.reason == ("probed" if fine else "damaged (FFmpeg crashes or hangs)")
 
 
+def test_a_scan_that_is_ended_waits_for_nobody():
+    found = scan([Candidate("fine", 1, 0), Candidate("hang", 1, 0)], 1, crash_or_hang, 90, 1)
+    assert next(found).reason == "probed"
+    start = time.monotonic()
+    found.close()  # as an interrupt does
+    assert time.monotonic() - start < 60
+
+
 def test_unchanged_files_are_not_opened_again(tmp_path):
     folder = tmp_path / "videos"
     folder.mkdir()

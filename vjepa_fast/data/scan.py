@@ -4,7 +4,7 @@ import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -41,12 +41,12 @@ def scan(
     probe: Callable[[Candidate], Finding],
     seconds: int = 60,
     chunk_size: int = 8,
-) -> Iterator[Finding]:
+) -> Generator[Finding, None, None]:
     """Run `probe` (to be pickled) on every candidate in `workers` processes; the findings as they
     come, in no particular order.
 
     A process gets `chunk_size` files at a time. A file that ends its process, or takes longer than
-    `seconds` and one more for every 10 MB, is refused.
+    `seconds` and one more for every 10 MB, is refused. Closing the iterator kills what is running.
     """
     rest = iter(candidates)
     suspects: deque[Candidate] = deque()
