@@ -169,9 +169,11 @@ def test_a_server_that_was_killed_is_started_again(pool):
 
 
 # A user's script as users write them: nothing guards it, and a module beside it has a bad name.
+# (A shell's background jobs ignore SIGINT, and what they start does; here it is to interrupt.)
 SCRIPT = """
-import sys, time
+import signal, sys, time
 from vjepa_fast.data.workers import WorkerProcesses
+signal.signal(signal.SIGINT, signal.default_int_handler)
 print("started", flush=True)
 pool = WorkerProcesses(2, "vjepa-test")
 futures = [pool.submit(time.sleep, float(sys.argv[1])) for _ in range(2)]

@@ -5,17 +5,22 @@ import os
 import re
 import tarfile
 import threading
+import time
+from fractions import Fraction
 
 import av
+import numpy as np
 import pytest
 import videos
 
 from vjepa_fast.cli import main
 from vjepa_fast.data import index
+from vjepa_fast.data.clips import ClipPlan
 from vjepa_fast.data.findings import Candidate, Finding
 from vjepa_fast.data.index import index_command, index_directory
 from vjepa_fast.data.manifest import read_manifest, write_manifest
 from vjepa_fast.data.probe import BadVideo, probe_video
+from vjepa_fast.data.pyav import decode_clip
 from vjepa_fast.data.scan import scan
 from vjepa_fast.errors import UserError
 
@@ -86,6 +91,25 @@ def test_a_truncated_file_is_refused(tmp_path, codec, extension, faststart, frac
         probe_video(cut(path, fraction))
 
 
+def test_an_avi_may_leave_places_empty_but_not_lack_frames(tmp_path):
+    """Where a frame is shown for longer, an AVI file has empty chunks, and counts them."""
+    path = tmp_path / "video.avi"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=25, width=64, height=48)
+        stream.codec_context.time_base = Fraction(1, 25)
+        for i, place in enumerate([*range(0, 30, 3), *range(30, 60)]):
+            frame = av.VideoFrame.from_ndarray(videos.numbered(i), format="rgb24")
+            frame.pts, frame.time_base = place, Fraction(1, 25)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    entry = probe_video(path)
+    assert (entry.frames, entry.vfr) == (40, True)
+    plan = ClipPlan(0, entry.path, 0, np.arange(40), (0.0, 0.0, 1.0, 1.0), False, {})
+    assert videos.read_numbers(decode_clip(plan, entry, 48).numpy()) == list(range(40))
+    with pytest.raises(BadVideo, match="truncated"):
+        probe_video(cut(path, 0.5))
+
+
 def test_vp8_reference_frames_that_are_never_shown_are_not_counted(tmp_path):
     path = tmp_path / "video.webm"
     options = {"auto-alt-ref": "1", "lag-in-frames": "25", "cpu-used": "4"}
@@ -146,6 +170,14 @@ def test_a_file_that_ends_or_hangs_its_process_costs_only_itself():
     for finding in findings:
         fine = finding.candidate.path.startswith("fine")
         assert finding.reason == ("probed" if fine else "damaged (FFmpeg crashes or hangs)")
+
+
+def test_a_scan_that_is_ended_waits_for_nobody():
+    found = scan([Candidate("fine", 1, 0), Candidate("hang", 1, 0)], 1, crash_or_hang, 90, 1)
+    assert next(found).reason == "probed"
+    start = time.monotonic()
+    found.close()  # as an interrupt does
+    assert time.monotonic() - start < 60
 
 
 def test_unchanged_files_are_not_opened_again(tmp_path):

@@ -46,7 +46,7 @@ def in_process(monkeypatch):
     """Copies made here, one after the other: a process takes seconds to start."""
 
     def scan(candidates, workers, copy, seconds, chunk_size):
-        return map(copy, candidates)
+        yield from map(copy, candidates)
 
     monkeypatch.setattr(transcode, "scan", scan)
 
@@ -77,12 +77,13 @@ def test_an_interrupted_call_goes_on_and_keeps_what_is_made(originals, tmp_path,
 
     def one_only(candidates, workers, copy, seconds, chunk_size):
         yield copy(next(iter(candidates)))
+        (copies / "v.mp4.part").touch()  # who makes it is killed
         raise KeyboardInterrupt
 
     monkeypatch.setattr(transcode, "scan", one_only)
     with pytest.raises(UserError, match=r"1 of 3 videos.* run the same command again"):
         transcode_manifest(originals, copies, "h264", 60, 5)
-    assert not (copies / "m.csv").exists()
+    assert not (copies / "m.csv").exists() and not list(copies.rglob("*.part"))
     kept = (copies / "a.webm.mp4").stat().st_mtime_ns
     monkeypatch.setattr(transcode, "scan", real)
     target, _ = transcode_manifest(originals, copies, "h264", 60, 5, workers=1)

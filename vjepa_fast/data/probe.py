@@ -36,7 +36,7 @@ class BadVideo(Exception):
 class _Packets:
     """What demuxing found: frames to expect in all and from the last key frame on, the most frames
     from a key frame to the next, their time stamps in the stream's time base as far as they have
-    any, and where the file ends.
+    any, and where the file ends; in stored order the last one's place and the largest step to one.
     """
 
     total: int = 0
@@ -47,6 +47,8 @@ class _Packets:
     end: float = 0.0
     last_key_pts: int | None = None
     tail_frames: int = 0
+    last_dts: int = 0
+    step: int = 1
 
 
 def probe_video(
@@ -286,6 +288,9 @@ def _demux(
         if packet.stream is not stream:
             continue
         found.total += packet.size > 0
+        if packet.dts is not None and packet.size:
+            found.step = max(found.step, packet.dts - found.last_dts)
+            found.last_dts = packet.dts
         found.corrupt += packet.is_corrupt
         if not count_frame(packet, codec):
             continue
@@ -309,8 +314,11 @@ def _check_length(
     fps: float,
 ) -> None:
     # MP4 counts frames that an edit list cuts away, so its count says nothing; its duration does.
-    if "mp4" not in container.format.name and stream.frames > packets.total:
-        raise BadVideo(f"truncated ({packets.total} of {stream.frames} frames)")
+    total = packets.total
+    if container.format.name == "avi":  # it counts empty places too, where a frame stays longer
+        total = max(total, packets.last_dts + packets.step)
+    if "mp4" not in container.format.name and stream.frames > total:
+        raise BadVideo(f"truncated ({total} of {stream.frames} frames)")
     if container.duration is None:
         return
     duration = container.duration / av.time_base

@@ -4,12 +4,13 @@ import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from itertools import islice
-from multiprocessing import get_context, parent_process
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
 
 import av
 
@@ -40,12 +41,12 @@ def scan(
     probe: Callable[[Candidate], Finding],
     seconds: int = 60,
     chunk_size: int = 8,
-) -> Iterator[Finding]:
+) -> Generator[Finding, None, None]:
     """Run `probe` (to be pickled) on every candidate in `workers` processes; the findings as they
     come, in no particular order.
 
     A process gets `chunk_size` files at a time. A file that ends its process, or takes longer than
-    `seconds` and one more for every 10 MB, is refused.
+    `seconds` and one more for every 10 MB, is refused. Closing the iterator kills what is running.
     """
     rest = iter(candidates)
     suspects: deque[Candidate] = deque()
@@ -121,21 +122,27 @@ def _check_pictures(
 
 @contextmanager
 def _processes(workers: int) -> Iterator[ProcessPoolExecutor]:
-    with ProcessPoolExecutor(workers, get_context("spawn"), _start_process) as pool:
+    context = get_context("spawn")
+    theirs, ours = context.Pipe(duplex=False)
+    with theirs, ours, ProcessPoolExecutor(workers, context, _start_process, (theirs,)) as pool:
         try:
             yield pool
-        finally:  # after an interrupt only what runs is waited for
+        except BaseException:  # an interrupt: nobody waits for an hour's video to be copied
+            ours.close()
+            raise
+        finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _start_process() -> None:
+def _start_process(parent: Connection) -> None:
     """The parent ends the scan: an interrupt is its to take, and where it is killed so is this."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
 
 
-def _end_with_parent() -> None:
-    parent_process().join()
+def _end_with(parent: Connection) -> None:
+    """End this process, whatever it is doing, once the other end is closed."""
+    parent.poll(None)
     os._exit(1)
 
 

@@ -2,8 +2,8 @@
 
 import errno
 import os
-from collections.abc import Collection, Sequence
-from contextlib import suppress
+from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -77,13 +77,14 @@ def transcode_manifest(
     found = scan(candidates.values(), workers, copy, _LIMIT, chunk_size=1)
     target = output / (manifest.stem + ".csv")
     try:
-        for finding in tqdm(
-            found, "transcoding", len(candidates), unit="video", disable=not progress
-        ):
-            if finding.entry is None:
-                refused.append(finding)
-            else:
-                copies[finding.candidate.path] = finding.entry
+        targets = (_target(path, root, output, settings) for path in candidates)
+        bar = tqdm(found, "transcoding", len(candidates), unit="video", disable=not progress)
+        with _leaving_no_part(found, targets):
+            for finding in bar:
+                if finding.entry is None:
+                    refused.append(finding)
+                else:
+                    copies[finding.candidate.path] = finding.entry
         made = [
             replace(copies[entry.path], labels=entry.labels)
             for entry in entries
@@ -226,6 +227,19 @@ def _check_targets(paths: Collection[str], root: Path, output: Path, settings: S
 def _part(target: Path) -> Path:
     """Where a copy is while it is made."""
     return target.with_name(target.name + ".part")
+
+
+@contextmanager
+def _leaving_no_part(found: Generator, targets: Iterable[Path]) -> Iterator[None]:
+    """After an interrupt or an error, end the scan and remove the copies that were being made."""
+    try:
+        yield
+    except BaseException:
+        found.close()
+        for target in targets:
+            with suppress(OSError):
+                _part(target).unlink()
+        raise
 
 
 def _copy(candidate: _Source, root: Path, output: Path, settings: Settings) -> Finding:
