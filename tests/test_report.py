@@ -107,6 +107,7 @@ def test_a_run_that_was_killed_has_a_page(run: Path, tmp_path: Path) -> None:
     odd = '{"step": 3, "loss": NaN, "grad_norm_encoder": 0.0}\n[1]\n{"loss": 3}\n'
     (tmp_path / "metrics.jsonl").write_text(lines[0] + "\n" + odd + '{"step": 4, "lo')
     (tmp_path / "config.json").write_text('{"optim": {"ste')
+    (tmp_path / "checkpoints" / "step_00000001").mkdir(parents=True)  # as its files are removed
     text = run_page(tmp_path)
     page = Page(text)
     assert "unfinished" in text and "1 values not drawable" in page.sections["Curves"]
