@@ -6,10 +6,13 @@ import itertools
 import json
 import math
 import re
+import subprocess
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from conftest import REPOSITORY
 
 from vjepa_fast.cli import main
 from vjepa_fast.config import Config
@@ -112,6 +115,11 @@ def test_a_run_that_was_killed_has_a_page(run: Path, tmp_path: Path) -> None:
     page = Page(text)
     assert "unfinished" in text and "1 values not drawable" in page.sections["Curves"]
     assert page.sections["Checkpoints"].strip() == "Nothing yet."
+
+
+def test_a_page_needs_no_deepspeed() -> None:
+    program = "import sys, vjepa_fast.report_page; sys.exit('deepspeed' in sys.modules)"
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=REPOSITORY)
 
 
 def test_a_run_before_its_first_line(tmp_path: Path) -> None:
