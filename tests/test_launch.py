@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from vjepa_fast.errors import UserError
-from vjepa_fast.training.launch import first_host, place_of_process
+from vjepa_fast.training.launch import first_host, first_words, place_of_process
 
 TORCHRUN = {
     "RANK": "3",
@@ -63,6 +63,21 @@ def test_launchers() -> None:
 )
 def test_the_first_host_of_a_node_list(nodes: str, host: str) -> None:
     assert first_host(nodes) == host
+
+
+@pytest.mark.parametrize(
+    ("said", "kept"),
+    [
+        (
+            "[/w/gloo/tcp/pair.cc:537] Read error [10.77.0.2]:56449: Connection reset by peer. "
+            "This is typically caused by a remote worker hanging. Check the logs!",
+            "Read error [10.77.0.2]:56449: Connection reset by peer",
+        ),
+        ("NCCL error: remote process exited\nLast error: x", "NCCL error: remote process exited"),
+    ],
+)
+def test_what_a_collective_says_is_cut_to_its_point(said: str, kept: str) -> None:
+    assert first_words(RuntimeError(said)) == kept
 
 
 def without(*names: str) -> dict[str, str]:

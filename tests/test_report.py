@@ -6,10 +6,13 @@ import itertools
 import json
 import math
 import re
+import subprocess
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from conftest import REPOSITORY
 
 from vjepa_fast.cli import main
 from vjepa_fast.config import Config
@@ -107,10 +110,16 @@ def test_a_run_that_was_killed_has_a_page(run: Path, tmp_path: Path) -> None:
     odd = '{"step": 3, "loss": NaN, "grad_norm_encoder": 0.0}\n[1]\n{"loss": 3}\n'
     (tmp_path / "metrics.jsonl").write_text(lines[0] + "\n" + odd + '{"step": 4, "lo')
     (tmp_path / "config.json").write_text('{"optim": {"ste')
+    (tmp_path / "checkpoints" / "step_00000001").mkdir(parents=True)  # as its files are removed
     text = run_page(tmp_path)
     page = Page(text)
     assert "unfinished" in text and "1 values not drawable" in page.sections["Curves"]
     assert page.sections["Checkpoints"].strip() == "Nothing yet."
+
+
+def test_a_page_needs_no_deepspeed() -> None:
+    program = "import sys, vjepa_fast.report_page; sys.exit('deepspeed' in sys.modules)"
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=REPOSITORY)
 
 
 def test_a_run_before_its_first_line(tmp_path: Path) -> None:

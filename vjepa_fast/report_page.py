@@ -222,12 +222,15 @@ def _checkpoints(run: Path) -> str:
     rows = []
     for folder in sorted((run / "checkpoints").glob("step_*")):
         state = folder / "state.json"
-        if state.is_file():
-            size = sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
-            shards = read_json(state).get("shards")
-            world = len(shards) if isinstance(shards, list) else "?"
-            step = folder.name.removeprefix("step_").lstrip("0") or "0"
-            rows.append((step, _when(state.stat().st_mtime), f"{size / 1e6:.1f} MB", world))
+        try:
+            size = sum(file.stat().st_size for file in folder.iterdir())
+            saved = _when(state.stat().st_mtime)
+        except OSError:  # no checkpoint, or pruned while we look
+            continue
+        shards = read_json(state).get("shards")
+        world = len(shards) if isinstance(shards, list) else "?"
+        step = folder.name.removeprefix("step_").lstrip("0") or "0"
+        rows.append((step, saved, f"{size / 1e6:.1f} MB", world))
     return table(("step", "saved", "size", "processes"), rows) if rows else ""
 
 

@@ -150,6 +150,12 @@ def _check(place: Mapping[str, str], devices: int) -> None:
         )
 
 
+def first_words(error: RuntimeError) -> str:
+    """What a collective says, less its source file and the advice that gloo adds."""
+    line = str(error).partition("\n")[0].partition(". This is ")[0]
+    return re.sub(r"^\[\S+:\d+\] ", "", line)
+
+
 @contextmanager
 def peers_are_there() -> Iterator[None]:
     """Turn what a collective says when another process has died into a sentence.
@@ -160,7 +166,7 @@ def peers_are_there() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        reason = str(error).partition("\n")[0]
+        reason = first_words(error)
         world = torch.distributed.get_world_size()
         if world == 1 or not _GONE.search(reason):
             raise

@@ -8,12 +8,14 @@ vary from position to position and say nothing about the clip. So what counts is
 from __future__ import annotations
 
 import logging
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vjepa_fast.training.shards import GroupShard
+if TYPE_CHECKING:  # it brings DeepSpeed, which a report has no need for
+    from vjepa_fast.training.shards import GroupShard
 
 log = logging.getLogger("vjepa_fast")
 
