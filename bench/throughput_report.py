@@ -139,7 +139,7 @@ def whole_text(result: dict) -> str:
         lines.append(
             f"peer / ours: {_span(peer['ratio_spread'], 2, unit=' x')}, baseline / peer: "
             f"{_span(peer['baseline_spread'], 2, unit=' x')}; peer: facebookresearch/jepa, commit "
-            f"{peer['commit'] or 'unknown'}, in fp32 pixels normalised before the step"
+            f"{peer['commit'] or 'unknown'}, its pixels normalised before the step"
         )
     for name, row in result["sides"].items():
         if row["share_of_datasheet"] is not None:
