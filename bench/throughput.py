@@ -5,7 +5,7 @@
 The shipped trainer (DeepSpeed, one process) and bench/baseline.py start from the same weights; if
 their losses differ, nothing is timed. Whole steps run in turns, then steps whose parts are timed
 one by one. Without arguments: configs/vitl16.json on a GPU, else configs/tiny.json, on synthetic
-video that lies on the device.
+video that lies on the device. --peer adds a checkout of facebookresearch/jepa as a third side.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -28,6 +29,7 @@ from throughput_products import products_alone
 from throughput_report import (
     part_rows,
     parts_text,
+    peer_row,
     products_text,
     rates_text,
     side_rows,
@@ -42,6 +44,9 @@ from vjepa_fast.errors import UserError, exit_status
 from vjepa_fast.info import clip_flops
 from vjepa_fast.training.launch import init_process_group
 from vjepa_fast.training.loop import share_cores
+
+if TYPE_CHECKING:
+    from throughput_peer import Peer
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 DEFAULTS = {"cuda": "vitl16.json", "cpu": "tiny.json"}
@@ -69,6 +74,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--compile", action="store_true", help="torch.compile, on both sides")
     parser.add_argument("--zero", type=int, metavar="STAGE", help="ZeRO stage (ours)")
+    parser.add_argument("--peer", type=Path, metavar="DIR", help="a checkout to time beside us")
     parser.add_argument("--profile", type=Path, metavar="DIR", help="traces and operators, by side")
     parser.add_argument("--json", type=Path, metavar="FILE", help="all figures; a picture beside")
     return parser.parse_args(arguments)
@@ -100,13 +106,28 @@ def check_places(options: argparse.Namespace) -> None:
             ) from None
 
 
+def start_peer(options: argparse.Namespace, config: Config) -> Peer:
+    """The peer's process, which has trained for a few steps; raises UserError."""
+    from throughput_peer import Peer
+
+    if options.data != "synthetic" or config.compile:
+        found = "compile" if config.compile else f"--data {options.data}"
+        raise UserError(
+            f"--peer: found it with {found}, expected eager steps on synthetic video, which is "
+            "all that a peer is asked for; leave one of the two out"
+        )
+    return Peer(options.peer, config)
+
+
 def counts(ours: Ours, number: int) -> tuple[list[list[int]], list[list[int]]]:
     """Context and target tokens of a step, a row for each clip."""
     masks = draw_masks(ours.sampler, number, ours.clips)
     return masks.context_seqlens.T.tolist(), masks.target_seqlens.T.tolist()
 
 
-def measure(config: Config, options: argparse.Namespace, result: dict) -> int:
+def measure(
+    config: Config, options: argparse.Namespace, result: dict, peer: Peer | None = None
+) -> int:
     """Check, time, print, and fill in `result`; the exit status."""
     ours = Ours(config)
     device, decodes = ours.device, options.data != "synthetic"
@@ -133,7 +154,7 @@ def measure(config: Config, options: argparse.Namespace, result: dict) -> int:
             "largest difference: " + ", ".join(f"{item} {gap:.1e}" for item, gap in largest.items())
         )
         rates = Rates(device, dtype, clock)
-        run = Measurement((plain, ours), videos, clock, first=STEPS)
+        run = Measurement((plain, ours), videos, clock, first=STEPS, peer=peer)
         first = run.numbers["ours"] + PER_TURN[device.type]  # behind the warm-up
         times = run.in_turns(-(-options.steps // PER_TURN[device.type]), rates)
         tokens = [counts(ours, n) for n in range(first, run.numbers["ours"])]
@@ -161,6 +182,11 @@ def measure(config: Config, options: argparse.Namespace, result: dict) -> int:
     result["sides"] = side_rows(times, memory, flops, clips, datasheet)
     result["ratio_spread"] = spread(times["baseline"] / times["ours"])
     result["ratio"] = result["ratio_spread"]["p50"]
+    if peer:
+        networks = ours.trainer.model.encoder, ours.trainer.model.predictor
+        own = [sum(p.numel() for p in network.parameters()) for network in networks]
+        own = dict(zip(("encoder", "predictor"), own, strict=True))
+        result["peer"] = peer_row(times, peer.commit, peer.parameters, own)
     result["parts"] = part_rows(parts, work, gemm, copy)
     print(f"\n{rates_text(result)}\n\n{whole_text(result)}\n\n{parts_text(result['parts'])}")
     if "products" in result:
@@ -187,7 +213,8 @@ def run(options: argparse.Namespace) -> int:
         config = read_config(path, options.batch, options.compile, options.zero, manifest)
         result = {"config": path.name, "data": options.data, "compile": config.compile}
         result["zero"] = config.zero.stage
-        status = measure(config, options, result)
+        peer = stack.enter_context(closing(start_peer(options, config))) if options.peer else None
+        status = measure(config, options, result, peer)
     if status == 0 and options.json:
         from throughput_picture import draw
 

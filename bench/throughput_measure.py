@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from throughput_clock import Clock, Laps, Rates, peak_memory
 from throughput_sides import PARTS, Clips, Ours, Plain
+
+if TYPE_CHECKING:
+    from throughput_peer import Peer
 
 Side = Ours | Plain
 PER_TURN = {"cuda": 5, "cpu": 1}  # steps of a side before it is the other's turn
@@ -16,20 +20,31 @@ PROFILED = 3
 
 
 class Measurement:
-    """Steps of both sides, whose numbers go on from measurement to measurement."""
+    """Steps of all sides, whose numbers go on from measurement to measurement. A peer takes part
+    where its process can be asked: in whole steps and their memory."""
 
-    def __init__(self, sides: Sequence[Side], clips: Clips, clock: Clock, first: int) -> None:
-        self.sides, self.clips, self.clock = sides, clips, clock
+    def __init__(
+        self,
+        sides: Sequence[Side],
+        clips: Clips,
+        clock: Clock,
+        first: int,
+        peer: Peer | None = None,
+    ) -> None:
+        self.sides, self.clips, self.clock, self.peer = sides, clips, clock, peer
         self.device = sides[0].device
-        self.numbers = dict.fromkeys((side.name for side in sides), first)
+        self.all = [*sides, *([peer] if peer else [])]
+        self.numbers = dict.fromkeys((side.name for side in self.all), first)
 
-    def _next(self, side: Side) -> int:
+    def _next(self, side: Side | Peer) -> int:
         self.numbers[side.name] += 1
         return self.numbers[side.name] - 1
 
-    def turn(self, side: Side) -> tuple[float, float]:
+    def turn(self, side: Side | Peer) -> tuple[float, float]:
         """Seconds of a step, waiting for its clips included, and of the waiting alone."""
         steps = [self._next(side) for _ in range(PER_TURN[self.device.type])]
+        if side is self.peer:
+            return side.turn(steps), 0.0
         ready = [side.prepare(number) for number in steps]
         self.clips.waited()
         start = self.clock()
@@ -47,7 +62,7 @@ class Measurement:
         """
         found: dict[str, list[float]] = {}
         for turn in range(turns + 1):
-            for side in self.sides[:: 1 if turn % 2 else -1]:
+            for side in self.all[:: 1 if turn % 2 else -1]:
                 seconds, waited = self.turn(side)
                 found.setdefault(side.name, []).append(seconds)
                 found.setdefault(f"{side.name}, wait", []).append(waited)
@@ -73,12 +88,14 @@ class Measurement:
     def memory(self) -> dict[str, int | None]:
         """Bytes that a step of each side takes beside its weights and optimiser, at the peak."""
 
-        def one(side: Side) -> int | None:
+        def one(side: Side | Peer) -> int | None:
             number = self._next(side)
+            if side is self.peer:
+                return side.memory(number)
             video, masks = next(self.clips), side.prepare(number)
             return peak_memory(lambda: side.step(number, video, masks), self.device)
 
-        return {side.name: one(side) for side in self.sides}
+        return {side.name: one(side) for side in self.all}
 
     def profile(self, folder: Path) -> list[Path]:
         """Write a trace (for chrome://tracing or Perfetto) and a table of the top operators of

@@ -34,7 +34,7 @@ def side_rows(
     clips: int,
     datasheet: float | None,
 ) -> dict[str, dict]:
-    """Both sides' whole steps. The share of the GEMM rate is taken turn by turn."""
+    """All sides' whole steps. The share of the GEMM rate is taken turn by turn."""
     return {
         name: {
             "ms": spread(1e3 * times[name]),
@@ -46,7 +46,24 @@ def side_rows(
             "wait_ms": spread(1e3 * times[f"{name}, wait"]),
             "step_memory_bytes": memory[name],
         }
-        for name in ("baseline", "ours")
+        for name in memory
+    }
+
+
+def peer_row(
+    times: dict[str, np.ndarray],
+    commit: str | None,
+    parameters: dict[str, int],
+    ours: dict[str, int],
+) -> dict:
+    """What a peer's steps take beside the other two sides', turn by turn, and its networks' trained
+    weights beside ours."""
+    return {
+        "commit": commit,
+        "parameters": parameters,
+        "parameters_of_ours": ours,
+        "ratio_spread": spread(times["peer"] / times["ours"]),
+        "baseline_spread": spread(times["baseline"] / times["peer"]),
     }
 
 
@@ -93,6 +110,16 @@ def rates_text(result: dict) -> str:
     )
 
 
+def _side(name: str, result: dict) -> str:
+    """A side's name; a peer's says whether its networks are as large as ours."""
+    if name != "peer":
+        return name
+    own, other = (result["peer"][key] for key in ("parameters_of_ours", "parameters"))
+    if own == other:
+        return f"peer ({sum(other.values()):,} weights, as ours)"
+    return f"peer ({sum(other.values()):,} weights, ours {sum(own.values()):,})"
+
+
 def whole_text(result: dict) -> str:
     """The table of whole steps."""
     rows = [("a step", "ms", "clips/s", "of the GEMM rate", "data wait, ms", "takes, MB")]
@@ -105,8 +132,15 @@ def whole_text(result: dict) -> str:
             _span(row["wait_ms"]),
             "unknown" if memory is None else f"{memory / 1e6:.0f}",
         )
-        rows.append((name, *cells))
+        rows.append((_side(name, result), *cells))
     lines = [table(rows), f"ratio, turn by turn: {_span(result['ratio_spread'], 2, unit=' x')}"]
+    if "peer" in result:
+        peer = result["peer"]
+        lines.append(
+            f"peer / ours: {_span(peer['ratio_spread'], 2, unit=' x')}, baseline / peer: "
+            f"{_span(peer['baseline_spread'], 2, unit=' x')}; peer: facebookresearch/jepa, commit "
+            f"{peer['commit'] or 'unknown'}, its pixels normalised before the step"
+        )
     for name, row in result["sides"].items():
         if row["share_of_datasheet"] is not None:
             lines.append(f"{name}: {row['share_of_datasheet']:.0%} of the data sheet's rate")
