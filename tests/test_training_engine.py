@@ -10,6 +10,7 @@ from training_helpers import SCHEDULES, make_model, make_trainer, micro_batch, r
 from vjepa_fast.errors import UserError
 from vjepa_fast.training.shards import (
     GroupShard,
+    Range,
     clip_gradients,
     gradient_shards,
     master_shards,
@@ -146,3 +147,18 @@ def test_an_unknown_optimizer_is_refused() -> None:
 
     with pytest.raises(TypeError, match="found Wrapper, expected"):
         master_shards(Wrapper())
+
+
+@pytest.mark.parametrize(
+    ("layout", "in_order"),
+    [
+        ([[Range(0, 3, 0)], [Range(3, 1, 0)]], True),
+        ([[Range(0, 3, 0)], [Range(3, 0, 0)]], True),  # the last rank holds padding alone
+        ([[Range(0, 3, 0)], [Range(3, 1, 1)]], False),  # parameters of 1 and 3 elements, cut apart
+        ([[Range(0, 1, 0), Range(2, 1, 1)], [Range(1, 1, 0)]], False),
+    ],
+)
+def test_shares_are_in_order_if_end_to_end_they_are_the_flat_vector(
+    layout: list[list[Range]], in_order: bool
+) -> None:
+    assert GroupShard("g", [], [torch.zeros(3)], layout, 0, 4).in_order == in_order

@@ -80,7 +80,13 @@ class GroupShard:
     @property
     def in_order(self) -> bool:
         """Whether the shares of all ranks, end to end, are the flat vector (padding at its end)."""
-        return all(len(ranges) == 1 for ranges in self.layout)
+        room = sum(m.numel() for m in self.masters)
+        return all(
+            r.start == rank * room + r.place
+            for rank, ranges in enumerate(self.layout)
+            for r in ranges
+            if r.count
+        )
 
     def pick(self, tensors: Sequence[Tensor]) -> Tensor:
         """The ranges' elements, end to end, of tensors that lie as the masters do: a copy."""
@@ -233,8 +239,10 @@ def clip_gradients(optimizer: object, max_norm: float | None) -> dict[str, Tenso
         dist.all_reduce(squares)
     norms = squares.sqrt()
     if max_norm is not None:
-        for tensors, norm in zip(parts.values(), norms, strict=True):
-            torch._foreach_mul_(tensors, (max_norm / (norm + 1e-6)).clamp(max=1.0))
+        # A NaN would stay in padding, which nothing but this writes to, for all steps to come.
+        scales = (max_norm / (norms + 1e-6)).clamp(max=1.0).nan_to_num(nan=1.0)
+        for tensors, scale in zip(parts.values(), scales, strict=True):
+            torch._foreach_mul_(tensors, scale)
     return dict(zip(parts, norms, strict=True))
 
 
