@@ -16,6 +16,7 @@ import videos
 from vjepa_fast.config import Config
 from vjepa_fast.data import dali as dali_module
 from vjepa_fast.data import watchdog
+from vjepa_fast.data.clips import ClipPlan
 from vjepa_fast.data.dali import DaliDecoder
 from vjepa_fast.data.loader import ClipLoader, make_loader
 from vjepa_fast.data.manifest import read_manifest, write_manifest
@@ -257,6 +258,30 @@ def test_what_only_dali_cannot_decode_comes_from_pyav(manifest, monkeypatch, tmp
     while any(thread.name == "vjepa-dali" for thread in threading.enumerate()):
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+def test_an_ffmpeg_that_crashes_beside_dali_costs_one_clip(manifest, tmp_path, monkeypatch):
+    """What DALI leaves to PyAV is decoded in processes of their own, and only then are there any."""
+    h264 = videos.write_numbered(tmp_path, "h264", 24, "h264")
+    paths = [entry.path for entry in read_manifest(manifest)]
+    entries = read_manifest(videos.manifest_of(tmp_path, [*paths, h264]))
+    decoder = DaliDecoder(entries, 48, CPU, 1)
+    for_dali, for_pyav = (
+        ClipPlan(0, entries[i].path, i, np.arange(4), (0.0, 0.0, 1.0, 1.0), False, {})
+        for i in (1, 8)
+    )
+    expected, failures = decoder.collect([for_dali], decoder.submit([for_dali]))
+    assert not failures and not decoder._pyav.pids
+    with monkeypatch.context() as patch:
+        patch.setattr(dali_module, "decode_pixels", videos.crash)
+        plans = [for_pyav, for_dali]
+        video, failures = decoder.collect(plans, decoder.submit(plans))
+    assert list(failures) == [0] and "FFmpeg crashed (signal 6)" in failures[0]
+    assert torch.equal(video[1], expected[0])
+    video, failures = decoder.collect([for_pyav], decoder.submit([for_pyav]))
+    assert not failures and videos.read_numbers(video[0].numpy()) == [0, 1, 2, 3]
+    decoder.close()
+    assert not decoder._pyav.pids
 
 
 @pytest.mark.parametrize("at", ["build", "run"])

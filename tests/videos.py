@@ -1,5 +1,6 @@
 """Small real video files for the tests of the data layer."""
 
+import os
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -100,3 +101,8 @@ def manifest_of(directory: Path, paths: Iterable[Path], name: str = "manifest.cs
     entries = [replace(probe_video(path), labels={"place": i}) for i, path in enumerate(paths)]
     write_manifest(directory / name, entries)
     return directory / name
+
+
+def crash(*_: object) -> None:
+    """What a file that FFmpeg crashes on does to its process."""
+    os.abort()

@@ -17,11 +17,12 @@ from nvidia.dali import Pipeline, pipeline_def
 from vjepa_fast.data.backend import unsuited_to_dali
 from vjepa_fast.data.clips import ClipPlan
 from vjepa_fast.data.manifest import ManifestEntry
-from vjepa_fast.data.pyav import check_plan, collect_clips, decode_clip, empty_batch, in_words
+from vjepa_fast.data.pyav import check_plan, collect_clips, decode_pixels, empty_batch, in_words
 from vjepa_fast.data.segment import Encoded, read_segment
 from vjepa_fast.data.source import read_entry
 from vjepa_fast.data.upright import as_flips, stored_crop
 from vjepa_fast.data.watchdog import SECONDS, WatchedThreads
+from vjepa_fast.data.workers import WorkerProcesses
 from vjepa_fast.errors import UserError
 
 IN_MEMORY = 64 * 2**20  # bytes: what a clip may take there, encoded
@@ -40,8 +41,9 @@ class DaliDecoder:
     On a CUDA device the video is decoded there by NVDEC. DALI gets the part of a file that the clip
     is in, where that can be cut out (`read_segment`) and is much less, else all of it. PyAV decodes
     where that is more than `IN_MEMORY` bytes, what DALI can't decode on the device, and what it
-    stumbles over: PyAV has the last word on whether a clip can be decoded, whichever loader is in
-    use. Raises UserError where DALI does not work at all.
+    stumbles over, in `num_threads` processes that start when it first has to: PyAV has the last
+    word on whether a clip can be decoded, whichever loader is in use. Raises UserError where DALI
+    does not work at all.
     """
 
     name = "dali"
@@ -67,6 +69,7 @@ class DaliDecoder:
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self.threads = WatchedThreads(num_threads, "vjepa-read", seconds)
         self._runner = WatchedThreads(1, "vjepa-dali", seconds)
+        self._pyav = WorkerProcesses(num_threads, "vjepa-pyav", seconds)
 
     @property
     def handed_over(self) -> set[int]:
@@ -75,7 +78,12 @@ class DaliDecoder:
 
     def submit(self, plans: Sequence[ClipPlan]) -> list[Future]:
         """Start reading the files of a batch; pass what it returns to `collect`."""
-        return [self.threads.submit(self._read, plan) for plan in plans]
+        return [
+            self._to_pyav(plan)
+            if self._for_pyav[plan.video]
+            else self.threads.submit(self._read, plan)
+            for plan in plans
+        ]
 
     def collect(
         self, plans: Sequence[ClipPlan], files: list[Future]
@@ -94,11 +102,14 @@ class DaliDecoder:
     def _collect(
         self, plans: Sequence[ClipPlan], files: list[Future]
     ) -> tuple[torch.Tensor, dict[int, str]]:
-        failures, encoded, decoded = {}, {}, {}
+        failures, encoded, decoded, large = {}, {}, {}, []
         for i, file in enumerate(files):
             try:
-                content = self.threads.result(file)
-                (decoded if isinstance(content, torch.Tensor) else encoded)[i] = content
+                content = self.threads.result(file)  # which waits for processes, too
+                if content is None:
+                    large.append(i)
+                else:
+                    (encoded if isinstance(content, Encoded) else decoded)[i] = content
             except (UserError, OSError) as error:
                 failures[i] = in_words(error, plans[i])
         places = list(encoded)
@@ -106,7 +117,8 @@ class DaliDecoder:
         if video is None or len(places) < len(plans):
             together, video = video, empty_batch(plans, self._crop_size).to(self._device)
             for i, clip in decoded.items():
-                video[i] = clip.to(self._device)
+                video[i] = torch.as_tensor(clip).to(self._device)
+            failures |= self._ask_pyav(plans, large, video)
             stumbled = []
             for k, i in enumerate(places):
                 clip = together[k] if together is not None else self._try_one(plans[i], encoded[i])
@@ -129,13 +141,15 @@ class DaliDecoder:
         """Drop what has not started, wait for the rest, free the pipeline."""
         self.threads.close()
         self._runner.close()
+        self._pyav.close()
         self._slot = _Slot()
 
-    def _read(self, plan: ClipPlan) -> Encoded | torch.Tensor:
-        """The encoded video, or the clip, where it is not for DALI."""
+    def _to_pyav(self, plan: ClipPlan) -> Future:
+        return self._pyav.submit(decode_pixels, plan, self._entries[plan.video], self._crop_size)
+
+    def _read(self, plan: ClipPlan) -> Encoded | None:
+        """The encoded video; None where it is too large, and left to PyAV from now on."""
         entry = self._entries[plan.video]
-        if self._for_pyav[plan.video]:
-            return decode_clip(plan, entry, self._crop_size)
         check_plan(plan, entry)
         if plan.frames.min() >= FAR_FROM_START or entry.size_bytes > LARGE_FILE:
             segment = read_segment(entry, plan.frames, IN_MEMORY)
@@ -143,7 +157,7 @@ class DaliDecoder:
                 return segment
         if entry.size_bytes > IN_MEMORY:
             self._leave_large(plan.video)
-            return decode_clip(plan, entry, self._crop_size)
+            return None
         return Encoded(read_entry(entry), plan.frames)
 
     def _leave_large(self, video: int) -> None:
@@ -242,13 +256,8 @@ class DaliDecoder:
         self, plans: Sequence[ClipPlan], places: Sequence[int], video: torch.Tensor
     ) -> dict[int, str]:
         """Have PyAV decode the clips at these places of `video`; the reasons where it can't."""
-        clips = {
-            i: self.threads.submit(
-                decode_clip, plans[i], self._entries[plans[i].video], self._crop_size
-            )
-            for i in places
-        }
-        return collect_clips(self.threads, plans, clips, video)
+        clips = {i: self._to_pyav(plans[i]) for i in places}
+        return collect_clips(self._pyav, plans, clips, video)
 
 
 @dataclass

@@ -48,6 +48,7 @@ class PyavDecoder:
         self._device = device
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self.threads = WorkerProcesses(num_threads, "vjepa-pyav", seconds)
+        self.threads.prepare()
 
     def submit(self, plans: Sequence[ClipPlan]) -> list[Future]:
         """Start decoding a batch; pass what it returns to `collect`."""

@@ -32,6 +32,7 @@ _ONE_THREAD = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "MKL", "OPENBLAS")
 
 class WorkerProcesses:
     """`count` processes that run what is submitted, in order, for at most `seconds` a clip in it.
+    They start when they are first needed.
 
     Functions are importable ones; they, their arguments and results are pickled, but a result that
     is an array comes through shared memory. A process that is late is killed. Where one ends before
@@ -44,10 +45,13 @@ class WorkerProcesses:
         self._workers: set[_Worker] = set()
         self._lock = Lock()
         self._closed = False
-        _server()  # imports while the caller goes on
         self._threads = [Thread(target=self._work, name=name, daemon=True) for _ in range(count)]
         for thread in self._threads:
             thread.start()
+
+    def prepare(self) -> None:
+        """Have what they import imported, for the first of them to start at once; don't wait."""
+        _server()
 
     @property
     def pids(self) -> list[int]:
