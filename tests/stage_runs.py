@@ -22,6 +22,7 @@ from torch import Tensor
 from training_helpers import CLIPS, SCHEDULES, make_model, make_trainer, micro_batch
 
 from vjepa_fast.models.jepa import encode_clips
+from vjepa_fast.training.launch import init_process_group
 from vjepa_fast.training.shards import GroupShard
 from vjepa_fast.training.trainer import Trainer
 
@@ -200,5 +201,6 @@ def launch(cases: list[dict], steps: int, world: int) -> list[list[dict]]:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    init_process_group()
     all_cases, number = json.loads(sys.argv[1])
     print("FOUND" + json.dumps([run_case(case, number) for case in all_cases]), flush=True)
