@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed import ProcessGroup
 from training_helpers import CLIPS, SCHEDULES, make_model, make_trainer, micro_batch
 
 from vjepa_fast.models.jepa import encode_clips
@@ -27,12 +29,14 @@ from vjepa_fast.training.shards import GroupShard
 from vjepa_fast.training.trainer import Trainer
 
 CLIP_GRAD = 0.05  # below the predictor's norm
-COLLECTIVES = (
-    *("all_gather", "all_gather_into_tensor", "all_gather_single", "all_gather_coalesced"),
-    *("all_reduce", "all_reduce_coalesced", "all_to_all", "all_to_all_single", "broadcast"),
-    *("gather", "reduce", "reduce_scatter", "reduce_scatter_tensor", "reduce_scatter_single"),
-    *("scatter", "send", "recv", "isend", "irecv", "batch_isend_irecv"),
-)
+# What moves tensors, whichever of torch.distributed's functions was called, by DeepSpeed too.
+COLLECTIVES = [
+    name
+    for name in vars(ProcessGroup)
+    if re.match(
+        "_?(all_?gather|all_?reduce|all_?to|broadcast|gather|recv|reduce|scatter|send)", name
+    )
+]
 
 
 def plain_loop(steps: int) -> tuple[list[float], dict[str, Tensor], dict[str, Tensor]]:
@@ -82,29 +86,27 @@ def whole(shard: GroupShard, tensors: list[Tensor]) -> Tensor:
     return flat
 
 
+def _bytes(argument: object) -> int:
+    if isinstance(argument, Tensor):
+        return argument.nbytes
+    return sum(map(_bytes, argument)) if isinstance(argument, list) else 0
+
+
 @contextmanager
 def counted(trainer: Trainer) -> Iterator[dict[str, int]]:
-    """Bytes that collectives bring to this rank or take from it, by whose and by kind."""
+    """Bytes of a collective's larger side (a gather's result, a reduction's operand), summed by
+    whose it is and by kind."""
     found: dict[str, int] = {}
-    place, depth = "student", 0
-    originals = {name: getattr(dist, name) for name in COLLECTIVES if hasattr(dist, name)}
+    place = "student"
+    originals = {name: vars(ProcessGroup)[name] for name in COLLECTIVES}
     update = trainer.teacher.update
 
     def counting(name: str, call: Callable) -> Callable:
         def wrapped(*args, **kwargs):
-            nonlocal depth
-            if depth == 0:
-                tensors = [a for a in (*args, *kwargs.values()) if isinstance(a, Tensor | list)]
-                largest = max(
-                    sum(t.nbytes for t in (a if isinstance(a, list) else [a])) for a in tensors
-                )
-                key = f"{place} {name.partition('_into')[0].partition('_single')[0]}"
-                found[key] = found.get(key, 0) + largest
-            depth += 1
-            try:
-                return call(*args, **kwargs)
-            finally:
-                depth -= 1
+            key = f"{place} {name}"
+            size = max(map(_bytes, (*args, *kwargs.values())))
+            found[key] = found.get(key, 0) + size
+            return call(*args, **kwargs)
 
         return wrapped
 
@@ -115,14 +117,14 @@ def counted(trainer: Trainer) -> Iterator[dict[str, int]]:
         place = "student"
 
     for name, call in originals.items():
-        setattr(dist, name, counting(name, call))
+        setattr(ProcessGroup, name, counting(name, call))
     trainer.teacher.update = updating
     try:
         yield found
     finally:
         trainer.teacher.update = update
         for name, call in originals.items():
-            setattr(dist, name, call)
+            setattr(ProcessGroup, name, call)
 
 
 def run_case(case: dict, steps: int) -> dict:
@@ -154,7 +156,8 @@ def run_case(case: dict, steps: int) -> dict:
     with counted(trainer) as sent:
         trainer.step(batch)
     frozen = make(frozen_teacher={name: p.float() for name, p in own.items()})
-    frozen.step(batch)
+    for _ in range(3):  # at stage 3 the first ones learn which weights are next
+        frozen.step(batch)
     with counted(frozen) as sent_frozen:
         frozen.step(batch)
     return {

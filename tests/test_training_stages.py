@@ -44,10 +44,12 @@ def check_sent(case: dict, result: dict, world: int) -> None:
         assert mine == {}, case
     else:
         padding = 4 * world * (len(encoder) if case["stage"] == 3 else 4)
-        assert list(mine) == ["teacher all_gather"], case
-        assert size <= mine["teacher all_gather"] < size + padding, case
+        assert len(mine) == 1 and "gather" in next(iter(mine)), case
+        assert size <= sum(mine.values()) < size + padding, case
     assert sent == result["sent_frozen"], case
-    assert world == 1 or sum(sent.values()) > size  # the gradients, at the least
+    if world > 1:
+        trained = 2 * sum(p.numel() for p in make_model().parameters())
+        assert sum(sent.values()) > trained, case  # the gradients, at the least
 
 
 def test_stages_equal_a_plain_loop() -> None:
