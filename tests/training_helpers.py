@@ -51,30 +51,34 @@ def make_trainer(
     accumulation: int = 1,
     clip_grad: float | None = None,
     encoder_width: int = 24,
-    **offload: bool,
+    clips: int = CLIPS,
+    schedules: Schedules = SCHEDULES,
+    **others: object,
 ) -> Trainer:
     """A trainer of the launcher's process group, of one process without any."""
     init_process_group()
     model = make_model(seed, encoder_width)
     return Trainer(
         model,
-        SCHEDULES,
-        micro_batch=CLIPS,
+        schedules,
+        micro_batch=clips,
         accumulation=accumulation,
         stage=stage,
         bf16=bf16,
         betas=(0.9, 0.999),
         eps=1e-8,
         clip_grad=clip_grad,
-        **offload,
+        **others,
     )
 
 
-def micro_batch(step: int) -> tuple[Tensor, PackedMasks]:
-    """Random clips and their masks, a function of the step."""
+def micro_batch(step: int, rank: int = 0, world: int = 1) -> tuple[Tensor, PackedMasks]:
+    """Random clips and their masks, a function of the step; this rank's share of them."""
     specs = [MultiBlock(2, (0.3, 0.3)), MultiBlock(1, (0.6, 0.6))]
     sampler = MaskSampler(specs, grid=GRID, truncate_group=CLIPS)
-    masks = sampler.sample(step, range(step * CLIPS, (step + 1) * CLIPS))
+    share = CLIPS // world
+    first = step * CLIPS + rank * share
+    masks = sampler.sample(step, range(first, first + share))
     generator = torch.Generator().manual_seed(step)
     shape = (CLIPS, 4, 24, 24, 3)
     video = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
@@ -85,7 +89,7 @@ def micro_batch(step: int) -> tuple[Tensor, PackedMasks]:
         masks.target_seqlens,
         masks.num_tokens,
     )
-    return video, packed
+    return video[rank * share : (rank + 1) * share], packed
 
 
 def save_checkpoint(trainer: Trainer, run: Path, keep_last: int = 2, **policy: object) -> Path:
