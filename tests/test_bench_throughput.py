@@ -167,7 +167,7 @@ def test_a_wrong_baseline_is_refused(
     ("arguments", "found"),
     [
         (["--config", "nowhere.json"], "nowhere.json: found no such file"),
-        (["--zero", "3"], "zero.stage"),
+        (["--zero", "4"], "zero.stage"),
         (["--data", "nowhere.csv"], "found no manifest at nowhere.csv"),
         (["--json", "nowhere/out.json"], "--json: found nowhere/out.json"),
         (["--json", "out.png"], "--json: found out.png"),

@@ -261,7 +261,7 @@ def test_what_only_dali_cannot_decode_comes_from_pyav(manifest, monkeypatch, tmp
 
 
 def test_an_ffmpeg_that_crashes_beside_dali_costs_one_clip(manifest, tmp_path, monkeypatch):
-    """What DALI leaves to PyAV is decoded in processes of their own, and only then are there any."""
+    """What DALI leaves to PyAV is decoded in processes of its own; only then are there any."""
     h264 = videos.write_numbered(tmp_path, "h264", 24, "h264")
     paths = [entry.path for entry in read_manifest(manifest)]
     entries = read_manifest(videos.manifest_of(tmp_path, [*paths, h264]))
