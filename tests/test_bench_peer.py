@@ -117,6 +117,10 @@ def test_a_mistake_is_a_sentence(
     assert error.startswith("error: --peer: ") and found in error and error.count("\n") == 1
 
 
+def slow(*values):
+    return pytest.param(*values, marks=pytest.mark.slow)  # each starts a process
+
+
 @pytest.mark.parametrize(
     ("file", "old", "new", "found"),
     [
@@ -126,10 +130,15 @@ def test_a_mistake_is_a_sentence(
             "import torch, not_there.at_all\n",
             "no module not_there",
         ),
-        ("src/masks/utils.py", "import apply_masks", "import torch", "no apply_masks in src.masks"),
-        ("src/masks/utils.py", "src.parts", "src.tensors", "no module src.tensors in it"),
-        ("src/parts.py", "target.shape[1]", "1", "found predictions of shapes [[4, 1, 24]"),
-        ("src/parts.py", "self.norm = ", "self.norm = 1 / 0 *", "ended with the error above"),
+        slow(
+            "src/masks/utils.py",
+            "import apply_masks",
+            "import torch",
+            "no apply_masks in src.masks",
+        ),
+        slow("src/masks/utils.py", "src.parts", "src.tensors", "no module src.tensors in it"),
+        slow("src/parts.py", "target.shape[1]", "1", "found predictions of shapes [[4, 1, 24]"),
+        slow("src/parts.py", "self.norm = ", "self.norm = 1 / 0 *", "ended with the error above"),
     ],
     ids=["package", "name", "module", "shapes", "crash"],
 )
