@@ -171,7 +171,11 @@ def _candidates(directory: Path, refused: list[Finding]) -> Iterator[Candidate]:
     seen = set()
     start = os.path.abspath(directory)
     for folder, folders, names in os.walk(start, onerror=unreadable, followlinks=True):
-        status = os.stat(folder)
+        try:
+            status = os.stat(folder)
+        except OSError as error:  # gone since it was listed
+            unreadable(error)
+            continue
         if (status.st_dev, status.st_ino) in seen:  # a link to a folder that is indexed already
             folders.clear()
             continue
@@ -203,7 +207,7 @@ def _videos_or_images(candidates: list[Candidate], directory: Path) -> list[Cand
     images = len(candidates) - len(videos)
     if videos and images:
         _logger.warning(
-            "%s: %d images beside videos are left out; index them in a folder of their own",
+            "%s: images beside videos are left out (%d); index them in a folder of their own",
             directory,
             images,
         )
