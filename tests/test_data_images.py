@@ -119,7 +119,7 @@ def test_images_beside_videos_are_left_out(demo, tmp_path, caplog, monkeypatch):
     (tmp_path / "thumbnail.jpg").write_bytes(encoded("red", "JPEG"))
     entries, refused = index_directory(tmp_path, tmp_path / "m.csv", workers=1)
     assert [Path(e.path).name for e in entries] == ["v.webm"] and not refused
-    assert "1 images beside videos are left out" in caplog.text
+    assert "images beside videos are left out (1)" in caplog.text
 
 
 @pytest.mark.slow
