@@ -28,6 +28,7 @@ from vjepa_fast.training.launch import init_process_group
 from vjepa_fast.training.shards import GroupShard
 from vjepa_fast.training.trainer import Trainer
 
+WIDTH = 72  # its larger matrices are above the size that stage 3 keeps whole
 CLIP_GRAD = 0.05  # below the predictor's norm
 # What moves tensors, whichever of torch.distributed's functions was called, by DeepSpeed too.
 COLLECTIVES = [
@@ -42,7 +43,7 @@ COLLECTIVES = [
 def plain_loop(steps: int) -> tuple[list[float], dict[str, Tensor], dict[str, Tensor]]:
     """Losses, weights and the target encoder's weights of a loop without DeepSpeed and without any
     code of training/: AdamW, clipping and EMA written out (Loshchilov and Hutter, algorithm 2)."""
-    schedules, model = replace(SCHEDULES, horizon=steps), make_model()
+    schedules, model = replace(SCHEDULES, horizon=steps), make_model(0, WIDTH)
     teacher = model.make_target_encoder()
     own = dict(model.named_parameters())
     first = {name: torch.zeros_like(p) for name, p in own.items()}
@@ -134,7 +135,12 @@ def run_case(case: dict, steps: int) -> dict:
 
     def make(**others) -> Trainer:
         return make_trainer(
-            clip_grad=CLIP_GRAD, clips=CLIPS // world, schedules=schedules, **case, **others
+            encoder_width=WIDTH,
+            clip_grad=CLIP_GRAD,
+            clips=CLIPS // world,
+            schedules=schedules,
+            **case,
+            **others,
         )
 
     trainer = make()
@@ -173,7 +179,7 @@ def run_case(case: dict, steps: int) -> dict:
 def _names() -> dict[str, list[tuple[str, Tensor]]]:
     """The encoder's parameters, by group, in the order in which the model has them."""
     groups: dict[str, list] = {}
-    for name, p in make_model().encoder.named_parameters():
+    for name, p in make_model(0, WIDTH).encoder.named_parameters():
         groups.setdefault("encoder." + ("decay" if p.ndim > 1 else "no_decay"), []).append(
             (name, p)
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from stage_runs import launch, plain_loop
+from stage_runs import WIDTH, launch, plain_loop
 from training_helpers import make_model
 
 HOST = {"offload_optimizer": True}
@@ -37,7 +37,7 @@ def check_sent(case: dict, result: dict, world: int) -> None:
     """For the teacher, the target encoder's weights once where the masters are sharded, and nothing
     of it anywhere else."""
     sent = dict(result["sent"])
-    encoder = list(make_model().encoder.parameters())
+    encoder = list(make_model(0, WIDTH).encoder.parameters())
     size = sum(p.numel() for p in encoder) * (2 if case.get("bf16") else 4)
     mine = {key: sent.pop(key) for key in list(sent) if key.startswith("teacher")}
     if case["stage"] == 0 or world == 1:
@@ -48,7 +48,7 @@ def check_sent(case: dict, result: dict, world: int) -> None:
         assert size <= sum(mine.values()) < size + padding, case
     assert sent == result["sent_frozen"], case
     if world > 1:
-        trained = 2 * sum(p.numel() for p in make_model().parameters())
+        trained = 2 * sum(p.numel() for p in make_model(0, WIDTH).parameters())
         assert sum(sent.values()) > trained, case  # the gradients, at the least
 
 
