@@ -57,7 +57,7 @@ def reads(call: Callable[[], object]) -> list[str]:
 
 @pytest.mark.parametrize(
     ("stage", "bf16", "accumulation"),
-    [(0, False, 1), (1, False, 2), (2, False, 1), (1, True, 2), (2, True, 2)],
+    [(0, False, 1), (1, False, 2), (1, True, 2), (2, True, 2), (3, True, 2)],
 )
 def test_a_step_waits_for_nothing(stage: int, bf16: bool, accumulation: int) -> None:
     trainer = make_trainer(stage=stage, bf16=bf16, accumulation=accumulation, clip_grad=1.0)
