@@ -10,10 +10,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -25,11 +26,9 @@ from scaling_model import Bytes, Links, Parts, step_on
 from vjepa_fast.config import load_config
 from vjepa_fast.errors import UserError
 from vjepa_fast.info import table
-from vjepa_fast.masks import MaskSampler
-from vjepa_fast.models.packing import PackedMasks, pack_masks
-from vjepa_fast.training.batches import make_sampler
+from vjepa_fast.training.batches import make_sampler, packed
 from vjepa_fast.training.build import build_trainer
-from vjepa_fast.training.launch import init_process_group
+from vjepa_fast.training.launch import free_port, init_process_group
 from vjepa_fast.training.trainer import Trainer
 
 PROCESSES = (1, 2, 4)
@@ -39,11 +38,15 @@ SENT = (1 << 16, 1 << 23)  # bytes of the all-gathers that tell latency and rate
 _HERE = Path(__file__).resolve().parent
 
 
-def masks_of(sampler: MaskSampler, step: int, ids: range) -> PackedMasks:
-    """A micro-batch's masks on the CPU."""
-    m = sampler.sample(step, ids)
-    lengths = m.context_seqlens, m.target_tokens, m.target_seqlens
-    return pack_masks(m.context_tokens, *lengths, m.num_tokens, torch.device("cpu"))
+def together(call: Callable[[], object], repeats: int) -> float:
+    """Median seconds of a call that all processes start at once."""
+    laps = []
+    for _ in range(repeats):
+        dist.barrier()
+        start = time.perf_counter()
+        call()
+        laps.append(time.perf_counter() - start)
+    return float(np.median(laps))
 
 
 def link() -> tuple[float, float]:
@@ -55,13 +58,7 @@ def link() -> tuple[float, float]:
     for size in SENT:
         own = torch.zeros(size // world // 4)
         whole = torch.zeros(own.numel() * world)
-        laps = []
-        for _ in range(9):
-            dist.barrier()
-            start = time.perf_counter()
-            dist.all_gather_into_tensor(whole, own)
-            laps.append(time.perf_counter() - start)
-        times.append(float(np.median(laps)))
+        times.append(together(partial(dist.all_gather_into_tensor, whole, own), 9))
     share = (world - 1) / world
     rate = share * (SENT[1] - SENT[0]) / max(times[1] - times[0], 1e-9)
     return rate, max(0.0, times[0] - share * SENT[0] / rate) / (world - 1)
@@ -70,13 +67,7 @@ def link() -> tuple[float, float]:
 def product() -> float:
     """Seconds of a matrix product in all processes at once, median."""
     a, b = torch.randn(1024, 1024), torch.randn(1024, 1024)
-    laps = []
-    for _ in range(15):
-        dist.barrier()
-        start = time.perf_counter()
-        torch.mm(a, b)
-        laps.append(time.perf_counter() - start)
-    return float(np.median(laps))
+    return together(partial(torch.mm, a, b), 15)
 
 
 def worker(path: Path, output: Path) -> None:
@@ -92,7 +83,8 @@ def worker(path: Path, output: Path) -> None:
     seconds: dict[int, list[float]] = {stage: [] for stage in STAGES}
     for step in range(STEPS + 2):
         first = step * clips * world + rank * clips
-        batch = [(video, masks_of(sampler, step, range(first, first + clips)))]
+        masks = sampler.sample(step, range(first, first + clips))
+        batch = [(video, packed(masks, torch.device("cpu")))]
         for stage, trainer in trainers.items():
             if step == 2:
                 trainer.laps.take()
@@ -121,10 +113,7 @@ def worker(path: Path, output: Path) -> None:
 
 def measure(path: Path, processes: int) -> dict:
     """Start the processes and wait for what they find. Raises UserError where one fails."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    common = {"WORLD_SIZE": processes, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    common = {"WORLD_SIZE": processes, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
     common["OMP_NUM_THREADS"] = 1
     with TemporaryDirectory(prefix="vjepa_fast_scaling_") as folder:
         output = Path(folder) / "found.json"

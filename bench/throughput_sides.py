@@ -20,8 +20,7 @@ from vjepa_fast.data.demo import make_demo
 from vjepa_fast.data.loader import make_loader
 from vjepa_fast.errors import UserError
 from vjepa_fast.masks import MaskBatch, MaskSampler
-from vjepa_fast.models.packing import pack_masks
-from vjepa_fast.training.batches import make_planner, make_sampler
+from vjepa_fast.training.batches import make_planner, make_sampler, packed
 from vjepa_fast.training.build import build_model, build_trainer
 from vjepa_fast.training.timing import Waiting
 
@@ -94,17 +93,9 @@ class Ours:
 
     def step(self, number: int, video: Tensor, ready: None, mark: Mark = nothing) -> Tensor:
         """One step; the loss stays on the device."""
-        m = draw_masks(self.sampler, number, self.clips)
-        packed = pack_masks(
-            m.context_tokens,
-            m.context_seqlens,
-            m.target_tokens,
-            m.target_seqlens,
-            m.num_tokens,
-            self.device,
-        )
+        masks = packed(draw_masks(self.sampler, number, self.clips), self.device)
         mark("masks")
-        result = self.trainer.step([(video, packed)])
+        result = self.trainer.step([(video, masks)])
         self.grad_norms = result.grad_norms
         return result.loss
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -24,7 +23,7 @@ from torch.distributed import ProcessGroup
 from training_helpers import CLIPS, SCHEDULES, make_model, make_trainer, micro_batch
 
 from vjepa_fast.models.jepa import encode_clips
-from vjepa_fast.training.launch import init_process_group
+from vjepa_fast.training.launch import free_port, init_process_group
 from vjepa_fast.training.shards import GroupShard
 from vjepa_fast.training.trainer import Trainer
 
@@ -188,9 +187,7 @@ def _names() -> dict[str, list[tuple[str, Tensor]]]:
 
 def launch(cases: list[dict], steps: int, world: int) -> list[list[dict]]:
     """What each process found for each case."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        unused_port = str(probe.getsockname()[1])
+    unused_port = str(free_port())
     env = os.environ | {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1"}
     env |= {"MASTER_PORT": unused_port, "OMP_NUM_THREADS": "1"}
     env |= {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,6 +13,7 @@ import pytest
 from conftest import REPOSITORY
 
 from vjepa_fast.config import Config
+from vjepa_fast.training.launch import free_port
 from vjepa_fast.training.recipe import with_own_folder
 
 TRAIN = str(REPOSITORY / "vjepa_fast" / "train.py")
@@ -47,9 +47,7 @@ def run(command: list[str], **options: object) -> subprocess.CompletedProcess:
 
 def launched(processes: int) -> list[str]:
     """The start of a command line under DeepSpeed's launcher, on a port of its own."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     count = ["--num_accelerators", str(processes), "--master_port", str(port)]
     return [str(BIN / "deepspeed"), *count, TRAIN]
 

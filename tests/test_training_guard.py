@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from training_helpers import make_trainer, micro_batch, run_steps
 
+from vjepa_fast.training.launch import free_port
 from vjepa_fast.training.shards import MOMENTS, adam_moments, unwrap
 from vjepa_fast.training.trainer import Trainer
 
@@ -131,9 +131,7 @@ print("FOUND" + json.dumps(found), flush=True)
 
 @pytest.mark.parametrize("world", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_one_rank_s_bad_step_is_every_rank_s(world: int) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        unused_port = probe.getsockname()[1]
+    unused_port = free_port()
     tests = str(Path(__file__).parent)
     env = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(unused_port)}
     env |= {"WORLD_SIZE": str(world), "OMP_NUM_THREADS": "1"}

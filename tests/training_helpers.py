@@ -10,7 +10,8 @@ from torch import Tensor
 from vjepa_fast.config import CheckpointConfig
 from vjepa_fast.masks import MaskSampler, MultiBlock
 from vjepa_fast.models.jepa import VJEPA, build_vjepa
-from vjepa_fast.models.packing import PackedMasks, pack_masks
+from vjepa_fast.models.packing import PackedMasks
+from vjepa_fast.training.batches import packed
 from vjepa_fast.training.checkpoint import checkpoints
 from vjepa_fast.training.hosts import Hosts
 from vjepa_fast.training.launch import init_process_group
@@ -82,14 +83,7 @@ def micro_batch(step: int, rank: int = 0, world: int = 1) -> tuple[Tensor, Packe
     generator = torch.Generator().manual_seed(step)
     shape = (CLIPS, 4, 24, 24, 3)
     video = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
-    packed = pack_masks(
-        masks.context_tokens,
-        masks.context_seqlens,
-        masks.target_tokens,
-        masks.target_seqlens,
-        masks.num_tokens,
-    )
-    return video[rank * share : (rank + 1) * share], packed
+    return video[rank * share : (rank + 1) * share], packed(masks, torch.device("cpu"))
 
 
 def save_checkpoint(trainer: Trainer, run: Path, keep_last: int = 2, **policy: object) -> Path:

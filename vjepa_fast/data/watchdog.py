@@ -21,28 +21,21 @@ class Watched(Protocol):
     def close(self) -> None: ...
 
 
-class WatchedThreads:
-    """`count` threads that run what is submitted, in order, for at most `seconds` a clip in it.
+class TaskQueue:
+    """What is submitted, in order, until it is closed; who takes from it keeps to the limits.
 
-    A thread cannot be killed. One that is late is left behind, its future gets a UserError, and a
-    new thread takes its place; all are daemons, so none of them keeps the program from ending.
+    Args:
+        seconds: that a clip may take.
     """
 
-    def __init__(self, count: int, name: str, seconds: float = SECONDS) -> None:
-        self._name = name
+    def __init__(self, seconds: float) -> None:
         self._seconds = seconds
         self._tasks: SimpleQueue = SimpleQueue()
-        self._running: dict[Future, tuple[Thread, float, float]] = {}  # with its start and limit
-        self._threads: set[Thread] = set()
         self._lock = Lock()
         self._closed = False
-        for _ in range(count):
-            self._start()
 
     def submit(self, function: Callable, *arguments: Any, clips: int = 1) -> Future:
-        """Have a thread call the function, which works on so many clips; pass the future to
-        `result`.
-        """
+        """Have the function called, which works on so many clips; pass the future to `result`."""
         future: Future = Future()
         with self._lock:
             if self._closed:
@@ -50,6 +43,30 @@ class WatchedThreads:
             else:
                 self._tasks.put((future, function, arguments, clips * self._seconds))
         return future
+
+    def _drop(self, takers: int) -> None:
+        """Cancel what has not started and tell the takers to end. With the lock held."""
+        self._closed = True
+        while not self._tasks.empty():
+            self._tasks.get()[0].cancel()
+        for _ in range(takers):
+            self._tasks.put(None)
+
+
+class WatchedThreads(TaskQueue):
+    """`count` threads that run what is submitted, in order, for at most `seconds` a clip in it.
+
+    A thread cannot be killed. One that is late is left behind, its future gets a UserError, and a
+    new thread takes its place; all are daemons, so none of them keeps the program from ending.
+    """
+
+    def __init__(self, count: int, name: str, seconds: float = SECONDS) -> None:
+        super().__init__(seconds)
+        self._name = name
+        self._running: dict[Future, tuple[Thread, float, float]] = {}  # with its start and limit
+        self._threads: set[Thread] = set()
+        for _ in range(count):
+            self._start()
 
     def result(self, future: Future) -> Any:
         """Wait for what was submitted. Raises what it raised, UserError if it takes too long,
@@ -64,12 +81,8 @@ class WatchedThreads:
     def close(self) -> None:
         """Drop what has not started, wait a little for the rest."""
         with self._lock:
-            self._closed = True
             threads = list(self._threads)
-            while not self._tasks.empty():
-                self._tasks.get()[0].cancel()
-            for _ in threads:
-                self._tasks.put(None)
+            self._drop(len(threads))
         deadline = monotonic() + _CLOSING
         for thread in threads:
             thread.join(max(0.0, deadline - monotonic()))

@@ -13,7 +13,6 @@ from collections.abc import Callable
 from concurrent.futures import CancelledError, Future
 from functools import partial
 from multiprocessing.connection import Connection
-from queue import SimpleQueue
 from signal import SIGKILL
 from threading import Lock, Thread
 from typing import Any
@@ -21,7 +20,7 @@ from weakref import finalize
 
 import numpy as np
 
-from vjepa_fast.data.watchdog import SECONDS, too_late
+from vjepa_fast.data.watchdog import SECONDS, TaskQueue, too_late
 from vjepa_fast.errors import UserError
 
 _MODULES = ("vjepa_fast.data.pyav",)  # what workers have imported before they are forked
@@ -30,7 +29,7 @@ _STARTING = 300.0  # seconds to import them, on a busy machine with a cold disk
 _ONE_THREAD = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "MKL", "OPENBLAS")}
 
 
-class WorkerProcesses:
+class WorkerProcesses(TaskQueue):
     """`count` processes that run what is submitted, in order, for at most `seconds` a clip in it.
     They start when they are first needed.
 
@@ -40,11 +39,8 @@ class WorkerProcesses:
     """
 
     def __init__(self, count: int, name: str, seconds: float = SECONDS) -> None:
-        self._seconds = seconds
-        self._tasks: SimpleQueue = SimpleQueue()
+        super().__init__(seconds)
         self._workers: set[_Worker] = set()
-        self._lock = Lock()
-        self._closed = False
         self._threads = [Thread(target=self._work, name=name, daemon=True) for _ in range(count)]
         for thread in self._threads:
             thread.start()
@@ -59,18 +55,6 @@ class WorkerProcesses:
         with self._lock:
             return sorted(worker.pid for worker in self._workers)
 
-    def submit(self, function: Callable, *arguments: Any, clips: int = 1) -> Future:
-        """Have a process call the function, which works on so many clips; pass the future to
-        `result`.
-        """
-        future: Future = Future()
-        with self._lock:
-            if self._closed:
-                future.cancel()
-            else:
-                self._tasks.put((future, function, arguments, clips * self._seconds))
-        return future
-
     def result(self, future: Future) -> Any:
         """Wait for what was submitted. Raises what it raised, UserError if it takes too long or its
         process ends, CancelledError after `close`.
@@ -82,12 +66,8 @@ class WorkerProcesses:
         with self._lock:
             if self._closed:
                 return
-            self._closed = True
             workers = list(self._workers)
-            while not self._tasks.empty():
-                self._tasks.get()[0].cancel()
-            for _ in self._threads:
-                self._tasks.put(None)
+            self._drop(len(self._threads))
         for worker in workers:
             worker.end()
         for thread in self._threads:

@@ -40,6 +40,18 @@ def make_sampler(config: Config) -> MaskSampler:
     return config.masks.sampler(config.grid, config.seed)
 
 
+def packed(masks: MaskBatch, device: torch.device) -> PackedMasks:
+    """A micro-batch's masks as the model takes them."""
+    return pack_masks(
+        masks.context_tokens,
+        masks.context_seqlens,
+        masks.target_tokens,
+        masks.target_seqlens,
+        masks.num_tokens,
+        device,
+    )
+
+
 class Batches:
     """Micro-batches of one rank, from any step on.
 
@@ -110,13 +122,4 @@ class Batches:
         """The step's micro-batches as the trainer takes them."""
         for ids in self.sample_ids(step):
             batch = next(clips)
-            masks = self.masks(step, ids)
-            packed = pack_masks(
-                masks.context_tokens,
-                masks.context_seqlens,
-                masks.target_tokens,
-                masks.target_seqlens,
-                masks.num_tokens,
-                self._device,
-            )
-            yield batch.video, packed
+            yield batch.video, packed(self.masks(step, ids), self._device)

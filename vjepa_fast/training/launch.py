@@ -79,11 +79,15 @@ def place_of_process(env: Mapping[str, str], devices: int) -> dict[str, str]:
     return place
 
 
-def _alone() -> dict[str, str]:
+def free_port() -> int:
+    """A port of this host that nobody listens on now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    alone = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "MASTER_PORT": port}
+        return probe.getsockname()[1]
+
+
+def _alone() -> dict[str, str]:
+    alone = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "MASTER_PORT": free_port()}
     return {name: str(value) for name, value in alone.items()} | {"MASTER_ADDR": "127.0.0.1"}
 
 

@@ -228,14 +228,14 @@ def clip_gradients(optimizer: object, max_norm: float | None) -> dict[str, Tenso
     Returns:
         Norm before clipping of each part ("encoder", "predictor"), fp32 scalars on the device.
     """
-    shards, gradients = master_shards(optimizer), gradient_shards(optimizer)
-    parts: dict[str, list[Tensor]] = {}
-    for shard, tensors in zip(shards, gradients, strict=True):
-        parts.setdefault(shard.name.partition(".")[0], []).extend(tensors)
+    # Not `master_shards`, which lays out every rank's share: too much for each step.
+    groups, parts = unwrap(optimizer).param_groups, {}
+    for group, tensors in zip(groups, gradient_shards(optimizer), strict=True):
+        parts.setdefault(group["name"].partition(".")[0], []).extend(tensors)
     squares = torch.stack(
         [torch.stack(torch._foreach_norm(g)).float().square().sum() for g in parts.values()]
     )
-    if any(shard.sharded for shard in shards):
+    if not isinstance(optimizer, torch.optim.Optimizer) and dist.get_world_size() > 1:
         dist.all_reduce(squares)
     norms = squares.sqrt()
     if max_norm is not None:
