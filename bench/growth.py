@@ -26,8 +26,8 @@ from throughput_sides import Clips, Ours
 from vjepa_fast.config import Config, load_config
 from vjepa_fast.errors import UserError, exit_status
 from vjepa_fast.info import clip_flops, table
+from vjepa_fast.training.cpu import keep_freed_memory, share_cores
 from vjepa_fast.training.launch import init_process_group
-from vjepa_fast.training.loop import share_cores
 
 CLIPS = 8  # of a step, where the batch is not what grows
 RATIOS = (0.5, 0.7, 0.8, 0.9)
@@ -142,6 +142,7 @@ def run(options: argparse.Namespace) -> int:
         )
     init_process_group()
     share_cores(1)
+    keep_freed_memory()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     path = options.config or CONFIGS / DEFAULTS[device.type]
     result = {"config": path.name, "axes": {}, "threads": torch.get_num_threads()}

@@ -45,20 +45,16 @@ def patchify_reference(
     std: Sequence[float],
     dtype: torch.dtype,
 ) -> Tensor:
-    """The specification of `patchify`, in plain PyTorch. Pixels are gathered as uint8."""
+    """The specification of `patchify`, in plain PyTorch. Pixels are gathered as uint8, whole lines
+    of a patch at a time; channels change places after that, in the kept patches only."""
     b, t, h, w, c = video.shape
     grid = (t // tubelet_size, h // patch_size, w // patch_size)
     tubes = video.reshape(b, grid[0], tubelet_size, grid[1], patch_size, grid[2], patch_size, c)
-    tubes = tubes.permute(0, 1, 3, 5, 7, 2, 4, 6)  # b t' h' w' | c tubelet ph pw: Conv3d order
-    if rows is None:
-        picked = tubes.flatten(0, 3).flatten(1)
-    else:
-        r = torch.where(rows < 0, b * math.prod(grid), rows).long()  # refused, not from the end
-        r, column = r // grid[2], r % grid[2]
-        r, line = r // grid[1], r % grid[1]
-        clip, time = r // grid[0], r % grid[0]
-        picked = tubes[clip, time, line, column].flatten(1)
-    pixels = picked.float()
+    tubes = tubes.permute(0, 1, 3, 5, 2, 4, 6, 7)  # b t' h' w' | tubelet ph pw c
+    picked = tubes.reshape(b * math.prod(grid), tubelet_size * patch_size**2, c)
+    if rows is not None:
+        picked = picked.index_select(0, rows)  # unlike [rows], refuses negative ones
+    pixels = picked.transpose(1, 2).float().flatten(1)  # c tubelet ph pw: Conv3d order
     repeats = tubelet_size * patch_size**2
     scale, shift = _normalisation(tuple(mean), tuple(std), repeats, video.device)
     return torch.addcmul(shift, pixels, scale, out=pixels).to(dtype)

@@ -24,14 +24,14 @@ Backend = Callable[[Tensor, SeqLayout], Tensor]
 
 def sdpa(qkv: Tensor, layout: SeqLayout) -> Tensor:
     """One scaled_dot_product_attention call for each run of sequences of equal length."""
+    # Queries, keys and values apart first, then runs: the other way round the backward pass copies
+    # the gradient once more, out of an order that is slow to read.
+    rows = [sequences * length for sequences, length in layout.runs]
     outputs = []
-    # one split: the backward of a slice would fill a whole tensor with zeros for every run
-    runs = qkv.split([sequences * length for sequences, length in layout.runs])
-    for run, (sequences, length) in zip(runs, layout.runs, strict=True):
-        tokens = run.view(sequences, length, *qkv.shape[1:])
-        q, k, v = tokens.permute(2, 0, 3, 1, 4)  # [sequences, heads, length, head_dim] each
-        out = F.scaled_dot_product_attention(q, k, v)
-        outputs.append(out.transpose(1, 2).reshape(len(run), *qkv.shape[2:]))
+    for run, *parts in zip(layout.runs, *(part.split(rows) for part in qkv.unbind(1)), strict=True):
+        q, k, v = (part.view(*run, *part.shape[1:]).transpose(1, 2) for part in parts)
+        out = F.scaled_dot_product_attention(q, k, v)  # [sequences, heads, length, head_dim]
+        outputs.append(out.transpose(1, 2).flatten(0, 1))
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
 

@@ -130,6 +130,8 @@ def make_engine(
         offload_parameters=offload_parameters,
     )
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=ds)
+    if world == 1 and stage == 0:  # would copy all gradients to and fro to reduce them over one
+        engine.enable_backward_allreduce = False
     log.info(
         "engine: ZeRO stage %d, %s, %s, world %d, %d x %d clips a rank",
         stage,

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from pathlib import Path
 
-import torch
 import torch.distributed as dist
 from tqdm.contrib.logging import logging_redirect_tqdm
 
@@ -15,6 +13,7 @@ from vjepa_fast.config import Config
 from vjepa_fast.errors import UserError
 from vjepa_fast.training.batches import Batches
 from vjepa_fast.training.build import build_trainer, with_pinned_teacher
+from vjepa_fast.training.cpu import keep_freed_memory, share_cores
 from vjepa_fast.training.garbage import Garbage
 from vjepa_fast.training.hosts import Hosts
 from vjepa_fast.training.launch import init_process_group, peers_are_there
@@ -31,15 +30,6 @@ from vjepa_fast.training.trainer import Trainer
 log = logging.getLogger("vjepa_fast")
 
 
-def share_cores(world: int) -> None:
-    """Give the ranks of one machine equal shares of its cores, unless OMP_NUM_THREADS says how."""
-    if "OMP_NUM_THREADS" not in os.environ:
-        # torchrun's name, and that of DeepSpeed's launcher
-        names = ("LOCAL_WORLD_SIZE", "LOCAL_SIZE")
-        local = next((int(os.environ[name]) for name in names if name in os.environ), world)
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local))
-
-
 def pretrain(config: Config) -> Path:
     """Run or resume a pretraining; collective under a launcher.
 
@@ -53,6 +43,7 @@ def pretrain(config: Config) -> Path:
     """
     rank, world = init_process_group()
     share_cores(world)
+    keep_freed_memory()
     run = Path(config.output)
     hosts = Hosts()
     with peers_are_there(), Peers(hosts):  # from here on no mistake of one process hangs another
