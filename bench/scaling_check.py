@@ -1,8 +1,8 @@
 """The model of bench/scaling.py against 1, 2 and 4 gloo processes on this machine.
 
-Each process has one thread. How much slower it computes beside the others is what a matrix product
-takes in all of them at once, against one alone; the link is what an all-gather between the same
-processes takes. Both are measured beside the steps. What the model leaves out shows: the calls.
+Each process has one thread. What its share of a step takes is measured in as many processes that
+train at the same time, each for itself; what the link takes, by all-gathers between the processes
+that train together. So what is checked is the rest of the model: what is sent, in how many calls.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,12 +22,16 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from scaling_model import Bytes, Links, Parts, step_on
+from torch import Tensor
 
-from vjepa_fast.config import load_config
+from vjepa_fast.config import Config, load_config
+from vjepa_fast.config_checks import sample_masks, split_batch
 from vjepa_fast.errors import UserError
 from vjepa_fast.info import table
+from vjepa_fast.models.packing import PackedMasks
 from vjepa_fast.training.batches import make_sampler, packed
 from vjepa_fast.training.build import build_trainer
+from vjepa_fast.training.cpu import keep_freed_memory
 from vjepa_fast.training.launch import free_port, init_process_group
 from vjepa_fast.training.trainer import Trainer
 
@@ -36,6 +40,38 @@ STAGES = (0, 1, 2, 3)
 STEPS = 12
 SENT = (1 << 16, 1 << 23)  # bytes of the all-gathers that tell latency and rate apart
 _HERE = Path(__file__).resolve().parent
+
+
+def micro_batches(
+    config: Config, rank: int, world: int
+) -> Iterator[list[tuple[Tensor, PackedMasks]]]:
+    """Step by step a rank's micro-batches, on random video; the first two steps are a warm-up."""
+    clips, count = split_batch(config, world)
+    sampler, data = make_sampler(config), config.data
+    shape = (clips, data.num_frames, data.crop_size, data.crop_size, 3)
+    video = torch.randint(0, 256, shape).to(torch.uint8)
+    for step in range(STEPS + 2):
+        first = step * config.optim.global_batch
+        starts = (first + (number * world + rank) * clips for number in range(count))
+        masks = [sample_masks(sampler, step, list(range(start, start + clips))) for start in starts]
+        yield [(video, packed(m, torch.device("cpu"))) for m in masks]
+
+
+def link() -> tuple[float, float]:
+    """Bytes a second and seconds a message of an all-gather between these processes."""
+    world = dist.get_world_size()
+    if world == 1:
+        return float("inf"), 0.0
+
+    def gather(size: int) -> float:
+        own = torch.zeros(size // world // 4)
+        whole = torch.zeros(own.numel() * world)
+        return together(partial(dist.all_gather_into_tensor, whole, own), 25)
+
+    small, large = (gather(size) for size in SENT)
+    share = (world - 1) / world
+    rate = share * (SENT[1] - SENT[0]) / max(large - small, 1e-9)
+    return rate, max(0.0, small - share * SENT[0] / rate) / (world - 1)
 
 
 def together(call: Callable[[], object], repeats: int) -> float:
@@ -49,79 +85,57 @@ def together(call: Callable[[], object], repeats: int) -> float:
     return float(np.median(laps))
 
 
-def link() -> tuple[float, float]:
-    """Bytes a second and seconds a message of an all-gather between these processes."""
-    world = dist.get_world_size()
-    if world == 1:
-        return float("inf"), 0.0
-    times = []
-    for size in SENT:
-        own = torch.zeros(size // world // 4)
-        whole = torch.zeros(own.numel() * world)
-        times.append(together(partial(dist.all_gather_into_tensor, whole, own), 9))
-    share = (world - 1) / world
-    rate = share * (SENT[1] - SENT[0]) / max(times[1] - times[0], 1e-9)
-    return rate, max(0.0, times[0] - share * SENT[0] / rate) / (world - 1)
-
-
-def product() -> float:
-    """Seconds of a matrix product in all processes at once, median."""
-    a, b = torch.randn(1024, 1024), torch.randn(1024, 1024)
-    return together(partial(torch.mm, a, b), 15)
-
-
-def worker(path: Path, output: Path) -> None:
-    """One of the processes: seconds of a step at each stage, and the link; rank 0 writes."""
-    torch.set_num_threads(1)
+def train_together(path: Path) -> dict:
+    """Steps at each stage, of processes that share the config's global batch; and their link."""
     rank, world = init_process_group()
-    base = load_config(path)
-    config = {s: load_config(path, [f"zero.stage={s}"]) for s in STAGES}
-    trainers: dict[int, Trainer] = {s: build_trainer(config[s], world) for s in STAGES}
-    sampler, clips = make_sampler(base), trainers[0].micro_batch
-    size = base.data.crop_size
-    video = torch.randint(0, 256, (clips, base.data.num_frames, size, size, 3)).to(torch.uint8)
+    configs = {stage: load_config(path, [f"zero.stage={stage}"]) for stage in STAGES}
+    trainers: dict[int, Trainer] = {s: build_trainer(c, world) for s, c in configs.items()}
     seconds: dict[int, list[float]] = {stage: [] for stage in STAGES}
-    for step in range(STEPS + 2):
-        first = step * clips * world + rank * clips
-        masks = sampler.sample(step, range(first, first + clips))
-        batch = [(video, packed(masks, torch.device("cpu")))]
+    for batches in micro_batches(configs[0], rank, world):
         for stage, trainer in trainers.items():
-            if step == 2:
-                trainer.laps.take()
             dist.barrier()
             start = time.perf_counter()
-            trainer.step(batch * trainer.accumulation)
+            trainer.step(batches)
             dist.barrier()
-            if step >= 2:
-                seconds[stage].append(time.perf_counter() - start)
+            seconds[stage].append(time.perf_counter() - start)
     rate, latency = link()
-    seconds_of_product = product()
-    if rank == 0:
-        found = {
-            "clips": clips * trainers[0].accumulation,
-            "ms": {stage: 1e3 * float(np.median(times)) for stage, times in seconds.items()},
-            "parts_ms": trainers[0].laps.take(),
-            "rate": rate,
-            "latency": latency,
-            "product": seconds_of_product,
-            "bytes": 4 * sum(p.numel() for p in trainers[0].model.parameters()),
-            "teacher_bytes": 4 * sum(p.numel() for p in trainers[0].teacher.encoder.parameters()),
-        }
-        output.write_text(json.dumps(found), encoding="utf-8")
-    dist.barrier()
+    model, teacher = trainers[0].model, trainers[0].teacher.encoder
+    return {
+        "ms": {stage: 1e3 * float(np.median(times[2:])) for stage, times in seconds.items()},
+        "rate": rate,
+        "latency": latency,
+        "bytes": 4 * sum(p.numel() for p in model.parameters()),
+        "teacher_bytes": 4 * sum(p.numel() for p in teacher.parameters()),
+    }
 
 
-def measure(path: Path, processes: int) -> dict:
-    """Start the processes and wait for what they find. Raises UserError where one fails."""
-    common = {"WORLD_SIZE": processes, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
-    common["OMP_NUM_THREADS"] = 1
+def train_apart(path: Path, processes: int) -> dict:
+    """Parts of a step of this process alone, on the micro-batch that it would have among so many;
+    the others do the same beside it."""
+    init_process_group()
+    clips, _ = split_batch(load_config(path), processes)
+    keys = ("optim.global_batch", "optim.micro_batch", "masks.truncate_group")
+    config = load_config(path, [f"{key}={clips}" for key in keys])
+    trainer, parts = build_trainer(config, 1), []
+    for batches in micro_batches(config, 0, 1):
+        trainer.step(batches)
+        parts.append(trainer.laps.take())
+    medians = {part: float(np.median([p[part] for p in parts[2:]])) for part in parts[0]}
+    return {"clips": clips, "parts_ms": medians}
+
+
+def measure(path: Path, processes: int, apart: bool) -> dict:
+    """Start the processes and wait for what the first finds. Raises UserError where one fails."""
+    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "OMP_NUM_THREADS": 1}
     with TemporaryDirectory(prefix="vjepa_fast_scaling_") as folder:
-        output = Path(folder) / "found.json"
-        command = [sys.executable, str(_HERE / "scaling_check.py"), str(path), str(output)]
         running = []
         for rank in range(processes):
-            own = common | {"RANK": rank, "LOCAL_RANK": rank}
+            place = {"WORLD_SIZE": processes, "RANK": rank, "LOCAL_RANK": rank}
+            own = {"OMP_NUM_THREADS": 1} if apart else common | place
             env = os.environ | {name: str(value) for name, value in own.items()}
+            output = str(Path(folder) / f"{rank}.json")
+            command = [sys.executable, str(_HERE / "scaling_check.py"), str(path), output]
+            command += ["--apart", str(processes)] if apart else []
             log = open(Path(folder) / f"{rank}.log", "w+")  # noqa: SIM115 closed below
             running.append((subprocess.Popen(command, env=env, stdout=log, stderr=log), log))
         failed = []
@@ -135,29 +149,23 @@ def measure(path: Path, processes: int) -> dict:
                 f"{processes} processes: found that {len(failed)} failed ({failed[0]}), expected "
                 "them to train together over gloo; see that this machine has room for them"
             )
-        return json.loads(output.read_text(encoding="utf-8"))
+        return json.loads((Path(folder) / "0.json").read_text(encoding="utf-8"))
 
 
 def check(path: Path, output: Path | None) -> int:
     """Print predicted and measured steps, and how far apart they are."""
-    cores = len(os.sched_getaffinity(0))
-    found = {processes: measure(path.resolve(), processes) for processes in PROCESSES}
-    one, optim = found[1], load_config(path).optim
-    parts = {name: ms / 1e3 for name, ms in one["parts_ms"].items() if name != "data"}
+    cores, path = len(os.sched_getaffinity(0)), path.resolve()
+    optim, found = load_config(path).optim, {}
     rows, worst = [("processes", "stage", "predicted", "measured", "ratio")], 1.0
-    for processes, here in found.items():
+    for processes in PROCESSES:
+        here = found[processes] = measure(path, processes, True) | measure(path, processes, False)
+        seconds = {part: ms / 1e3 for part, ms in here["parts_ms"].items() if part != "data"}
         links = Links(processes, here["rate"], here["rate"], here["latency"])
         sizes = Bytes(here["bytes"], here["bytes"], here["teacher_bytes"])
+        parts = Parts(clips=here["clips"], **seconds)
         for stage in STAGES:
             step = step_on(
-                processes,
-                stage,
-                Parts(clips=one["clips"], **parts),
-                sizes,
-                links,
-                optim.global_batch,
-                optim.micro_batch,
-                slowdown=max(1.0, here["product"] / one["product"]),
+                processes, stage, parts, sizes, links, optim.global_batch, optim.micro_batch
             )
             predicted, measured = 1e3 * step.exposed, here["ms"][str(stage)]
             ratio = predicted / measured
@@ -171,9 +179,21 @@ def check(path: Path, output: Path | None) -> int:
     return 0
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """One of the processes: write what it finds."""
     parser = argparse.ArgumentParser(description="A process of bench/scaling.py --check.")
     parser.add_argument("config", type=Path)
     parser.add_argument("output", type=Path)
+    parser.add_argument("--apart", type=int, metavar="N", help="of N that train for themselves")
     options = parser.parse_args()
-    worker(options.config, options.output)
+    torch.set_num_threads(1)
+    keep_freed_memory()
+    if options.apart:
+        result = train_apart(options.config, options.apart)
+    else:
+        result = train_together(options.config)
+    options.output.write_text(json.dumps(result), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -3,10 +3,17 @@ each ZeRO stage sends. Pure functions; bench/scaling.py feeds them."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
 Stage = Literal[0, 1, 2, 3]
+
+# How the engine calls its collectives (training/engine.py, DeepSpeed's defaults).
+GROUPS, TEACHER_GROUPS = 4, 2  # flat groups of parameters, each gathered by one call
+NORMS = 2  # all-reduces of a few numbers: gradient norms, what is not finite
+REDUCED, FETCHED = 5e8, 5e7  # elements of a gradient bucket, of a stage 3 prefetch
+LIVE = 1e9  # stage 3 keeps weights that are used again within so many elements
 
 
 @dataclass(frozen=True)
@@ -53,18 +60,18 @@ class Links:
     latency: float
 
 
-def gather_seconds(size: float, devices: int, links: Links) -> float:
+def gather_seconds(size: float, devices: int, links: Links, calls: float = 1.0) -> float:
     """An all-gather of `size` bytes, whole, or a reduce-scatter of as many: a ring within each
     host, then rings between hosts, one for each device of a host, each with its share.
 
-    A ring of k devices sends (k - 1) / k of the bytes past each of them, in k - 1 messages.
+    A ring of k devices sends (k - 1) / k of the bytes past each of them, in k - 1 messages a call.
     """
     inside = min(devices, links.per_host)
     hosts = -(-devices // links.per_host)
     return (
         (inside - 1) / inside * size / links.inside
         + (hosts - 1) / hosts * size / inside / links.between
-        + (inside - 1 + hosts - 1) * links.latency
+        + calls * (inside - 1 + hosts - 1) * links.latency
     )
 
 
@@ -75,7 +82,7 @@ class Step:
     Attributes:
         compute: forward and backward passes of all micro-batches.
         update: AdamW and the average.
-        reduction: of the gradients.
+        reduction: of the gradients and their norms.
         weights: gathering the weights that run.
         teacher: gathering the target encoder.
         hidden: of the communication, what could pass behind computation: all but the last bucket of
@@ -115,45 +122,45 @@ def step_on(
     links: Links,
     global_batch: int,
     micro_batch: int,
-    slowdown: float = 1.0,
 ) -> Step:
     """Predict a step of `global_batch` clips, cut into micro-batches of at most `micro_batch`.
 
-    Stages 0 and 1 all-reduce the gradients once a step (a reduce-scatter and an all-gather); stages
-    2 and 3 reduce-scatter them after every micro-batch. From stage 1 on each device updates its
-    share, then weights and target encoder are gathered; stage 3 gathers the weights before each
-    forward and each backward pass instead.
+    Stages 0 and 1 all-reduce the gradients once a step (a reduce-scatter and an all-gather); stage
+    2 does after every micro-batch, and stage 3 reduce-scatters them. From stage 1 on each device
+    updates its share, then weights and target encoder are gathered; stage 3 gathers the weights
+    before each forward pass instead, and of a large model a part again in the backward pass.
 
     Args:
         devices: that take equal shares of the batch.
         parts: measured on one device; computation is taken to grow with the clips.
-        slowdown: of computation, where devices share what they compute on.
     """
     share = global_batch / devices
     accumulation = max(1.0, -(-share // micro_batch))
     micro = share / accumulation
-    scale = slowdown * micro / parts.clips
+    scale = micro / parts.clips
     forward, backward = scale * parts.forward, scale * parts.backward
-    gather = gather_seconds(sizes.weights, devices, links)
-    scatter = gather_seconds(sizes.gradients, devices, links)
-    owners = devices if stage else 1
-    reduction = {
-        0: 2 * scatter,
-        1: 2 * scatter,
-        2: accumulation * scatter,
-        3: accumulation * scatter,
-    }
-    weights = {0: 0.0, 1: gather, 2: gather, 3: 2 * accumulation * gather}[stage]
-    hidden = min(reduction[stage], backward * (accumulation if stage >= 2 else 1))
+    elements = sizes.gradients / 4  # fp32
+    scatter = gather_seconds(sizes.gradients, devices, links, math.ceil(elements / REDUCED))
+    norms = 2 * gather_seconds(0.0, devices, links, NORMS)
+    reductions = {0: 2.0, 1: 2.0, 2: 2 * accumulation, 3: accumulation}[stage]
+    if stage == 3:
+        again = max(0.0, 1.0 - LIVE / 2 / elements)  # the last layers' stay for the backward pass
+        calls = 1 + math.ceil(elements / FETCHED)
+        fetches = accumulation * (1 + again)
+        weights = fetches * gather_seconds(sizes.weights, devices, links, calls)
+        weights += gather_seconds(0.0, devices, links)  # what it keeps whole, after the step
+    else:
+        weights = gather_seconds(sizes.weights, devices, links, GROUPS) if stage else 0.0
+    hidden = min(reductions * scatter, backward * (accumulation if stage >= 2 else 1))
     if stage == 3:
         hidden += min(weights, accumulation * (forward + backward) - hidden)
     return Step(
         micro_batch=micro,
         accumulation=accumulation,
         compute=accumulation * (forward + backward),
-        update=slowdown * (parts.optimizer + parts.ema) / owners,
-        reduction=reduction[stage],
+        update=(parts.optimizer + parts.ema) / (devices if stage else 1),
+        reduction=reductions * scatter + norms,
         weights=weights,
-        teacher=gather_seconds(sizes.teacher, devices, links) if stage else 0.0,
+        teacher=gather_seconds(sizes.teacher, devices, links, TEACHER_GROUPS) if stage else 0.0,
         hidden=hidden,
     )

@@ -93,10 +93,11 @@ def _bytes(argument: object) -> int:
 
 
 @contextmanager
-def counted(trainer: Trainer) -> Iterator[dict[str, int]]:
+def counted(trainer: Trainer) -> Iterator[tuple[dict[str, int], dict[str, int]]]:
     """Bytes of a collective's larger side (a gather's result, a reduction's operand), summed by
-    whose it is and by kind."""
+    whose it is and by kind, and how many calls there were."""
     found: dict[str, int] = {}
+    calls: dict[str, int] = {}
     place = "student"
     originals = {name: vars(ProcessGroup)[name] for name in COLLECTIVES}
     update = trainer.teacher.update
@@ -106,6 +107,7 @@ def counted(trainer: Trainer) -> Iterator[dict[str, int]]:
             key = f"{place} {name}"
             size = max(map(_bytes, (*args, *kwargs.values())))
             found[key] = found.get(key, 0) + size
+            calls[key] = calls.get(key, 0) + 1
             return call(*args, **kwargs)
 
         return wrapped
@@ -120,7 +122,7 @@ def counted(trainer: Trainer) -> Iterator[dict[str, int]]:
         setattr(ProcessGroup, name, counting(name, call))
     trainer.teacher.update = updating
     try:
-        yield found
+        yield found, calls
     finally:
         trainer.teacher.update = update
         for name, call in originals.items():
@@ -158,12 +160,12 @@ def run_case(case: dict, steps: int) -> dict:
         gap = max(gap, (network - average.to(network.dtype)).abs().max().item())
         encoder[shard.name] = whole(shard, list(shard.masters)).norm().item()
     batch = [micro_batch(steps, rank, world)]
-    with counted(trainer) as sent:
+    with counted(trainer) as (sent, calls):
         trainer.step(batch)
     frozen = make(frozen_teacher={name: p.float() for name, p in own.items()})
     for _ in range(3):  # at stage 3 the first ones learn which weights are next
         frozen.step(batch)
-    with counted(frozen) as sent_frozen:
+    with counted(frozen) as (sent_frozen, _):
         frozen.step(batch)
     return {
         "class": type(trainer.optimizer).__name__,
@@ -171,6 +173,7 @@ def run_case(case: dict, steps: int) -> dict:
         "teacher_gap": gap,
         "norms": encoder,
         "sent": sent,
+        "calls": calls,
         "sent_frozen": sent_frozen,
     }
 

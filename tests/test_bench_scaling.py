@@ -44,14 +44,25 @@ def test_what_each_stage_sends(model, parts):
     links, sizes = model.Links(8, 1.0, 1.0, 0.0), model.Bytes(8.0, 4.0, 2.0)
     steps = [model.step_on(2, stage, parts, sizes, links, 96, 24) for stage in range(4)]
     assert all(step.accumulation == 2 and step.compute == 16 for step in steps)
-    assert [step.reduction for step in steps] == [8, 8, 8, 8]  # 2 x 4 once, or 4 twice
-    assert [step.weights for step in steps] == [0, 2, 2, 8]
+    assert [step.reduction for step in steps] == [8, 8, 16, 8]  # 2 x 4 once or twice, 4 twice
+    assert [step.weights for step in steps] == [0, 2, 2, 4]
     assert [step.teacher for step in steps] == [0, 1, 1, 1]
     assert [step.update for step in steps] == pytest.approx([1.2, 0.6, 0.6, 0.6])
     # behind one backward pass of 4 seconds, or behind both; stage 3's gathers behind the rest
-    assert [step.hidden for step in steps] == [4, 4, 8, 16]
+    assert [step.hidden for step in steps] == [4, 4, 8, 12]
     assert steps[1].exposed == pytest.approx(16 + 0.6 + 11)
     assert steps[1].overlapped == pytest.approx(16 + 0.6 + 7)
+
+
+def test_calls_take_their_latency(model, parts):
+    """On two devices a call is one message."""
+    links, sizes = model.Links(8, 1e30, 1e30, 1.0), model.Bytes(4e9, 2e9, 1e9)
+    steps = [model.step_on(2, stage, parts, sizes, links, 96, 24) for stage in range(4)]
+    # two buckets of 5e8 elements, twice or four times; and two small all-reduces
+    assert [step.reduction for step in steps] == [8, 8, 12, 8]
+    # a call for each group; 21 fetches, twice forward, half of them again backward, and one more
+    assert [step.weights for step in steps] == [0, 4, 4, 21 * 3 + 1]
+    assert [step.teacher for step in steps] == [0, 2, 2, 2]
 
 
 def test_small_shares_are_one_small_micro_batch(model, parts):
@@ -89,7 +100,7 @@ def test_a_table_and_a_picture(scaling, tmp_path, capsys):
     # what 1,023 of 1,024 GPUs hold of the encoder's bf16 weights passes each GPU, within its host
     # and between hosts
     inside, between = 7 / 8 * 2 * 631_648_000 / 315e9, 127 / 128 * 2 * 631_648_000 / 8 / 35e9
-    assert most[1]["teacher"] == pytest.approx(inside + between + 134 * 1e-5)
+    assert most[1]["teacher"] == pytest.approx(inside + between + 2 * 134 * 1e-5)
     assert output.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
     assert "stage 1, ms" in capsys.readouterr().out
 

@@ -47,6 +47,8 @@ def check_sent(case: dict, result: dict, world: int) -> None:
         assert len(mine) == 1 and "gather" in next(iter(mine)), case
         assert size <= sum(mine.values()) < size + padding, case
     assert sent == result["sent_frozen"], case
+    # stage 3: weights as they are used, then in one call whatever it keeps whole
+    assert sum(n for key, n in result["calls"].items() if "gather" in key) < 20, case
     if world > 1:
         trained = 2 * sum(p.numel() for p in make_model(0, WIDTH).parameters())
         assert sum(sent.values()) > trained, case  # the gradients, at the least

@@ -17,7 +17,7 @@ from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
 from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
 from torch import Tensor
 
-from vjepa_fast.training.shards import master_shards, unwrap
+from vjepa_fast.training.shards import gather_kept_whole, master_shards, unwrap
 
 
 @dataclass(frozen=True)
@@ -129,4 +129,6 @@ def _step_stage_3(optimizer: DeepSpeedZeroOptimizer_Stage3) -> None:
         optimizer._optimizer_step(group)
         optimizer._reassign_or_swap_out_partitioned_parameters(group)
         optimizer._release_sub_group(group, set())
-    optimizer._post_step(set())
+    if optimizer.offload_optimizer:
+        optimizer.reset_cpu_buffers()
+    gather_kept_whole(optimizer)

@@ -271,8 +271,14 @@ def publish_masters(optimizer: object) -> None:
         optimizer._partition_all_parameters()
         for number in range(len(optimizer.fp16_groups)):
             optimizer._reassign_or_swap_out_partitioned_parameters(number)
-        kept_whole = optimizer.persistent_parameters
-        if kept_whole:
-            kept_whole[0].all_gather(kept_whole)
+        gather_kept_whole(optimizer)
     elif not isinstance(optimizer, torch.optim.Optimizer):
         optimizer.update_lp_params()
+
+
+def gather_kept_whole(optimizer: DeepSpeedZeroOptimizer_Stage3) -> None:
+    """Bring the small tensors that stage 3 keeps whole up to date on every rank: all in one call,
+    where DeepSpeed's own step makes one for each."""
+    kept_whole = optimizer.persistent_parameters
+    if kept_whole:
+        kept_whole[0].all_gather_coalesced(kept_whole).wait()
