@@ -71,7 +71,7 @@ def test_gradients_and_clipping(stage: int, bf16: bool, offload: dict, kind: str
         for part in ("encoder", "predictor")
     }
     limit = 0.5 * expected["encoder"].item()
-    norms = clip_gradients(trainer.optimizer, limit)
+    norms = clip_gradients(trainer.optimizer, limit, trainer.device)
     for part, norm in norms.items():
         torch.testing.assert_close(norm, expected[part], rtol=2e-2 if bf16 else 1e-5, atol=0)
         shards = zip(trainer.shards, gradient_shards(trainer.optimizer), strict=True)
@@ -114,7 +114,7 @@ def test_accumulation_equals_one_large_batch() -> None:
         model(video, masks, whole.target_features(video)).backward()
         gradients.append(flat([p.grad for p in model.encoder.parameters()]))
     loss, _ = halves.backward(batches)
-    norms = clip_gradients(halves.optimizer, None)
+    norms = clip_gradients(halves.optimizer, None, halves.device)
     expected = torch.stack(gradients).mean(0).norm()
     torch.testing.assert_close(norms["encoder"], expected, rtol=1e-5, atol=0)
     assert loss.isfinite()

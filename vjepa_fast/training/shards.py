@@ -215,15 +215,19 @@ def gradient_shards(optimizer: object) -> list[list[Tensor]]:
 
 
 @torch.no_grad()
-def clip_gradients(optimizer: object, max_norm: float | None) -> dict[str, Tensor]:
+def clip_gradients(
+    optimizer: object, max_norm: float | None, device: torch.device
+) -> dict[str, Tensor]:
     """Clip the encoder's and the predictor's gradients, each to its own global norm.
 
     The published recipe clips the two apart; DeepSpeed's own clip would take one norm over both.
-    Squared norms are summed over the shards and over ranks; nothing waits for the device.
+    Squared norms are summed over the shards and over ranks; nothing waits for the device, unless
+    the optimiser is offloaded.
 
     Args:
         optimizer: DeepSpeed's, after the last backward of a step.
         max_norm: largest norm; None only measures.
+        device: where ranks reduce and losses lie, which offloaded gradients don't.
 
     Returns:
         Norm before clipping of each part ("encoder", "predictor"), fp32 scalars on the device.
@@ -234,7 +238,7 @@ def clip_gradients(optimizer: object, max_norm: float | None) -> dict[str, Tenso
         parts.setdefault(group["name"].partition(".")[0], []).extend(tensors)
     squares = torch.stack(
         [torch.stack(torch._foreach_norm(g)).float().square().sum() for g in parts.values()]
-    )
+    ).to(device)
     if not isinstance(optimizer, torch.optim.Optimizer) and dist.get_world_size() > 1:
         dist.all_reduce(squares)
     norms = squares.sqrt()
@@ -242,7 +246,7 @@ def clip_gradients(optimizer: object, max_norm: float | None) -> dict[str, Tenso
         # A NaN would stay in padding, which nothing but this writes to, for all steps to come.
         scales = (max_norm / (norms + 1e-6)).clamp(max=1.0).nan_to_num(nan=1.0)
         for tensors, scale in zip(parts.values(), scales, strict=True):
-            torch._foreach_mul_(tensors, scale)
+            torch._foreach_mul_(tensors, scale.to(tensors[0].device))
     return dict(zip(parts, norms, strict=True))
 
 

@@ -148,7 +148,7 @@ class Trainer:
         """The second half: schedules, clipping, AdamW, teacher; see `guard` for bad steps."""
         values = self.schedules.at(self.step_number)
         self._set_schedules(values)
-        norms = clip_gradients(self.optimizer, self.clip_grad)
+        norms = clip_gradients(self.optimizer, self.clip_grad, self.device)
         self.guard.look(self.step_number, loss, norms)
         self.engine.step()
         self.laps.mark("optimizer")
