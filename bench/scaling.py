@@ -118,6 +118,8 @@ def draw(found: dict[int, dict[int, Step]], title: str, path: Path) -> None:
             label = f"stage {stage}" if kind == "exposed" else None
             left.plot(devices, values, style, color=colour, label=label, markersize=4)
     left.set(xscale="log", ylim=(0, 105), xlabel="GPUs", ylabel="efficiency, %")
+    left.set_xticks(devices, [str(n) for n in devices], fontsize=8)
+    left.minorticks_off()
     left.set_title("as the engine runs; dotted: all hidden that could be", fontsize=9)
     left.legend(frameon=False)
     bottom = [0.0] * len(devices)
@@ -133,7 +135,8 @@ def draw(found: dict[int, dict[int, Step]], title: str, path: Path) -> None:
         bottom = [b + s for b, s in zip(bottom, share, strict=True)]
     right.set(xlabel="GPUs", ylabel="share of a step, %", ylim=(0, 100))
     right.set_title("where stage 1's step goes", fontsize=9)
-    right.legend(frameon=True, fontsize=8, loc="lower left")
+    right.tick_params(axis="x", labelsize=8)
+    right.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
     for axes in (left, right):
         axes.grid(axis="y", color="0.9")
         axes.set_axisbelow(True)
