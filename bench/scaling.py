@@ -78,7 +78,8 @@ def efficiency(found: dict[int, dict[int, Step]], devices: int, stage: int, kind
 def text_of(found: dict[int, dict[int, Step]]) -> str:
     """Step times and efficiencies, then where stage 1's communication goes."""
     whole = [("GPUs", "clips each", "x", *(f"stage {stage}" for stage in STAGES))]
-    sent = [("GPUs", "compute", "update", "gradients", "weights", "teacher", "could be hidden")]
+    names = "compute", "update", "gradients", "weights", "teacher", "hidden", "could be hidden"
+    sent = [("GPUs", *names)]
     for devices, steps in found.items():
         cells = []
         for stage, step in steps.items():
@@ -94,6 +95,7 @@ def text_of(found: dict[int, dict[int, Step]]) -> str:
             one.reduction,
             one.weights,
             one.teacher,
+            one.passing,
             one.hidden,
         )
         sent.append((str(devices), *(f"{1e3 * seconds:.1f}" for seconds in milliseconds)))
@@ -123,14 +125,15 @@ def draw(found: dict[int, dict[int, Step]], title: str, path: Path) -> None:
     left.set_title("as the engine runs; dotted: all hidden that could be", fontsize=9)
     left.legend(frameon=False)
     bottom = [0.0] * len(devices)
-    for part, label in (
-        ("compute", "forward and backward"),
-        ("update", "AdamW and EMA"),
-        ("reduction", "gradients"),
-        ("weights", "weights"),
-        ("teacher", "target encoder"),
-    ):
-        share = [100 * getattr(s[1], part) / s[1].exposed for s in found.values()]
+    steps = [by_stage[1] for by_stage in found.values()]
+    for label, seconds in {
+        "forward and backward": [step.compute for step in steps],
+        "AdamW and EMA": [step.update for step in steps],
+        "gradients": [step.reduction for step in steps],
+        "weights": [step.weights for step in steps],
+        "target encoder, what isn't hidden": [step.teacher - step.passing for step in steps],
+    }.items():
+        share = [100 * part / step.exposed for part, step in zip(seconds, steps, strict=True)]
         right.bar([str(n) for n in devices], share, bottom=bottom, label=label)
         bottom = [b + s for b, s in zip(bottom, share, strict=True)]
     right.set(xlabel="GPUs", ylabel="share of a step, %", ylim=(0, 100))

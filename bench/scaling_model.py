@@ -85,8 +85,10 @@ class Step:
         reduction: of the gradients and their norms.
         weights: gathering the weights that run.
         teacher: gathering the target encoder.
-        hidden: of the communication, what could pass behind computation: all but the last bucket of
-            a reduction behind the backward pass, a stage 3 gather behind the layer before.
+        passing: of that, what passes behind the next step's student, as the engine runs.
+        hidden: of the communication, what could pass behind computation: this, all but the last
+            bucket of a reduction behind the backward pass, a stage 3 gather behind the layer
+            before.
     """
 
     micro_batch: float
@@ -96,6 +98,7 @@ class Step:
     reduction: float
     weights: float
     teacher: float
+    passing: float
     hidden: float
 
     @property
@@ -105,13 +108,13 @@ class Step:
 
     @property
     def exposed(self) -> float:
-        """The step's time if nothing is hidden, as the engine runs."""
-        return self.compute + self.update + self.communication
+        """The step's time as the engine runs."""
+        return self.compute + self.update + self.communication - self.passing
 
     @property
     def overlapped(self) -> float:
         """The step's time if all is hidden that could be."""
-        return self.exposed - self.hidden
+        return self.compute + self.update + self.communication - self.hidden
 
 
 def step_on(
@@ -151,9 +154,11 @@ def step_on(
         weights += gather_seconds(0.0, devices, links)  # what it keeps whole, after the step
     else:
         weights = gather_seconds(sizes.weights, devices, links, GROUPS) if stage else 0.0
+    teacher = gather_seconds(sizes.teacher, devices, links, TEACHER_GROUPS) if stage else 0.0
+    passing = min(teacher, scale * (parts.context + parts.predictor))
     hidden = min(reductions * scatter, backward * (accumulation if stage >= 2 else 1))
     if stage == 3:
-        hidden += min(weights, accumulation * (forward + backward) - hidden)
+        hidden += min(weights, accumulation * (forward + backward) - hidden - passing)
     return Step(
         micro_batch=micro,
         accumulation=accumulation,
@@ -161,6 +166,7 @@ def step_on(
         update=(parts.optimizer + parts.ema) / (devices if stage else 1),
         reduction=reductions * scatter + norms,
         weights=weights,
-        teacher=gather_seconds(sizes.teacher, devices, links, TEACHER_GROUPS) if stage else 0.0,
-        hidden=hidden,
+        teacher=teacher,
+        passing=passing,
+        hidden=hidden + passing,
     )

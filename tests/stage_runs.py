@@ -162,6 +162,7 @@ def run_case(case: dict, steps: int) -> dict:
     batch = [micro_batch(steps, rank, world)]
     with counted(trainer) as (sent, calls):
         trainer.step(batch)
+    on_its_way = any(copy._work is not None for copy in trainer.teacher._copies.values())
     frozen = make(frozen_teacher={name: p.float() for name, p in own.items()})
     for _ in range(3):  # at stage 3 the first ones learn which weights are next
         frozen.step(batch)
@@ -174,6 +175,7 @@ def run_case(case: dict, steps: int) -> dict:
         "norms": encoder,
         "sent": sent,
         "calls": calls,
+        "on_its_way": on_its_way,
         "sent_frozen": sent_frozen,
     }
 

@@ -49,9 +49,11 @@ def test_what_each_stage_sends(model, parts):
     assert [step.teacher for step in steps] == [0, 1, 1, 1]
     assert [step.update for step in steps] == pytest.approx([1.2, 0.6, 0.6, 0.6])
     # behind one backward pass of 4 seconds, or behind both; stage 3's gathers behind the rest
-    assert [step.hidden for step in steps] == [4, 4, 8, 12]
-    assert steps[1].exposed == pytest.approx(16 + 0.6 + 11)
-    assert steps[1].overlapped == pytest.approx(16 + 0.6 + 7)
+    # and the target encoder's behind the student's 2 seconds
+    assert [step.passing for step in steps] == [0, 1, 1, 1]
+    assert [step.hidden for step in steps] == [4, 5, 9, 13]
+    assert steps[1].exposed == pytest.approx(16 + 0.6 + 10)
+    assert steps[1].overlapped == pytest.approx(16 + 0.6 + 6)
 
 
 def test_calls_take_their_latency(model, parts):

@@ -210,14 +210,17 @@ def test_parts_follow_each_other_and_leave_nothing_behind(bench, config):
         hooks = [list(module._forward_hooks) for module in (model, model.encoder)]
         return [set(vars(owner)) for owner in owners], hooks
 
-    before = state()
-    for side in (ours, bench.sides.Plain(config, ours.device)):
+    before, parts = state(), bench.sides.PARTS
+    first, *others, backward, optimiser, average = parts  # ours has the target encoder last
+    own = (first, "context", "predictor", "target", "predictor", backward, optimiser, average)
+    assert set(own) == set(parts) and set(others) == {"context", "predictor", "target"}
+    for side, order in ((ours, own), (bench.sides.Plain(config, ours.device), parts)):
         marks = []
         with side.marked(marks.append):
             side.step(0, video, side.prepare(0), marks.append)
-        assert tuple(marks) == bench.sides.PARTS
+        assert tuple(marks) == order
         side.step(1, video, side.prepare(1))
-        assert len(marks) == len(bench.sides.PARTS)
+        assert len(marks) == len(order)
     assert state() == before
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -48,13 +49,16 @@ class VJEPA(nn.Module):
         )
         return encoder(patches, masks.context_tokens, masks.context_layout)
 
-    def forward(self, video: Tensor, masks: PackedMasks, features: Tensor) -> Tensor:
+    def forward(
+        self, video: Tensor, masks: PackedMasks, features: Tensor | Callable[[], Tensor]
+    ) -> Tensor:
         """Loss of one micro-batch.
 
         Args:
             video: uint8 [B, T, H, W, 3].
             masks: all mask specs for these clips.
-            features: target encoder's output for all tokens, [B · N, D], no gradient.
+            features: target encoder's output for all tokens, [B · N, D], no gradient; or what
+                computes it, called once the prediction is there.
 
         Returns:
             fp32 scalar, see `kernels.masked_feature_loss`.
@@ -62,7 +66,7 @@ class VJEPA(nn.Module):
         prediction = self.predictor(self.context(video, masks), masks)
         return masked_feature_loss(
             prediction,
-            features,
+            features if isinstance(features, Tensor) else features(),
             masks.target_rows,
             masks.target_seqlens,
             masks.spec_ids,

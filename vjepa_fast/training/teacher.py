@@ -26,6 +26,8 @@ class Teacher:
     2 P (bf16) or 4 P for the network that runs (twice that at stage 3), and in bf16 2 P / world for
     the cast shard; each step an all-gather of 2 P (4 P) bytes where the masters are sharded, else
     nothing. In fp32 where nothing is sharded or offloaded, the average is the network: 4 P in all.
+    The gather is waited for when somebody asks for the network: it passes behind the next step's
+    student.
 
     Args:
         encoder: the network to run, with its initial weights, on its device.
@@ -35,7 +37,6 @@ class Teacher:
             no average, and nothing is sent.
 
     Attributes:
-        encoder: the network to run, in the dtype of the student's weights, no gradients.
         averages: fp32 average along each shard's masters, by group name; none if frozen.
     """
 
@@ -46,7 +47,7 @@ class Teacher:
         shards: list[GroupShard],
         frozen: Mapping[str, Tensor] | None = None,
     ) -> None:
-        self.encoder = encoder
+        self._encoder = encoder
         self.shards = [s for s in shards if s.name.startswith("encoder.")] if frozen is None else []
         self.averages: dict[str, list[Tensor]] = {}
         own = dict(encoder.named_parameters())
@@ -76,6 +77,15 @@ class Teacher:
                     averages = casts  # the network that runs is the average
             self.averages[shard.name], self._casts[shard.name] = averages, casts
 
+    @property
+    @torch.no_grad()
+    def encoder(self) -> VisionTransformer:
+        """The network to run, in the dtype of the student's weights, no gradients. Ask anew after
+        an update: its weights are whole from then on."""
+        for copy in self._copies.values():
+            copy.finish()
+        return self._encoder
+
     @torch.no_grad()
     def update(self, momentum: float, skip: Tensor | None = None) -> None:
         """Average the masters in, after an optimiser step; `skip`: see `ema_update_`."""
@@ -96,7 +106,7 @@ class Teacher:
 
     def _gather(self) -> None:
         for copy in self._copies.values():
-            copy.gather()
+            copy.start()
 
 
 class _Copy:
@@ -111,6 +121,7 @@ class _Copy:
     def __init__(self, shard: GroupShard, casts: list[Tensor], flat: Tensor) -> None:
         self._cast, self._flat, self._sharded = casts[0], flat, shard.sharded
         self._gathered = flat if shard.in_order else torch.empty_like(flat)
+        self._work: dist.Work | None = None
         self._to: list[Tensor] = []
         self._from: list[Tensor] = []
         for rank, ranges in enumerate(() if shard.in_order else shard.layout):
@@ -119,12 +130,22 @@ class _Copy:
                 self._to.append(flat[r.start : r.start + r.count])
                 self._from.append(self._gathered[place : place + r.count])
 
-    def gather(self) -> None:
-        """Collective where the masters are sharded."""
+    def start(self) -> None:
+        """Begin to gather. Collective where the masters are sharded."""
         if self._sharded:
             mine = self._cast.to(self._flat.device)
-            dist.all_gather_into_tensor(self._gathered, mine)
+            self._work = dist.all_gather_into_tensor(self._gathered, mine, async_op=True)
         else:
             self._gathered.copy_(self._cast)
+            self._put_in_order()
+
+    def finish(self) -> None:
+        """Wait until what was begun is there; on a GPU its stream waits, not the host."""
+        if self._work is not None:
+            self._work.wait()
+            self._work = None
+            self._put_in_order()
+
+    def _put_in_order(self) -> None:
         if self._to:
             torch._foreach_copy_(self._to, self._from)

@@ -101,6 +101,7 @@ class Trainer:
         step_without_waiting(self.optimizer)
         self.laps = Laps(self.device)
         model.encoder.register_forward_hook(lambda *_: self.laps.mark("context"))
+        model.predictor.register_forward_hook(lambda *_: self.laps.mark("predictor"))
         model.register_forward_hook(lambda *_: self.laps.mark("predictor"))
 
     @property
@@ -126,15 +127,21 @@ class Trainer:
         Returns:
             this rank's mean loss, fp32 scalar; target features of the last micro-batch, [B, N, D].
         """
-        losses = []
+        losses: list[Tensor] = []
+        features = None
         self.laps.begin()
+
+        def target() -> Tensor:  # last before the loss: its weights may still be on their way
+            nonlocal features
+            features = self.target_features(video)
+            self.laps.mark("target")
+            return features
+
         for video, masks in micro_batches:
             self.laps.mark("data")
             if losses:
                 self.engine.step()  # between micro-batches DeepSpeed only counts
-            features = self.target_features(video)
-            self.laps.mark("target")
-            loss = self.engine(video, masks, features)
+            loss = self.engine(video, masks, target)
             self.engine.backward(loss)
             self.laps.mark("backward")
             losses.append(loss.detach())
