@@ -42,6 +42,11 @@ class Bytes:
     weights: float
     teacher: float
 
+    @property
+    def bf16(self) -> bool:
+        """Whether weights run in less than the gradients' fp32."""
+        return self.weights < self.gradients
+
 
 @dataclass(frozen=True)
 class Links:
@@ -128,8 +133,9 @@ def step_on(
 ) -> Step:
     """Predict a step of `global_batch` clips, cut into micro-batches of at most `micro_batch`.
 
-    Stages 0 and 1 all-reduce the gradients once a step (a reduce-scatter and an all-gather); stage
-    2 does after every micro-batch, and stage 3 reduce-scatters them. From stage 1 on each device
+    Stages 0 and 1 all-reduce the gradients once a step (a reduce-scatter and an all-gather; in bf16
+    stage 1 does without the gather); stage 2 does after every micro-batch, and stage 3
+    reduce-scatters them. From stage 1 on each device
     updates its share, then weights and target encoder are gathered; stage 3 gathers the weights
     before each forward pass instead, and of a large model a part again in the backward pass.
 
@@ -145,7 +151,9 @@ def step_on(
     elements = sizes.gradients / 4  # fp32
     scatter = gather_seconds(sizes.gradients, devices, links, math.ceil(elements / REDUCED))
     norms = 2 * gather_seconds(0.0, devices, links, NORMS)
-    reductions = {0: 2.0, 1: 2.0, 2: 2 * accumulation, 3: accumulation}[stage]
+    reductions = {0: 2.0, 1: 1.0 if sizes.bf16 else 2.0, 2: 2 * accumulation, 3: accumulation}[
+        stage
+    ]
     if stage == 3:
         again = max(0.0, 1.0 - LIVE / 2 / elements)  # the last layers' stay for the backward pass
         calls = 1 + math.ceil(elements / FETCHED)

@@ -161,7 +161,7 @@ def run_case(case: dict, steps: int) -> dict:
         encoder[shard.name] = whole(shard, list(shard.masters)).norm().item()
     batch = [micro_batch(steps, rank, world)]
     with counted(trainer) as (sent, calls):
-        trainer.step(batch)
+        result = trainer.step(batch)
     on_its_way = any(copy._work is not None for copy in trainer.teacher._copies.values())
     frozen = make(frozen_teacher={name: p.float() for name, p in own.items()})
     for _ in range(3):  # at stage 3 the first ones learn which weights are next
@@ -173,6 +173,7 @@ def run_case(case: dict, steps: int) -> dict:
         "losses": losses,
         "teacher_gap": gap,
         "norms": encoder,
+        "grad_norms": {part: norm.item() for part, norm in result.grad_norms.items()},
         "sent": sent,
         "calls": calls,
         "on_its_way": on_its_way,

@@ -44,7 +44,12 @@ def test_what_each_stage_sends(model, parts):
     links, sizes = model.Links(8, 1.0, 1.0, 0.0), model.Bytes(8.0, 4.0, 2.0)
     steps = [model.step_on(2, stage, parts, sizes, links, 96, 24) for stage in range(4)]
     assert all(step.accumulation == 2 and step.compute == 16 for step in steps)
-    assert [step.reduction for step in steps] == [8, 8, 16, 8]  # 2 x 4 once or twice, 4 twice
+    assert [step.reduction for step in steps] == [
+        8,
+        4,
+        16,
+        8,
+    ]  # in bf16: 2 x 4, 4, 2 x 4 twice, 4 twice
     assert [step.weights for step in steps] == [0, 2, 2, 4]
     assert [step.teacher for step in steps] == [0, 1, 1, 1]
     assert [step.update for step in steps] == pytest.approx([1.2, 0.6, 0.6, 0.6])
@@ -52,16 +57,18 @@ def test_what_each_stage_sends(model, parts):
     # and the target encoder's behind the student's 2 seconds
     assert [step.passing for step in steps] == [0, 1, 1, 1]
     assert [step.hidden for step in steps] == [4, 5, 9, 13]
-    assert steps[1].exposed == pytest.approx(16 + 0.6 + 10)
-    assert steps[1].overlapped == pytest.approx(16 + 0.6 + 6)
+    assert steps[1].exposed == pytest.approx(16 + 0.6 + 6)
+    assert steps[1].overlapped == pytest.approx(16 + 0.6 + 2)
+    whole = model.step_on(2, 1, parts, model.Bytes(8.0, 8.0, 2.0), links, 96, 24)
+    assert whole.reduction == 8  # in fp32 DeepSpeed all-reduces
 
 
 def test_calls_take_their_latency(model, parts):
     """On two devices a call is one message."""
     links, sizes = model.Links(8, 1e30, 1e30, 1.0), model.Bytes(4e9, 2e9, 1e9)
     steps = [model.step_on(2, stage, parts, sizes, links, 96, 24) for stage in range(4)]
-    # two buckets of 5e8 elements, twice or four times; and two small all-reduces
-    assert [step.reduction for step in steps] == [8, 8, 12, 8]
+    # two buckets of 5e8 elements, once, twice or four times; and two small all-reduces
+    assert [step.reduction for step in steps] == [8, 6, 12, 8]
     # a call for each group; 21 fetches, twice forward, half of them again backward, and one more
     assert [step.weights for step in steps] == [0, 4, 4, 21 * 3 + 1]
     assert [step.teacher for step in steps] == [0, 2, 2, 2]

@@ -26,10 +26,13 @@ def check(cases: list[dict], steps: int, world: int) -> None:
     for found in launch(cases, steps, world):
         assert len(found) == len(cases)
         for case, result in zip(cases, found, strict=True):
-            assert result["losses"] == pytest.approx(losses, rel=1e-5), case
+            near = 1e-2 if case.get("bf16") else 1e-5
+            assert result["losses"] == pytest.approx(losses, rel=near), case
             assert result["teacher_gap"] <= 1e-7, case
             for group, norm in norms.items():
-                assert result["norms"][group] == pytest.approx(norm.item(), rel=1e-5), case
+                assert result["norms"][group] == pytest.approx(norm.item(), rel=near), case
+            grad_norms = pytest.approx(found[0]["grad_norms"], rel=5 * near)
+            assert result["grad_norms"] == grad_norms, case
             check_sent(case, result, world)
 
 
@@ -51,12 +54,13 @@ def check_sent(case: dict, result: dict, world: int) -> None:
     # stage 3: weights as they are used, then in one call whatever it keeps whole
     assert sum(n for key, n in result["calls"].items() if "gather" in key) < 20, case
     if world > 1:
-        trained = 2 * sum(p.numel() for p in make_model(0, WIDTH).parameters())
-        assert sum(sent.values()) > trained, case  # the gradients, at the least
+        reduced = sum(size for key, size in sent.items() if "reduce" in key)
+        gradients = 4 * sum(p.numel() for p in make_model(0, WIDTH).parameters())
+        assert gradients <= reduced < 1.01 * gradients, case  # once, in fp32, in bf16 too
 
 
 def test_stages_equal_a_plain_loop() -> None:
-    check(CHEAP, steps=10, world=2)
+    check([*CHEAP, *LOW], steps=10, world=2)
 
 
 @pytest.mark.slow

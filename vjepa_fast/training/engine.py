@@ -6,6 +6,7 @@ import logging
 
 import deepspeed
 import torch
+from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
 from deepspeed.runtime.engine import DeepSpeedEngine
 from torch import nn
 
@@ -47,7 +48,8 @@ def deepspeed_config(
 ) -> dict:
     """DeepSpeed's dict. Everything in it is derived; nothing of it is written by the user.
 
-    Gradients accumulate in fp32. Clipping is off here (written out, since DeepSpeed would clip to 1
+    Gradients accumulate and travel in fp32 (by default DeepSpeed would reduce them in bf16, as it
+    computes). Clipping is off here (written out, since DeepSpeed would clip to 1
     by default): `shards.clip_gradients` clips encoder and predictor apart, as published.
     """
     ds = {
@@ -57,6 +59,7 @@ def deepspeed_config(
         "gradient_clipping": 0.0,
         "steps_per_print": 2**62,
         "data_types": {"grad_accum_dtype": "fp32"},
+        "communication_data_type": "fp32",
         "bf16": {"enabled": bf16},
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
@@ -130,7 +133,8 @@ def make_engine(
         offload_parameters=offload_parameters,
     )
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=ds)
-    if world == 1 and stage == 0:  # would copy all gradients to and fro to reduce them over one
+    if isinstance(engine.optimizer, BF16_Optimizer) or (world == 1 and stage == 0):
+        # It would copy all gradients to and fro, even over one rank: see `shards.reduce_gradients`.
         engine.enable_backward_allreduce = False
     log.info(
         "engine: ZeRO stage %d, %s, %s, world %d, %d x %d clips a rank",

@@ -215,6 +215,21 @@ def gradient_shards(optimizer: object) -> list[list[Tensor]]:
 
 
 @torch.no_grad()
+def reduce_gradients(optimizer: object) -> None:
+    """Average a BF16_Optimizer's gradients over ranks, after the last backward of a step: each rank
+    gets its own shard's, in fp32, which are half the bytes of the all-reduce that DeepSpeed has for
+    this class. The other classes have reduced theirs in the backward pass. Collective."""
+    world = dist.get_world_size()
+    if isinstance(optimizer, BF16_Optimizer) and world > 1:
+        for whole, mine in zip(
+            optimizer.fp32_groups_gradients_flat,
+            optimizer.fp32_groups_gradient_flat_partition,
+            strict=True,
+        ):
+            dist.reduce_scatter_tensor(mine, whole)  # in place: mine is a part of whole
+            mine.div_(world)
+
+
 def clip_gradients(
     optimizer: object, max_norm: float | None, device: torch.device
 ) -> dict[str, Tensor]:

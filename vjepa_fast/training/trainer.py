@@ -14,7 +14,13 @@ from vjepa_fast.models.packing import PackedMasks
 from vjepa_fast.training.engine import make_engine
 from vjepa_fast.training.guard import Guard, step_without_waiting
 from vjepa_fast.training.schedules import Schedules, StepValues
-from vjepa_fast.training.shards import clip_gradients, master_shards, publish_masters, unwrap
+from vjepa_fast.training.shards import (
+    clip_gradients,
+    master_shards,
+    publish_masters,
+    reduce_gradients,
+    unwrap,
+)
 from vjepa_fast.training.teacher import Teacher
 from vjepa_fast.training.timing import Laps
 
@@ -149,6 +155,7 @@ class Trainer:
             raise ValueError(
                 f"micro_batches: found {len(losses)}, expected {self.accumulation} for a step"
             )
+        reduce_gradients(self.optimizer)
         return torch.stack(losses).mean(), features.view(masks.clips, -1, features.shape[-1])
 
     def update(self, loss: Tensor, features: Tensor) -> StepResult:
