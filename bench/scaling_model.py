@@ -11,7 +11,7 @@ Stage = Literal[0, 1, 2, 3]
 
 # How the engine calls its collectives (training/engine.py, DeepSpeed's defaults).
 GROUPS, TEACHER_GROUPS = 4, 2  # flat groups of parameters, each gathered by one call
-NORMS = 2  # all-reduces of a few numbers: gradient norms, what is not finite
+NORMS = 2  # all-reduces of a few numbers: gradient norms (stage 0 has them), what is not finite
 REDUCED, FETCHED = 5e8, 5e7  # elements of a gradient bucket, of a stage 3 prefetch
 LIVE = 1e9  # stage 3 keeps weights that are used again within so many elements
 
@@ -149,11 +149,12 @@ def step_on(
     scale = micro / parts.clips
     forward, backward = scale * parts.forward, scale * parts.backward
     elements = sizes.gradients / 4  # fp32
-    scatter = gather_seconds(sizes.gradients, devices, links, math.ceil(elements / REDUCED))
-    norms = 2 * gather_seconds(0.0, devices, links, NORMS)
-    reductions = {0: 2.0, 1: 1.0 if sizes.bf16 else 2.0, 2: 2 * accumulation, 3: accumulation}[
-        stage
-    ]
+    own = stage == 1 and sizes.bf16  # then by `shards.reduce_gradients`, else by DeepSpeed
+    buckets = GROUPS if own else math.ceil(elements / REDUCED)
+    scatter = gather_seconds(sizes.gradients, devices, links, buckets)
+    norms = 2 * gather_seconds(0.0, devices, links, NORMS if stage else 1)
+    once = 1.0 if own else 2.0
+    reductions = {0: 2.0, 1: once, 2: 2 * accumulation, 3: accumulation}[stage]
     if stage == 3:
         again = max(0.0, 1.0 - LIVE / 2 / elements)  # the last layers' stay for the backward pass
         calls = 1 + math.ceil(elements / FETCHED)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from functools import lru_cache
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from training_helpers import GRID, micro_batch
 
+from vjepa_fast.models import attention, recompute
 from vjepa_fast.models.cost import activation_memory
 from vjepa_fast.models.jepa import VJEPA, build_vjepa, encode_clips
 
@@ -118,3 +120,25 @@ def test_nothing_is_kept_for_a_teacher() -> None:
     video, _ = micro_batch(0)
     with torch.no_grad():
         assert encode_clips(teacher, video).equal(encode_clips(make("none").encoder, video))
+
+
+def test_choosing_a_backend_is_no_part_of_a_block(monkeypatch) -> None:
+    """Its trial, which runs a backward pass, would be missing when the block is computed again."""
+
+    @lru_cache
+    def tried(dtype: torch.dtype, device: torch.device, head_dim: int):
+        assert attention._works(attention.sdpa, dtype, device, head_dim) is None
+        return attention.sdpa
+
+    for module in (attention, recompute):
+        monkeypatch.setattr(module, "choose_backend", tried)
+    gradients = []
+    for mode in MODES:
+        tried.cache_clear()
+        model, (video, masks) = make(mode), micro_batch(0)
+        features = encode_clips(model.make_target_encoder(), video)
+        model(video, masks, features).backward()
+        gradients.append([p.grad for p in model.parameters()])
+    assert tried.cache_info().currsize
+    for others in gradients[1:]:
+        assert all(map(torch.equal, others, gradients[0]))

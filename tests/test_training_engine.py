@@ -162,3 +162,17 @@ def test_shares_are_in_order_if_end_to_end_they_are_the_flat_vector(
     layout: list[list[Range]], in_order: bool
 ) -> None:
     assert GroupShard("g", [], [torch.zeros(3)], layout, 0, 4).in_order == in_order
+
+
+def test_bf16_gradients_are_freed_as_they_are_added_up() -> None:
+    trainer = make_trainer(bf16=True)
+    trainer.backward([micro_batch(0)])
+    assert all(p.grad is None for p in trainer.model.parameters())
+    assert all(gradient.any() for (gradient,) in gradient_shards(trainer.optimizer))
+
+
+def test_positions_of_both_encoders_stay_in_fp32() -> None:
+    trainer = make_trainer(bf16=True)
+    own, target = trainer.model.encoder.positions, trainer.teacher.encoder.positions
+    assert target.dtype == torch.float32 and torch.equal(own, target)
+    assert {p.dtype for p in trainer.teacher.encoder.parameters()} == {torch.bfloat16}

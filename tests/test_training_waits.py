@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from deepspeed.accelerator import get_accelerator
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from training_helpers import make_trainer, micro_batch
@@ -60,10 +61,18 @@ def reads(call: Callable[[], object]) -> list[str]:
     [(0, False, 1), (1, False, 2), (1, True, 2), (2, True, 2), (3, True, 2)],
 )
 def test_a_step_waits_for_nothing(stage: int, bf16: bool, accumulation: int) -> None:
+    """By reading a number or by `synchronize`. A CPU has no streams, for whose work DeepSpeed waits
+    at stage 3."""
     trainer = make_trainer(stage=stage, bf16=bf16, accumulation=accumulation, clip_grad=1.0)
     batches = [micro_batch(step) for step in range(accumulation)]
-    trainer.step(batches)  # the optimiser makes its state
-    assert reads(lambda: trainer.step(batches)) == []
+    for _ in range(3):  # the optimiser makes its state, DeepSpeed's timers would begin
+        trainer.step(batches)
+    waits: list[str] = []
+    with pytest.MonkeyPatch.context() as patch:
+        device = type(get_accelerator())
+        patch.setattr(device, "synchronize", lambda *_: waits.append("synchronize"))
+        found = reads(lambda: trainer.step(batches))
+    assert found + waits == []
 
 
 def test_reads_are_seen() -> None:
@@ -77,9 +86,9 @@ def test_reads_are_seen() -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU, whose driver tells")
 def test_on_a_gpu_a_step_waits_for_nothing() -> None:
     trainer = make_trainer(bf16=True)
-    video, masks = micro_batch(0)
-    batch = [(video.cuda(), masks)]
-    trainer.step(batch)
+    batch = [micro_batch(0, device="cuda")]
+    for _ in range(4):
+        trainer.step(batch)
     torch.cuda.set_sync_debug_mode("error")
     try:
         trainer.step(batch)

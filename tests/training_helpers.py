@@ -73,7 +73,9 @@ def make_trainer(
     )
 
 
-def micro_batch(step: int, rank: int = 0, world: int = 1) -> tuple[Tensor, PackedMasks]:
+def micro_batch(
+    step: int, rank: int = 0, world: int = 1, device: str = "cpu"
+) -> tuple[Tensor, PackedMasks]:
     """Random clips and their masks, a function of the step; this rank's share of them."""
     specs = [MultiBlock(2, (0.3, 0.3)), MultiBlock(1, (0.6, 0.6))]
     sampler = MaskSampler(specs, grid=GRID, truncate_group=CLIPS)
@@ -83,7 +85,8 @@ def micro_batch(step: int, rank: int = 0, world: int = 1) -> tuple[Tensor, Packe
     generator = torch.Generator().manual_seed(step)
     shape = (CLIPS, 4, 24, 24, 3)
     video = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
-    return video[rank * share : (rank + 1) * share], packed(masks, torch.device("cpu"))
+    mine = video[rank * share : (rank + 1) * share].to(device)
+    return mine, packed(masks, torch.device(device))
 
 
 def save_checkpoint(trainer: Trainer, run: Path, keep_last: int = 2, **policy: object) -> Path:

@@ -145,8 +145,8 @@ def state_memory(
     The working copy of the teacher is whole on each device, at stage 3 beside what is gathered for
     it; weights are whole but at stage 3 (the layer in use is left out there). The fp32 masters,
     Adam's two moments and the teacher's fp32 average are cut from stage 1 on, the gradients from
-    stage 2 on. Gradients are fp32 where they accumulate over micro-batches. One device in fp32 has
-    nothing to cut and trains as at stage 0.
+    stage 2 on. Gradients are fp32 where they accumulate over micro-batches, at stage 1 always. One
+    device in fp32 has nothing to cut and trains as at stage 0.
     """
     trained = encoder_parameters + predictor_parameters
     low = 2 if precision == "bf16" else 4
@@ -156,7 +156,7 @@ def state_memory(
     separate = precision == "bf16" or stage >= 1
     # Unsharded fp32 weights are their own masters, and the teacher its own average.
     copies = 2 if stage == 3 and world_size > 1 else 1
-    gradient = 4 if accumulates else low
+    gradient = 4 if accumulates or stage == 1 else low
     return Memory(
         weights=low * trained / (world_size if stage == 3 else 1),
         gradients=gradient * trained / (world_size if stage >= 2 else 1),
@@ -199,10 +199,12 @@ def activation_memory(
         return depth * kept, depth * kept + block - kept
 
     kept, most = widths(encoder_depth, mlp_ratio)
-    predictor = predictor_tokens * predictor_width * widths(predictor_depth, predictor_mlp_ratio)[1]
+    predictor_kept, predictor_most = widths(predictor_depth, predictor_mlp_ratio)
+    predictor = predictor_tokens * predictor_width * predictor_most
     context = context_tokens * encoder_width
     backward = max(context * kept + predictor, context * most)
     features = num_tokens * encoder_width
     target_encoder = features * (8 + 2 * mlp_ratio)
-    # The target encoder is done before the others start, so only its features stay.
-    return number * micro_batch * max(target_encoder, features + backward)
+    # The target encoder runs when all is there that waits for the backward pass.
+    waiting = context * kept + predictor_tokens * predictor_width * predictor_kept
+    return number * micro_batch * max(waiting + target_encoder, features + backward)

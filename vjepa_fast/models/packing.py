@@ -100,6 +100,8 @@ def pack_masks(
 
     def put(array: np.ndarray) -> Tensor:
         tensor = torch.from_numpy(np.ascontiguousarray(array, dtype=np.int64))
+        if torch.device(device).type == "cuda":
+            tensor = tensor.pin_memory()  # from pageable memory the copy would wait for the device
         return tensor.to(device, non_blocking=True)
 
     return PackedMasks(

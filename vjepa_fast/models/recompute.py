@@ -9,7 +9,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from functools import lru_cache, partial
 from typing import Literal
 
@@ -21,6 +20,7 @@ from torch.utils.checkpoint import (
     create_selective_checkpoint_contexts,
 )
 
+from vjepa_fast.models.attention import choose_backend
 from vjepa_fast.models.layout import SeqLayout
 
 ActivationCheckpointing = Literal["none", "selective", "full"]
@@ -46,12 +46,12 @@ def _policy(_: object, operator: object, *arguments: object, **__: object) -> Ch
 
 
 def run_blocks(
-    blocks: Iterable[nn.Module], x: Tensor, layout: SeqLayout, mode: ActivationCheckpointing
+    blocks: nn.ModuleList, x: Tensor, layout: SeqLayout, mode: ActivationCheckpointing
 ) -> Tensor:
     """Blocks one after another, [rows, D] → [rows, D].
 
     Args:
-        blocks: called with x and the layout.
+        blocks: `layers.Block`s, called with x and the layout.
         mode: see the top; plays no part where no gradient is recorded. Gradients are the same.
     """
     if mode == "none" or not torch.is_grad_enabled():
@@ -59,6 +59,8 @@ def run_blocks(
             x = block(x, layout)
         return x
     # No block draws random numbers: there is no state to bring back.
+    if blocks:  # now, since its trial of a backend must not be recomputed
+        choose_backend(x.dtype, x.device, x.shape[1] // blocks[0].attn.heads)
     again = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
     if mode == "selective":
         again = partial(again, context_fn=partial(create_selective_checkpoint_contexts, _policy))

@@ -1,4 +1,4 @@
-"""What a process asks of the machine's cores and memory; on a GPU it costs nothing."""
+"""What a process asks of the machine's cores and memory."""
 
 from __future__ import annotations
 
@@ -24,8 +24,11 @@ def keep_freed_memory() -> None:
     """Let a step use the last one's memory again, where the allocator is glibc's.
 
     By default it hands the activations' memory back to Linux in every backward pass, and Linux
-    gives it out anew in every forward pass, page by page, each filled with zeros.
+    gives it out anew in every forward pass, page by page, each filled with zeros. Where there is a
+    GPU, which holds the activations, nothing is changed.
     """
+    if torch.cuda.is_available():
+        return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(_M_TRIM_THRESHOLD, _KEPT)

@@ -58,6 +58,7 @@ def deepspeed_config(
         "train_batch_size": micro_batch * accumulation * world,
         "gradient_clipping": 0.0,
         "steps_per_print": 2**62,
+        "timers": {"throughput": {"enabled": False}},  # would wait for the device twice a pass
         "data_types": {"grad_accum_dtype": "fp32"},
         "communication_data_type": "fp32",
         "bf16": {"enabled": bf16},
@@ -66,6 +67,7 @@ def deepspeed_config(
     }
     if bf16:
         ds["bf16"]["check_grad_overflow"] = False  # would wait for the device every step
+        ds["bf16"]["immediate_grad_update"] = True  # to fp32, and the bf16 gradient is freed
     if stage:
         ds["zero_optimization"] = {
             "stage": stage,

@@ -210,11 +210,12 @@ def gradient_shards(optimizer: object) -> list[list[Tensor]]:
         return [[flat] for flat in optimizer.fp32_groups_gradient_flat_partition]
     parameters, partitions = _flat_groups(optimizer)
     if _offloaded(optimizer):
+        if isinstance(optimizer, DeepSpeedZeroOptimizer):
+            optimizer._wait_for_offload_copies()  # which its own step would only do later
         return [[partition.grad] for partition in partitions]
     return [list(optimizer.averaged_gradients[i]) for i in range(len(parameters))]
 
 
-@torch.no_grad()
 def reduce_gradients(optimizer: object) -> None:
     """Average a BF16_Optimizer's gradients over ranks, after the last backward of a step: each rank
     gets its own shard's, in fp32, which are half the bytes of the all-reduce that DeepSpeed has for
@@ -230,6 +231,7 @@ def reduce_gradients(optimizer: object) -> None:
             mine.div_(world)
 
 
+@torch.no_grad()
 def clip_gradients(
     optimizer: object, max_norm: float | None, device: torch.device
 ) -> dict[str, Tensor]:

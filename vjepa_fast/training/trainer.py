@@ -101,7 +101,10 @@ class Trainer:
         )
         self.device = torch.device(self.engine.device)
         self.shards = master_shards(self.engine.optimizer)
-        target.to(self.device, torch.bfloat16 if bf16 else torch.float32)
+        target.to(self.device)
+        if bf16:  # the weights alone, as DeepSpeed does to the student: positions stay fp32
+            for parameter in target.parameters():
+                parameter.data = parameter.data.bfloat16()
         self.teacher = Teacher(target, names, self.shards, frozen_teacher)
         self.guard = Guard(self.optimizer, self.device)
         step_without_waiting(self.optimizer)
@@ -149,13 +152,15 @@ class Trainer:
                 self.engine.step()  # between micro-batches DeepSpeed only counts
             loss = self.engine(video, masks, target)
             self.engine.backward(loss)
-            self.laps.mark("backward")
             losses.append(loss.detach())
+            if len(losses) < self.accumulation:
+                self.laps.mark("backward")
         if len(losses) != self.accumulation:
             raise ValueError(
                 f"micro_batches: found {len(losses)}, expected {self.accumulation} for a step"
             )
         reduce_gradients(self.optimizer)
+        self.laps.mark("backward")
         return torch.stack(losses).mean(), features.view(masks.clips, -1, features.shape[-1])
 
     def update(self, loss: Tensor, features: Tensor) -> StepResult:
