@@ -132,6 +132,8 @@ def test_a_bad_text_list_is_refused(tmp_path):
     listed.write_text("word\n")
     with pytest.raises(UserError, match='expected "path label"'):
         read_manifest(listed)
+    with pytest.raises(UserError, match="found a file that isn't text, expected a manifest"):
+        read_manifest(good)
 
 
 def test_a_manifest_that_a_spreadsheet_saved(tmp_path):

@@ -15,6 +15,7 @@ import videos
 
 from vjepa_fast.config import Config
 from vjepa_fast.data import dali as dali_module
+from vjepa_fast.data import replace as replace_module
 from vjepa_fast.data import watchdog
 from vjepa_fast.data.clips import ClipPlan
 from vjepa_fast.data.dali import DaliDecoder
@@ -218,6 +219,15 @@ def test_each_bad_video_is_named_once_on_the_screen(manifest, tmp_path, caplog):
     load(planned(manifest), "pyav", [range(24)], log)
     assert len(log.read_text().splitlines()) >= 3
     assert caplog.text.count("2.webm missing") == 1
+
+
+def test_a_folder_that_moved_does_not_flood_the_screen(manifest, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(replace_module, "_SHOWN", 1)
+    spoil(manifest, [2, 3, 5], "missing")
+    log = tmp_path / "bad.jsonl"
+    load(planned(manifest), "pyav", [range(24)], log)
+    assert caplog.text.count("replaced by another clip") == 1
+    assert caplog.text.count(f"more videos are replaced than are shown here, see {log}") == 1
 
 
 def test_an_evaluation_stops_at_a_bad_video_with_its_reason(manifest):

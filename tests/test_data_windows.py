@@ -175,7 +175,7 @@ def test_every_world_size_sees_the_same_clips(tmp_path, tiny_settings, settings)
     config = tiny_settings(paths, settings)
     expected = None
     for world in (1, 2, 3, 8):
-        ranks = [Batches(config, rank, world, device="cpu") for rank in range(world)]
+        ranks = [Batches(config, rank, world) for rank in range(world)]
         seen = []
         for step in (0, 1, 1000):
             shares = [ids for rank in ranks for micro in rank.sample_ids(step) for ids in micro]

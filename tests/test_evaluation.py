@@ -14,6 +14,7 @@ from vjepa_fast import cli
 from vjepa_fast.config import Config
 from vjepa_fast.data.manifest import ManifestEntry, read_manifest, write_manifest
 from vjepa_fast.errors import UserError
+from vjepa_fast.evaluation import probe
 from vjepa_fast.evaluation.attentive import ProbeRecipe, label_split, probe_accuracy
 from vjepa_fast.evaluation.features import Clips, all_features, load_clips
 from vjepa_fast.evaluation.probe import PIXELS, PRETRAINED, RANDOM, load_target_encoder
@@ -60,7 +61,10 @@ def test_labelled_clips_are_a_share_of_every_class() -> None:
 
 
 def test_probe_of_a_run_through_the_command_line(
-    small_config: Callable[..., dict], demo: Path, capsys: pytest.CaptureFixture
+    small_config: Callable[..., dict],
+    demo: Path,
+    capsys: pytest.CaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     data = small_config(optim={"steps": 2})
     run = pretrain(Config.model_validate(data))
@@ -120,7 +124,17 @@ def test_probe_of_a_run_through_the_command_line(
         assert cli.main(["probe", "--checkpoint", str(run), *arguments]) == 2
         assert fragment in capsys.readouterr().err
     assert cli.main(["probe", "--checkpoint", str(demo), "--labels", "digit"]) == 2
-    assert "found no readable state.json" in capsys.readouterr().err
+    assert "found no readable state.json (No such file" in capsys.readouterr().err
+    (demo.parent / "young").mkdir()
+    shutil.copy(run / "config.json", demo.parent / "young")
+    assert cli.main(["probe", "--checkpoint", str(demo.parent / "young"), "--labels", "digit"]) == 2
+    assert "found a run without a checkpoint" in capsys.readouterr().err
+
+    write_manifest(run / "bare.csv", [replace(entry, labels={}) for entry in entries])
+    monkeypatch.setattr(probe, "load_clips", None)  # it is refused before a clip is decoded
+    bare = ["--labels", "digit", "--test", str(run / "bare.csv")]
+    assert cli.main(["probe", "--checkpoint", str(run), *bare]) == 2
+    assert "bare.csv: found labels none, expected digit" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("backend", ["pyav", "dali"])

@@ -180,9 +180,12 @@ def test_a_collapsing_run_says_so(small_config: Callable[..., dict], tmp_path: P
     ],
 )
 def test_mistakes_are_one_sentence(arguments: list[str], sentence: str) -> None:
+    folders = set(REPOSITORY.glob("runs/*none.csv*"))
     done = run([sys.executable, TRAIN, *arguments], cwd=REPOSITORY)
     assert done.returncode == 2
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1
     assert sentence in errors[0]
     assert "Traceback" not in done.stderr
+    assert "engine:" not in done.stderr  # found before there is a model
+    assert set(REPOSITORY.glob("runs/*none.csv*")) == folders

@@ -60,9 +60,10 @@ def test_recomputation_is_passed_on_and_changes_no_loss(
         trainer = build_trainer(config, 1)
         for network in (trainer.model.encoder, trainer.model.predictor):
             assert network.activation_checkpointing == chosen
-        batches = Batches(config, 0, 1, trainer.device)
-        with batches.loader(0) as clips:
-            steps = [trainer.step(batches.with_masks(step, clips)) for step in range(3)]
+        batches = Batches(config, 0, 1)
+        with batches.loader(0, trainer.device) as clips:
+            micro_batches = (batches.with_masks(n, clips, trainer.device) for n in range(3))
+            steps = [trainer.step(batch) for batch in micro_batches]
         losses[chosen] = [step.loss.item() for step in steps]
     assert losses[mode] == losses["none"]
     assert len(set(losses[mode])) == 3

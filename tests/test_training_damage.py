@@ -19,7 +19,7 @@ from vjepa_fast.errors import UserError
 from vjepa_fast.training.checkpoint import Checkpoint, checkpoints, restore, state_checksum
 from vjepa_fast.training.hosts import Hosts
 from vjepa_fast.training.recipe import settings_of
-from vjepa_fast.training.resume import resume
+from vjepa_fast.training.resume import resumable, resume
 
 SHARD = "shard_00000.safetensors"
 
@@ -49,7 +49,7 @@ def flip_a_bit(file: Path) -> None:
 
 def refused(run: Path, config: dict | None = None, videos: str = "videos") -> str:
     with pytest.raises(UserError) as caught:
-        resume(make_trainer(), run, config or {}, videos, Hosts())
+        resumable(run, config or {}, videos, Hosts())
     return str(caught.value)
 
 
@@ -78,7 +78,7 @@ def test_a_damaged_newest_one_stops_the_run_and_names_the_one_before(run: Path, 
     assert message.endswith("which will go on from step_00000002, which is whole")
     shutil.rmtree(newest)
     trainer = make_trainer()
-    resume(trainer, run, {}, "videos", Hosts())
+    resume(trainer, resumable(run, {}, "videos", Hosts()))
     assert trainer.step_number == 2
 
 
@@ -129,7 +129,7 @@ def test_a_run_from_before_a_key_had_its_default(
     state = json.loads(file.read_text()) | {"config": older}
     file.write_text(json.dumps(state | {"checksum": state_checksum(state)}))
     trainer = make_trainer()
-    resume(trainer, run, own, "videos", Hosts())
+    resume(trainer, resumable(run, own, "videos", Hosts()))
     assert trainer.step_number == 3
     own["optim"]["loss_exponent"] = 2.0
     assert "(optim.loss_exponent was 1.0 and is 2.0)" in refused(run, own)
@@ -155,7 +155,8 @@ def test_no_pickle_is_ever_loaded(run: Path, tmp_path: Path) -> None:
     for name in ("model.pt", "mp_rank_00_model_states.pt", "latest", "state.pkl"):
         (newest / name).write_bytes(evil)
     trainer = make_trainer()
-    resume(trainer, run, {}, "videos", Hosts())  # beside what is ours it is not even looked at
+    # beside what is ours it is not even looked at
+    resume(trainer, resumable(run, {}, "videos", Hosts()))
     assert trainer.step_number == 3
     checkpoint = Checkpoint.open(newest)
     (newest / SHARD).write_bytes(evil)  # in its place it is refused, checked or not

@@ -16,6 +16,7 @@ from vjepa_fast.data.planner import ClipPlanner
 from vjepa_fast.errors import UserError
 
 MAX_BAD_SHARE = 0.05
+_SHOWN = 10  # replaced videos that are named on the terminal
 _AT_LEAST = 1000  # clips that a share is of, so that the first bad one is not all of them
 _logger = logging.getLogger("vjepa_fast")
 
@@ -62,7 +63,11 @@ class BadVideos:
     def _write(self, plan: ClipPlan, reason: str, other: ClipPlan) -> None:
         if plan.path not in self._named:
             self._named.add(plan.path)
-            _logger.warning("replaced by another clip, now and whenever it comes: %s", reason)
+            if len(self._named) <= _SHOWN:
+                _logger.warning("replaced by another clip, now and whenever it comes: %s", reason)
+            elif len(self._named) == _SHOWN + 1:
+                place = f", see {self._log}" if self._log else ""
+                _logger.warning("more videos are replaced than are shown here%s", place)
         if self._log is None:
             return
         row = {"sample_id": plan.sample_id, "path": plan.path, "reason": reason}

@@ -48,6 +48,11 @@ def _read_labels(path: Path, file: TextIO) -> list[tuple[str, int]]:
     for number, text in enumerate(file, start=1):
         if not text.strip():
             continue
+        if "\0" in text:
+            raise UserError(
+                f"{path}: found a file that isn't text, expected a manifest; write one with "
+                "`vjepa-fast index DIR --output FILE`"
+            )
         name, _, label = text.strip().rpartition(" ")
         line = f"{path}, line {number}"
         if not name:

@@ -43,6 +43,38 @@ class Clips:
     left_out: tuple[str, ...] = ()
 
 
+def labelled_planner(
+    manifest: Path,
+    labels: Sequence[str],
+    *,
+    num_frames: int,
+    frame_step: int,
+    fps: float | None = None,
+) -> ClipPlanner:
+    """The planner of an evaluation's clips.
+
+    Raises:
+        UserError: a label that the manifest lacks, or classes below 0.
+    """
+    planner = ClipPlanner.in_order(
+        [manifest], num_frames=num_frames, frame_step=frame_step, fps=fps
+    )
+    missing = [name for name in labels if name not in planner.label_names]
+    if missing:
+        raise UserError(
+            f"{manifest}: found labels {', '.join(planner.label_names) or 'none'}, expected "
+            f"{', '.join(missing)}; name labels that have a column label_<name> there"
+        )
+    for name in labels:
+        low = planner.entries.column(f"label_{name}").min()
+        if low < 0:
+            raise UserError(
+                f"{manifest}: found {low} in label_{name}, expected classes counted from 0; "
+                "number them so"
+            )
+    return planner
+
+
 def load_clips(
     manifest: Path,
     labels: Sequence[str],
@@ -63,22 +95,9 @@ def load_clips(
         UserError: a label that the manifest lacks; what the decoder raises; more than
             `max_bad_share` of the videos cannot be decoded, or none can.
     """
-    planner = ClipPlanner.in_order(
-        [manifest], num_frames=num_frames, frame_step=frame_step, fps=fps
+    planner = labelled_planner(
+        manifest, labels, num_frames=num_frames, frame_step=frame_step, fps=fps
     )
-    missing = [name for name in labels if name not in planner.label_names]
-    if missing:
-        raise UserError(
-            f"{manifest}: found labels {', '.join(planner.label_names) or 'none'}, expected "
-            f"{', '.join(missing)}; name labels that have a column label_<name> there"
-        )
-    for name in labels:
-        low = planner.entries.column(f"label_{name}").min()
-        if low < 0:
-            raise UserError(
-                f"{manifest}: found {low} in label_{name}, expected classes counted from 0; "
-                "number them so"
-            )
     shape = len(planner), num_frames, crop_size, crop_size, 3
     _require_memory(math.prod(shape), torch.device("cpu"), str(manifest), len(planner))
     video = torch.empty(shape, dtype=torch.uint8)

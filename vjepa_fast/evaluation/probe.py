@@ -17,6 +17,7 @@ from vjepa_fast.evaluation.features import (
     Clips,
     all_features,
     encoder_features,
+    labelled_planner,
     load_clips,
     pixel_features,
 )
@@ -47,7 +48,7 @@ def test_manifest_beside(manifest: Path) -> Path:
         UserError: there is none.
     """
     test = manifest.with_name("test.csv")
-    if not test.is_file():
+    if not test.is_file() and manifest.is_file():  # else the manifest itself is what is wrong
         raise UserError(
             f"{manifest.parent}: found no test.csv, expected one beside {manifest.name} for the "
             "probe to be tested on; name one with --test"
@@ -89,16 +90,19 @@ def run_probe(
     test = test or test_manifest_beside(train)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
+    data = config.data
+    window = {"num_frames": data.num_frames, "frame_step": data.frame_step, "fps": data.fps}
+    for manifest in (train, test):  # before the first is decoded, which may take hours
+        labelled_planner(manifest, labels, **window)
+
     def clips(manifest: Path) -> Clips:
         return load_clips(
             manifest,
             labels,
-            num_frames=config.data.num_frames,
-            frame_step=config.data.frame_step,
-            fps=config.data.fps,
-            crop_size=config.data.crop_size,
-            num_threads=config.data.num_threads,
-            max_bad_share=config.data.max_bad_share,
+            **window,
+            crop_size=data.crop_size,
+            num_threads=data.num_threads,
+            max_bad_share=data.max_bad_share,
         )
 
     in_a_run = checkpoint.folder.parent.name == "checkpoints"

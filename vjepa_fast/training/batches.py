@@ -59,11 +59,10 @@ class Batches:
     (j · world + r)-th run of ids, so any world size sees the same global batches.
     """
 
-    def __init__(self, config: Config, rank: int, world: int, device: torch.device) -> None:
+    def __init__(self, config: Config, rank: int, world: int) -> None:
         self._config = config
         self._rank, self._world = rank, world
         self._micro_batch, _ = split_batch(config, world)
-        self._device = device
         self._sampler = make_sampler(config)
         self._planner = make_planner(config)
 
@@ -80,7 +79,7 @@ class Batches:
         starts = range(first + self._rank * micro, first + batch, stride)
         return [list(range(start, start + micro)) for start in starts]
 
-    def loader(self, first_step: int) -> ClipLoader:
+    def loader(self, first_step: int, device: torch.device) -> ClipLoader:
         """Decode ahead from a step to the end of the run; what can't be decoded is replaced, and
         listed in the run's bad_videos.jsonl."""
         data = self._config.data
@@ -90,7 +89,7 @@ class Batches:
             (ids for step in steps for ids in self.sample_ids(step)),
             data.crop_size,
             backend=data.backend,
-            device=self._device,
+            device=device,
             num_threads=data.num_threads,
             prefetch=data.prefetch,
             bad_videos=Path(self._config.output) / "bad_videos.jsonl",
@@ -117,9 +116,9 @@ class Batches:
         return sample_masks(self._sampler, step, ids)
 
     def with_masks(
-        self, step: int, clips: Iterator[ClipBatch]
+        self, step: int, clips: Iterator[ClipBatch], device: torch.device
     ) -> Iterator[tuple[Tensor, PackedMasks]]:
         """The step's micro-batches as the trainer takes them."""
         for ids in self.sample_ids(step):
             batch = next(clips)
-            yield batch.video, packed(self.masks(step, ids), self._device)
+            yield batch.video, packed(self.masks(step, ids), device)

@@ -66,8 +66,9 @@ class Checkpoint:
         try:
             state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
+            reason = error.strerror if isinstance(error, OSError) else error
             raise UserError(
-                f"{folder}: found no readable state.json ({error}), expected a checkpoint folder "
+                f"{folder}: found no readable state.json ({reason}), expected a checkpoint folder "
                 "such as RUN/checkpoints/step_00000800; name one"
             ) from None
         found = state.get("format") if isinstance(state, dict) else None
@@ -92,6 +93,11 @@ class Checkpoint:
         """
         if checkpoints(path):
             path = checkpoints(path)[-1]
+        elif (path / "config.json").is_file():
+            raise UserError(
+                f"{path}: found a run without a checkpoint, expected one; train until it saves, or "
+                "set checkpoint.every lower"
+            )
         return Checkpoint.open(path)
 
     @property

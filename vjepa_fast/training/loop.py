@@ -21,7 +21,7 @@ from vjepa_fast.training.metrics import draw_curves
 from vjepa_fast.training.peers import Peers
 from vjepa_fast.training.recipe import settings_of
 from vjepa_fast.training.report import Reporter
-from vjepa_fast.training.resume import resume
+from vjepa_fast.training.resume import resumable, resume
 from vjepa_fast.training.saving import Saver
 from vjepa_fast.training.signals import StopRequests
 from vjepa_fast.training.timing import Waiting
@@ -47,10 +47,15 @@ def pretrain(config: Config) -> Path:
     run = Path(config.output)
     hosts = Hosts()
     with peers_are_there(), Peers(hosts):  # from here on no mistake of one process hangs another
-        _make_folder(run)
         config = with_pinned_teacher(config)
+        # All that a user can have got wrong comes before the model, which may take minutes.
+        batches = Batches(config, rank, world)
+        checkpoint = resumable(run, settings_of(config), batches.videos, hosts)
+        _make_folder(run)
         trainer = build_trainer(config, world)
-        _train(config, run, trainer, Batches(config, rank, world, trainer.device), hosts)
+        if checkpoint:
+            resume(trainer, checkpoint)
+        _train(config, run, trainer, batches, hosts)
         if rank == 0:
             draw_curves(run)
         dist.barrier()
@@ -69,10 +74,15 @@ def _make_folder(run: Path) -> None:
 
 def _train(config: Config, run: Path, trainer: Trainer, batches: Batches, hosts: Hosts) -> None:
     settings = settings_of(config)
-    resume(trainer, run, settings, batches.videos, hosts)
     saver = Saver(run, settings, batches.videos, config.checkpoint, hosts)
     first, last = trainer.step_number, config.optim.steps
     if hosts.rank == 0:
+        if config.optim.warmup_steps >= last:
+            log.warning(
+                "optim.warmup_steps: %d of %d steps, so the peak learning rate is never reached",
+                config.optim.warmup_steps,
+                last,
+            )
         (run / "config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
     def due(done: int, every: int | None) -> bool:
@@ -80,13 +90,13 @@ def _train(config: Config, run: Path, trainer: Trainer, batches: Batches, hosts:
 
     with (
         StopRequests() as stopping,
-        batches.loader(first) as loader,
+        batches.loader(first, trainer.device) as loader,
         logging_redirect_tqdm([log]),
     ):
         clips = Waiting(loader)
         with Reporter(config, run, trainer, batches, clips) as report, Garbage() as garbage:
             for step in range(first, last):
-                result = trainer.step(batches.with_masks(step, clips))
+                result = trainer.step(batches.with_masks(step, clips, trainer.device))
                 done = step + 1
                 stop, writing = hosts.any(stopping.reason is not None, saver.writing)
                 save = stop or done == last or saver.due(done)

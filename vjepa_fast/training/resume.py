@@ -14,11 +14,9 @@ from vjepa_fast.training.trainer import Trainer
 log = logging.getLogger("vjepa_fast")
 
 
-def resume(trainer: Trainer, run: Path, config: dict, videos: str, hosts: Hosts) -> None:
-    """Continue at the run's newest checkpoint, if it has one. Collective.
-
-    What follows is bit for bit what an unbroken run does at the same world size, and the same to
-    float tolerance, with the same global batches, at any other.
+def resumable(run: Path, config: dict, videos: str, hosts: Hosts) -> Checkpoint | None:
+    """The run's newest checkpoint, whole and of this recipe, if it has any. Collective; asks for no
+    model, so that a mistake is found before there is one.
 
     Raises:
         UserError: a checkpoint of another recipe or of other videos, a damaged one, or hosts that
@@ -33,7 +31,7 @@ def resume(trainer: Trainer, run: Path, config: dict, videos: str, hosts: Hosts)
                 "expected the same; put output on a file system that all hosts share"
             )
     if not saved:
-        return
+        return None
     _require_sound(saved, hosts)
     checkpoint = Checkpoint.open(saved[-1])
     changed = list(recipe_changes(with_defaults(checkpoint.state["config"]), config))
@@ -48,6 +46,15 @@ def resume(trainer: Trainer, run: Path, config: dict, videos: str, hosts: Hosts)
             "expected the same files in the same order, since a sample id stands for one of them; "
             "put the manifests back, or give another folder with --set output=…"
         )
+    return checkpoint
+
+
+def resume(trainer: Trainer, checkpoint: Checkpoint) -> None:
+    """Continue at a checkpoint. Collective.
+
+    What follows is bit for bit what an unbroken run does at the same world size, and the same to
+    float tolerance, with the same global batches, at any other.
+    """
     restore(trainer, checkpoint)
     log.info("resumed at step %d from %s", trainer.step_number, checkpoint.folder)
 
