@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import socket
+import subprocess
+import sys
+
 import pytest
+from conftest import REPOSITORY
 
 from vjepa_fast.errors import UserError
 from vjepa_fast.training.launch import first_host, first_words, place_of_process
@@ -110,3 +116,18 @@ def test_a_wrong_environment_is_a_sentence(
     message = str(caught.value)
     assert message.startswith(sentence)
     assert ", expected " in message and "; " in message
+
+
+def test_one_process_needs_no_port() -> None:
+    """Between looking for a free one and taking it, another process may have taken it."""
+    code = "from vjepa_fast.training.launch import init_process_group; print(init_process_group())"
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        place = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
+        env = os.environ | place | {"MASTER_PORT": str(taken.getsockname()[1])}
+        done = subprocess.run(
+            [sys.executable, "-c", code], env=env, cwd=REPOSITORY, capture_output=True, text=True
+        )
+    assert done.returncode == 0, done.stderr
+    assert "(0, 1)" in done.stdout

@@ -17,6 +17,7 @@ from datetime import timedelta
 
 import deepspeed
 import torch
+from deepspeed.accelerator import get_accelerator
 
 from vjepa_fast.errors import UserError
 from vjepa_fast.training.peers import gone_message
@@ -46,6 +47,15 @@ def init_process_group() -> tuple[int, int]:
     # On CPU DeepSpeed would compile a C++ extension here, a minute's work, again whenever another
     # ninja is on the path. Only its inference collectives use it.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    if os.environ["WORLD_SIZE"] == "1" and not torch.distributed.is_initialized():
+        # Nobody to meet: no port is needed, which another process might take first.
+        torch.distributed.init_process_group(
+            get_accelerator().communication_backend_name(),
+            store=torch.distributed.HashStore(),
+            rank=0,
+            world_size=1,
+            timeout=_TIMEOUT,
+        )
     try:
         deepspeed.init_distributed(auto_mpi_discovery=False, timeout=_TIMEOUT)
     except torch.distributed.DistError as error:
