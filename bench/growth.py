@@ -26,7 +26,7 @@ from throughput_sides import Clips, Ours
 from vjepa_fast.config import Config, load_config
 from vjepa_fast.errors import UserError, exit_status
 from vjepa_fast.info import clip_flops, table
-from vjepa_fast.training.cpu import keep_freed_memory, share_cores
+from vjepa_fast.training.cpu import prepare_cpu
 from vjepa_fast.training.launch import init_process_group
 
 CLIPS = 8  # of a step, where the batch is not what grows
@@ -141,8 +141,7 @@ def run(options: argparse.Namespace) -> int:
             "another, e.g. growth.json"
         )
     init_process_group()
-    share_cores(1)
-    keep_freed_memory()
+    prepare_cpu(1)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     path = options.config or CONFIGS / DEFAULTS[device.type]
     result = {"config": path.name, "axes": {}, "threads": torch.get_num_threads()}

@@ -31,7 +31,7 @@ from vjepa_fast.info import table
 from vjepa_fast.models.packing import PackedMasks
 from vjepa_fast.training.batches import make_sampler, packed
 from vjepa_fast.training.build import build_trainer
-from vjepa_fast.training.cpu import keep_freed_memory
+from vjepa_fast.training.cpu import prepare_cpu
 from vjepa_fast.training.launch import free_port, init_process_group
 from vjepa_fast.training.trainer import Trainer
 
@@ -186,8 +186,7 @@ def main() -> None:
     parser.add_argument("output", type=Path)
     parser.add_argument("--apart", type=int, metavar="N", help="of N that train for themselves")
     options = parser.parse_args()
-    torch.set_num_threads(1)
-    keep_freed_memory()
+    prepare_cpu(1)  # one thread, as the environment says
     if options.apart:
         result = train_apart(options.config, options.apart)
     else:

@@ -42,7 +42,7 @@ from throughput_sides import Clips, Ours, Plain, demo_manifest, draw_masks, read
 from vjepa_fast.config import Config, load_config
 from vjepa_fast.errors import UserError, exit_status
 from vjepa_fast.info import clip_flops
-from vjepa_fast.training.cpu import keep_freed_memory, share_cores
+from vjepa_fast.training.cpu import prepare_cpu
 from vjepa_fast.training.launch import init_process_group
 
 if TYPE_CHECKING:
@@ -201,8 +201,7 @@ def run(options: argparse.Namespace) -> int:
     check_world()
     check_places(options)
     init_process_group()
-    share_cores(1)
-    keep_freed_memory()
+    prepare_cpu(1)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     path = options.config or CONFIGS / DEFAULTS[device]
     options.steps = options.steps or STEPS_TIMED[device]

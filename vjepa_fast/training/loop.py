@@ -13,7 +13,7 @@ from vjepa_fast.config import Config
 from vjepa_fast.errors import UserError
 from vjepa_fast.training.batches import Batches
 from vjepa_fast.training.build import build_trainer, with_pinned_teacher
-from vjepa_fast.training.cpu import keep_freed_memory, share_cores
+from vjepa_fast.training.cpu import prepare_cpu
 from vjepa_fast.training.garbage import Garbage
 from vjepa_fast.training.hosts import Hosts
 from vjepa_fast.training.launch import init_process_group, peers_are_there
@@ -42,8 +42,7 @@ def pretrain(config: Config) -> Path:
         UserError: whatever the user can mend.
     """
     rank, world = init_process_group()
-    share_cores(world)
-    keep_freed_memory()
+    prepare_cpu(world)
     run = Path(config.output)
     hosts = Hosts()
     with peers_are_there(), Peers(hosts):  # from here on no mistake of one process hangs another
