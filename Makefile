@@ -25,7 +25,7 @@ $(STAMP): $(SOURCES)
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[train,test]'
 	@touch $@
 
-$(DATA)/train.csv: $(STAMP) vjepa_fast/data/demo.py
+$(DATA)/train.csv: $(STAMP) vjepa_fast/data/prepare/demo.py
 	$(BIN)/vjepa-fast demo-data --output $(DATA)
 	@touch $@
 

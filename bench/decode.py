@@ -28,13 +28,13 @@ import av
 import numpy as np
 import torch
 
-from vjepa_fast.data.backend import choose_backend
-from vjepa_fast.data.clips import ClipPlan
+from vjepa_fast.data.decode.backend import choose_backend
+from vjepa_fast.data.decode.pyav import decode_clip
 from vjepa_fast.data.loader import make_loader
-from vjepa_fast.data.manifest import ManifestEntry, write_manifest
-from vjepa_fast.data.planner import Augment, ClipPlanner
-from vjepa_fast.data.probe import probe_video
-from vjepa_fast.data.pyav import decode_clip
+from vjepa_fast.data.manifest.files import ManifestEntry, write_manifest
+from vjepa_fast.data.plan.clip_plan import ClipPlan
+from vjepa_fast.data.plan.planner import Augment, ClipPlanner
+from vjepa_fast.data.prepare.inspect import probe_video
 from vjepa_fast.errors import UserError
 
 FILES, FRAMES, BATCH, STEP = 2, 96, 4, 4  # files of a case, frames of each, clips, frame step

@@ -21,9 +21,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from gpu_check_parts import parts
-from gpu_check_report import as_json, headline, markdown
-from gpu_check_run import Outcome, Part, run_part
+from gpu.parts import parts
+from gpu.report import as_json, headline, markdown
+from gpu.run_part import Outcome, Part, run_part
 
 from vjepa_fast.errors import UserError, exit_status
 

@@ -19,15 +19,15 @@ from pathlib import Path
 import numpy as np
 import torch
 from kernels import describe
+from step.clock import Clock
+from step.sides import Clips, Ours
 from throughput import CONFIGS, DEFAULTS, check_world, counts
-from throughput_clock import Clock
-from throughput_sides import Clips, Ours
 
-from vjepa_fast.config import Config, load_config
+from vjepa_fast.commands.info import clip_flops, table
+from vjepa_fast.config.schema import Config, load_config
 from vjepa_fast.errors import UserError, exit_status
-from vjepa_fast.info import clip_flops, table
-from vjepa_fast.training.cpu import prepare_cpu
-from vjepa_fast.training.launch import init_process_group
+from vjepa_fast.training.distributed.launch import init_process_group
+from vjepa_fast.training.distributed.process import prepare_cpu
 
 CLIPS = 8  # of a step, where the batch is not what grows
 RATIOS = (0.5, 0.7, 0.8, 0.9)

@@ -21,9 +21,9 @@ from pathlib import Path
 import numpy as np
 import torch
 import triton
-from kernel_cases import OPS, cases
-from kernel_shapes import Case, Provider
-from stopwatch import Lap, Stopwatch
+from kernel.cases import OPS, cases
+from kernel.shapes import Case, Provider
+from kernel.stopwatch import Lap, Stopwatch
 from torch import Tensor
 
 from vjepa_fast import __version__
@@ -266,7 +266,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.output and rows:
         picture = options.output.with_suffix(".png")
         if importlib.util.find_spec("matplotlib"):
-            from kernel_picture import draw
+            from kernel.picture import draw
 
             draw(rows, picture)
         else:

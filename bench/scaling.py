@@ -16,12 +16,12 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from scaling_model import Bytes, Links, Parts, Step, step_on
+from scale.model import Bytes, Links, Parts, Step, step_on
 from throughput import CONFIGS
 
-from vjepa_fast.config import Config, load_config
+from vjepa_fast.commands.info import parameter_counts, table
+from vjepa_fast.config.schema import Config, load_config
 from vjepa_fast.errors import UserError, exit_status
-from vjepa_fast.info import parameter_counts, table
 
 DEVICES = tuple(1 << k for k in range(11))
 STAGES = (0, 1, 2, 3)
@@ -151,7 +151,7 @@ def draw(found: dict[int, dict[int, Step]], title: str, path: Path) -> None:
 def run(options: argparse.Namespace) -> int:
     """Predict from a file of measured parts, or check the model here."""
     if options.check:
-        from scaling_check import check
+        from scale.check import check
 
         return check(options.config or CONFIGS / "tiny.json", options.json)
     if options.measured is None:

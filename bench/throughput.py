@@ -2,8 +2,8 @@
 
     python bench/throughput.py
 
-The shipped trainer (DeepSpeed, one process) and bench/baseline.py start from the same weights; if
-their losses differ, nothing is timed. Whole steps run in turns, then steps whose parts are timed
+The shipped trainer (DeepSpeed, one process) and bench/step/baseline.py start from the same weights;
+if their losses differ, nothing is timed. Whole steps run in turns, then steps whose parts are timed
 one by one. Without arguments: configs/vitl16.json on a GPU, else configs/tiny.json, on synthetic
 video that lies on the device. --peer adds a checkout of facebookresearch/jepa as a third side.
 """
@@ -22,11 +22,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from kernels import describe
-from throughput_check import STEPS, differences
-from throughput_clock import Clock, Rates, datasheet_flops
-from throughput_measure import PER_TURN, Measurement
-from throughput_products import products_alone
-from throughput_report import (
+from step.clock import Clock, Rates, datasheet_flops
+from step.gate import STEPS, differences
+from step.gemms import products_alone
+from step.measure import PER_TURN, Measurement
+from step.report import (
     part_rows,
     parts_text,
     peer_row,
@@ -36,17 +36,17 @@ from throughput_report import (
     spread,
     whole_text,
 )
-from throughput_roofline import mean_work, step_work
-from throughput_sides import Clips, Ours, Plain, demo_manifest, draw_masks, read_config
+from step.roofline import mean_work, step_work
+from step.sides import Clips, Ours, Plain, demo_manifest, draw_masks, read_config
 
-from vjepa_fast.config import Config, load_config
+from vjepa_fast.commands.info import clip_flops
+from vjepa_fast.config.schema import Config, load_config
 from vjepa_fast.errors import UserError, exit_status
-from vjepa_fast.info import clip_flops
-from vjepa_fast.training.cpu import prepare_cpu
-from vjepa_fast.training.launch import init_process_group
+from vjepa_fast.training.distributed.launch import init_process_group
+from vjepa_fast.training.distributed.process import prepare_cpu
 
 if TYPE_CHECKING:
-    from throughput_peer import Peer
+    from peer.side import Peer
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 DEFAULTS = {"cuda": "vitl16.json", "cpu": "tiny.json"}
@@ -108,7 +108,7 @@ def check_places(options: argparse.Namespace) -> None:
 
 def start_peer(options: argparse.Namespace, config: Config) -> Peer:
     """The peer's process, which has trained for a few steps; raises UserError."""
-    from throughput_peer import Peer
+    from peer.side import Peer
 
     if options.data != "synthetic" or config.compile:
         found = "compile" if config.compile else f"--data {options.data}"
@@ -216,7 +216,7 @@ def run(options: argparse.Namespace) -> int:
         peer = stack.enter_context(closing(start_peer(options, config))) if options.peer else None
         status = measure(config, options, result, peer)
     if status == 0 and options.json:
-        from throughput_picture import draw
+        from step.picture import draw
 
         options.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
         draw(result, options.json.with_suffix(".png"))

@@ -11,9 +11,11 @@ import sys
 from pathlib import Path
 from zipfile import BadZipFile
 
-import numpy as np
-from golden_items import Item
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for `tests.`, run as a script
 
+import numpy as np
+
+from tests.golden_parity.items import Item
 from vjepa_fast.errors import UserError
 
 
@@ -29,19 +31,19 @@ def check(path: Path) -> list[Item]:
     except (OSError, ValueError, BadZipFile, EOFError) as error:
         raise UserError(f"found {error}, expected a golden .npz file; check the path") from None
     if any(name.startswith("init/encoder/") for name in names):
-        from golden_training import check_training_steps
+        from tests.golden_parity.training import check_training_steps
 
         return [item for stage in (0, 1) for item in check_training_steps(path, stage)]
     if any(name.startswith("state/") for name in names):
-        from golden_probe import check_attentive_probe
+        from tests.golden_parity.probe import check_attentive_probe
 
         return check_attentive_probe(path)
     if any(name.endswith("/visible_probability") for name in names):
-        from golden_masks import check_mask_statistics
+        from tests.golden_parity.masks import check_mask_statistics
 
         return [Item(*item) for item in check_mask_statistics(path)]
     if names and all(name.endswith(("/rows", "/values")) for name in names):
-        from golden_positions import check_positions
+        from tests.golden_parity.positions import check_positions
 
         return check_positions(path)
     raise UserError(

@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
-REPOSITORY = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(Path(__file__).parent))  # golden_*.py and other helpers beside the tests
-
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 torch.set_num_threads(1)
 
-KERNELS = Path(__file__).parent / "triton_kernels"
+KERNELS = Path(__file__).parent / "kernels" / "triton_kernels"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -25,7 +21,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--device",
         choices=["cpu", "cuda"],
         default="cpu",
-        help="cuda also runs tests/triton_kernels here, on a GPU",
+        help="cuda also runs tests/kernels/triton_kernels here, on a GPU",
     )
 
 
@@ -37,7 +33,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """On a CPU tests/test_kernels_triton.py runs these, in a process of their own."""
+    """On a CPU tests/kernels/test_interpreted.py runs these, in a process of their own."""
     interpreted = os.environ.get("TRITON_INTERPRET") == "1"
     if collection_path == KERNELS and config.getoption("--device") == "cpu" and not interpreted:
         return True
@@ -57,7 +53,7 @@ def _logger_as_it_was() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a few demo videos: train.csv (48 clips) and test.csv (16)."""
-    from vjepa_fast.data.demo import make_demo
+    from vjepa_fast.data.prepare.demo import make_demo
 
     folder = tmp_path_factory.mktemp("demo")
     make_demo(folder, clips=48, test_clips=16, workers=2)

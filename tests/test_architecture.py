@@ -16,11 +16,10 @@ MODULES = {
     for path in sorted(PACKAGE.rglob("*.py"))
 }
 
-# Whom each part may import; every part may import itself. The longest match counts, and a module of
-# no part is a failure, so that a new file must be given its place.
+# Whom each room may import; every room may import itself. The longest match counts, and a module of
+# no room is a failure, so that a new file must be given its place.
 LOWER = {"kernels", "masks", "models", "errors"}
-CONFIG = {"config", "config_checks", "config_input", "config_masks", "config_types"}
-TRAINING = {*LOWER, *CONFIG, "data", "convert"}
+TRAINING = {*LOWER, "config", "data", "weights"}
 ALLOWED = {
     "": set(),  # vjepa_fast/__init__.py
     "errors": set(),
@@ -28,30 +27,14 @@ ALLOWED = {
     "masks": set(),
     "models": {"kernels"},
     "data": {"masks", "errors"},
-    "convert": {"errors"},
-    **{
-        part: {"masks", "models.presets", "training.schedules", "errors", *CONFIG}
-        for part in CONFIG
-    },
+    "weights": {"errors"},
+    "config": {"masks", "models", "training.schedules", "errors"},
     "training.schedules": set(),  # config builds on it, so it stands below training
-    "training": {*TRAINING, "mask_pictures", ""},
-    "info": TRAINING,
-    "mask_pictures": {*TRAINING, "info"},
+    "training": {*TRAINING, "commands", ""},
     "evaluation": {*TRAINING, "training"},
-    "report_charts": set(),
-    "report_style": set(),
-    "report_page": {"training", "errors", "report_charts", "report_style"},
+    "commands": {*TRAINING, "training", "evaluation"},
     "train": {*TRAINING, "training"},
-    "cli": {
-        *TRAINING,
-        "training",
-        "evaluation",
-        "info",
-        "mask_pictures",
-        "report_page",
-        "train",
-        "",
-    },
+    "cli": {*TRAINING, "training", "evaluation", "commands", "train", ""},
 }
 # What the three parts that others use on their own may import from elsewhere.
 LIBRARIES = {
@@ -147,12 +130,12 @@ def test_no_module_imports_itself_in_a_circle():
 
 def test_imports_are_seen():
     """The checks above look at what is there: lazy, relative and for type checkers."""
-    assert "config" in ours("vjepa_fast.config_checks")
-    assert ("vjepa_fast.config", True) in imports("vjepa_fast.config_checks")
-    assert ("vjepa_fast.masks", False) in imports("vjepa_fast.config_masks")
+    assert "config.schema" in ours("vjepa_fast.config.checks")
+    assert ("vjepa_fast.config.schema", True) in imports("vjepa_fast.config.checks")
+    assert ("vjepa_fast.masks", False) in imports("vjepa_fast.config.masks")
     assert "evaluation.probe" in ours("vjepa_fast.cli")
-    assert "kernels.scatter" in ours("vjepa_fast.kernels.gather")
-    assert "masks" in ours("vjepa_fast.config_masks")
+    assert "kernels.gather_backward" in ours("vjepa_fast.kernels.gather")
+    assert "masks" in ours("vjepa_fast.config.masks")
 
 
 def fresh(*command, cwd, **environment):
@@ -188,7 +171,7 @@ def test_a_fresh_import_brings_nothing_else(part, companions, tmp_path):
 # Runs in the script's own process after the script is done.
 AFTERWARDS = """
 import atexit, importlib.util, sys
-NAMES = "cli config convert data errors evaluation info kernels masks models train training".split()
+NAMES = "cli commands config data errors evaluation kernels masks models train training".split()
 def report():
     specs = {name: importlib.util.find_spec(name) for name in NAMES}
     origins = {n: s.origin or list(s.submodule_search_locations) for n, s in specs.items() if s}

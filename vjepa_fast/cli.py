@@ -12,13 +12,13 @@ from vjepa_fast.train import set_up_logging
 
 
 def _index(options: argparse.Namespace) -> int:
-    from vjepa_fast.data.index import index_command
+    from vjepa_fast.data.prepare.index import index_command
 
     return index_command(options.directory, options.output, options.workers, options.deep)
 
 
 def _transcode(options: argparse.Namespace) -> int:
-    from vjepa_fast.data.transcode import transcode_command
+    from vjepa_fast.data.prepare.transcode import transcode_command
 
     return transcode_command(
         options.manifest,
@@ -31,7 +31,7 @@ def _transcode(options: argparse.Namespace) -> int:
 
 
 def _demo_data(options: argparse.Namespace) -> int:
-    from vjepa_fast.data.demo import make_demo
+    from vjepa_fast.data.prepare.demo import make_demo
 
     train, test = make_demo(
         options.output,
@@ -46,22 +46,22 @@ def _demo_data(options: argparse.Namespace) -> int:
 
 
 def _info(options: argparse.Namespace) -> int:
-    from vjepa_fast.config import load_config
-    from vjepa_fast.info import info_text
+    from vjepa_fast.commands.info import info_text
+    from vjepa_fast.config.schema import load_config
 
     print(info_text(load_config(options.config, options.set)))
     return 0
 
 
 def _masks(options: argparse.Namespace) -> int:
-    from vjepa_fast.config import load_config
-    from vjepa_fast.mask_pictures import masks_command
+    from vjepa_fast.commands.masks import masks_command
+    from vjepa_fast.config.schema import load_config
 
     return masks_command(load_config(options.config, options.set), options.output)
 
 
 def _report(options: argparse.Namespace) -> int:
-    from vjepa_fast.report_page import report_command
+    from vjepa_fast.commands.report import report_command
 
     return report_command(options.run_folder, options.output)
 

@@ -11,12 +11,12 @@ from weakref import finalize
 
 import torch
 
-from vjepa_fast.data.backend import AS_CONFIGURED, Backend, choose_backend
-from vjepa_fast.data.clips import ClipBatch, ClipPlan
-from vjepa_fast.data.planner import ClipPlanner
-from vjepa_fast.data.pyav import PyavDecoder
-from vjepa_fast.data.replace import MAX_BAD_SHARE, BadVideos, decode_or_replace
-from vjepa_fast.data.watchdog import Watched
+from vjepa_fast.data.bad_clips import MAX_BAD_SHARE, BadVideos, decode_or_replace
+from vjepa_fast.data.decode.backend import AS_CONFIGURED, Backend, choose_backend
+from vjepa_fast.data.decode.pyav import PyavDecoder
+from vjepa_fast.data.plan.clip_plan import ClipBatch, ClipPlan
+from vjepa_fast.data.plan.planner import ClipPlanner
+from vjepa_fast.data.workers.thread_pool import Watched
 
 _logger = logging.getLogger("vjepa_fast")
 
@@ -157,7 +157,7 @@ def make_decoder(
     level = logging.WARNING if surprising else logging.INFO
     _log_once(level, f"decoding with {name} on {device}: {reason}")
     if name == "dali":
-        from vjepa_fast.data.dali import DaliDecoder  # an optional, slow import
+        from vjepa_fast.data.decode.dali import DaliDecoder  # an optional, slow import
 
         return DaliDecoder(planner.entries, crop_size, device, num_threads)
     return PyavDecoder(planner.entries, crop_size, device, num_threads)

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from vjepa_fast.data.clips import ClipPlan
+from vjepa_fast.data.bad_clips import MAX_BAD_SHARE
 from vjepa_fast.data.loader import Decoder, make_decoder
-from vjepa_fast.data.planner import ClipPlanner
-from vjepa_fast.data.replace import MAX_BAD_SHARE
+from vjepa_fast.data.plan.clip_plan import ClipPlan
+from vjepa_fast.data.plan.planner import ClipPlanner
 from vjepa_fast.errors import UserError
 from vjepa_fast.kernels import patchify
 from vjepa_fast.models.encoder import VisionTransformer

@@ -9,10 +9,8 @@ from pathlib import Path
 
 import torch
 
-from vjepa_fast.config import Config
-from vjepa_fast.convert import load_exactly
+from vjepa_fast.config.schema import Config
 from vjepa_fast.errors import UserError
-from vjepa_fast.evaluation.attentive import ProbeRecipe, label_split, probe_accuracy
 from vjepa_fast.evaluation.features import (
     Clips,
     all_features,
@@ -21,9 +19,11 @@ from vjepa_fast.evaluation.features import (
     load_clips,
     pixel_features,
 )
+from vjepa_fast.evaluation.train_probe import ProbeRecipe, label_split, probe_accuracy
 from vjepa_fast.models.encoder import VisionTransformer
 from vjepa_fast.training.build import build_model
-from vjepa_fast.training.checkpoint import Checkpoint
+from vjepa_fast.training.checkpoint.format import Checkpoint
+from vjepa_fast.weights.published import load_exactly
 
 log = logging.getLogger("vjepa_fast")
 

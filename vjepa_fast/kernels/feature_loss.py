@@ -6,14 +6,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vjepa_fast.kernels.checks import (
+from vjepa_fast.kernels._checks import (
     require,
     require_floating,
     require_index,
     require_integers,
     require_same_device,
 )
-from vjepa_fast.kernels.dispatch import look_at_indices, use_triton
+from vjepa_fast.kernels._dispatch import look_at_indices, use_triton
 from vjepa_fast.kernels.feature_loss_triton import launch_loss, launch_scale
 
 FEATURE_NORM_EPS = 1e-5

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from vjepa_fast.kernels.dispatch import LAUNCH
+from vjepa_fast.kernels._dispatch import LAUNCH
 
 SUM_BLOCK, SUM_WARPS = 4096, 16
 SCALE_BLOCK, SCALE_WARPS = 4096, 8

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from vjepa_fast.kernels.checks import (
+from vjepa_fast.kernels._checks import (
     require,
     require_floating,
     require_index,
@@ -17,9 +17,9 @@ from vjepa_fast.kernels.checks import (
     require_same_device,
     require_tensor,
 )
-from vjepa_fast.kernels.dispatch import LAUNCH, use_triton
-from vjepa_fast.kernels.rows import flat_rows, locate, pack_indices, row_tile
-from vjepa_fast.kernels.scatter import scatter_tokens
+from vjepa_fast.kernels._dispatch import LAUNCH, use_triton
+from vjepa_fast.kernels._rows import flat_rows, locate, pack_indices, row_tile
+from vjepa_fast.kernels.gather_backward import scatter_tokens
 
 
 def gather_tokens_reference(x: Tensor, index: Tensor) -> Tensor:

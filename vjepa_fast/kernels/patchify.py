@@ -9,13 +9,13 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from vjepa_fast.kernels.checks import (
+from vjepa_fast.kernels._checks import (
     require,
     require_index,
     require_integers,
     require_same_device,
 )
-from vjepa_fast.kernels.dispatch import use_triton
+from vjepa_fast.kernels._dispatch import use_triton
 from vjepa_fast.kernels.patchify_triton import launch_patchify
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)

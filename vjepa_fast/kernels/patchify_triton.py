@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from vjepa_fast.kernels.dispatch import LAUNCH
+from vjepa_fast.kernels._dispatch import LAUNCH
 
 
 @triton.jit

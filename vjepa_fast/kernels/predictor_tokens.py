@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vjepa_fast.kernels.checks import (
+from vjepa_fast.kernels._checks import (
     require,
     require_floating,
     require_index,
@@ -13,9 +13,9 @@ from vjepa_fast.kernels.checks import (
     require_same_device,
     require_tensor,
 )
-from vjepa_fast.kernels.dispatch import use_triton
+from vjepa_fast.kernels._dispatch import use_triton
+from vjepa_fast.kernels.gather_backward import add_rows, launch_scatter
 from vjepa_fast.kernels.predictor_tokens_triton import launch_predictor_tokens, launch_sum_by_spec
-from vjepa_fast.kernels.scatter import add_rows, launch_scatter
 
 
 def predictor_tokens_reference(

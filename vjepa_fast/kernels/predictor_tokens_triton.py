@@ -7,9 +7,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from vjepa_fast.kernels.checks import require
-from vjepa_fast.kernels.dispatch import LAUNCH
-from vjepa_fast.kernels.rows import MAX_ROWS, row_tile
+from vjepa_fast.kernels._checks import require
+from vjepa_fast.kernels._dispatch import LAUNCH
+from vjepa_fast.kernels._rows import MAX_ROWS, row_tile
 
 CHUNK = 128  # rows that one program adds up for a mask token's gradient
 

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vjepa_fast.models.layout import SeqLayout
+from vjepa_fast.models.sequences import SeqLayout
 
 log = logging.getLogger("vjepa_fast")
 

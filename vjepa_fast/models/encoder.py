@@ -6,10 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vjepa_fast.models.layers import NORM_EPS, Block, init_weights, scale_init_by_depth
-from vjepa_fast.models.layout import SeqLayout
+from vjepa_fast.models.activation_checkpointing import ActivationCheckpointing, run_blocks
+from vjepa_fast.models.block import NORM_EPS, Block, init_weights, scale_init_by_depth
 from vjepa_fast.models.positions import position_table
-from vjepa_fast.models.recompute import ActivationCheckpointing, run_blocks
+from vjepa_fast.models.sequences import SeqLayout
 
 
 class PatchEmbed(nn.Module):

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from vjepa_fast.kernels import masked_feature_loss, patchify
+from vjepa_fast.models.activation_checkpointing import ActivationCheckpointing
 from vjepa_fast.models.encoder import VisionTransformer
-from vjepa_fast.models.packing import PackedMasks
+from vjepa_fast.models.packed_masks import PackedMasks
 from vjepa_fast.models.predictor import Predictor
-from vjepa_fast.models.recompute import ActivationCheckpointing
 
 
 def encode_clips(encoder: VisionTransformer, video: Tensor) -> Tensor:

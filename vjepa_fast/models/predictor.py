@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from vjepa_fast.kernels import gather_tokens, predictor_tokens
-from vjepa_fast.models.layers import NORM_EPS, Block, init_weights, scale_init_by_depth
-from vjepa_fast.models.packing import PackedMasks
+from vjepa_fast.models.activation_checkpointing import ActivationCheckpointing, run_blocks
+from vjepa_fast.models.block import NORM_EPS, Block, init_weights, scale_init_by_depth
+from vjepa_fast.models.packed_masks import PackedMasks
 from vjepa_fast.models.positions import position_table
-from vjepa_fast.models.recompute import ActivationCheckpointing, run_blocks
 
 
 class Predictor(nn.Module):

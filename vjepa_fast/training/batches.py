@@ -8,15 +8,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from vjepa_fast.config import Config
-from vjepa_fast.config_checks import sample_masks, split_batch
-from vjepa_fast.data.clips import ClipBatch
+from vjepa_fast.config.checks import sample_masks, split_batch
+from vjepa_fast.config.schema import Config
+from vjepa_fast.data.decode.pyav import decode_clip
 from vjepa_fast.data.loader import ClipLoader, make_loader
-from vjepa_fast.data.planner import Augment, ClipPlanner
-from vjepa_fast.data.pyav import decode_clip
+from vjepa_fast.data.plan.clip_plan import ClipBatch
+from vjepa_fast.data.plan.planner import Augment, ClipPlanner
 from vjepa_fast.errors import UserError
 from vjepa_fast.masks import MaskBatch, MaskSampler
-from vjepa_fast.models.packing import PackedMasks, pack_masks
+from vjepa_fast.models.packed_masks import PackedMasks, pack_masks
 
 
 def make_planner(config: Config) -> ClipPlanner:

@@ -7,11 +7,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from vjepa_fast.config import Config
-from vjepa_fast.config_checks import split_batch
+from vjepa_fast.config.checks import split_batch
+from vjepa_fast.config.schema import Config
 from vjepa_fast.errors import UserError
 from vjepa_fast.models.jepa import VJEPA, build_vjepa
-from vjepa_fast.training.checkpoint import Checkpoint
+from vjepa_fast.training.checkpoint.format import Checkpoint
 from vjepa_fast.training.trainer import Trainer
 
 

@@ -9,22 +9,22 @@ from pathlib import Path
 import torch.distributed as dist
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from vjepa_fast.config import Config
+from vjepa_fast.config.schema import Config
 from vjepa_fast.errors import UserError
 from vjepa_fast.training.batches import Batches
 from vjepa_fast.training.build import build_trainer, with_pinned_teacher
-from vjepa_fast.training.cpu import prepare_cpu
-from vjepa_fast.training.garbage import Garbage
-from vjepa_fast.training.hosts import Hosts
-from vjepa_fast.training.launch import init_process_group, peers_are_there
-from vjepa_fast.training.metrics import draw_curves
-from vjepa_fast.training.peers import Peers
+from vjepa_fast.training.checkpoint.resume import resumable, resume
+from vjepa_fast.training.checkpoint.writer import Saver
+from vjepa_fast.training.distributed.garbage import Garbage
+from vjepa_fast.training.distributed.host_group import Hosts
+from vjepa_fast.training.distributed.launch import init_process_group, peers_are_there
+from vjepa_fast.training.distributed.peer_watch import Peers
+from vjepa_fast.training.distributed.preemption import StopRequests
+from vjepa_fast.training.distributed.process import prepare_cpu
+from vjepa_fast.training.monitoring.reporter import Reporter
+from vjepa_fast.training.monitoring.writer import draw_curves
 from vjepa_fast.training.recipe import settings_of
-from vjepa_fast.training.report import Reporter
-from vjepa_fast.training.resume import resumable, resume
-from vjepa_fast.training.saving import Saver
-from vjepa_fast.training.signals import StopRequests
-from vjepa_fast.training.timing import Waiting
+from vjepa_fast.training.timers import Waiting
 from vjepa_fast.training.trainer import Trainer
 
 log = logging.getLogger("vjepa_fast")

@@ -7,7 +7,7 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 
-from vjepa_fast.config import Config
+from vjepa_fast.config.schema import Config
 from vjepa_fast.errors import UserError
 
 # What may change between a checkpoint and the run that resumes it: nothing that alters the recipe.

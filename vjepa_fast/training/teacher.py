@@ -11,7 +11,7 @@ from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 
 from vjepa_fast.kernels import ema_update_
 from vjepa_fast.models.encoder import VisionTransformer
-from vjepa_fast.training.shards import GroupShard
+from vjepa_fast.training.zero.shards import GroupShard
 
 
 class Teacher:

@@ -10,19 +10,19 @@ import torch.distributed as dist
 from torch import Tensor
 
 from vjepa_fast.models.jepa import VJEPA, encode_clips
-from vjepa_fast.models.packing import PackedMasks
-from vjepa_fast.training.engine import make_engine
-from vjepa_fast.training.guard import Guard, step_without_waiting
+from vjepa_fast.models.packed_masks import PackedMasks
+from vjepa_fast.training.nonfinite import Guard, step_without_waiting
 from vjepa_fast.training.schedules import Schedules, StepValues
-from vjepa_fast.training.shards import (
+from vjepa_fast.training.teacher import Teacher
+from vjepa_fast.training.timers import Laps
+from vjepa_fast.training.zero.engine import make_engine
+from vjepa_fast.training.zero.shards import (
     clip_gradients,
     master_shards,
     publish_masters,
     reduce_gradients,
     unwrap,
 )
-from vjepa_fast.training.teacher import Teacher
-from vjepa_fast.training.timing import Laps
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,123 @@
+"""A step of a checkout of facebookresearch/jepa, timed in a process of its own for
+`bench/throughput.py --peer DIR`:
+
+    python bench/peer/process.py DIR --config FILE --threads N
+
+The networks, their wrappers for several masks and the gather come from DIR; nothing of it is
+copied here. Reads questions from stdin and answers on stdout, one JSON object a line:
+{"steps": [3, 4]} → {"seconds": of a step, "loss": of the last}, {"memory": 5} → {"bytes": …}. The
+first answer, unasked, is {"parameters": {"encoder": …, "predictor": …}}, or {"error": sentence}.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parents[1])  # bench/, as for its commands
+
+import argparse
+import importlib
+import json
+import os
+from collections.abc import Iterator
+from functools import partial
+from types import SimpleNamespace
+
+import torch
+from peer.step import Step
+from step.clock import Clock, peak_memory
+
+from vjepa_fast.config.schema import load_config
+from vjepa_fast.errors import UserError
+
+PARTS = {
+    "VisionTransformer": "src.models.vision_transformer",
+    "VisionTransformerPredictor": "src.models.predictor",
+    "MultiMaskWrapper": "src.models.utils.multimask",
+    "PredictorMultiMaskWrapper": "src.models.utils.multimask",
+    "apply_masks": "src.masks.utils",
+}
+WARM_UP = 3  # steps; as many as the other sides take in the gate
+
+
+def not_a_checkout(folder: Path, found: str) -> UserError:
+    """The sentence for a folder that is something else."""
+    return UserError(
+        f"--peer: found {found}, expected a checkout of facebookresearch/jepa; name the folder "
+        f"that holds its README.md and src/ instead of {folder}"
+    )
+
+
+def load_parts(folder: Path) -> SimpleNamespace:
+    """Classes and functions of the checkout, by name.
+
+    Raises UserError if one isn't there, or a package that they need.
+    """
+    sys.path.insert(0, str(folder))
+    found = SimpleNamespace()
+    for name, module_name in PARTS.items():
+        try:
+            module = importlib.import_module(module_name)
+        except ModuleNotFoundError as error:
+            if (error.name or "").partition(".")[0] == "src":
+                raise not_a_checkout(folder, f"no module {error.name} in it") from None
+            raise UserError(
+                f"--peer: found no module {error.name}, expected what {module_name} of {folder} "
+                "imports; install the package in this environment, see that folder's "
+                "requirements.txt"
+            ) from None
+        if not Path(module.__file__).is_relative_to(folder):
+            raise not_a_checkout(folder, f"{module_name} at {module.__file__}, outside it")
+        if not hasattr(module, name):
+            raise not_a_checkout(folder, f"no {name} in {module_name}")
+        setattr(found, name, getattr(module, name))
+    return found
+
+
+def answers(options: argparse.Namespace) -> Iterator[dict]:
+    """What to print: the parameters' numbers, then an answer to each line of stdin."""
+    torch.set_num_threads(options.threads)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    config = load_config(options.config)
+    step, clock = Step(load_parts(options.folder), config, device), Clock(device, decodes=False)
+    for number in range(WARM_UP):
+        step(number, step.masks(number))
+    yield {"parameters": step.parameters()}
+    for line in sys.stdin:
+        question = json.loads(line)
+        if "memory" in question:
+            number = question["memory"]
+            masks = step.masks(number)
+            yield {"bytes": peak_memory(partial(step, number, masks), device)}
+        else:
+            ready = [(number, step.masks(number)) for number in question["steps"]]
+            start = clock()
+            losses = [step(*arguments) for arguments in ready]
+            yield {"seconds": (clock() - start) / len(losses), "loss": losses[-1]}
+
+
+def main() -> int:
+    """0; 2 for a mistake, whose sentence is the answer."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", type=Path, metavar="DIR")
+    parser.add_argument("--config", type=Path, required=True)
+    parser.add_argument("--threads", type=int, required=True)
+    options = parser.parse_args()
+    options.folder = options.folder.resolve()
+    with os.fdopen(os.dup(1), "w", encoding="utf-8") as output:
+        os.dup2(2, 1)  # what the checkout prints is no answer
+        try:
+            for answer in answers(options):
+                print(json.dumps(answer), file=output, flush=True)
+        except UserError as error:
+            print(json.dumps({"error": str(error)}), file=output, flush=True)
+            return 2
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,133 @@
+"""The training step of bench/peer/process.py: a checkout's networks, and around them what the paper
+describes (arXiv 2404.08471, section 3)."""
+
+from __future__ import annotations
+
+import copy
+from functools import partial
+from types import SimpleNamespace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vjepa_fast.config.schema import Config
+from vjepa_fast.errors import UserError
+from vjepa_fast.training.batches import make_sampler
+
+POOL = 4  # synthetic micro-batches
+
+
+class Step:
+    """The checkout's encoder, predictor and target encoder with random weights, and AdamW.
+
+    The video, normalised fp32 [B, 3, T, H, W], lies on the device already: public trainers
+    normalise in the data loader. It is noise, of which the time doesn't depend.
+    """
+
+    def __init__(self, parts: SimpleNamespace, config: Config, device: torch.device) -> None:
+        self.device, self.optim, self.gather = device, config.optim, parts.apply_masks
+        self.bf16 = config.precision_on(device.type) == "bf16"
+        data, model = config.data, config.model
+        encoder, predictor = model.encoder, model.predictor
+        common = {
+            "img_size": data.crop_size,
+            "patch_size": model.patch_size,
+            "num_frames": data.num_frames,
+            "tubelet_size": model.tubelet_size,
+            "embed_dim": encoder.width,
+            "norm_layer": partial(nn.LayerNorm, eps=1e-6),
+            "uniform_power": model.uniform_power,
+        }
+        self.encoder = parts.MultiMaskWrapper(
+            parts.VisionTransformer(
+                depth=encoder.depth,
+                num_heads=encoder.heads,
+                mlp_ratio=encoder.mlp_ratio,
+                **common,
+            )
+        ).to(device)
+        self.predictor = parts.PredictorMultiMaskWrapper(
+            parts.VisionTransformerPredictor(
+                predictor_embed_dim=predictor.width,
+                depth=predictor.depth,
+                num_heads=config.predictor_heads,
+                use_mask_tokens=True,
+                num_mask_tokens=len(config.masks.specs),
+                **common,
+            )
+        ).to(device)
+        self.teacher = copy.deepcopy(self.encoder).requires_grad_(False)
+        weights = [
+            p
+            for network in (self.encoder, self.predictor)
+            for p in network.parameters()
+            if p.requires_grad
+        ]
+        groups = [
+            {"params": [p for p in weights if p.ndim >= 2], "decays": True},
+            {"params": [p for p in weights if p.ndim < 2], "decays": False, "weight_decay": 0.0},
+        ]
+        self.optimizer = torch.optim.AdamW(groups, betas=self.optim.betas, eps=self.optim.eps)
+        self.schedules = self.optim.schedules()
+        self.sampler, self.clips = make_sampler(config), config.optim.micro_batch
+        self.specs = range(len(config.masks.specs))
+        shape = (self.clips, 3, data.num_frames, data.crop_size, data.crop_size)
+        random = torch.Generator().manual_seed(config.seed)
+        self.pool = [torch.randn(shape, generator=random).to(device) for _ in range(POOL)]
+
+    def parameters(self) -> dict[str, int]:
+        """Trained weights of each network."""
+        return {
+            name: sum(p.numel() for p in network.parameters() if p.requires_grad)
+            for name, network in (("encoder", self.encoder), ("predictor", self.predictor))
+        }
+
+    def masks(self, number: int) -> tuple[list[Tensor], list[Tensor]]:
+        """Context and target tokens of each mask spec, [B, K] int64, on the host: those that the
+        other sides have at step `number`."""
+        masks = self.sampler.sample(number, range(number * self.clips, (number + 1) * self.clips))
+        return [masks.context(i) for i in self.specs], [masks.target(i) for i in self.specs]
+
+    def __call__(self, number: int, masks: tuple[list[Tensor], list[Tensor]]) -> float:
+        """One optimiser step; the loss."""
+        contexts, targets = ([index.to(self.device) for index in side] for side in masks)
+        video, values = self.pool[number % POOL], self.schedules.at(number)
+        for group in self.optimizer.param_groups:
+            group["lr"] = values.lr
+            if group["decays"]:
+                group["weight_decay"] = values.weight_decay
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16):
+            with torch.no_grad():
+                features = self.teacher(video)
+                features = F.layer_norm(features, features.shape[-1:])
+                wanted = self.gather(features, targets, concat=False)
+            encoded = self.encoder(video, contexts)
+            predicted = self.predictor(encoded, wanted, contexts, targets)
+            loss = self.loss(predicted, wanted)
+        loss.backward()
+        if self.optim.clip_grad is not None:
+            for network in (self.encoder, self.predictor):
+                nn.utils.clip_grad_norm_(network.parameters(), self.optim.clip_grad)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        with torch.no_grad():
+            pairs = zip(self.teacher.parameters(), self.encoder.parameters(), strict=True)
+            for average, weight in pairs:
+                average.mul_(values.momentum).add_((1.0 - values.momentum) * weight)
+        return loss.item()
+
+    def loss(self, predicted: list[Tensor], wanted: list[Tensor]) -> Tensor:
+        """|z - y|^p / p, a mean for each mask, then over masks.
+
+        Raises UserError unless there is a prediction for each target.
+        """
+        shapes = [[list(t.shape) for t in side] for side in (predicted, wanted)]
+        if shapes[0] != shapes[1]:
+            raise UserError(
+                f"--peer: found predictions of shapes {shapes[0]}, expected those of the targets, "
+                f"{shapes[1]}; take a checkout of the published main branch"
+            )
+        p = self.optim.loss_exponent
+        pairs = zip(predicted, wanted, strict=True)
+        return sum(torch.mean(torch.abs(z - y) ** p) / p for z, y in pairs) / len(wanted)

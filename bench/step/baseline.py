@@ -1,0 +1,250 @@
+"""V-JEPA's training step written down plainly: what bench/throughput.py compares with.
+
+The usual choices of public trainers, in plain PyTorch: the whole video becomes normalised floats;
+every pass embeds all patches and then gathers with a repeated index; one pass of encoder and of
+predictor for each mask; all target features are layer-normed before half of them are gathered;
+clipping, AdamW and the average of the weights as torch has them, the last tensor by tensor;
+autocast for bf16; the loss is read off the device at every step. Parameters have our names, so that
+our weights fit.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vjepa_fast.config.schema import Config
+from vjepa_fast.models.positions import position_table
+from vjepa_fast.training.schedules import StepValues
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def normalise(video: Tensor) -> Tensor:
+    """uint8 [B, T, H, W, 3] → fp32 [B, 3, T, H, W]."""
+    mean = torch.tensor(MEAN, device=video.device).view(3, 1, 1, 1)
+    std = torch.tensor(STD, device=video.device).view(3, 1, 1, 1)
+    return (video.permute(0, 4, 1, 2, 3).float() / 255.0 - mean) / std
+
+
+def repeat_gather(x: Tensor, index: Tensor) -> Tensor:
+    """x [B, N, D] at index [B, K] → [B, K, D]."""
+    return torch.gather(x, 1, index.unsqueeze(-1).repeat(1, 1, x.shape[-1]))
+
+
+class Attention(nn.Module):
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, n, d = x.shape
+        q, k, v = self.qkv(x).reshape(b, n, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)
+        x = F.scaled_dot_product_attention(q, k, v)
+        return self.proj(x.transpose(1, 2).reshape(b, n, d))
+
+
+class Mlp(nn.Module):
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, hidden)
+        self.act = nn.GELU()
+        self.fc2 = nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(self.act(self.fc1(x)))
+
+
+class Block(nn.Module):
+    def __init__(self, width: int, heads: int, mlp_ratio: float = 4.0) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, eps=1e-6)
+        self.attn = Attention(width, heads)
+        self.norm2 = nn.LayerNorm(width, eps=1e-6)
+        self.mlp = Mlp(width, int(width * mlp_ratio))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attn(self.norm1(x))
+        return x + self.mlp(self.norm2(x))
+
+
+class PatchEmbed(nn.Module):
+    def __init__(self, width: int, kernel: tuple[int, int, int]) -> None:
+        super().__init__()
+        self.proj = nn.Conv3d(3, width, kernel_size=kernel, stride=kernel)
+
+    def forward(self, video: Tensor) -> Tensor:
+        return self.proj(video).flatten(2).transpose(1, 2)
+
+
+class Encoder(nn.Module):
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        model, shape = config.model, config.model.encoder
+        kernel = (model.tubelet_size, model.patch_size, model.patch_size)
+        self.patch_embed = PatchEmbed(shape.width, kernel)
+        table = position_table(shape.width, config.grid, model.uniform_power)
+        self.register_buffer("positions", table.unsqueeze(0), persistent=False)
+        self.blocks = nn.ModuleList(
+            Block(shape.width, shape.heads, shape.mlp_ratio) for _ in range(shape.depth)
+        )
+        self.norm = nn.LayerNorm(shape.width, eps=1e-6)
+
+    def forward(self, video: Tensor, index: Tensor | None = None) -> Tensor:
+        """Features [B, K, D] of the tokens [B, K] of a normalised video, without any of all N."""
+        x = self.patch_embed(video) + self.positions
+        if index is not None:
+            x = repeat_gather(x, index)
+        for block in self.blocks:
+            x = block(x)
+        return self.norm(x)
+
+
+class Predictor(nn.Module):
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        shape, encoder_width = config.model.predictor, config.model.encoder.width
+        self.embed = nn.Linear(encoder_width, shape.width)
+        self.mask_tokens = nn.Parameter(torch.zeros(len(config.masks.specs), shape.width))
+        table = position_table(shape.width, config.grid, config.model.uniform_power)
+        self.register_buffer("positions", table.unsqueeze(0), persistent=False)
+        self.blocks = nn.ModuleList(
+            Block(shape.width, config.predictor_heads) for _ in range(shape.depth)
+        )
+        self.norm = nn.LayerNorm(shape.width, eps=1e-6)
+        self.proj = nn.Linear(shape.width, encoder_width)
+
+    def forward(self, encoded: Tensor, context: Tensor, target: Tensor, spec: int) -> Tensor:
+        """Features at target [B, Kt], from encoded [B, Kc, D] at context [B, Kc]."""
+        clips, kept = context.shape
+        positions = self.positions.repeat(clips, 1, 1)
+        x = self.embed(encoded) + repeat_gather(positions, context)
+        wanted = self.mask_tokens[spec].repeat(clips, target.shape[1], 1)
+        wanted = wanted + repeat_gather(positions, target)
+        x = torch.cat([x, wanted], dim=1)
+        for block in self.blocks:
+            x = block(x)
+        return self.proj(self.norm(x)[:, kept:])
+
+
+class Student(nn.Module):
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.encoder = Encoder(config)
+        self.predictor = Predictor(config)
+
+
+def nothing(part: str) -> None:
+    """What a step calls as each part of it ends, where nobody times the parts."""
+
+
+class Baseline:
+    """Student, teacher and optimiser, with the weights of one of our models.
+
+    Args:
+        config: of the run; one micro-batch is a step.
+        weights: state of `training.build.build_model`.
+        device: where to run; in bf16 by autocast where the config says so there.
+    """
+
+    def __init__(self, config: Config, weights: dict[str, Tensor], device: torch.device) -> None:
+        self.device, self.optim = device, config.optim
+        self.bf16 = config.precision_on(device.type) == "bf16"
+        self.student = Student(config)
+        self.student.load_state_dict(weights)
+        self.student.to(device)
+        self.teacher = copy.deepcopy(self.student.encoder).requires_grad_(False)
+        self.schedules = config.optim.schedules()
+        self.optimizer = torch.optim.AdamW(
+            self._groups(), lr=0.0, betas=self.optim.betas, eps=self.optim.eps
+        )
+        self.steps = 0
+        self.grad_norms: dict[str, Tensor] = {}
+        if config.compile:
+            networks = (self.student.encoder, self.student.predictor, self.teacher)
+            for block in (block for network in networks for block in network.blocks):
+                block.compile(dynamic=True)
+
+    def step(
+        self,
+        video: Tensor,
+        contexts: Sequence[Tensor],
+        targets: Sequence[Tensor],
+        mark: Callable[[str], None] = nothing,
+    ) -> float:
+        """One optimiser step; the loss.
+
+        Args:
+            video: uint8 [B, T, H, W, 3].
+            contexts, targets: tokens of each mask spec, [B, K] int64.
+            mark: called with the name of each part as it ends.
+        """
+        values = self.schedules.at(self.steps)
+        self._set_schedules(values)
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16):
+            pixels = normalise(video)
+            wanted = self.targets(pixels, targets)
+            mark("target")
+            encoded = [self.student.encoder(pixels, index) for index in contexts]
+            mark("context")
+            masks = enumerate(zip(encoded, contexts, targets, strict=True))
+            predicted = [self.student.predictor(*mask, spec) for spec, mask in masks]
+            loss = self.loss(predicted, wanted)
+            mark("predictor")
+        loss.backward()
+        mark("backward")
+        if self.optim.clip_grad is not None:
+            for name, network in self.student.named_children():
+                self.grad_norms[name] = nn.utils.clip_grad_norm_(
+                    network.parameters(), self.optim.clip_grad
+                )
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        mark("optimiser")
+        self.average(values.momentum)
+        mark("EMA")
+        self.steps += 1
+        return loss.item()
+
+    @torch.no_grad()
+    def targets(self, pixels: Tensor, targets: Sequence[Tensor]) -> list[Tensor]:
+        """Normalised features of the teacher at each mask's targets, [B, K, D]."""
+        features = self.teacher(pixels)
+        features = F.layer_norm(features, features.shape[-1:])
+        return [repeat_gather(features, index) for index in targets]
+
+    def loss(self, predicted: Sequence[Tensor], wanted: Sequence[Tensor]) -> Tensor:
+        """|z - y|^p / p, a mean for each mask, then over masks."""
+        p = self.optim.loss_exponent
+        losses = [
+            torch.mean(torch.abs(z - y) ** p) / p for z, y in zip(predicted, wanted, strict=True)
+        ]
+        return sum(losses) / len(losses)
+
+    @torch.no_grad()
+    def average(self, momentum: float) -> None:
+        """θ' ← m θ' + (1 - m) θ."""
+        pairs = zip(self.teacher.parameters(), self.student.encoder.parameters(), strict=True)
+        for average, weight in pairs:
+            average.mul_(momentum).add_((1.0 - momentum) * weight)
+
+    def _groups(self) -> list[dict]:
+        named = list(self.student.named_parameters())
+        matrices = [p for _, p in named if p.ndim >= 2]
+        others = [p for _, p in named if p.ndim < 2]
+        return [
+            {"params": matrices, "decays": True},
+            {"params": others, "decays": False, "weight_decay": 0.0},
+        ]
+
+    def _set_schedules(self, values: StepValues) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = values.lr
+            if group["decays"]:
+                group["weight_decay"] = values.weight_decay

@@ -1,0 +1,74 @@
+"""The mask benchmark runs, and times nothing that is wrong."""
+
+import importlib.util
+import json
+
+import pytest
+
+from tests.helpers.paths import REPOSITORY
+from vjepa_fast.masks import MultiBlock
+
+PATH = REPOSITORY / "bench" / "masks.py"
+
+
+@pytest.fixture
+def bench():
+    spec = importlib.util.spec_from_file_location("bench_masks", PATH)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_it_compares_and_then_times(bench, monkeypatch, tmp_path, capsys):
+    first = bench.cases()[:2]
+    monkeypatch.setattr(bench, "cases", lambda: first)
+    output = tmp_path / "new" / "rows.jsonl"
+    assert bench.main(["--repeats", "5", "--check-steps", "12", "--output", str(output)]) == 0
+    rows = [json.loads(line) for line in output.read_text().splitlines()]
+    assert [row["baseline"] for row in rows] == [True, False, False] * 2
+    assert all(0 < row["p20_us"] <= row["p50_us"] <= row["p80_us"] for row in rows)
+    # 200 times is the aim on a quiet machine; a tenth of it holds on any.
+    assert rows[2]["speedup"] > 20
+    assert all(row["cpu"] and row["cores"] >= 1 and row["python"] for row in rows)
+    assert "plain torch" in capsys.readouterr().out
+
+
+def test_it_refuses_to_time_another_recipe(bench, monkeypatch, capsys):
+    ours = bench.MaskSampler
+    other = (MultiBlock(7, (0.15, 0.15)), MultiBlock(2, (0.7, 0.7)))
+    monkeypatch.setattr(bench, "MaskSampler", lambda specs, *a, **k: ours(other, *a, **k))
+    assert bench.main(["--repeats", "2", "--check-steps", "200"]) == 1
+    printed = capsys.readouterr()
+    assert "statistics differ" in printed.err and "median" not in printed.out
+
+
+def test_it_refuses_to_time_other_masks_in_buffers(bench, monkeypatch, capsys):
+    """The statistics are right, but what is written into buffers or by several threads is not."""
+    ours = bench.MaskSampler
+
+    class Other(ours):
+        def sample(self, step, ids, sizes=None, out=None):
+            masks = super().sample(step, ids, sizes, out)
+            if out is not None and len(ids) == 1536 and self.num_threads != 1:
+                masks.context_tokens[-1] += 1
+            return masks
+
+    monkeypatch.setattr(bench, "MaskSampler", Other)
+    some = bench.cases()[1:4:2]
+    monkeypatch.setattr(bench, "cases", lambda: some)
+    assert bench.main(["--repeats", "1", "--check-steps", "12"]) == 1
+    printed = capsys.readouterr()
+    assert "batch 1536: vjepa_fast, int32 into buffers draws other masks" in printed.err
+    assert "batch 1 " in printed.out and "batch 1536" not in printed.out
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("--check-steps", "1"), ("--check-steps", "0"), ("--repeats", "0"), ("--output", "/")],
+)
+def test_bad_arguments_are_refused_at_once(bench, arguments, monkeypatch, capsys):
+    monkeypatch.setattr(bench, "compare_statistics", lambda steps: pytest.fail("it went on"))
+    with pytest.raises(SystemExit) as caught:
+        bench.main(list(arguments))
+    assert caught.value.code == 2
+    assert f"{arguments[0]}: found" in capsys.readouterr().err

@@ -1,0 +1,62 @@
+"""The console script's commands as users call them, and what it says when something is missing."""
+
+from __future__ import annotations
+
+import errno
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.paths import REPOSITORY
+from vjepa_fast import cli
+from vjepa_fast.data.manifest.files import read_manifest
+from vjepa_fast.errors import UserError, exit_status
+
+
+def test_demo_data_then_index_then_info(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    demo, manifest = tmp_path / "demo", tmp_path / "found.csv"
+    counts = ["--clips", "5", "--test-clips", "2", "--workers", "1"]
+    assert cli.main(["demo-data", "--output", str(demo), *counts]) == 0
+    assert str(demo / "train.csv") in capsys.readouterr().out
+    assert cli.main(["index", str(demo), "--output", str(manifest), "--workers", "1"]) == 0
+    assert len(read_manifest(manifest)) == 7
+    capsys.readouterr()
+    assert cli.main(["info", "--config", str(REPOSITORY / "configs" / "vitl16.json")]) == 0
+    assert "1568" in capsys.readouterr().out
+
+
+def test_without_the_training_packages_it_says_what_to_install() -> None:
+    program = (
+        "import sys; sys.modules['pydantic'] = None\n"
+        "from vjepa_fast.cli import main\n"
+        "sys.exit(main(['info', '--config', 'configs/tiny.json']))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: found no module pydantic")
+    assert "pip install" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_only_mistakes_become_sentences(capsys: pytest.CaptureFixture) -> None:
+    def fails(error: Exception) -> int:
+        raise error
+
+    full = OSError(errno.ENOSPC, "No space left on device", "runs/x/shard")
+    for mistake, sentence in (
+        (UserError("a: found b"), "error: a: found b"),
+        (full, "error: runs/x/shard: found No space left on device"),
+    ):
+        assert exit_status(lambda mistake=mistake: fails(mistake)) == 2
+        assert capsys.readouterr().err.startswith(sentence)
+    for bug in (
+        KeyError("x"),
+        OSError(errno.EIO, "Input/output error"),
+        ModuleNotFoundError("No module named 'vjepa_fast.x'", name="vjepa_fast.x"),
+    ):
+        with pytest.raises(type(bug)):
+            exit_status(lambda bug=bug: fails(bug))
+    assert exit_status(lambda: 0) == 0

@@ -1,0 +1,191 @@
+"""`vjepa-fast report`: whole runs, running ones, killed ones, and folders that are none."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.paths import REPOSITORY
+from vjepa_fast.cli import main
+from vjepa_fast.commands.report import run_page
+from vjepa_fast.commands.report_charts import BINS, line_chart, powers, share_bar, thinned, ticks
+from vjepa_fast.config.schema import Config
+from vjepa_fast.training.loop import pretrain
+
+VOID = {"meta", "img"}
+
+
+class Page(HTMLParser):
+    """Checks that tags close, and collects headings, texts and what the page refers to."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.sections: dict[str, str] = {}
+        self.references: list[str] = []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list) -> None:
+        self.references += [v for k, v in attrs if k in ("src", "href", "xlink:href", "srcset")]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_startendtag(self, tag: str, attrs: list) -> None:
+        """Of SVG: nothing opens."""
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] == "h2":
+            self.sections[data] = ""
+        elif self.sections and "section" in self.open:
+            self.sections[list(self.sections)[-1]] += f"{data} "
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, demo: Path) -> Path:
+    """A finished run with pictures from its middle and its end."""
+    folder = tmp_path_factory.mktemp("report") / "run"
+    config = {
+        "output": str(folder),
+        "data": {"manifests": [str(demo / "train.csv")], "num_frames": 8, "frame_step": 1},
+        "model": {"encoder": {"width": 24, "depth": 2, "heads": 2}, "patch_size": 8},
+        "masks": {"specs": [{"num_blocks": 2, "spatial_scale": [0.3, 0.3]}], "truncate_group": 4},
+        "optim": {"steps": 6, "global_batch": 4, "micro_batch": 4, "lr": 1e-3, "warmup_steps": 2},
+        "log": {"every": 2, "monitor_every": 3, "pictures_every": 4, "histograms_every": 3},
+        "checkpoint": {"every": 3},
+    }
+    config["data"] |= {"crop_size": 24, "num_threads": 1}
+    config["model"]["predictor"] = {"width": 12, "depth": 1, "heads": 2}
+    return pretrain(Config.model_validate(config))
+
+
+def test_a_finished_runs_page(run: Path, capsys: pytest.CaptureFixture) -> None:
+    (run / "probe.json").write_text(
+        json.dumps(
+            {
+                "step": 6,
+                "label_share": 0.1,
+                "accuracy": {"digit": {"pretrained": 0.75, "random": 0.5}},
+                "chance": {"digit": 0.1},
+            }
+        )
+    )
+    (run / "bad_videos.jsonl").write_text('{"path": "a<b>.webm", "reason": "cut short"}\n')
+    assert main(["report", str(run)]) == 0
+    assert f"report: {run / 'report.html'}" in capsys.readouterr().out
+    text = (run / "report.html").read_text(encoding="utf-8")
+    page = Page(text)
+    assert all(r.startswith("data:image/png;base64,iVBOR") for r in page.references)
+    assert len(page.references) == 4  # features and masks of steps 3 and 5
+    assert "http" not in re.sub(r"base64,[^\"]*", "", text).replace("http-equiv", "")
+    assert "6 of 6" in text and "finished" in text and "prefers-color-scheme:dark" in text
+    sections = page.sections
+    for name in ("grad_norm_encoder", "std_across_clips", "momentum", "ema"):
+        assert name in sections["Curves"]
+    assert re.search(r"loss\s+0\.\d", sections["Curves"])
+    assert re.search(r"backward\s+[\d.e-]+ ms\s+\d+%", sections["Where a step's time goes"])
+    assert "digit 0.750 0.500 0.100" in sections["Probes"]
+    for step in (3, 6):
+        assert re.search(rf"\b{step} +[\d-]+ [\d:]+ +[\d.]+ MB +1\b", sections["Checkpoints"])
+    assert "a<b>.webm 1 cut short" in sections["Bad videos"]
+    assert "deepspeed" in sections["Environment"] and "processes 1" in sections["Environment"]
+    assert '"global_batch": 4' in sections["Config"]
+
+
+def test_a_run_that_was_killed_has_a_page(run: Path, tmp_path: Path) -> None:
+    """Half a line at the end, half a config, numbers that are none, nothing else yet."""
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    odd = '{"step": 3, "loss": NaN, "grad_norm_encoder": 0.0}\n[1]\n{"loss": 3}\n'
+    (tmp_path / "metrics.jsonl").write_text(lines[0] + "\n" + odd + '{"step": 4, "lo')
+    (tmp_path / "config.json").write_text('{"optim": {"ste')
+    (tmp_path / "checkpoints" / "step_00000001").mkdir(parents=True)  # as its files are removed
+    text = run_page(tmp_path)
+    page = Page(text)
+    assert "unfinished" in text and "1 values not drawable" in page.sections["Curves"]
+    assert page.sections["Checkpoints"].strip() == "Nothing yet."
+
+
+def test_a_page_needs_no_deepspeed() -> None:
+    program = "import sys, vjepa_fast.commands.report; sys.exit('deepspeed' in sys.modules)"
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=REPOSITORY)
+
+
+def test_a_run_before_its_first_line(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"optim": {"steps": 5}}')
+    page = Page(run_page(tmp_path))
+    assert page.sections["Curves"].strip() == "Nothing yet."
+
+
+def test_a_collapsed_run_says_so(tmp_path: Path) -> None:
+    health = {"step": 7, "std_across_clips": 0.04}
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(health) + "\n")
+    assert "have collapsed: at step 7" in run_page(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["", "nowhere"])
+def test_no_run_is_one_sentence(name: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert main(["report", str(tmp_path / name)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {tmp_path / name}") and error.count("\n") == 1
+    assert ("no such folder" if name else "neither config.json nor metrics.jsonl") in error
+
+
+def test_an_output_that_cannot_be_written(run: Path, capsys: pytest.CaptureFixture) -> None:
+    assert main(["report", str(run), "--output", str(run / "no" / "where.html")]) == 2
+    assert capsys.readouterr().err.startswith("error: --output: found")
+
+
+def test_curves_lie_where_their_values_are() -> None:
+    chart = line_chart("t", {"a": [(0, 0.0), (5, 10.0), (10, 5.0)]}, zero=True)
+    (path,) = re.findall(r'points="([^"]*)"', chart)
+    (x0, y0), (x1, y1), (x2, y2) = (map(float, p.split(",")) for p in path.split())
+    assert x1 - x0 == pytest.approx(x2 - x1)
+    assert y0 - y1 == pytest.approx(2 * (y0 - y2))
+    log = line_chart("t", {"a": [(0, 0.0), (1, 1e-3), (2, 1e-1), (3, 10.0)]}, log=True)
+    ys = [float(p.split(",")[1]) for p in re.findall(r'points="([^"]*)"', log)[0].split()]
+    assert ys[0] - ys[1] == pytest.approx(ys[1] - ys[2], abs=0.2) and "1 values not" in log
+    assert line_chart("t", {"a": [(1, math.nan)]}) == ""
+
+
+@pytest.mark.parametrize(
+    ("low", "high"), [(0, 1), (0.2, 0.83), (-3, 7), (0.995, 1.0), (0, 90000), (1e-7, 3e-7)]
+)
+def test_ticks_cover_a_range_in_few_round_steps(low: float, high: float) -> None:
+    marks = ticks(low, high)
+    assert marks[0] <= low + 1e-12 and marks[-1] >= high - 1e-12 and 4 <= len(marks) <= 10
+    steps = [b - a for a, b in itertools.pairwise(marks)]
+    assert steps == pytest.approx([steps[0]] * len(steps))
+    assert f"{steps[0]:.0e}"[0] in "125"
+
+
+def test_powers_cover_a_range() -> None:
+    assert powers(3e-4, 20) == pytest.approx([1e-4, 1e-3, 1e-2, 0.1, 1, 10, 100])
+    assert powers(1, 1)[0] <= 1 < powers(1, 1)[-1]
+    wide = powers(1e-30, 1e10)
+    assert len(wide) <= 9 and wide[0] <= 1e-30 and wide[-1] >= 1e10
+
+
+def test_thinning_keeps_spikes() -> None:
+    points = [(s, 1.0) for s in range(90_000)]
+    points[12_345] = (12_345, 99.0)
+    kept = thinned(points)
+    assert len(kept) <= 2 * BINS and (12_345, 99.0) in kept
+    assert kept == sorted(kept)
+
+
+def test_a_bars_shares_sum_to_all() -> None:
+    widths = re.findall(r"width:([\d.]+)%", share_bar({"a": 1.0, "b": 3.0}, "ms"))
+    assert [float(w) for w in widths] == [25.0, 75.0]
+    assert share_bar({"a": 0.0}, "ms") == ""

@@ -1,0 +1,136 @@
+"""Bad files and bad overrides: each gives one sentence, and the nearest key where there is one."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.paths import REPOSITORY
+from vjepa_fast.config.schema import load_config
+from vjepa_fast.errors import UserError
+
+CONFIGS = REPOSITORY / "configs"
+TOP = (
+    "one of seed, output, data, model, masks, optim, teacher, precision, zero, compile, "
+    "activation_checkpointing, log, checkpoint"
+)
+GIVEN_TWICE = "found twice in the same object, expected once; remove one"
+
+
+@pytest.mark.parametrize(
+    ("text", "rest"),
+    [
+        (
+            '{"seed": 0,\n "optim": {"lr" 1e-4}}',
+            ", line 2, column 17: found bad JSON (expecting ':' delimiter), expected plain JSON",
+        ),
+        ('{"seed": 0', ", line 1, column 11: found bad JSON (expecting ',' delimiter), expected "),
+        ("", ", line 1, column 1: found bad JSON (expecting value), expected plain JSON"),
+        ("{'seed': 0}", ", line 1, column 2: found bad JSON (expecting property name enclosed in "),
+        ("[1, 2]", ": found [1, 2], expected one JSON object; write "),
+        ("null", ": found null, expected one JSON object; write "),
+        (b"\xff\xfe\x00", ": found something that is not JSON text ('utf-8' codec can't decode "),
+        ("[" * 100_000, ": found something that is not JSON text ("),
+        ('{"seed": ' + "1" * 5000 + "}", ": found something that is not JSON text ("),
+    ],
+    ids=[
+        "colon",
+        "unfinished",
+        "empty",
+        "quotes",
+        "list",
+        "null",
+        "binary",
+        "nested",
+        "long number",
+    ],
+)
+def test_bad_file(text: str | bytes, rest: str, tmp_path: Path) -> None:
+    path = tmp_path / "bad.json"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(UserError) as error:
+        load_config(path)
+    assert str(error.value).startswith(f"{path}{rest}")
+
+
+def test_no_file(tmp_path: Path) -> None:
+    with pytest.raises(UserError) as error:
+        load_config(tmp_path / "none.json")
+    assert str(error.value).startswith(
+        f"{tmp_path / 'none.json'}: found no such file, expected a JSON config; check the path"
+    )
+    with pytest.raises(UserError) as error:
+        load_config(tmp_path)
+    assert str(error.value).startswith(f"{tmp_path}: found something unreadable (Is a directory), ")
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ('{"seed": 0, "seed": 0}', "seed"),
+        ('{"optim": {"lr": 1, "eps": 1, "lr": 1}}', "optim.lr"),
+        ('{"masks": {"specs": [{}, {"max_keep": 1, "max_keep": 2}]}}', "masks.specs[1].max_keep"),
+        ('{"data": {"flip": {}, "flip": {}}, "seed": 3}', "data.flip"),
+    ],
+)
+def test_key_given_twice(text: str, key: str, tmp_path: Path) -> None:
+    (tmp_path / "bad.json").write_text(text)
+    with pytest.raises(UserError) as error:
+        load_config(tmp_path / "bad.json")
+    assert str(error.value) == f"{key}: {GIVEN_TWICE}"
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("optim.lr", '--set: found "optim.lr", expected key=value; write e.g. --set optim.lr=1e-4'),
+        ("=3", '--set: found "=3", expected key=value; write e.g. --set optim.lr=1e-4'),
+        (
+            "lr=3",
+            f"lr: found an unknown key, expected {TOP}; did you mean optim.lr?",
+        ),
+        (
+            "optim.lr.x=3",
+            "optim.lr.x: found an unknown key, expected a key of the config; did you mean "
+            "optim.lr?",
+        ),
+        (
+            "modle.patch_size=3",
+            "modle.patch_size: found an unknown key, expected a key of the config; did you mean "
+            "model.patch_size?",
+        ),
+        (
+            "data.crop=3",
+            "data.crop: found an unknown key, expected one of manifests, weights, num_frames, "
+            "frame_step, fps, clips_per_video, short_videos, crop_size, area, aspect_ratio, flip, "
+            "backend, num_threads, prefetch, max_bad_share; did you mean data.crop_size?",
+        ),
+        (
+            "masks.specs[2].max_keep=3",
+            "masks.specs[2]: found no such item, expected an index into the list masks.specs; set "
+            "masks.specs as a whole",
+        ),
+        (
+            "optim.lr[0]=3",
+            "optim.lr[0]: found no such item, expected an index into the list optim.lr; set "
+            "optim.lr as a whole",
+        ),
+        (
+            "model.encoder.depth=3",
+            'model.encoder: found "vit_huge", expected an object to set depth in; set '
+            "model.encoder as a whole",
+        ),
+        ("optim.lr=fast", 'optim.lr: found "fast", expected a number; write e.g. 0.000625'),
+        ("optim.lr=", 'optim.lr: found "", expected a number; write e.g. 0.000625'),
+        ("optim.lr=NaN", "optim.lr: found NaN, expected a finite number; write e.g. 0.000625"),
+        (
+            "optim.lr=1e999",
+            "optim.lr: found Infinity, expected a finite number; write e.g. 0.000625",
+        ),
+        ("optim.lr={}", "optim.lr: found {}, expected a number; write e.g. 0.000625"),
+        ('zero={"stage":1,"stage":2}', f"zero.stage: {GIVEN_TWICE}"),
+    ],
+)
+def test_bad_override(override: str, sentence: str) -> None:
+    with pytest.raises(UserError) as error:
+        load_config(CONFIGS / "vith16.json", [override])
+    assert str(error.value) == sentence

@@ -1,0 +1,225 @@
+"""Windows in frames and in seconds, short videos, several clips of one video, any world size."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from tests.config.test_schema import CONFIGS
+from tests.data.prepare.test_inspect import write_timed
+from tests.helpers import videos
+from vjepa_fast.config.schema import load_config
+from vjepa_fast.data.decode.pyav import decode_clip
+from vjepa_fast.data.manifest.files import ManifestEntry, write_manifest
+from vjepa_fast.data.plan.planner import Augment, ClipPlanner
+from vjepa_fast.data.plan.video_order import MIXTURE_BLOCK
+from vjepa_fast.data.plan.windows import Windows
+from vjepa_fast.data.prepare.inspect import frame_times, probe_video
+from vjepa_fast.errors import UserError
+from vjepa_fast.training.batches import Batches
+
+ENTRY = ManifestEntry("a.webm", 100, 25.0, 320, 240, "vp9", 1, 1, {}, vfr=False)
+
+
+def manifest(directory, frames, name="m.csv", **changes):
+    entries = [
+        replace(ENTRY, path=f"{name}{i}", frames=count, **changes) for i, count in enumerate(frames)
+    ]
+    write_manifest(directory / name, entries)
+    return directory / name
+
+
+def planner(*manifests, num_frames=4, frame_step=2, augment=None, **settings):
+    settings = {"num_frames": num_frames, "frame_step": frame_step, "augment": augment} | settings
+    return ClipPlanner(manifests, **settings)
+
+
+WHOLE = Augment(area=(1.0, 1.0), aspect_ratio=(4 / 3, 4 / 3), flip=False)
+
+
+@pytest.mark.parametrize("extension", ["mp4", "webm"])
+def test_a_target_rate_shows_the_right_pictures_of_a_variable_rate_file(tmp_path, extension):
+    """Thirty frames 33 ms apart, then thirty 100 ms apart; each shows its number."""
+    steps = np.where(np.arange(59) < 30, 0.033, 0.1)
+    times = np.concatenate([[0], np.cumsum(steps)])
+    codec = "vp9" if extension == "webm" else "h264"
+    entry = probe_video(write_timed(tmp_path / f"v.{extension}", times, codec))
+    write_manifest(tmp_path / "m.csv", [entry])
+    made = planner(tmp_path / "m.csv", num_frames=8, fps=5, augment=WHOLE)
+    starts = set()
+    for plan in made.plan(range(40)):
+        shown = np.array(videos.read_numbers(decode_clip(plan, entry, 48).numpy()))
+        assert shown.tolist() == plan.frames.tolist()
+        # What a clock sees: the pictures are 200 ms apart, each up to one picture's time late.
+        gaps = times[shown] - times[shown[0]] - np.arange(8) / 5
+        assert (np.abs(gaps) < 0.102).all()
+        starts.add(int(shown[0]))
+    assert min(starts) < 15 and max(starts) > 35
+    by_index = np.arange(8) * entry.fps / 5  # what a constant rate would have given: far off
+    assert np.abs(times[by_index.astype(int)] - np.arange(8) / 5).max() > 0.3
+
+
+def test_a_target_rate_without_variable_rate_needs_no_file(tmp_path):
+    path = manifest(tmp_path, [100], fps=25.0)
+    (plan,) = planner(path, num_frames=5, fps=5).plan([0])
+    assert np.diff(plan.frames).tolist() == [5, 5, 5, 5]
+    assert plan.frames[0] == (100 - 25) // 2
+    (plan,) = planner(manifest(tmp_path, [100], fps=30000 / 1001), num_frames=6, fps=10).plan([0])
+    assert np.diff(plan.frames).tolist() == [3, 3, 3, 3, 3]
+    fast = planner(manifest(tmp_path, [10], fps=5.0), num_frames=8, fps=10).plan([0])[0]
+    assert np.diff(fast.frames).sum() == pytest.approx(3.5, abs=0.5)  # each frame about twice
+
+
+def test_time_stamps_that_cannot_be_read_are_told_of_and_asked_for_again(tmp_path):
+    path = write_timed(tmp_path / "v.mp4", np.cumsum([0.0, *[0.033] * 20, *[0.1] * 20]))
+    write_manifest(tmp_path / "m.csv", [probe_video(path)])
+    made = planner(tmp_path / "m.csv", num_frames=8, fps=5)
+    path.rename(tmp_path / "away")
+    (plan,) = made.plan([0])
+    assert "v.mp4 missing" in plan.obstacle
+    with pytest.raises(UserError, match=r"v\.mp4 missing"):
+        decode_clip(plan, made.entries[0], 48)
+    (tmp_path / "away").rename(path)
+    (plan,) = made.plan([0])
+    assert plan.obstacle is None
+    (fresh,) = planner(tmp_path / "m.csv", num_frames=8, fps=5).plan([0])
+    assert plan.frames.tolist() == fresh.frames.tolist()
+
+
+@pytest.mark.parametrize("vfr", [True, None])
+def test_without_a_time_stamp_for_each_frame_a_variable_rate_cannot_be_planned(tmp_path, vfr):
+    entry = probe_video(videos.write_numbered(tmp_path, "vp9", 40))
+    entry = replace(entry, frames=39, vfr=vfr)  # one less than there are stamps
+    assert frame_times(entry) is None
+    write_manifest(tmp_path / "m.csv", [entry])
+    (plan,) = planner(tmp_path / "m.csv", num_frames=4, fps=5).plan([0])
+    if vfr:
+        assert "found no time stamp for each frame of" in plan.obstacle
+    else:  # what the index, too, calls a constant rate
+        assert plan.obstacle is None and np.diff(plan.frames).tolist() == [5, 5, 5]
+
+
+def test_starts_at_a_target_rate_are_anywhere(tmp_path):
+    made = planner(manifest(tmp_path, [50]), num_frames=4, fps=5, augment=WHOLE)
+    frames = np.stack([plan.frames for plan in made.plan(range(3000))])
+    counts = np.bincount(frames[:, 0], minlength=31)
+    assert frames.max() == 45 and len(counts) == 31  # 1.2 s of 2 s are spare
+    assert counts[:30].min() > 60 and counts[:30].max() < 145
+    assert (np.abs(np.diff(frames, axis=1) - 5) <= 1).all()
+
+
+def test_an_unknown_rate_cannot_be_planned_in_seconds(tmp_path):
+    with pytest.raises(UserError, match=r"found no frame rate for .*m\.csv0"):
+        planner(manifest(tmp_path, [50], fps=0.0), fps=5)
+
+
+def test_short_videos(tmp_path):
+    path = manifest(tmp_path, [5, 8, 30])
+
+    def frames(**settings):
+        made = planner(path, **settings)
+        return {plan.video: plan.frames.tolist() for plan in made.plan(range(3))}
+
+    assert frames()[0] == [0, 2, 4, 4]
+    assert frames(short_videos="loop")[0] == [0, 2, 0, 2]
+    assert frames(short_videos="loop")[1] == frames()[1] == [0, 2, 5, 7]
+    assert frames(short_videos="loop", num_frames=8, fps=10)[0] == [0, 2, 0, 2, 0, 2, 0, 2]
+    assert frames(num_frames=4, fps=10)[0] == [0, 2, 4, 4]
+    kept = planner(path, short_videos="refuse")
+    assert [entry.frames for entry in kept.entries] == [8, 30]
+    assert sorted(plan.video for plan in kept.plan(range(2))) == [0, 1]
+    by_time = planner(path, short_videos="refuse", num_frames=4, fps=12.5)
+    assert [entry.frames for entry in by_time.entries] == [8, 30]
+    with pytest.raises(UserError, match=r"found only videos shorter than a clip in .*m\.csv"):
+        planner(path, short_videos="refuse", frame_step=8)
+
+
+@pytest.mark.parametrize("fps", [None, 12.5])
+def test_several_clips_come_from_the_parts_of_one_video(tmp_path, fps):
+    made = planner(
+        manifest(tmp_path, [68] * 5), fps=fps, augment=Augment(), clips_per_video=3, seed=1
+    )
+    plans = made.plan(range(15 * 40))
+    visits = np.array([plan.video for plan in plans]).reshape(-1, 3)
+    assert (visits == visits[:, :1]).all()
+    epochs = visits[:, 0].reshape(-1, 5)
+    assert (np.sort(epochs, axis=1) == np.arange(5)).all()
+    starts = np.array([plan.frames[0] for plan in plans]).reshape(-1, 3)
+    for part in range(3):  # 61 places where a window fits: 20, 20 and 21
+        low, high = starts[:, part].min(), starts[:, part].max()
+        assert 20 * part <= low <= 20 * part + 2 and 20 * part + 17 <= high <= 20 * part + 20
+    assert len({plan.crop for plan in plans[:3]}) == 3
+    others = [made.plan_one(i, 2) for i in (3, 4, 5)]
+    assert len({plan.video for plan in others}) == 1 and others[0].video != plans[3].video
+
+
+def test_several_clips_of_a_video_with_one_place(tmp_path):
+    made = planner(manifest(tmp_path, [8]), augment=Augment(), clips_per_video=3)
+    assert {plan.frames[0] for plan in made.plan(range(9))} == {0}
+
+
+def test_a_mixture_of_several_clips_is_exact_in_every_block(tmp_path):
+    paths = [manifest(tmp_path, [30] * 7, "a.csv"), manifest(tmp_path, [30] * 3, "b.csv")]
+    made = planner(*paths, weights=[3.0, 1.0], augment=WHOLE, clips_per_video=2)
+    ids = np.arange(2 * MIXTURE_BLOCK, 4 * MIXTURE_BLOCK)
+    assert sum(plan.video < 7 for plan in made.plan(ids)) == 1.5 * MIXTURE_BLOCK
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [["data.weights=[2.0,1.0]"], ["data.fps=5", "data.clips_per_video=2"], []],
+    ids=["weights", "fps", "default"],
+)
+def test_every_world_size_sees_the_same_clips(tmp_path, tiny_settings, settings):
+    paths = [str(manifest(tmp_path, range(20, 60), name)) for name in ("a.csv", "b.csv")]
+    config = tiny_settings(paths, settings)
+    expected = None
+    for world in (1, 2, 3, 8):
+        ranks = [Batches(config, rank, world) for rank in range(world)]
+        seen = []
+        for step in (0, 1, 1000):
+            shares = [ids for rank in ranks for micro in rank.sample_ids(step) for ids in micro]
+            assert sorted(shares) == list(range(step * 48, step * 48 + 48))
+            plans = [
+                plan
+                for rank in ranks
+                for micro in rank.sample_ids(step)
+                for plan in rank._planner.plan(micro)
+            ]
+            seen += sorted(
+                (plan.sample_id, plan.path, tuple(plan.frames), plan.crop, plan.flip)
+                for plan in plans
+            )
+        assert expected in (None, seen)
+        expected = seen
+
+
+@pytest.fixture
+def tiny_settings():
+    def make(paths, settings):
+        quoted = ",".join(f'"{path}"' for path in paths)
+        sizes = ["optim.global_batch=48", "optim.micro_batch=2", "masks.truncate_group=2"]
+        overrides = [f"data.manifests=[{quoted}]", *sizes, *settings]
+        return load_config(CONFIGS / "tiny.json", overrides)
+
+    return make
+
+
+def test_the_digest_tells_of_other_videos(tmp_path):
+    first = planner(manifest(tmp_path, [5, 6])).digest
+    assert first == planner(manifest(tmp_path, [5, 6])).digest
+    assert len(first) == 64 and int(first, 16)
+    others = [
+        planner(manifest(tmp_path, [6, 5])).digest,
+        planner(manifest(tmp_path, [5, 6, 7])).digest,
+        planner(manifest(tmp_path, [5, 6], size_bytes=2)).digest,
+        planner(manifest(tmp_path, [5, 6], "n.csv")).digest,
+    ]
+    assert len({first, *others}) == 5
+
+
+def test_windows_in_frames_agree_with_the_single_clip_rule():
+    counts = np.array([100, 3, 64, 65])
+    windows = Windows(16, 4)
+    frames = windows.by_frames(counts, np.zeros(4, dtype=np.int64), None)
+    assert frames[:, 0].tolist() == [18, 0, 0, 0]

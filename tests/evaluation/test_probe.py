@@ -1,0 +1,184 @@
+"""The probe: that it learns what is there, does not learn what is not, and reports it straight."""
+
+import json
+import logging
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from vjepa_fast import cli
+from vjepa_fast.config.schema import Config
+from vjepa_fast.data.manifest.files import ManifestEntry, read_manifest, write_manifest
+from vjepa_fast.errors import UserError
+from vjepa_fast.evaluation import probe
+from vjepa_fast.evaluation.features import Clips, all_features, load_clips
+from vjepa_fast.evaluation.probe import PIXELS, PRETRAINED, RANDOM, load_target_encoder
+from vjepa_fast.evaluation.train_probe import ProbeRecipe, label_split, probe_accuracy
+from vjepa_fast.training.checkpoint.format import Checkpoint
+from vjepa_fast.training.loop import pretrain
+
+RECIPE = ProbeRecipe(steps=400, batch=32, lr=5e-3, width=16, heads=2)
+
+
+def token_clips(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Clips of 6 noisy tokens, one of which (any) carries the class in its direction."""
+    generator = torch.Generator().manual_seed(seed)
+    features = 0.5 * torch.randn(count, 6, 16, generator=generator)
+    labels = torch.randint(0, 4, (count,), generator=generator)
+    where = torch.randint(0, 6, (count,), generator=generator)
+    features[torch.arange(count), where] += 4 * torch.eye(16)[labels]
+    return features, labels
+
+
+def test_probe_learns_what_the_features_hold() -> None:
+    train, test = token_clips(400, 0), token_clips(200, 1)
+    right = probe_accuracy(*train, *test, RECIPE, seed=0, name="signal")
+    assert right > 0.9
+    shuffled = train[1][torch.randperm(400, generator=torch.Generator().manual_seed(2))]
+    wrong = probe_accuracy(train[0], shuffled, *test, RECIPE, seed=0, name="chance")
+    assert wrong < 0.45  # chance is 0.25
+
+
+def test_probe_is_a_function_of_its_seed() -> None:
+    train, test = token_clips(100, 0), token_clips(100, 1)
+    before = torch.get_rng_state()
+    found = [probe_accuracy(*train, *test, RECIPE, seed=seed, name="seed") for seed in (0, 0, 1)]
+    assert found[0] == found[1]
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_labelled_clips_are_a_share_of_every_class() -> None:
+    labels = torch.tensor([0] * 40 + [1] * 20 + [2] * 3)
+    drawn = label_split(labels, 0.1, seed=0)
+    assert torch.bincount(labels[drawn]).tolist() == [4, 2, 1]  # never none
+    assert torch.equal(drawn, label_split(labels, 0.1, seed=0))
+    assert not torch.equal(drawn, label_split(labels, 0.1, seed=1))
+    assert torch.equal(label_split(labels, 1.0, seed=0), torch.arange(63))
+
+
+def test_probe_of_a_run_through_the_command_line(
+    small_config: Callable[..., dict],
+    demo: Path,
+    capsys: pytest.CaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    data = small_config(optim={"steps": 2})
+    run = pretrain(Config.model_validate(data))
+    trained = Checkpoint.find(run)
+    encoder = load_target_encoder(trained)
+    assert not any(p.requires_grad for p in encoder.parameters())
+
+    assert cli.main(["probe", "--checkpoint", str(run), "--labels", "digit,direction"]) == 0
+    printed = capsys.readouterr().out
+    assert "left out" not in printed
+    result = json.loads((run / "probe.json").read_text())
+    assert result["step"] == 2
+    for label in ("digit", "direction"):
+        assert result["accuracy"][label].keys() == {PRETRAINED, RANDOM, PIXELS}
+        for share in result["accuracy"][label].values():
+            assert f"{share:.3f}" in printed
+    assert f"run folder: {run}" in printed
+
+    alone = run.parent / "elsewhere" / "ckpt"  # a checkpoint that somebody was given
+    shutil.copytree(trained.folder, alone)
+    entries = list(read_manifest(demo / "train.csv"))
+    entries[5] = ruined(entries[5], run / "bad.webm")
+    write_manifest(run / "bad.csv", entries)
+    bad = ["--train", str(run / "bad.csv"), "--test", str(demo / "test.csv")]
+    assert cli.main(["probe", "--checkpoint", str(alone), "--labels", "digit", *bad]) == 0
+    printed = capsys.readouterr().out
+    assert f"run folder: {alone} (probe.json)" in printed
+    assert "left out: 1 of 48 train videos, which do not decode" in printed
+    result = json.loads((alone / "probe.json").read_text())
+    assert result["step"] == 2
+    assert result["videos"] == {
+        "train": {"used": 47, "left_out": [entries[5].path]},
+        "test": {"used": 16, "left_out": []},
+    }
+
+    few = ["--labels", "digit", "--label-share", "0.5"]
+    assert cli.main(["probe", "--checkpoint", str(run), *few]) == 0
+    printed = capsys.readouterr().out
+    assert "50% of the labels, mean of 3 draws" in printed
+    result = json.loads((run / "probe.json").read_text())
+    for kind, draws in result["draws"]["digit"].items():
+        assert len(draws) == 3
+        assert result["accuracy"]["digit"][kind] == pytest.approx(sum(draws) / 3)
+        assert f"{sum(draws) / 3:.3f}" in printed
+    for share in ("0", "1.5", "some"):
+        with pytest.raises(SystemExit, match="2"):
+            cli.main(
+                ["probe", "--checkpoint", str(run), "--labels", "digit", "--label-share", share]
+            )
+        assert f"found '{share}', expected a number above 0" in capsys.readouterr().err
+
+    for arguments, fragment in (
+        (["--labels", "colour"], "found labels digit, direction, expected colour"),
+        (["--labels", ","], "--labels: found ','"),
+        (["--labels", "digit", "--train", str(run / "config.json")], "config.json"),
+    ):
+        assert cli.main(["probe", "--checkpoint", str(run), *arguments]) == 2
+        assert fragment in capsys.readouterr().err
+    assert cli.main(["probe", "--checkpoint", str(demo), "--labels", "digit"]) == 2
+    assert "found no readable state.json (No such file" in capsys.readouterr().err
+    (demo.parent / "young").mkdir()
+    shutil.copy(run / "config.json", demo.parent / "young")
+    assert cli.main(["probe", "--checkpoint", str(demo.parent / "young"), "--labels", "digit"]) == 2
+    assert "found a run without a checkpoint" in capsys.readouterr().err
+
+    write_manifest(run / "bare.csv", [replace(entry, labels={}) for entry in entries])
+    monkeypatch.setattr(probe, "load_clips", None)  # it is refused before a clip is decoded
+    bare = ["--labels", "digit", "--test", str(run / "bare.csv")]
+    assert cli.main(["probe", "--checkpoint", str(run), *bare]) == 2
+    assert "bare.csv: found labels none, expected digit" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("backend", ["pyav", "dali"])
+def test_videos_that_do_not_decode_are_left_out(
+    tmp_path: Path, demo: Path, backend: str, caplog: pytest.LogCaptureFixture, monkeypatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("vjepa_fast"), "propagate", True)
+    whole = [*read_manifest(demo / "train.csv"), *read_manifest(demo / "test.csv")] * 2
+
+    def load(bad: list[int]) -> Clips:
+        entries = [
+            ruined(e, tmp_path / f"{i}.webm") if i in bad else e for i, e in enumerate(whole)
+        ]
+        write_manifest(tmp_path / "m.csv", entries)
+        shape = {"num_frames": 2, "frame_step": 1, "crop_size": 16}
+        return load_clips(tmp_path / "m.csv", ["digit"], **shape, backend=backend)
+
+    everything, most = load([]), load([0, 70, 127])
+    kept = [i for i in range(128) if i not in (0, 70, 127)]
+    assert everything.sample_ids.tolist() == list(range(128)) and not everything.left_out
+    assert most.sample_ids.tolist() == kept
+    assert torch.equal(most.video, everything.video[kept])
+    assert most.labels["digit"].tolist() == [whole[i].labels["digit"] for i in kept]
+    assert [Path(path).name for path in most.left_out] == ["0.webm", "70.webm", "127.webm"]
+    warnings = [r.getMessage() for r in caplog.records if "left out of the eval" in r.getMessage()]
+    assert len(warnings) == 3 and "70.webm" in warnings[1]
+    with pytest.raises(UserError, match=r"found 7 undecodable among the first 21 of 128 videos .*"):
+        load(list(range(14, 22)))
+
+
+def ruined(entry: ManifestEntry, path: Path) -> ManifestEntry:
+    """A file of the same length that is no video, pinned as if it had been indexed so."""
+    path.write_bytes(b"\x1aE\xdf\xa3" + bytes(entry.size_bytes - 4))
+    return replace(entry, path=str(path), mtime_ns=path.stat().st_mtime_ns)
+
+
+def test_features_that_do_not_fit_are_refused_before_the_work() -> None:
+    video = torch.zeros(3, 2, 8, 8, 3, dtype=torch.uint8)
+    seen = []
+
+    def huge(batch: torch.Tensor) -> torch.Tensor:
+        seen.append(len(batch))
+        return torch.zeros(1, 1, 1).expand(len(batch), 2**20, 2**25)
+
+    with pytest.raises(UserError, match=r"features of it: found 3 clips, which take 42\d+\.\d GB"):
+        all_features(huge, video, torch.device("cpu"), "it")
+    assert seen == [3]

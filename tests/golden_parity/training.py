@@ -1,0 +1,238 @@
+"""Hold a golden training-steps file against the shipped model, trainer and engine."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tests.golden_parity.items import Item, largest, relative, worst
+from vjepa_fast.models.jepa import build_vjepa
+from vjepa_fast.models.packed_masks import PackedMasks, pack_masks
+from vjepa_fast.training.distributed.launch import init_process_group
+from vjepa_fast.training.schedules import Schedules
+from vjepa_fast.training.trainer import Trainer
+from vjepa_fast.training.zero.shards import gradient_shards
+from vjepa_fast.weights.published import (
+    encoder_from_published,
+    encoder_to_published,
+    load_exactly,
+    predictor_from_published,
+    predictor_to_published,
+)
+
+FEATURES, GRADIENT, WEIGHTS, TEACHER = 1e-5, 1e-4, 1e-5, 3e-7
+
+
+class GoldenRun:
+    """A golden file and a trainer that starts where the file starts."""
+
+    def __init__(self, path: Path, stage: int) -> None:
+        with np.load(path) as data:
+            self.arrays = {name: data[name] for name in data.files}
+        self.meta = json.loads(str(self.arrays.pop("meta")))
+        self.specs = len(self.meta["masks"])
+        self.trainer = self._trainer(stage)
+
+    def tensors(self, prefix: str) -> dict[str, Tensor]:
+        """All arrays below a prefix."""
+        return {
+            name[len(prefix) :]: torch.from_numpy(value)
+            for name, value in self.arrays.items()
+            if name.startswith(prefix)
+        }
+
+    def micro_batch(self, step: int) -> tuple[Tensor, PackedMasks]:
+        """Clips and masks of a step."""
+        video = torch.from_numpy(self.arrays[f"step{step}/clip"])
+
+        def flat(kind: str) -> tuple[Tensor, Tensor]:
+            masks = [self.arrays[f"step{step}/mask_{kind}{i}"] for i in range(self.specs)]
+            tokens = torch.from_numpy(np.concatenate([m.ravel() for m in masks]))
+            return tokens, torch.tensor([[m.shape[1]] * m.shape[0] for m in masks])
+
+        tokens = self.trainer.model.encoder.num_tokens
+        return video, pack_masks(*flat("enc"), *flat("pred"), tokens)
+
+    def _trainer(self, stage: int) -> Trainer:
+        meta, optimizer = self.meta, self.meta["optimizer"]
+        side = meta["crop_size"] // meta["patch_size"]
+
+        def shape(prefix: str) -> dict:
+            return {
+                "width": meta[f"{prefix}embed_dim"],
+                "depth": meta[f"{prefix}depth"],
+                "heads": meta[f"{prefix}num_heads"],
+                "mlp_ratio": meta["mlp_ratio"],
+            }
+
+        model = build_vjepa(
+            encoder=shape(""),
+            predictor=shape("predictor_"),
+            grid=(meta["num_frames"] // meta["tubelet_size"], side, side),
+            patch_size=meta["patch_size"],
+            tubelet_size=meta["tubelet_size"],
+            num_specs=self.specs,
+            uniform_power=meta["uniform_power"],
+            loss_exponent=meta["loss_exp"],
+        )
+        encoder = encoder_from_published(self.tensors("init/encoder/"))
+        predictor = predictor_from_published(self.tensors("init/predictor/"))
+        load_exactly(model.encoder, encoder, "init/encoder")
+        load_exactly(model.predictor, predictor, "init/predictor")
+        init_process_group()
+        schedules = Schedules(
+            warmup_steps=optimizer["warmup_steps"],
+            horizon=optimizer["total_steps"],
+            start_lr=optimizer["start_lr"],
+            lr=optimizer["lr"],
+            final_lr=optimizer["final_lr"],
+            weight_decay=optimizer["weight_decay"],
+            final_weight_decay=optimizer["final_weight_decay"],
+            momentum=tuple(optimizer["ema"]),
+        )
+        return Trainer(
+            model,
+            schedules,
+            micro_batch=meta["batch_size"],
+            accumulation=1,
+            stage=stage,
+            bf16=False,
+            betas=tuple(optimizer["betas"]),
+            eps=optimizer["eps"],
+            clip_grad=optimizer["clip_grad"],
+        )
+
+
+def _split(flat: Tensor, like: dict[str, Tensor]) -> dict[str, Tensor]:
+    pieces = flat.split([t.numel() for t in like.values()])
+    return {n: p.view_as(t) for (n, t), p in zip(like.items(), pieces, strict=True)}
+
+
+def _gradients(trainer: Trainer) -> dict[str, Tensor]:
+    """The reduced gradients that the optimiser will see, by parameter name."""
+    names = {id(p): name for name, p in trainer.model.named_parameters()}
+    found = {}
+    for shard, tensors in zip(trainer.shards, gradient_shards(trainer.optimizer), strict=True):
+        flat = torch.cat([g.reshape(-1) for g in tensors])[: shard.size]
+        like = {names[id(p)]: p for p in shard.parameters}
+        found.update({name: g.clone() for name, g in _split(flat, like).items()})
+    return found
+
+
+def _averages(trainer: Trainer) -> dict[str, Tensor]:
+    """The fp32 average of the teacher, by parameter name."""
+    names = {id(p): name for name, p in trainer.model.encoder.named_parameters()}
+    found = {}
+    for shard in trainer.teacher.shards:
+        flat = torch.cat([a.view(-1) for a in trainer.teacher.averages[shard.name]])[: shard.size]
+        found.update(_split(flat, {names[id(p)]: p for p in shard.parameters}))
+    return found
+
+
+def _part(tensors: dict[str, Tensor], part: str) -> dict[str, Tensor]:
+    return {n.removeprefix(part): t for n, t in tensors.items() if n.startswith(part)}
+
+
+def _published(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    return (
+        encoder_to_published(_part(tensors, "encoder.")),
+        predictor_to_published(_part(tensors, "predictor.")),
+    )
+
+
+def _forward_items(run: GoldenRun) -> list[Item]:
+    """Features, context and predictions of step 0, before any update."""
+    video, masks = run.micro_batch(0)
+    model, width = run.trainer.model, run.meta["embed_dim"]
+    golden = run.tensors("step0/")
+    with torch.no_grad():
+        features = run.trainer.target_features(video)
+        context = model.context(video, masks)
+        prediction = model.predictor(context, masks)
+
+    def joined(name: str) -> Tensor:
+        return torch.cat([golden[f"{name}{i}"].reshape(-1, width) for i in range(run.specs)])
+
+    target = golden["target_features"].reshape(-1, width)
+    return [
+        Item(
+            "positions of the encoder",
+            largest(model.encoder.positions, run.arrays["init/encoder/backbone.pos_embed"][0]),
+            1e-6,
+        ),
+        Item(
+            "positions of the predictor",
+            largest(
+                model.predictor.positions,
+                run.arrays["init/predictor/backbone.predictor_pos_embed"][0],
+            ),
+            1e-6,
+        ),
+        Item("target features", largest(features, target), FEATURES),
+        Item("context features", largest(context, joined("context")), FEATURES),
+        Item("predictions", largest(prediction, joined("prediction")), FEATURES),
+    ]
+
+
+def _gradient_items(run: GoldenRun) -> list[Item]:
+    """Every parameter's gradient at step 0, as the engine reduced it."""
+    items = []
+    for part, ours in zip(
+        ("encoder", "predictor"), _published(_gradients(run.trainer)), strict=True
+    ):
+        golden = run.tensors(f"step0/grad/{part}/")
+        errors = [relative(ours[name], g) for name, g in golden.items()]
+        whole = 0.0 if ours.keys() == golden.keys() else float("inf")
+        items.append(
+            Item(f"gradients of the {part} ({len(golden)})", worst([whole, *errors]), GRADIENT)
+        )
+    return items
+
+
+def _final_items(run: GoldenRun) -> list[Item]:
+    encoder, predictor = _published(dict(run.trainer.model.named_parameters()))
+    teacher = encoder_to_published(_averages(run.trainer))
+    network = encoder_to_published(dict(run.trainer.teacher.encoder.named_parameters()))
+    items = []
+    for name, ours, tolerance in (
+        ("encoder", encoder, WEIGHTS),
+        ("predictor", predictor, WEIGHTS),
+        ("target_encoder", teacher, TEACHER),
+        ("target_encoder", network, TEACHER),
+    ):
+        golden = run.tensors(f"final/{name}/")
+        fixed = ("backbone.pos_embed", "backbone.predictor_pos_embed")
+        golden = {n: g for n, g in golden.items() if n not in fixed}
+        whole = 0.0 if ours.keys() == golden.keys() else float("inf")
+        error = worst([whole, *(largest(ours[n], g) for n, g in golden.items() if n in ours)])
+        items.append(Item(f"final {name} ({len(golden)})", error, tolerance))
+    return items
+
+
+def check_training_steps(path: Path, stage: int) -> list[Item]:
+    """Forward, gradients, losses, norms and final weights of a golden training-steps file."""
+    run = GoldenRun(path, stage)
+    items = _forward_items(run)
+    for step, golden in enumerate(run.meta["steps"]):
+        loss, features = run.trainer.backward([run.micro_batch(step)])
+        if step == 0:
+            items += _gradient_items(run)
+        result = run.trainer.update(loss, features)
+        items.append(Item(f"step {step} loss", largest(result.loss, golden["loss"]), FEATURES))
+        for part, norm in result.grad_norms.items():
+            expected = golden[f"grad_norm_{part}"]
+            items.append(
+                Item(f"step {step} gradient norm, {part}", relative(norm, expected), GRADIENT)
+            )
+        for name, value in (
+            ("lr", result.values.lr),
+            ("wd", result.values.weight_decay),
+            ("momentum", result.values.momentum),
+        ):
+            items.append(Item(f"step {step} {name}", relative(value, golden[name]), 1e-9))
+    items += _final_items(run)
+    return [Item(f"ZeRO {stage}: {i.name}", i.error, i.tolerance) for i in items]

@@ -1,0 +1,218 @@
+"""Runs of every ZeRO stage in one launch, and a plain loop to compare them with.
+
+Run as a program, by each process of a group: it trains the cases given as JSON on the command line
+and prints what it found; the tests use `launch`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed import ProcessGroup
+
+from tests.helpers.paths import REPOSITORY
+from tests.helpers.trainers import CLIPS, SCHEDULES, make_model, make_trainer, micro_batch
+from vjepa_fast.models.jepa import encode_clips
+from vjepa_fast.training.distributed.launch import free_port, init_process_group
+from vjepa_fast.training.trainer import Trainer
+from vjepa_fast.training.zero.shards import GroupShard
+
+WIDTH = 72  # its larger matrices are above the size that stage 3 keeps whole
+CLIP_GRAD = 0.05  # below the predictor's norm
+# What moves tensors, whichever of torch.distributed's functions was called, by DeepSpeed too.
+COLLECTIVES = [
+    name
+    for name in vars(ProcessGroup)
+    if re.match(
+        "_?(all_?gather|all_?reduce|all_?to|broadcast|gather|recv|reduce|scatter|send)", name
+    )
+]
+
+
+def plain_loop(steps: int) -> tuple[list[float], dict[str, Tensor], dict[str, Tensor]]:
+    """Losses, weights and the target encoder's weights of a loop without DeepSpeed and without any
+    code of training/: AdamW, clipping and EMA written out (Loshchilov and Hutter, algorithm 2)."""
+    schedules, model = replace(SCHEDULES, horizon=steps), make_model(0, WIDTH)
+    teacher = model.make_target_encoder()
+    own = dict(model.named_parameters())
+    first = {name: torch.zeros_like(p) for name, p in own.items()}
+    second = {name: torch.zeros_like(p) for name, p in own.items()}
+    losses = []
+    for step in range(steps):
+        values, (video, masks) = schedules.at(step), micro_batch(step)
+        with torch.no_grad():
+            targets = encode_clips(teacher, video)
+        loss = model(video, masks, targets)
+        loss.backward()
+        losses.append(loss.item())
+        for part in (model.encoder, model.predictor):
+            torch.nn.utils.clip_grad_norm_(part.parameters(), CLIP_GRAD)
+        with torch.no_grad():
+            for name, p in own.items():
+                first[name] = 0.9 * first[name] + 0.1 * p.grad
+                second[name] = 0.999 * second[name] + 0.001 * p.grad**2
+                if p.ndim > 1:
+                    p -= values.lr * values.weight_decay * p
+                root = (second[name] / (1 - 0.999 ** (step + 1))).sqrt()
+                p -= values.lr * first[name] / (1 - 0.9 ** (step + 1)) / (root + 1e-8)
+                p.grad = None
+            for target, p in zip(teacher.parameters(), model.encoder.parameters(), strict=True):
+                target.copy_(values.momentum * target + (1 - values.momentum) * p)
+    weights = {name: p.detach() for name, p in own.items()}
+    return losses, weights, dict(teacher.named_parameters())
+
+
+def whole(shard: GroupShard, tensors: list[Tensor]) -> Tensor:
+    """The group's flat vector of which each rank holds a share."""
+    mine = [(r.start, r.count) for r in shard.ranges], shard.pick(tensors)
+    shares = [None] * dist.get_world_size()
+    dist.all_gather_object(shares, mine)
+    flat = torch.full((shard.size,), float("nan"))
+    for ranges, values in shares:
+        for (start, count), piece in zip(
+            ranges, values.split([count for _, count in ranges]), strict=True
+        ):
+            flat[start : start + count] = piece
+    return flat
+
+
+def _bytes(argument: object) -> int:
+    if isinstance(argument, Tensor):
+        return argument.nbytes
+    return sum(map(_bytes, argument)) if isinstance(argument, list) else 0
+
+
+@contextmanager
+def counted(trainer: Trainer) -> Iterator[tuple[dict[str, int], dict[str, int]]]:
+    """Bytes of a collective's larger side (a gather's result, a reduction's operand), summed by
+    whose it is and by kind, and how many calls there were."""
+    found: dict[str, int] = {}
+    calls: dict[str, int] = {}
+    place = "student"
+    originals = {name: vars(ProcessGroup)[name] for name in COLLECTIVES}
+    update = trainer.teacher.update
+
+    def counting(name: str, call: Callable) -> Callable:
+        def wrapped(*args, **kwargs):
+            key = f"{place} {name}"
+            size = max(map(_bytes, (*args, *kwargs.values())))
+            found[key] = found.get(key, 0) + size
+            calls[key] = calls.get(key, 0) + 1
+            return call(*args, **kwargs)
+
+        return wrapped
+
+    def updating(*args, **kwargs) -> None:
+        nonlocal place
+        place = "teacher"
+        update(*args, **kwargs)
+        place = "student"
+
+    for name, call in originals.items():
+        setattr(ProcessGroup, name, counting(name, call))
+    trainer.teacher.update = updating
+    try:
+        yield found, calls
+    finally:
+        trainer.teacher.update = update
+        for name, call in originals.items():
+            setattr(ProcessGroup, name, call)
+
+
+def run_case(case: dict, steps: int) -> dict:
+    """Train one case; every process of the group calls it."""
+    rank, world = dist.get_rank(), dist.get_world_size()
+    schedules = replace(SCHEDULES, horizon=steps)
+
+    def make(**others) -> Trainer:
+        return make_trainer(
+            encoder_width=WIDTH,
+            clip_grad=CLIP_GRAD,
+            clips=CLIPS // world,
+            schedules=schedules,
+            **case,
+            **others,
+        )
+
+    trainer = make()
+    shards = trainer.teacher.shards
+    averages = [whole(s, list(s.masters)) for s in shards]
+    losses, gap = [], 0.0
+    for step in range(steps):
+        losses.append(trainer.step([micro_batch(step, rank, world)]).global_loss().item())
+        for average, shard in zip(averages, shards, strict=True):
+            average.lerp_(whole(shard, list(shard.masters)), 1 - schedules.at(step).momentum)
+    own = dict(trainer.teacher.encoder.named_parameters())
+    encoder = {}
+    names = {group: [name for name, _ in pairs] for group, pairs in _names().items()}
+    for average, shard in zip(averages, shards, strict=True):
+        network = torch.cat([own[name].reshape(-1) for name in names[shard.name]])
+        gap = max(gap, (network - average.to(network.dtype)).abs().max().item())
+        encoder[shard.name] = whole(shard, list(shard.masters)).norm().item()
+    batch = [micro_batch(steps, rank, world)]
+    with counted(trainer) as (sent, calls):
+        result = trainer.step(batch)
+    on_its_way = any(copy._work is not None for copy in trainer.teacher._copies.values())
+    frozen = make(frozen_teacher={name: p.float() for name, p in own.items()})
+    for _ in range(3):  # at stage 3 the first ones learn which weights are next
+        frozen.step(batch)
+    with counted(frozen) as (sent_frozen, _):
+        frozen.step(batch)
+    return {
+        "class": type(trainer.optimizer).__name__,
+        "losses": losses,
+        "teacher_gap": gap,
+        "norms": encoder,
+        "grad_norms": {part: norm.item() for part, norm in result.grad_norms.items()},
+        "sent": sent,
+        "calls": calls,
+        "on_its_way": on_its_way,
+        "sent_frozen": sent_frozen,
+    }
+
+
+def _names() -> dict[str, list[tuple[str, Tensor]]]:
+    """The encoder's parameters, by group, in the order in which the model has them."""
+    groups: dict[str, list] = {}
+    for name, p in make_model(0, WIDTH).encoder.named_parameters():
+        groups.setdefault("encoder." + ("decay" if p.ndim > 1 else "no_decay"), []).append(
+            (name, p)
+        )
+    return groups
+
+
+def launch(cases: list[dict], steps: int, world: int) -> list[list[dict]]:
+    """What each process found for each case."""
+    unused_port = str(free_port())
+    env = os.environ | {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1"}
+    env |= {"MASTER_PORT": unused_port, "OMP_NUM_THREADS": "1"}
+    env |= {"PYTHONPATH": os.pathsep.join([str(REPOSITORY), *sys.path])}
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, __file__, json.dumps([cases, steps])],
+            env=env | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(world)
+    ]
+    printed = [process.communicate(timeout=550)[0] for process in ranks]
+    assert all(process.returncode == 0 for process in ranks)
+    return [json.loads(text.rpartition("FOUND")[2].splitlines()[0]) for text in printed]
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    init_process_group()
+    all_cases, number = json.loads(sys.argv[1])
+    print("FOUND" + json.dumps([run_case(case, number) for case in all_cases]), flush=True)

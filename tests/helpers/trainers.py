@@ -1,0 +1,102 @@
+"""A small trainer in this process, fed with random clips."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from vjepa_fast.config.schema import CheckpointConfig
+from vjepa_fast.masks import MaskSampler, MultiBlock
+from vjepa_fast.models.jepa import VJEPA, build_vjepa
+from vjepa_fast.models.packed_masks import PackedMasks
+from vjepa_fast.training.batches import packed
+from vjepa_fast.training.checkpoint.format import checkpoints
+from vjepa_fast.training.checkpoint.writer import Saver
+from vjepa_fast.training.distributed.host_group import Hosts
+from vjepa_fast.training.distributed.launch import init_process_group
+from vjepa_fast.training.schedules import Schedules
+from vjepa_fast.training.trainer import Trainer
+
+GRID, CLIPS = (2, 3, 3), 4
+SCHEDULES = Schedules(
+    warmup_steps=2,
+    horizon=20,
+    start_lr=1e-4,
+    lr=1e-3,
+    final_lr=1e-6,
+    weight_decay=0.04,
+    final_weight_decay=0.4,
+    momentum=(0.9, 1.0),
+)
+
+
+def make_model(seed: int = 0, encoder_width: int = 24) -> VJEPA:
+    """The trainer's encoder and predictor, before any step."""
+    return build_vjepa(
+        encoder={"width": encoder_width, "depth": 2, "heads": 2},
+        predictor={"width": 12, "depth": 1, "heads": 2},
+        grid=GRID,
+        patch_size=8,
+        tubelet_size=2,
+        num_specs=2,
+        seed=seed,
+    )
+
+
+def make_trainer(
+    stage: int = 1,
+    bf16: bool = False,
+    seed: int = 0,
+    accumulation: int = 1,
+    clip_grad: float | None = None,
+    encoder_width: int = 24,
+    clips: int = CLIPS,
+    schedules: Schedules = SCHEDULES,
+    **others: object,
+) -> Trainer:
+    """A trainer of the launcher's process group, of one process without any."""
+    init_process_group()
+    model = make_model(seed, encoder_width)
+    return Trainer(
+        model,
+        schedules,
+        micro_batch=clips,
+        accumulation=accumulation,
+        stage=stage,
+        bf16=bf16,
+        betas=(0.9, 0.999),
+        eps=1e-8,
+        clip_grad=clip_grad,
+        **others,
+    )
+
+
+def micro_batch(
+    step: int, rank: int = 0, world: int = 1, device: str = "cpu"
+) -> tuple[Tensor, PackedMasks]:
+    """Random clips and their masks, a function of the step; this rank's share of them."""
+    specs = [MultiBlock(2, (0.3, 0.3)), MultiBlock(1, (0.6, 0.6))]
+    sampler = MaskSampler(specs, grid=GRID, truncate_group=CLIPS)
+    share = CLIPS // world
+    first = step * CLIPS + rank * share
+    masks = sampler.sample(step, range(first, first + share))
+    generator = torch.Generator().manual_seed(step)
+    shape = (CLIPS, 4, 24, 24, 3)
+    video = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
+    mine = video[rank * share : (rank + 1) * share].to(device)
+    return mine, packed(masks, torch.device(device))
+
+
+def save_checkpoint(trainer: Trainer, run: Path, keep_last: int = 2, **policy: object) -> Path:
+    """Save as the loop does; the checkpoint's folder."""
+    saver = Saver(run, {}, "videos", CheckpointConfig(keep_last=keep_last, **policy), Hosts())
+    saver.save(trainer)
+    saver.close()
+    return checkpoints(run)[-1]
+
+
+def run_steps(trainer: Trainer, first: int, last: int) -> list[Tensor]:
+    """Losses of steps first … last - 1."""
+    return [trainer.step([micro_batch(step)]).loss for step in range(first, last)]

@@ -1,0 +1,174 @@
+"""What the mask sampler promises: purity, truncation, cleanly redrawn and refused contexts."""
+
+import hashlib
+import math
+import pickle
+import threading
+import time
+from dataclasses import replace
+
+import pytest
+
+from tests.masks.test_twin import SPECS as EVERY_KIND
+from tests.masks.test_twin import assert_same, clip_tokens
+from vjepa_fast.masks import MaskSampler, MultiBlock, ReferenceSampler
+
+GRID = (8, 14, 14)
+SHORT_RANGE = MultiBlock(num_blocks=8, spatial_scale=(0.15, 0.15))
+LONG_RANGE = MultiBlock(num_blocks=2, spatial_scale=(0.7, 0.7))
+CAUSAL = MultiBlock(
+    num_blocks=6,
+    spatial_scale=(0.1, 0.3),
+    temporal_scale=(0.5, 1.0),
+    max_temporal_keep=0.5,
+    max_keep=100,
+)
+SPECS = [SHORT_RANGE, LONG_RANGE, CAUSAL]
+
+
+@pytest.mark.parametrize(
+    ("specs", "options", "expected"),
+    [
+        (SPECS, {"truncate": "batch"}, "657b4b18389eb123"),  # of the very first version
+        (SPECS, {"truncate": "none"}, "2c135289b7a73deb"),
+        (EVERY_KIND, {"truncate": "batch", "round_to": 16}, "486c7a3cd45e5a7b"),
+        (EVERY_KIND, {"truncate": "batch-random", "round_to": 16}, "5f002f5fb70282d0"),
+        (EVERY_KIND, {"truncate": "batch-random", "complement": "target"}, "5f1d25def242a9c0"),
+        (EVERY_KIND, {"truncate": "none", "round_to": 16}, "86cbf97d920c937c"),
+    ],
+)
+def test_masks_stay_what_they_were(specs, options, expected):
+    """Checkpoints resume by them: digests of what earlier versions drew."""
+    masks = MaskSampler(specs, seed=12345678901234, **options).sample(7, [100, 5, 26, 5, 2**40])
+    digest = hashlib.sha256()
+    for name in ("context_tokens", "context_seqlens", "target_tokens", "target_seqlens"):
+        digest.update(getattr(masks, name).numpy().tobytes())
+    digest.update(masks.block_sizes.numpy().tobytes())
+    assert digest.hexdigest()[:16] == expected
+
+
+def test_masks_do_not_depend_on_the_batch_split():
+    sampler = MaskSampler(SPECS, truncate_group=6)
+    ids = list(range(12, 36))
+    whole = sampler.sample(7, ids)
+    contexts = clip_tokens(whole.context_tokens, whole.context_seqlens)
+    targets = clip_tokens(whole.target_tokens, whole.target_seqlens)
+    for size in (1, 4, 5, 12):
+        for start in range(0, len(ids), size):
+            part = sampler.sample(7, ids[start : start + size])
+            for m in range(len(SPECS)):
+                expected = contexts[m][start : start + size], targets[m][start : start + size]
+                assert clip_tokens(part.context_tokens, part.context_seqlens)[m] == expected[0]
+                assert clip_tokens(part.target_tokens, part.target_seqlens)[m] == expected[1]
+
+
+@pytest.mark.parametrize("complement", [None, "target", "context"])
+@pytest.mark.parametrize("truncate", ["batch", "batch-random", "none"])
+@pytest.mark.parametrize("spec", EVERY_KIND, ids=lambda spec: type(spec).__name__)
+def test_masks_do_not_depend_on_threads_or_history(spec, truncate, complement):
+    if complement == "context" and getattr(spec, "max_keep", None):
+        spec = replace(spec, max_keep=None, max_temporal_keep=1.0)  # refused together
+    options = {"seed": 5, "truncate": truncate, "complement": complement}
+    ids = list(range(2100))
+    assert len(ids) * math.prod(GRID) > 3 * 2**20  # a thread takes 2**20 tokens: four have work
+    expected = MaskSampler([spec], GRID, num_threads=1, **options).sample(9, ids)
+    for threads in (0, 2, 7):
+        sampler = MaskSampler([spec], GRID, num_threads=threads, **options)
+        sampler.sample(1, [3])
+        assert_same(sampler.sample(9, ids), expected)
+
+
+def test_seed_step_spec_and_clip_each_matter():
+    sampler = MaskSampler([SHORT_RANGE, SHORT_RANGE], truncate="none")
+    sizes = [(8, 5, 5)] * 2
+    first = sampler.sample(0, [0, 1], sizes)
+    contexts = clip_tokens(first.context_tokens, first.context_seqlens)
+    assert contexts[0][0] != contexts[0][1]
+    assert contexts[0][0] != contexts[1][0]
+    other = MaskSampler([SHORT_RANGE, SHORT_RANGE], seed=1, truncate="none").sample(0, [0], sizes)
+    assert clip_tokens(other.context_tokens, other.context_seqlens)[0][0] != contexts[0][0]
+    drawn = {tuple(sampler.sample(step, [0]).block_sizes.flatten().tolist()) for step in range(50)}
+    assert len(drawn) > 10
+
+
+def test_truncation_keeps_the_first_tokens_of_each_clip():
+    ids = list(range(48))
+    full = MaskSampler(SPECS, truncate="none").sample(2, ids)
+    cut = MaskSampler(SPECS, truncate="batch", truncate_group=24).sample(2, ids)
+    pairs = [
+        (full.context_tokens, full.context_seqlens, cut.context_tokens, cut.context_seqlens),
+        (full.target_tokens, full.target_seqlens, cut.target_tokens, cut.target_seqlens),
+    ]
+    for tokens, seqlens, cut_tokens, cut_seqlens in pairs:
+        rows, cut_rows = clip_tokens(tokens, seqlens), clip_tokens(cut_tokens, cut_seqlens)
+        for m in range(len(SPECS)):
+            for group in (slice(0, 24), slice(24, 48)):
+                least = min(map(len, rows[m][group]))
+                assert cut_rows[m][group] == [row[:least] for row in rows[m][group]]
+
+
+def test_max_keep_caps_the_context_alone():
+    capped = MultiBlock(num_blocks=8, spatial_scale=(0.15, 0.15), max_keep=50)
+    sampler = MaskSampler([SHORT_RANGE, capped])
+    masks = sampler.sample(0, range(24), [(8, 5, 5)] * 2)
+    assert masks.context(1).shape == (24, 50)
+    assert masks.target(1).shape[1] > 500
+    # A cap above the group's smallest count changes nothing.
+    loose = MultiBlock(num_blocks=8, spatial_scale=(0.15, 0.15), max_keep=1568)
+    assert_same(MaskSampler([loose]).sample(0, [1]), MaskSampler([SHORT_RANGE]).sample(0, [1]))
+
+
+def test_context_and_target_as_rectangles():
+    masks = MaskSampler(SPECS).sample(1, range(24))
+    for m in range(len(SPECS)):
+        contexts = clip_tokens(masks.context_tokens, masks.context_seqlens)
+        targets = clip_tokens(masks.target_tokens, masks.target_seqlens)
+        assert masks.context(m).tolist() == contexts[m]
+        assert masks.target(m).tolist() == targets[m]
+    with pytest.raises(ValueError, match="context lengths from"):
+        MaskSampler(SPECS, truncate="none").sample(1, range(24)).context(0)
+
+
+def test_an_empty_context_is_drawn_again():
+    # Four blocks of 14 x 13: the context survives only where all four coincide, one draw in eight.
+    spec = MultiBlock(num_blocks=4, spatial_scale=(0.9, 0.9))
+    masks = MaskSampler([spec], truncate="none").sample(0, range(50), [(8, 14, 13)])
+    assert (masks.context_seqlens == 8 * 14).all()
+
+
+@pytest.mark.parametrize("sampler", [MaskSampler, ReferenceSampler])
+def test_a_context_that_stays_empty_is_an_error_that_names_the_spec(sampler):
+    whole = [(2, 2, 2), (2, 4, 4)]
+    specs = [MultiBlock(1, (0.3, 0.3)), MultiBlock(3, (0.5, 0.5))]
+    with pytest.raises(
+        ValueError, match=r"clip 48 in 10000 draws of mask spec 1 \(3 blocks of 2x4"
+    ):
+        sampler(specs, (2, 4, 4), truncate="none").sample(0, [48, 49], whole)
+
+
+def test_sampler_travels_to_other_processes():
+    sampler = MaskSampler(SPECS, seed=3)
+    assert_same(pickle.loads(pickle.dumps(sampler)).sample(1, [2]), sampler.sample(1, [2]))
+
+
+def test_the_gil_is_released():
+    # Most clips here are drawn hundreds of times, so that the call takes long enough to be seen.
+    spec = MultiBlock(num_blocks=9, spatial_scale=(0.5, 0.5))
+    sampler = MaskSampler([spec], truncate="none", num_threads=1)
+    ticks, stop = [], threading.Event()
+
+    def tick():
+        while not stop.is_set():
+            ticks.append(time.perf_counter())
+            time.sleep(0.001)
+
+    ticker = threading.Thread(target=tick)
+    ticker.start()
+    begin = time.perf_counter()
+    sampler.sample(0, range(1000), [(8, 14, 13)])
+    end = time.perf_counter()
+    stop.set()
+    ticker.join()
+    inside = [moment for moment in ticks if begin < moment < end]
+    assert end - begin > 0.05
+    assert len(inside) > 5

@@ -1,0 +1,60 @@
+"""docs/training.md: its keys exist, and its computed memory is what `vjepa-fast info` computes."""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+
+import pytest
+from pydantic import BaseModel
+
+from tests.helpers.paths import REPOSITORY
+from vjepa_fast.commands import info
+from vjepa_fast.config.schema import Config, load_config
+from vjepa_fast.training.timers import PARTS
+
+TEXT = (REPOSITORY / "docs" / "training.md").read_text(encoding="utf-8")
+MODES = ("none", "selective", "full")
+CONFIGS = {
+    "ViT-L/16, 224 px": "vitl16",
+    "ViT-H/16, 224 px": "vith16",
+    "ViT-H/16, 384 px": "vith16_384",
+}
+
+
+def test_keys_exist() -> None:
+    sections = {
+        name: set(field.annotation.model_fields)
+        for name, field in Config.model_fields.items()
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
+    }
+    keys = re.findall(rf"`({'|'.join(sections)})\.(\w+)", TEXT)
+    assert len(keys) > 20
+    assert {(a, b) for a, b in keys if b not in sections[a] and b != "jsonl"} == set()
+
+
+def test_every_part_is_explained() -> None:
+    assert all(f"_{part}" in TEXT for part in PARTS)
+
+
+def test_computed_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    count = info.count_tokens
+
+    @lru_cache
+    def counted(name: str) -> tuple:
+        return count(load_config(REPOSITORY / "configs" / f"{name}.json"))
+
+    table = TEXT[TEXT.index("| | micro-batch | GPUs |") :].partition("\n\n")[0].splitlines()[2:]
+    assert len(table) == 10
+    name = ""
+    for line in table:
+        first, micro, gpus, *cells = (cell.strip() for cell in line.strip("|").split("|"))
+        name = CONFIGS[first] if first else name
+        monkeypatch.setattr(info, "count_tokens", lambda _, name=name: counted(name))
+        found = []
+        for mode in MODES:
+            changes = [f"activation_checkpointing={mode}", f"optim.micro_batch={micro}"]
+            config = load_config(REPOSITORY / "configs" / f"{name}.json", changes)
+            rows = [row.split() for row in info.info_text(config).splitlines()]
+            found += [row[-3] for row in rows if row[:1] == [gpus] and "=" in row]
+        assert found == cells, line

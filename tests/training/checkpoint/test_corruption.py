@@ -1,0 +1,181 @@
+"""Checkpoints that are damaged, of another kind, or malicious: named, refused, never run."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import pickle
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.paths import REPOSITORY
+from tests.helpers.trainers import make_trainer, run_steps, save_checkpoint
+from vjepa_fast.config.schema import Config
+from vjepa_fast.errors import UserError
+from vjepa_fast.training.checkpoint.format import Checkpoint, checkpoints, restore, state_checksum
+from vjepa_fast.training.checkpoint.resume import resumable, resume
+from vjepa_fast.training.distributed.host_group import Hosts
+from vjepa_fast.training.recipe import settings_of
+
+SHARD = "shard_00000.safetensors"
+
+
+@pytest.fixture(scope="module")
+def run_of_three(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("run")
+    trainer = make_trainer()
+    for step in range(3):
+        run_steps(trainer, step, step + 1)
+        save_checkpoint(trainer, run, keep_last=3)
+    return run
+
+
+@pytest.fixture
+def run(run_of_three: Path, tmp_path: Path) -> Path:
+    """A run with checkpoints of steps 1, 2 and 3, to damage."""
+    shutil.copytree(run_of_three / "checkpoints", tmp_path / "checkpoints")
+    return tmp_path
+
+
+def flip_a_bit(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[-5] ^= 1
+    file.write_bytes(content)
+
+
+def refused(run: Path, config: dict | None = None, videos: str = "videos") -> str:
+    with pytest.raises(UserError) as caught:
+        resumable(run, config or {}, videos, Hosts())
+    return str(caught.value)
+
+
+DAMAGE = {
+    "a bit": (flip_a_bit, SHARD, "found other bytes than were written"),
+    "half": (lambda f: os.truncate(f, 1000), SHARD, "found 1000 bytes where "),
+    "lost": (Path.unlink, SHARD, "found No such file or directory"),
+    "state": (
+        lambda f: f.write_text(f.read_text().replace('"step": 3', '"step": 4')),
+        "state.json",
+        "found a state.json other than was written",
+    ),
+    "json": (lambda f: os.truncate(f, 100), "state.json", "found no readable state.json"),
+    "no state": (Path.unlink, "state.json", "found no readable state.json"),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_a_damaged_newest_one_stops_the_run_and_names_the_one_before(run: Path, kind: str) -> None:
+    damage, file, found = DAMAGE[kind]
+    newest = checkpoints(run)[-1]
+    damage(newest / file)
+    message = refused(run)
+    assert found in message and str(newest) in message
+    assert f"remove it with rm -r {newest} and give the same command again" in message
+    assert message.endswith("which will go on from step_00000002, which is whole")
+    shutil.rmtree(newest)
+    trainer = make_trainer()
+    resume(trainer, resumable(run, {}, "videos", Hosts()))
+    assert trainer.step_number == 2
+
+
+def test_all_that_must_go_is_named(run: Path) -> None:
+    first, second, third = checkpoints(run)
+    for folder in (second, third):
+        flip_a_bit(folder / SHARD)
+    message = refused(run)
+    assert f"rm -r {second} {third} and" in message and "go on from step_00000001" in message
+    flip_a_bit(first / SHARD)
+    message = refused(run)
+    assert f"rm -r {first} {second} {third} and" in message
+    assert message.endswith("which will start from the beginning")
+
+
+def test_whoever_reads_weights_sees_damage(run: Path) -> None:
+    checkpoint = Checkpoint.find(run)
+    checkpoint.weights("encoder", "teacher")
+    flip_a_bit(checkpoint.folder / SHARD)
+    with pytest.raises(UserError, match="found other bytes than were written, expected a whole"):
+        checkpoint.weights("encoder", "teacher")
+
+
+def test_other_models_recipes_and_videos_are_named(run: Path) -> None:
+    checkpoint = Checkpoint.find(run)
+    with pytest.raises(UserError, match=r"shape \[24, .*\] instead of .* \[36, .*\]"):
+        restore(make_trainer(encoder_width=36), checkpoint)
+    assert "found a run of another recipe (seed was null and is 1)" in refused(run, {"seed": 1})
+    assert "found other videos" in refused(run, videos="others")
+    with pytest.raises(UserError, match=r"found no readable state\.json"):
+        Checkpoint.find(run / "nowhere")
+    state = json.loads((checkpoint.folder / "state.json").read_text())
+    (checkpoint.folder / "state.json").write_text(json.dumps(state | {"format": 99}))
+    with pytest.raises(UserError, match="found checkpoint format 99, expected 3"):
+        Checkpoint.find(run)
+    (checkpoint.folder / "state.json").write_text("[]")
+    with pytest.raises(UserError, match="found checkpoint format None, expected 3"):
+        Checkpoint.find(run)
+
+
+def test_a_run_from_before_a_key_had_its_default(
+    run: Path, small_config: Callable[..., dict]
+) -> None:
+    own = settings_of(Config.model_validate(small_config()))
+    older = {key: value for key, value in own.items() if key != "teacher"}
+    older["optim"] = {k: v for k, v in own["optim"].items() if k != "loss_exponent"}
+    file = checkpoints(run)[-1] / "state.json"
+    state = json.loads(file.read_text()) | {"config": older}
+    file.write_text(json.dumps(state | {"checksum": state_checksum(state)}))
+    trainer = make_trainer()
+    resume(trainer, resumable(run, own, "videos", Hosts()))
+    assert trainer.step_number == 3
+    own["optim"]["loss_exponent"] = 2.0
+    assert "(optim.loss_exponent was 1.0 and is 2.0)" in refused(run, own)
+
+
+class Malicious:
+    """Unpickled, it leaves a mark."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[Callable, tuple]:
+        return Path.touch, (self.mark,)
+
+
+def test_no_pickle_is_ever_loaded(run: Path, tmp_path: Path) -> None:
+    mark = tmp_path / "mark"
+    evil = pickle.dumps(Malicious(mark))
+    pickle.loads(evil)
+    assert mark.exists(), "it would, if it were loaded"
+    mark.unlink()
+    newest = checkpoints(run)[-1]
+    for name in ("model.pt", "mp_rank_00_model_states.pt", "latest", "state.pkl"):
+        (newest / name).write_bytes(evil)
+    trainer = make_trainer()
+    # beside what is ours it is not even looked at
+    resume(trainer, resumable(run, {}, "videos", Hosts()))
+    assert trainer.step_number == 3
+    checkpoint = Checkpoint.open(newest)
+    (newest / SHARD).write_bytes(evil)  # in its place it is refused, checked or not
+    refused(run)
+    with pytest.raises(UserError, match="expected a whole shard"):
+        checkpoint.read("encoder.decay/master", 0, 10)
+    (newest / "state.json").write_bytes(evil)
+    refused(run)
+    assert not mark.exists()
+
+
+def test_no_code_that_reads_checkpoints_could_load_one() -> None:
+    loaders, found = {"load_checkpoint", "Unpickler", "loads", "load"}, set()
+    for part in ("training", "evaluation"):
+        for path in sorted((REPOSITORY / "vjepa_fast" / part).rglob("*.py")):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.Import | ast.ImportFrom):
+                    names = {alias.name for alias in node.names} | {getattr(node, "module", "")}
+                    assert not {"pickle", "dill", "joblib"} & names, path
+                elif isinstance(node, ast.Attribute) and node.attr in loaders:
+                    found.add(ast.unparse(node))
+    assert found == {"json.loads"}

@@ -1,0 +1,154 @@
+"""Numbers that are not finite change nothing, on any rank, and are counted."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from tests.helpers.paths import REPOSITORY
+from tests.helpers.trainers import make_trainer, micro_batch, run_steps
+from vjepa_fast.training.distributed.launch import free_port
+from vjepa_fast.training.trainer import Trainer
+from vjepa_fast.training.zero.shards import MOMENTS, adam_moments, unwrap
+
+HOST = {"offload_optimizer": True}
+ENGINES = [
+    (0, False, {}),
+    (1, True, {}),
+    (2, True, {}),
+    (3, True, {}),
+    (1, False, HOST),
+    (2, True, HOST),
+    (3, False, HOST),
+]
+
+
+def state_of(trainer: Trainer) -> list[torch.Tensor]:
+    """All that a step may change."""
+    tensors = [*trainer.model.parameters(), *trainer.teacher.encoder.parameters()]
+    for shard in trainer.shards:
+        tensors += shard.masters
+        for moment in MOMENTS:
+            tensors += adam_moments(trainer.optimizer, shard, moment)
+    for averages in trainer.teacher.averages.values():
+        tensors += averages
+    tensors += [entry["step"] for entry in unwrap(trainer.optimizer).state.values()]
+    return [t.detach().clone() for t in tensors]
+
+
+def same(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def bad_step(trainer: Trainer, kind: str, step: int) -> None:
+    """A step with a NaN in the target encoder's features, in a gradient, or in the loss alone."""
+    features = trainer.target_features
+    if kind == "features":
+        trainer.target_features = lambda video: features(video) * float("nan")
+    hook = None
+    if kind == "gradient":
+        parameter = next(trainer.model.predictor.parameters())
+        hook = parameter.register_hook(lambda gradient: gradient * float("inf"))
+    loss, seen = trainer.backward([micro_batch(step)])
+    trainer.update(loss * float("nan") if kind == "loss" else loss, seen)
+    trainer.target_features = features
+    if hook:
+        hook.remove()
+
+
+@pytest.mark.parametrize("kind", ["features", "gradient", "loss"])
+@pytest.mark.parametrize(("stage", "bf16", "offload"), ENGINES)
+def test_a_bad_step_changes_nothing(stage: int, bf16: bool, offload: dict, kind: str) -> None:
+    trainer, spared = (make_trainer(stage, bf16, **offload) for _ in range(2))
+    for other in (trainer, spared):
+        run_steps(other, 0, 2)
+    before = state_of(trainer)
+    bad_step(trainer, kind, 2)
+    assert same(state_of(trainer), before)
+    bad = trainer.guard.read()
+    assert (bad.total, bad.in_a_row, bad.last) == (1, 1, 2) and trainer.step_number == 3
+    expected = {"features": "loss", "gradient": "grad_norm_predictor", "loss": "loss"}
+    assert expected[kind] in bad.what
+    assert kind != "loss" or bad.what == ("loss",)
+
+    spared.step_number = 3  # one that never saw step 2 goes on in the same way
+    for other in (trainer, spared):
+        run_steps(other, 3, 5)
+    assert same(state_of(trainer), state_of(spared))
+    bad = trainer.guard.read()
+    assert (bad.total, bad.in_a_row, bad.last) == (1, 0, 2)
+
+
+def test_torchs_own_loss_hides_a_broken_target_encoder() -> None:
+    """Why the loss is looked at, and why ours says NaN in its gradient, too."""
+    prediction = torch.zeros(3, requires_grad=True)
+    F.l1_loss(prediction, torch.full((3,), float("nan"))).backward()
+    assert prediction.grad.isfinite().all()
+    trainer = make_trainer()
+    run_steps(trainer, 0, 1)
+    for parameter in trainer.teacher.encoder.parameters():
+        parameter.data.fill_(float("nan"))
+    run_steps(trainer, 1, 2)
+    assert set(trainer.guard.read().what) == {"loss", "grad_norm_encoder", "grad_norm_predictor"}
+
+
+MANY = """
+import json, sys
+import torch
+import torch.distributed as dist
+from tests.training.test_nonfinite import bad_step, same, state_of
+from tests.helpers.trainers import make_trainer, run_steps
+
+found = {}
+host = {"offload_optimizer": True}
+cases = [(0, False, {}), (1, False, {}), (2, False, {}), (3, False, {}), (1, True, {})]
+for stage, bf16, offload in [*cases, (2, False, host)]:
+    # A width at which partitions have padding, and a clip: 0 times NaN must not stay there.
+    trainer = make_trainer(stage, bf16, clip_grad=0.05, encoder_width=26, **offload)
+    run_steps(trainer, 0, 1)
+    before = state_of(trainer)
+    what = []
+    for step, kind in [(1, "loss"), (2, "features")]:
+        if dist.get_rank() == dist.get_world_size() - 1:  # only there
+            bad_step(trainer, kind, step)
+        else:
+            run_steps(trainer, step, step + 1)
+        what.append(trainer.guard.read().what)
+    unchanged = same(state_of(trainer), before)
+    run_steps(trainer, 3, 4)
+    changed = not same(state_of(trainer), before)
+    bad = trainer.guard.read()
+    found[f"{stage} {bf16} {offload}"] = [unchanged, changed, bad.total, bad.in_a_row, what]
+print("FOUND" + json.dumps(found), flush=True)
+"""
+
+
+@pytest.mark.parametrize("world", [2, pytest.param(3, marks=pytest.mark.slow)])
+def test_one_rank_s_bad_step_is_every_rank_s(world: int) -> None:
+    unused_port = free_port()
+    env = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(unused_port)}
+    env |= {"WORLD_SIZE": str(world), "OMP_NUM_THREADS": "1"}
+    env |= {"PYTHONPATH": os.pathsep.join([str(REPOSITORY), *sys.path])}
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", MANY],
+            env=env | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(world)
+    ]
+    for process in ranks:
+        printed, _ = process.communicate(timeout=240)
+        assert process.returncode == 0
+        found = json.loads(printed.rpartition("FOUND")[2].splitlines()[0])
+        all_three = ["loss", "grad_norm_encoder", "grad_norm_predictor"]
+        assert len(found) == 6
+        for case, value in found.items():
+            assert value == [True, True, 2, 0, [["loss"], all_three]], case

@@ -1,0 +1,178 @@
+"""Masters, gradients, clipping and the teacher, on every optimiser class that DeepSpeed makes."""
+
+import copy
+
+import pytest
+import torch
+from deepspeed.runtime.zero import GatheredParameters
+
+from tests.helpers.trainers import SCHEDULES, make_model, make_trainer, micro_batch, run_steps
+from vjepa_fast.errors import UserError
+from vjepa_fast.training.zero.shards import (
+    GroupShard,
+    Range,
+    clip_gradients,
+    gradient_shards,
+    master_shards,
+)
+
+HOST = {"offload_optimizer": True}
+BOTH = {"offload_optimizer": True, "offload_parameters": True}
+ENGINES = [
+    pytest.param(0, False, {}, "AdamW", id="stage0-fp32"),
+    pytest.param(1, False, {}, "AdamW", id="stage1-fp32-alone"),
+    pytest.param(3, False, {}, "AdamW", id="stage3-fp32-alone"),
+    pytest.param(1, True, {}, "BF16_Optimizer", id="stage1-bf16"),
+    pytest.param(2, True, {}, "DeepSpeedZeroOptimizer", id="stage2-bf16"),
+    pytest.param(3, True, {}, "DeepSpeedZeroOptimizer_Stage3", id="stage3-bf16"),
+    pytest.param(1, False, HOST, "DeepSpeedZeroOptimizer", id="stage1-fp32-offload"),
+    pytest.param(2, True, HOST, "DeepSpeedZeroOptimizer", id="stage2-bf16-offload"),
+    pytest.param(3, False, BOTH, "DeepSpeedZeroOptimizer_Stage3", id="stage3-fp32-offload"),
+    pytest.param(3, True, BOTH, "DeepSpeedZeroOptimizer_Stage3", id="stage3-bf16-offload"),
+]
+
+
+def flat(tensors: list[torch.Tensor]) -> torch.Tensor:
+    return torch.cat([t.detach().float().reshape(-1) for t in tensors])
+
+
+def student(shard: GroupShard) -> torch.Tensor:
+    """Its parameters as the model uses them, whole."""
+    with GatheredParameters(list(shard.parameters)):  # does nothing below stage 3
+        return flat(list(shard.parameters))
+
+
+@pytest.mark.parametrize(("stage", "bf16", "offload", "kind"), ENGINES)
+def test_masters_are_the_models_weights(stage: int, bf16: bool, offload: dict, kind: str) -> None:
+    trainer = make_trainer(stage, bf16, **offload)
+    assert type(trainer.optimizer).__name__ == kind
+    for steps in (0, 2):
+        run_steps(trainer, 0, steps)
+        for shard in master_shards(trainer.optimizer):
+            assert all(m.dtype == torch.float32 for m in shard.masters)
+            masters, weights = shard.pick(shard.masters), student(shard)
+            if bf16:
+                masters = masters.bfloat16().float()
+            assert torch.equal(masters, weights)
+    counted = sum(shard.size for shard in trainer.shards)
+    assert counted == sum(p.numel() for p in make_model().parameters())
+
+
+@pytest.mark.parametrize(("stage", "bf16", "offload", "kind"), ENGINES)
+def test_gradients_and_clipping(stage: int, bf16: bool, offload: dict, kind: str) -> None:
+    trainer = make_trainer(stage, bf16, **offload)
+    plain = make_model().to(torch.bfloat16 if bf16 else torch.float32)
+    video, masks = micro_batch(0)
+    features = trainer.target_features(video)
+    plain(video, masks, features).backward()
+    trainer.backward([(video, masks)])
+    expected = {
+        part: flat([p.grad for p in getattr(plain, part).parameters()]).norm()
+        for part in ("encoder", "predictor")
+    }
+    limit = 0.5 * expected["encoder"].item()
+    norms = clip_gradients(trainer.optimizer, limit, trainer.device)
+    for part, norm in norms.items():
+        torch.testing.assert_close(norm, expected[part], rtol=2e-2 if bf16 else 1e-5, atol=0)
+        shards = zip(trainer.shards, gradient_shards(trainer.optimizer), strict=True)
+        clipped = [g for shard, own in shards if shard.name.startswith(part) for g in own]
+        # as torch's own clip_grad_norm_ has it, with 1e-6 added to the norm
+        reached = norm.item() * min(1.0, limit / (norm.item() + 1e-6))
+        assert flat(clipped).norm().item() == pytest.approx(reached, rel=1e-4)
+
+
+@pytest.mark.parametrize(("stage", "bf16", "offload", "kind"), ENGINES)
+def test_teacher_is_the_fp32_average_of_the_masters(
+    stage: int, bf16: bool, offload: dict, kind: str
+) -> None:
+    trainer = make_trainer(stage, bf16, **offload)
+    averages = [flat(s.masters).double() for s in trainer.teacher.shards]
+    for step in range(6):
+        trainer.step([micro_batch(step)])
+        momentum = SCHEDULES.at(step).momentum
+        for i, shard in enumerate(trainer.teacher.shards):
+            averages[i] = momentum * averages[i] + (1 - momentum) * flat(shard.masters).double()
+    names = {id(p): n for n, p in trainer.model.encoder.named_parameters()}
+    own = dict(trainer.teacher.encoder.named_parameters())
+    for shard, average in zip(trainer.teacher.shards, averages, strict=True):
+        ours = flat(trainer.teacher.averages[shard.name]).double()
+        torch.testing.assert_close(ours, average, rtol=0, atol=3e-7)
+        network = [own[names[id(p)]] for p in shard.parameters]
+        assert all(p.dtype == (torch.bfloat16 if bf16 else torch.float32) for p in network)
+        cast = shard.pick(trainer.teacher.averages[shard.name]).to(network[0].dtype)
+        assert torch.equal(flat(network), cast.float())
+        assert not torch.equal(flat(network), student(shard))
+
+
+def test_accumulation_equals_one_large_batch() -> None:
+    """Two micro-batches give the mean of their losses and gradients."""
+    whole, halves = make_trainer(), make_trainer(accumulation=2)
+    batches = [micro_batch(0), micro_batch(1)]
+    gradients = []
+    for video, masks in batches:
+        model = copy.deepcopy(whole.model)
+        model(video, masks, whole.target_features(video)).backward()
+        gradients.append(flat([p.grad for p in model.encoder.parameters()]))
+    loss, _ = halves.backward(batches)
+    norms = clip_gradients(halves.optimizer, None, halves.device)
+    expected = torch.stack(gradients).mean(0).norm()
+    torch.testing.assert_close(norms["encoder"], expected, rtol=1e-5, atol=0)
+    assert loss.isfinite()
+    with pytest.raises(ValueError, match="found 1, expected 2"):
+        halves.backward(batches[:1])
+
+
+def test_only_matrices_and_mask_tokens_decay() -> None:
+    trainer = make_trainer()
+    names = {id(p): n for n, p in trainer.model.named_parameters()}
+    for shard in trainer.shards:
+        for parameter in shard.parameters:
+            name = names[id(parameter)]
+            decays = name.endswith("mask_tokens") or parameter.ndim > 1
+            assert shard.name.endswith(".decay") == decays, name
+    trainer.step([micro_batch(0)])
+    decay = {g["name"]: g["weight_decay"] for g in trainer.optimizer.param_groups}
+    assert decay["encoder.decay"] == SCHEDULES.at(0).weight_decay
+    assert decay["encoder.no_decay"] == 0.0
+
+
+def test_stage_0_in_bf16_is_refused() -> None:
+    with pytest.raises(UserError, match=r"zero\.stage: found 0 with precision bf16.*set zero"):
+        make_trainer(stage=0, bf16=True)
+
+
+def test_an_unknown_optimizer_is_refused() -> None:
+    class Wrapper:
+        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+
+    with pytest.raises(TypeError, match="found Wrapper, expected"):
+        master_shards(Wrapper())
+
+
+@pytest.mark.parametrize(
+    ("layout", "in_order"),
+    [
+        ([[Range(0, 3, 0)], [Range(3, 1, 0)]], True),
+        ([[Range(0, 3, 0)], [Range(3, 0, 0)]], True),  # the last rank holds padding alone
+        ([[Range(0, 3, 0)], [Range(3, 1, 1)]], False),  # parameters of 1 and 3 elements, cut apart
+        ([[Range(0, 1, 0), Range(2, 1, 1)], [Range(1, 1, 0)]], False),
+    ],
+)
+def test_shares_are_in_order_if_end_to_end_they_are_the_flat_vector(
+    layout: list[list[Range]], in_order: bool
+) -> None:
+    assert GroupShard("g", [], [torch.zeros(3)], layout, 0, 4).in_order == in_order
+
+
+def test_bf16_gradients_are_freed_as_they_are_added_up() -> None:
+    trainer = make_trainer(bf16=True)
+    trainer.backward([micro_batch(0)])
+    assert all(p.grad is None for p in trainer.model.parameters())
+    assert all(gradient.any() for (gradient,) in gradient_shards(trainer.optimizer))
+
+
+def test_positions_of_both_encoders_stay_in_fp32() -> None:
+    trainer = make_trainer(bf16=True)
+    own, target = trainer.model.encoder.positions, trainer.teacher.encoder.positions
+    assert target.dtype == torch.float32 and torch.equal(own, target)
+    assert {p.dtype for p in trainer.teacher.encoder.parameters()} == {torch.bfloat16}

@@ -1,0 +1,96 @@
+"""Decoding a video from the last key frame before a frame on, with each frame's index.
+
+Where the container's index lists every frame (MP4, MOV), nothing before that key frame is read.
+Elsewhere (WebM, Matroska, MPEG-TS) the packets before it have to be counted, though not decoded.
+"""
+
+from bisect import bisect_left, bisect_right, insort
+from collections.abc import Iterator
+
+import av
+
+from vjepa_fast.data.prepare.inspect import count_frame
+
+# Frames that may be shown before a key frame that they come after in the file: what H.264 and
+# H.265 allow their decoders to hold back.
+_REORDERED = 16
+_Numbered = Iterator[tuple[int, av.VideoFrame]]
+
+
+def frames_from(
+    container: av.container.InputContainer,
+    stream: av.video.stream.VideoStream,
+    first: int,
+    frames: int,
+) -> _Numbered | None:
+    """Frames with their indices, in order, from a key frame at or before index `first` on; a frame
+    that cannot be told has -1. `frames` is what the video has of them.
+
+    None, with the container at its start again, where time stamps don't allow it.
+    """
+    found = _by_index(container, stream, first, frames)
+    return found if found is not None else _by_counting(container, stream, first)
+
+
+def _by_index(
+    container: av.container.InputContainer,
+    stream: av.video.stream.VideoStream,
+    first: int,
+    frames: int,
+) -> _Numbered | None:
+    entries = stream.index_entries
+    if "mp4" not in container.format.name or len(entries) != frames or first >= frames:
+        return None
+    last = max(first - _REORDERED, 0)
+    container.seek(entries[last].timestamp, stream=stream)
+    packets = container.demux(stream)
+    opening = next(packets, None)
+    if opening is not None and opening.pts is not None:
+        for start in range(last, -1, -1):
+            if entries[start].pos == opening.pos:
+                return _ranked(opening, packets, start)
+    container.seek(0)
+    return None
+
+
+def _ranked(key: av.Packet, packets: Iterator[av.Packet], start: int) -> _Numbered:
+    """`start` packets come before the key frame's; all of them are shown before it. A frame's index
+    is its rank by time stamp among the packets, and whatever is shown before it was read before.
+    """
+    stamps = [key.pts]
+    for frame in key.decode():
+        yield start, frame
+    for packet in packets:
+        if packet.pts is not None and packet.size:
+            insort(stamps, packet.pts)
+        for frame in packet.decode():
+            known = frame.pts is not None and frame.pts in stamps
+            yield (start + bisect_left(stamps, frame.pts) if known else -1), frame
+
+
+def _by_counting(
+    container: av.container.InputContainer, stream: av.video.stream.VideoStream, first: int
+) -> _Numbered | None:
+    codec = stream.codec_context.codec.canonical_name
+    packets = [packet for packet in container.demux(stream) if count_frame(packet, codec)]
+    stamps = sorted(packet.pts for packet in packets if packet.pts is not None)
+    keys = sorted(packet.pts for packet in packets if packet.is_keyframe and packet.pts is not None)
+    distinct = len(set(stamps)) == len(packets)
+    if distinct and first < len(stamps) and bisect_right(keys, stamps[first]):
+        key = keys[bisect_right(keys, stamps[first]) - 1]
+        container.seek(key, stream=stream)
+        frames = container.decode(stream)
+        opening = next(frames, None)
+        # A container without an index may land anywhere.
+        if opening is not None and opening.pts is not None and opening.pts <= key:
+            return _numbered(opening, frames, {pts: index for index, pts in enumerate(stamps)})
+    container.seek(0)
+    return None
+
+
+def _numbered(
+    opening: av.VideoFrame, frames: Iterator[av.VideoFrame], index_of: dict[int, int]
+) -> _Numbered:
+    yield index_of.get(opening.pts, -1), opening
+    for frame in frames:
+        yield index_of.get(frame.pts, -1), frame

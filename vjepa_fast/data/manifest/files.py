@@ -1,0 +1,267 @@
+"""The manifest: a CSV or Parquet file of the videos, their labels and what decoding has to know.
+
+Columns: path, label_<name> ..., frames, fps, width, height, codec, size_bytes, mtime_ns, and
+duration, gop, vfr, offset, rotation where they are known. A relative path starts at the manifest's
+folder. size_bytes and mtime_ns pin the file as it was indexed, so that a changed file is refused,
+not misread.
+"""
+
+import csv
+import math
+import os
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import IO, Any, TextIO
+
+from vjepa_fast.data.manifest.entry import (
+    LABEL_PREFIX,
+    Entries,
+    EntriesBuilder,
+    ManifestEntry,
+    entries_of,
+)
+from vjepa_fast.data.manifest.location import file_of, is_in_place
+from vjepa_fast.errors import UserError
+
+_FACTS = {
+    "frames": int,
+    "fps": float,
+    "width": int,
+    "height": int,
+    "codec": str,
+    "size_bytes": int,
+    "mtime_ns": int,
+}
+_OPTIONAL_FACTS = {"duration": float, "gop": int, "vfr": int, "offset": int, "rotation": int}
+# A file name need not be UTF-8: surrogateescape carries any bytes there and back.
+TEXT = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}
+_ROWS = 10_000  # that are read at a time
+_READ = TEXT | {"encoding": "utf-8-sig"}  # spreadsheets put a byte order mark in front
+
+
+def check_unchanged(entry: ManifestEntry) -> None:
+    """Raise UserError if the file is gone or no longer the one that was indexed."""
+    if not is_in_place(entry):
+        there = os.path.exists(file_of(entry.path))
+        what = "changed since it was indexed" if there else "missing"
+        raise UserError(
+            f"found {entry.path} {what}, expected the file that its manifest describes "
+            f"({entry.size_bytes} bytes, mtime_ns {entry.mtime_ns}), run `vjepa-fast index` again"
+        )
+
+
+@contextmanager
+def replaced_atomically(path: str | os.PathLike, binary: bool = False) -> Iterator[IO]:
+    """Open a file for writing, text unless `binary`, that takes the place of `path` only once all
+    of it is on the disk.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with open(descriptor, "wb") if binary else open(descriptor, "w", **TEXT) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)  # mkstemp makes it private, a manifest is shared
+        os.replace(temporary, path)
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+
+
+def write_manifest(path: str | os.PathLike, entries: Iterable[ManifestEntry]) -> None:
+    """Write `entries` as the manifest `path`, atomically: Parquet if that ends in .parquet, else
+    CSV.
+
+    Videos below the manifest's folder are written relative to it, so that the folder can move; a
+    relative path in `entries` counts from that folder already. Raises UserError where entries carry
+    different label names.
+    """
+    entries = list(entries)
+    folder = _folder(path)
+    names = list(entries[0].labels) if entries else []
+    known = [name for name in _OPTIONAL_FACTS if any(getattr(e, name) is not None for e in entries)]
+    columns = ["path", *(LABEL_PREFIX + name for name in names), *_FACTS, *known]
+    rows = []
+    for entry in entries:
+        if set(entry.labels) != set(names):
+            raise UserError(
+                f"found labels {sorted(entry.labels)} for {entry.path}, expected {sorted(names)} "
+                "as in the first entry, give every video of a manifest the same labels"
+            )
+        labels = [entry.labels[name] for name in names]
+        facts = [getattr(entry, name) for name in (*_FACTS, *known)]
+        facts = [int(fact) if isinstance(fact, bool) else fact for fact in facts]
+        rows.append([_relative(entry.path, folder), *labels, *facts])
+    if _is_parquet(path):
+        from vjepa_fast.data.manifest.parquet import write_parquet
+
+        with replaced_atomically(path, binary=True) as file:
+            write_parquet(file, columns, rows)
+    else:
+        with replaced_atomically(path) as file:
+            csv.writer(file, lineterminator="\n").writerows([columns, *rows])
+
+
+def read_manifest(path: str | os.PathLike) -> Entries:
+    """Read a manifest, or a text list of the public trainers ("path label" a line); the paths come
+    back absolute. Its entries are held in columns.
+
+    A text list says nothing about the videos, so they are probed, see `text_list.read_text_list`.
+    Raises UserError for a missing, empty or malformed file, naming the line.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(
+            f"found no manifest at {path}, expected a CSV file, write one with "
+            f"`vjepa-fast index DIR --output {path}`"
+        )
+    if _is_parquet(path):
+        from vjepa_fast.data.manifest.parquet import read_parquet
+
+        columns, blocks = read_parquet(path, _ROWS)
+        return _not_empty(path, _entries(path, columns, blocks))
+    try:
+        with open(path, **_READ) as file:
+            first = file.readline()
+            file.seek(0)
+            if first.split(",")[0].strip().strip('"') == "path":
+                entries = _read_rows(path, file)
+            else:
+                from vjepa_fast.data.prepare.text_list import (
+                    read_text_list,  # needs PyAV, a CSV does not
+                )
+
+                entries = entries_of(read_text_list(path, file))
+    except csv.Error as error:
+        raise UserError(
+            f"found {path} unreadable as CSV ({error}), expected a manifest, index again"
+        ) from None
+    return _not_empty(path, entries)
+
+
+def read_csv(path: Path) -> Entries:
+    """Read a CSV manifest, which may be empty. Raises UserError for a malformed one."""
+    with open(path, **_READ) as file:
+        return _read_rows(path, file)
+
+
+def _is_parquet(path: str | os.PathLike) -> bool:
+    return Path(path).suffix.lower() == ".parquet"
+
+
+def _not_empty(path: Path, entries: Entries) -> Entries:
+    if not entries:
+        raise UserError(
+            f"found no video in {path}, expected one a line, index a folder that holds some"
+        )
+    return entries
+
+
+def _folder(path: str | os.PathLike) -> Path:
+    return Path(os.path.abspath(path)).parent  # symbolic links stay as the user made them
+
+
+def _relative(path: str, folder: Path) -> str:
+    absolute = Path(os.path.abspath(folder / path))
+    return str(absolute.relative_to(folder) if absolute.is_relative_to(folder) else absolute)
+
+
+def _read_rows(path: Path, file: TextIO) -> Entries:
+    reader = csv.reader(file)
+    columns = next(reader, [])
+
+    def blocks() -> Iterator[tuple[list[int], list[Sequence]]]:
+        rows = ((reader.line_num, row) for row in reader if row)
+        while block := list(islice(rows, _ROWS)):
+            for number, row in block:
+                if len(row) != len(columns):
+                    raise _other_length(path, number, columns)
+            yield (
+                [number for number, _ in block],
+                list(zip(*(row for _, row in block), strict=True)),
+            )
+
+    return _entries(path, columns, blocks())
+
+
+def _entries(
+    path: Path, columns: Sequence[str], blocks: Iterable[tuple[Sequence[int], Sequence[Sequence]]]
+) -> Entries:
+    """The entries in blocks of rows: the rows' numbers and, for each column, their values."""
+    missing = [name for name in _FACTS if name not in columns]
+    if missing:
+        raise UserError(
+            f"found no column {', '.join(missing)} in {path}, expected what `vjepa-fast index` "
+            "writes, run it and add label_<name> columns to its output"
+        )
+    labels = [name for name in columns if name.startswith(LABEL_PREFIX)]
+    kinds = _FACTS | dict.fromkeys(labels, int)
+    kinds |= {name: kind for name, kind in _OPTIONAL_FACTS.items() if name in columns}
+    builder = EntriesBuilder(str(_folder(path)), labels)
+    for lines, block in blocks:
+        values = dict(zip(columns, block, strict=True))
+        found = {
+            name: _parsed(values[name], kind, name, path, lines) for name, kind in kinds.items()
+        }
+        paths = values["path"]
+        if not all(paths):
+            raise _other_length(path, lines[list(map(bool, paths)).index(False)], columns)
+        _check_rows(found, path, lines)
+        try:
+            builder.add(paths, found.pop("codec"), found)
+        except OverflowError as error:
+            raise UserError(
+                f"found a number out of range in {path}, lines {lines[0]} to {lines[-1]} "
+                f"({error}), expected what `vjepa-fast index` writes, index the videos again"
+            ) from None
+    return builder.build()
+
+
+def _parsed(values: Sequence, kind: type, name: str, path: Path, lines: Sequence[int]) -> list:
+    """The values of a column as `kind`; what is unknown as entries.COLUMNS has it."""
+    try:
+        if name not in _OPTIONAL_FACTS:
+            return list(map(kind, values))
+        unknown = math.nan if kind is float else -1
+        return [unknown if value == "" else kind(value) for value in values]
+    except ValueError:
+        for line, value in zip(lines, values, strict=True):
+            if name not in _OPTIONAL_FACTS or value != "":
+                _number(value, kind, name, f"{path}, line {line}")
+        raise
+
+
+def _check_rows(found: dict[str, list], path: Path, lines: Sequence[int]) -> None:
+    smallest = list(map(min, found["frames"], found["width"], found["height"]))
+    if min(smallest) < 1:
+        line = lines[[size < 1 for size in smallest].index(True)]
+        raise UserError(
+            f"found no frames or no size in {path}, line {line}, expected at least 1, index the "
+            "video again"
+        )
+    for line, degrees in zip(lines, found.get("rotation", ()), strict=False):
+        if degrees not in (-1, 0, 90, 180, 270):
+            raise UserError(
+                f"found rotation = {degrees} in {path}, line {line}, expected 0, 90, 180 or 270 "
+                "degrees clockwise, index the video again"
+            )
+
+
+def _other_length(path: Path, line: int, columns: Sequence[str]) -> UserError:
+    return UserError(
+        f"found a row of another length in {path}, line {line}, expected {len(columns)} columns, "
+        "fix or remove it"
+    )
+
+
+def _number(text: Any, kind: type, name: str, line: str) -> None:
+    try:
+        kind(text)
+    except ValueError:
+        raise UserError(
+            f"found {name} = {text!r} in {line}, expected {kind.__name__}, correct it"
+        ) from None

@@ -1,0 +1,271 @@
+"""Demo data: real handwritten digits glide over textured backgrounds, as labelled video files.
+
+`digit` (10 classes) is appearance, `direction` (8 classes, clockwise in steps of 45 degrees from
+"right") is motion. A digit starts anywhere, has a speed of its own and wraps around the frame, so
+its place in any one frame is uniform whatever the direction: no single frame tells the direction.
+The camera is held by hand and pans: background and digit shake together from frame to frame, and
+the background drifts in a direction of its own, so that neither the change between two frames nor
+the motion of most pixels gives the direction away.
+The test split shows digit images that training never shows. The images are scikit-learn's
+`load_digits` (1,797 scans of 8x8 pixels, UCI machine learning repository).
+"""
+
+import os
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import repeat
+from multiprocessing import get_context
+from pathlib import Path
+
+import av
+import numpy as np
+from sklearn.datasets import load_digits
+from tqdm import tqdm
+
+from vjepa_fast.data.manifest.files import ManifestEntry, read_csv, write_manifest
+from vjepa_fast.data.manifest.location import is_in_place
+from vjepa_fast.errors import UserError
+
+SIZE = 32  # pixels, height and width of the frame
+FRAMES = 8
+FPS = 8
+DIGITS = 10
+DIRECTIONS = 8
+
+_VERSION = 3  # raise it when pictures or encoding change: other versions are written again
+_DIGIT_SIZE = 20.0  # pixels that the 8 scanned ones are stretched to
+_SPEED = (2.0, 4.0)  # of the digit, pixels per frame
+_PAN = (1.5, 3.0)  # of the background, pixels per frame
+_SHAKE = 0.75  # of the camera, pixels, standard deviation in each direction
+_BACKGROUND = 125.0  # grey level
+_CONTRAST = 100.0  # grey levels that the ink is lighter
+_TEXTURE = 30.0  # grey levels, standard deviation
+_GRAIN = 1.2  # pixels, the texture's smoothness
+_NOISE = 10.0  # of the sensor, grey levels, standard deviation
+_HELD_OUT = 0.2  # of the images of each digit, for the test split
+
+_SPLITS = ("train", "test")
+
+
+@dataclass(frozen=True)
+class _Codec:
+    encoder: str
+    container: str
+    suffix: str
+    options: dict[str, str]
+
+
+# Constant quality at which the noise survives; on one thread the bytes are always the same.
+_CODECS = {
+    "vp9": _Codec(
+        "libvpx-vp9",
+        "webm",
+        ".webm",
+        {"deadline": "realtime", "cpu-used": "8", "crf": "16", "b": "0"},
+    ),
+    "h264": _Codec("libx264", "mp4", ".mp4", {"preset": "ultrafast", "crf": "16"}),
+}
+
+
+def render_clip(seed: int, split: str, index: int) -> tuple[np.ndarray, dict[str, int]]:
+    """Draw clip `index` of a split: uint8 [FRAMES, SIZE, SIZE, 3] (RGB) and its labels.
+
+    A pure function of its arguments. Any 80 consecutive indices hold every (digit, direction).
+    Raises ValueError for a split other than "train" and "test".
+    """
+    if split not in _SPLITS:
+        raise ValueError(f"found split {split!r}, expected one of {_SPLITS}, name one of them")
+    counter = [0, 0, _SPLITS.index(split), index]  # the two zeros count what this clip draws
+    random = np.random.Generator(np.random.Philox(key=seed, counter=counter))
+    direction, digit = index % DIRECTIONS, index // DIRECTIONS % DIGITS
+
+    images = digit_images(split)[digit]
+    image = images[random.integers(len(images))]
+    shake = _SHAKE * random.standard_normal((FRAMES, 2))
+    glide = _line(random.uniform(*_SPEED), 2 * np.pi * direction / DIRECTIONS)
+    pan = _line(random.uniform(*_PAN), random.uniform(0, 2 * np.pi))
+    digit_mask = _stretch(image, random.uniform(0, SIZE, 2) + glide + shake)
+
+    background = _BACKGROUND + _TEXTURE * _texture(random, pan + shake)
+    video = (background + digit_mask * (_BACKGROUND + _CONTRAST - background))[..., None]
+    video = video + _NOISE * random.standard_normal((*video.shape[:-1], 3))
+    return video.clip(0, 255).round().astype(np.uint8), {"digit": digit, "direction": direction}
+
+
+@lru_cache(maxsize=2)
+def digit_images(split: str) -> tuple[np.ndarray, ...]:
+    """The scans of a split, for each digit: float64 [images, 8, 8] in 0 .. 1."""
+    scans = load_digits()
+    chosen = []
+    for digit in range(DIGITS):
+        images = scans.images[scans.target == digit] / 16
+        first_test = round(len(images) * (1 - _HELD_OUT))
+        chosen.append(images[:first_test] if split == "train" else images[first_test:])
+    return tuple(chosen)
+
+
+def make_demo(
+    directory: str | os.PathLike,
+    clips: int = 4000,
+    test_clips: int = 1000,
+    codec: str = "vp9",
+    seed: int = 0,
+    workers: int | None = None,
+) -> tuple[Path, Path]:
+    """Write the demo data below `directory` and return its two manifests, train.csv and test.csv.
+
+    The videos are train/00000.webm … and test/00000.webm … (codec "vp9", which DALI decodes on a
+    CPU, or "h264": .mp4). Good files of the same settings are kept as they are, so an interrupted
+    call goes on where it stopped. `workers` processes draw and encode (None: one per core).
+    Raises UserError for settings that cannot be used.
+    """
+    directory = Path(directory)
+    if codec not in _CODECS:
+        raise UserError(
+            f"found codec {codec!r} for the demo data, expected one of {', '.join(_CODECS)}, "
+            "choose one of them"
+        )
+    if clips < 1 or test_clips < 1:
+        raise UserError(
+            f"found {clips} training and {test_clips} test clips, expected at least 1 of each, "
+            "ask for more"
+        )
+    if not 0 <= seed < 2**64:
+        raise UserError(f"found seed {seed}, expected 0 .. 2**64-1, choose one in that range")
+    for split in _SPLITS:
+        try:
+            (directory / split).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"found {directory}, where no folder can be made ({error.strerror}), "
+                "expected a folder to write to, name another"
+            ) from None
+
+    jobs = [("train", index) for index in range(clips)]
+    jobs += [("test", index) for index in range(test_clips)]
+    manifests = directory / "train.csv", directory / "test.csv"
+    known = _unchanged(directory, codec, seed, manifests)
+    missing = [job for job in jobs if job not in known]
+    workers = workers or len(os.sched_getaffinity(0))
+    # "spawn": a fork of a process that runs torch's threads may hang.
+    if missing:
+        splits, indices = zip(*missing, strict=True)
+        arguments = (repeat(directory), repeat(codec), repeat(seed), splits, indices)
+        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+            written = pool.map(_write_clip, *arguments, chunksize=20)
+            bar = tqdm(written, total=len(missing), desc="demo data", unit="clip")
+            known |= dict(zip(missing, bar, strict=True))
+    entries = [known[job] for job in jobs]
+
+    write_manifest(manifests[1], entries[clips:])
+    write_manifest(manifests[0], entries[:clips])  # last: who finds it finds the whole
+    return manifests
+
+
+def _unchanged(
+    directory: Path, codec: str, seed: int, manifests: tuple[Path, Path]
+) -> dict[tuple[str, int], ManifestEntry]:
+    """The clips of these settings that manifests of an earlier call list, by (split, index), whose
+    files have not changed since: nobody needs to draw or decode them.
+    """
+    found = {}
+    for split, manifest in zip(_SPLITS, manifests, strict=True):
+        if not manifest.is_file():
+            continue
+        for index, entry in enumerate(read_csv(manifest)):
+            path, stamp = _place(directory, codec, seed, split, index)
+            if entry.path == str(path.resolve()) and is_in_place(entry) and _stamp(path) == stamp:
+                found[split, index] = entry
+    return found
+
+
+def _place(directory: Path, codec: str, seed: int, split: str, index: int) -> tuple[Path, str]:
+    """Where a clip is, and what its file's comment says."""
+    path = directory / split / f"{index:05d}{_CODECS[codec].suffix}"
+    return path, f"vjepa_fast demo {_VERSION}, {codec}, seed {seed}, {split} {index}"
+
+
+def _stamp(path: Path) -> str | None:
+    try:
+        with av.open(path) as container:
+            return {name.lower(): text for name, text in container.metadata.items()}.get("comment")
+    except av.FFmpegError:
+        return None
+
+
+def _write_clip(directory: Path, codec: str, seed: int, split: str, index: int) -> ManifestEntry:
+    path, stamp = _place(directory, codec, seed, split, index)
+    video, labels = render_clip(seed, split, index)
+    if not _is_complete(path, stamp):
+        temporary = path.with_name(path.name + ".part")
+        _encode(temporary, video, _CODECS[codec], stamp)
+        os.replace(temporary, path)  # a file of this name is always whole
+    found = path.stat()
+    return ManifestEntry(
+        path=str(path.resolve()),
+        frames=FRAMES,
+        fps=FPS,
+        width=SIZE,
+        height=SIZE,
+        codec=codec,
+        size_bytes=found.st_size,
+        mtime_ns=found.st_mtime_ns,
+        labels=labels,
+    )
+
+
+def _is_complete(path: Path, stamp: str) -> bool:
+    """Whether the file is there, carries the stamp and decodes to the end."""
+    if not path.is_file() or _stamp(path) != stamp:
+        return False
+    try:
+        with av.open(path) as container:
+            return sum(1 for _ in container.decode(video=0)) == FRAMES
+    except av.FFmpegError:
+        return False
+
+
+def _encode(path: Path, video: np.ndarray, codec: _Codec, stamp: str) -> None:
+    bitexact = {"fflags": "bitexact"}  # no random ids: the same call writes the same bytes
+    with av.open(path, "w", format=codec.container, options=bitexact) as container:
+        container.metadata["comment"] = stamp
+        stream = container.add_stream(codec.encoder, rate=FPS, options=codec.options)
+        stream.height, stream.width = video.shape[1:3]
+        stream.pix_fmt = "yuv420p"
+        stream.codec_context.thread_count = 1
+        for frame in video:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode(None))
+
+
+def _line(speed: float, angle: float) -> np.ndarray:
+    """Places of something that moves at `speed` pixels a frame, from 0 on: (y, x), [T, 2]."""
+    return speed * np.arange(FRAMES)[:, None] * np.array([np.sin(angle), np.cos(angle)])
+
+
+def _stretch(image: np.ndarray, centre: np.ndarray) -> np.ndarray:
+    """Draw an 8x8 scan at `centre` [T, 2] (y, x; pixels), wrapping around: [T, H, W] in 0 .. 1."""
+    offset = np.arange(SIZE)[:, None] - centre[:, None, :]  # [T, SIZE, 2]
+    offset = (offset + SIZE / 2) % SIZE - SIZE / 2
+    scan = offset * 8 / _DIGIT_SIZE + 3.5
+    weight = _cubic_spline(scan[..., None] - np.arange(8))  # [T, SIZE, 2, 8]
+    return np.einsum("tyi,ij,txj->tyx", weight[:, :, 0], image, weight[:, :, 1]).clip(0, 1)
+
+
+def _cubic_spline(x: np.ndarray) -> np.ndarray:
+    """The cubic B-spline: a smooth, positive bump of width 4 whose shifts by 1 add up to 1."""
+    x = np.abs(x)
+    return np.where(x < 1, 2 / 3 - x**2 + x**3 / 2, np.clip(2 - x, 0, None) ** 3 / 6)
+
+
+def _texture(random: np.random.Generator, shift: np.ndarray) -> np.ndarray:
+    """A random field, mean 0, standard deviation 1, smooth over _GRAIN pixels, moved by `shift`
+    ([T, 2]: y, x; pixels; it wraps around): [T, SIZE, SIZE]."""
+    frequency = np.fft.fftfreq(SIZE)
+    squared = frequency[:, None] ** 2 + frequency**2
+    amplitude = np.where(squared > 0, np.exp(-squared * (2 * np.pi * _GRAIN) ** 2 / 2), 0)
+    spectrum = np.fft.fft2(random.standard_normal((SIZE, SIZE))) * amplitude
+    turns = shift[:, 0, None, None] * frequency[:, None] + shift[:, 1, None, None] * frequency
+    field = np.fft.ifft2(spectrum * np.exp(-2j * np.pi * turns)).real
+    return field / np.fft.ifft2(spectrum).real.std()

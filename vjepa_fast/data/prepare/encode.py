@@ -1,0 +1,139 @@
+"""One small upright copy of a video, with close key frames, each frame with its time stamp."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import av
+from av.video.reformatter import Interpolation, VideoReformatter
+
+from vjepa_fast.data.decode.rotation import rotation_of
+from vjepa_fast.data.prepare.inspect import BadVideo, open_video, video_stream
+
+STAMP = "vjepa_fast transcode"  # how every copy's comment starts
+CODECS = {  # name -> (encoder, suffix, options, muxer's options)
+    "h264": (
+        "libx264",
+        ".mp4",
+        {"preset": "veryfast", "crf": "20", "bf": "0", "sc_threshold": "0"},
+        {"movflags": "faststart"},
+    ),
+    "vp9": (
+        "libvpx-vp9",
+        ".webm",
+        {"deadline": "good", "cpu-used": "5", "crf": "30", "b": "0"},
+        {},
+    ),
+}
+_TURNS = {  # degrees clockwise -> FFmpeg's filters
+    90: [("transpose", "clock")],
+    180: [("hflip", None), ("vflip", None)],
+    270: [("transpose", "cclock")],
+}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a copy is made: height or width, whichever is less, of at most `short_side` pixels, and a
+    key frame every `gop` frames.
+    """
+
+    codec: str
+    short_side: int
+    gop: int
+
+    @property
+    def stamp(self) -> str:
+        """What a copy's comment says of them."""
+        return f"{STAMP} {self.codec} {self.short_side} px, key frame every {self.gop}, upright"
+
+    @property
+    def suffix(self) -> str:
+        """How the name of a copy ends."""
+        return CODECS[self.codec][1]
+
+
+def encode_copy(url: str, target: Path, settings: Settings, stamp: str) -> None:
+    """Copy the video that FFmpeg opens as `url`, never enlarged, without sound, to `target`; its
+    comment is `stamp`.
+
+    Raises BadVideo for a video that has no sound copy, and what FFmpeg raises.
+    """
+    encoder, suffix, options, muxing = CODECS[settings.codec]
+    reformatter = VideoReformatter()
+    form = {".mp4": "mp4", ".webm": "webm"}[suffix]
+    with open_video(url) as source, av.open(str(target), "w", form, options=muxing) as copy:
+        video = video_stream(source)
+        if video is None:
+            raise BadVideo("no video stream")
+        copy.metadata["comment"] = stamp
+        stream = copy.add_stream(encoder, video.average_rate or 25, options=options)
+        stream.pix_fmt = "yuv420p"
+        time_base = video.time_base if suffix == ".mp4" else Fraction(1, 1000)
+        stream.codec_context.time_base = time_base
+        stream.codec_context.gop_size = settings.gop
+        stream.codec_context.thread_count = 1  # parallel over videos
+        size = None
+        for i, frame in enumerate(source.decode(video)):
+            if size is None:
+                size = frame.width, frame.height
+                width, height = _size(*size, settings.short_side)
+                rotation = rotation_of(frame)
+                if rotation is None:
+                    raise BadVideo("to be shown mirrored, or turned by other than a quarter turn")
+                turned = rotation in (90, 270)
+                stream.width, stream.height = (height, width) if turned else (width, height)
+                upright = _turner(rotation, width, height)
+            _check_frame(i, frame, size)
+            pts, stamps = frame.pts, frame.time_base
+            if pts is None:
+                pts, stamps = round(i / (video.average_rate or 25) / time_base), time_base
+            smaller = upright(
+                reformatter.reformat(
+                    frame, width, height, "yuv420p", interpolation=Interpolation.AREA
+                )
+            )
+            smaller.pict_type = 0
+            smaller.pts, smaller.time_base = pts, stamps
+            copy.mux(stream.encode(smaller))
+        if size is None:  # PyAV would write no file at all
+            raise BadVideo("damaged (no frame can be decoded)")
+        copy.mux(stream.encode(None))
+
+
+def _turner(rotation: int, width: int, height: int) -> Callable[[av.VideoFrame], av.VideoFrame]:
+    """What turns yuv420p frames of that size clockwise by so many degrees."""
+    if not rotation:
+        return lambda frame: frame
+    graph = av.filter.Graph()
+    source = graph.add_buffer(
+        width=width, height=height, format="yuv420p", time_base=Fraction(1, 1000)
+    )
+    turns = [graph.add(name, argument) for name, argument in _TURNS[rotation]]
+    graph.link_nodes(source, *turns, graph.add("buffersink")).configure()
+
+    def turn(frame: av.VideoFrame) -> av.VideoFrame:
+        graph.vpush(frame)
+        return graph.vpull()
+
+    return turn
+
+
+def _check_frame(index: int, frame: av.VideoFrame, size: tuple[int, int]) -> None:
+    """Raise BadVideo for a frame that the copy would make look sound."""
+    if frame.is_corrupt:
+        raise BadVideo(f"damaged (frame {index} is corrupt)")
+    if (frame.width, frame.height) != size:
+        raise BadVideo(
+            f"changes its size ({size[0]}x{size[1]}, from frame {index} on "
+            f"{frame.width}x{frame.height})"
+        )
+
+
+def _size(width: int, height: int, short_side: int) -> tuple[int, int]:
+    """Width and height of the copy: even numbers, never larger than the original's."""
+    scale = min(1.0, short_side / min(width, height))
+    return tuple(max(2, round(side * scale / 2) * 2) for side in (width, height))

@@ -1,0 +1,379 @@
+"""What a video file really holds, found by demuxing all of it and decoding a little.
+
+Headers are not trusted: WebM gives no frame count at all, and a truncated file keeps the header of
+the whole one.
+"""
+
+import os
+from codecs import getincrementaldecoder
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+
+import av
+import numpy as np
+from av.stream import Disposition
+from tqdm import tqdm
+
+from vjepa_fast.data.decode.rotation import is_mirrored_photograph, rotation_of
+from vjepa_fast.data.manifest.files import ManifestEntry
+from vjepa_fast.data.manifest.location import entry_url, file_of, source_url
+from vjepa_fast.errors import UserError
+
+_ROUNDING = 0.001  # seconds: WebM's time stamps are whole milliseconds
+_STILL_FORMATS = {"image2", "jpeg_pipe", "png_pipe", "webp_pipe", "bmp_pipe"}
+# FFmpeg's codecs for images -> the manifest's. ("mjpeg" is a video's.)
+_STILL_CODECS = {"mjpeg": "jpeg", "png": "png", "webp": "webp", "bmp": "bmp"}
+_STILL_MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"BM")
+_CONTAINER_MAGIC = (b"\x1aE\xdf\xa3", b"RIFF", b"OggS", b"FLV", b"\x30\x26\xb2\x75")
+
+
+class BadVideo(Exception):
+    """A file that cannot be trained on; the message is the reason, in words for the user."""
+
+
+@dataclass
+class _Packets:
+    """What demuxing found: frames to expect in all and from the last key frame on, the most frames
+    from a key frame to the next, their time stamps in the stream's time base as far as they have
+    any, and where the file ends; in stored order the last one's place and the largest step to one.
+    """
+
+    total: int = 0
+    gop: int = 0
+    stamps: list[int] = field(default_factory=list)
+    frames: int = 0
+    corrupt: int = 0
+    end: float = 0.0
+    last_key_pts: int | None = None
+    tail_frames: int = 0
+    last_dts: int = 0
+    step: int = 1
+
+
+def probe_video(
+    path: str | os.PathLike, min_frames: int = 2, member: tuple[int, int] | None = None
+) -> ManifestEntry:
+    """The manifest entry (without labels) of one video file; its path is made absolute.
+
+    An image (JPEG, PNG, WebP, BMP) is a video of one frame, without a frame rate (fps 0).
+
+    A video in a tar shard has a path `shard.tar::member` and is the `member` (offset, size), in
+    bytes, of that shard.
+
+    Demuxes the whole file, decodes the first frame and everything after the last key frame. Raises
+    BadVideo with the reason for a file that is unreadable, empty, text, audio only, truncated,
+    damaged, has fewer than `min_frames`, or is to be shown mirrored or turned by no quarter turn.
+    """
+    path = os.path.abspath(path)
+    try:
+        with open(file_of(path), "rb") as file:
+            status = os.fstat(file.fileno())
+            offset, size = member or (None, status.st_size)
+            file.seek(offset or 0)
+            head = file.read(min(1024, size))
+    except OSError as error:
+        raise BadVideo(f"unreadable ({error.strerror})") from None
+    if not head:
+        raise BadVideo("empty (0 bytes)")
+    if _is_text(head):
+        raise BadVideo("a text file, not a video")
+    try:
+        with open_video(source_url(path, offset, size)) as container:
+            still = container.format.name in _STILL_FORMATS
+            entry = _inspect_still(container, path, head) if still else _inspect(container, path)
+    except (av.error.FFmpegError, EOFError) as error:
+        known = head.startswith(_CONTAINER_MAGIC + _STILL_MAGIC) or head[4:8] == b"ftyp"
+        what = "truncated or damaged" if known else "not a video"
+        raise BadVideo(f"{what} (FFmpeg: {error.strerror})") from None
+    except BadVideo:
+        raise
+    except Exception as error:  # one odd file must not end a scan
+        raise BadVideo(f"not understood ({type(error).__name__}: {error})") from error
+    if entry.frames < min_frames and not still:
+        plural = "" if entry.frames == 1 else "s"
+        raise BadVideo(f"only {entry.frames} frame{plural}, at least {min_frames} are needed")
+    return replace(entry, size_bytes=size, mtime_ns=status.st_mtime_ns, offset=offset)
+
+
+def probe_videos(
+    paths: Sequence[str | os.PathLike], workers: int | None = None, progress: bool = False
+) -> tuple[list[ManifestEntry], list[tuple[str, str]]]:
+    """Probe files in `workers` threads (default: one a core): the usable entries, and (path,
+    reason) for the others.
+
+    Both lists keep the order of `paths`. FFmpeg works without the interpreter lock, so threads are
+    enough.
+    """
+
+    def probe(path: str | os.PathLike) -> ManifestEntry | tuple[str, str]:
+        try:
+            return probe_video(path)
+        except BadVideo as reason:
+            return str(path), str(reason)
+
+    with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
+        bar = tqdm(
+            pool.map(probe, paths), "indexing", len(paths), unit="video", disable=not progress
+        )
+        results = list(bar)
+    good = [result for result in results if isinstance(result, ManifestEntry)]
+    return good, [result for result in results if not isinstance(result, ManifestEntry)]
+
+
+def open_video(url: str) -> av.container.InputContainer:
+    """A file, or what `source.entry_url` gives, opened to be read; titles need not be UTF-8."""
+    # An image's name is no pattern for the names of many.
+    return av.open(url, metadata_errors="replace", options={"pattern_type": "none"})
+
+
+def video_stream(
+    container: av.container.InputContainer,
+) -> av.video.stream.VideoStream | None:
+    """The first stream of moving pictures (a cover picture is none), set to decode in the calling
+    thread. Raises BadVideo where there is no decoder for it.
+    """
+    for stream in container.streams.video:
+        if not stream.disposition & Disposition.attached_pic:
+            if stream.codec_context is None:
+                raise BadVideo("no decoder for its codec")
+            stream.codec_context.thread_count = (
+                1  # parallel over videos: threads per video only cost start-up
+            )
+            return stream
+    return None
+
+
+def count_frame(packet: av.Packet, codec: str) -> bool:
+    """Whether a packet of the video stream gives a frame when it is decoded.
+
+    Not so: the empty one at the end, those cut away by an edit list, and VP8's alternative
+    reference frames, packets of their own that are never shown (RFC 6386, section 9.1).
+    """
+    if packet.size == 0 or packet.is_discard:
+        return False
+    return codec != "vp8" or bool(bytes(packet)[0] >> 4 & 1)
+
+
+def frame_times(entry: ManifestEntry) -> np.ndarray | None:
+    """When each frame is shown, in seconds from the first on: float64 [entry.frames], ascending.
+
+    Demuxes the file. None where not every frame has a time stamp. Raises UserError where it cannot
+    be read.
+    """
+    try:
+        with open_video(entry_url(entry)) as container:
+            stream = video_stream(container)
+            if stream is None:
+                raise BadVideo("no video stream")
+            codec = stream.codec_context.codec.canonical_name
+            stamps = [
+                packet.pts
+                for packet in container.demux(stream)
+                if packet.pts is not None and count_frame(packet, codec)
+            ]
+            return _times(stream, stamps, entry.frames)
+    except (av.error.FFmpegError, EOFError, OSError, BadVideo) as error:
+        raise UserError(
+            f"found that the time stamps of {entry.path} cannot be read "
+            f"({getattr(error, 'strerror', None) or error}), expected them, since data.fps is set; "
+            "index its folder again or remove it"
+        ) from None
+
+
+def _is_text(head: bytes) -> bool:
+    try:
+        text = getincrementaldecoder("utf-8")().decode(head)  # the last character may be cut in two
+    except UnicodeDecodeError:
+        return False
+    return all(character.isprintable() or character.isspace() for character in text)
+
+
+def _inspect(container: av.container.InputContainer, path: str) -> ManifestEntry:
+    stream = video_stream(container)
+    if stream is None:
+        raise BadVideo("audio only" if container.streams.audio else "no video stream")
+    codec = stream.codec_context.codec.canonical_name
+    packets = _demux(container, stream, codec)
+    if packets.corrupt:
+        raise BadVideo(f"truncated or damaged ({packets.corrupt} corrupt packets)")
+    fps = float(stream.average_rate or stream.guessed_rate or 0)
+    _check_length(container, stream, packets, fps)
+    frames, rotation = packets.frames, 0
+    if packets.frames:
+        rotation = _decode_first(container, stream)
+        if _decode_end(container, stream, packets) != packets.tail_frames:
+            frames = _count_by_decoding(container, stream)
+    width, height = stream.codec_context.width, stream.codec_context.height
+    if frames and (width < 1 or height < 1):
+        raise BadVideo("frames without a size")
+    if rotation in (90, 270):
+        width, height = height, width
+    times = _times(stream, packets.stamps, frames)
+    fps, duration, variable = _timing(times, frames, fps)
+    return ManifestEntry(
+        path=path,
+        frames=frames,
+        fps=round(fps, 6),
+        width=width,
+        height=height,
+        codec=codec,
+        size_bytes=0,
+        mtime_ns=0,
+        duration=round(duration, 6),
+        gop=packets.gop,
+        vfr=variable,
+        rotation=rotation,
+    )
+
+
+def _inspect_still(container: av.container.InputContainer, path: str, head: bytes) -> ManifestEntry:
+    stream = video_stream(container)
+    codec = _STILL_CODECS.get(stream.codec_context.name)
+    if codec is None:
+        raise BadVideo(f"an image of another kind ({stream.codec_context.name})")
+    stream.codec_context.options = {"err_detect": "explode"}
+    frame = next(container.decode(stream), None)
+    if frame is None or frame.is_corrupt:
+        raise BadVideo("damaged (the picture cannot be decoded)")
+    rotation = _checked_rotation(frame, mirrored=is_mirrored_photograph(head))
+    turned = rotation in (90, 270)
+    return ManifestEntry(
+        path=path,
+        frames=1,
+        fps=0.0,
+        width=frame.height if turned else frame.width,
+        height=frame.width if turned else frame.height,
+        codec=codec,
+        size_bytes=0,
+        mtime_ns=0,
+        gop=1,
+        vfr=False,
+        rotation=rotation,
+    )
+
+
+def _timing(times: np.ndarray | None, frames: int, fps: float) -> tuple[float, float, bool]:
+    """The rate in frames per second, the duration in seconds, and whether the rate is variable.
+
+    The container's rate `fps` is kept unless the time stamps contradict it: then the last frame
+    would be more than half a frame off.
+    """
+    if times is None or times[-1] <= 0:
+        return fps, frames / fps if fps else 0.0, False
+    if not abs(times[-1] * fps - (frames - 1)) <= 0.5:
+        fps = (frames - 1) / float(times[-1])
+    off = np.abs(times * fps - np.arange(frames)).max()
+    return fps, float(times[-1]) + 1 / fps, bool(off > 0.5 + _ROUNDING * fps)
+
+
+def _times(
+    stream: av.video.stream.VideoStream, stamps: list[int], frames: int
+) -> np.ndarray | None:
+    """Seconds from the first frame on: float64 [frames], ascending; None where some are unknown."""
+    if not frames or len(stamps) != frames:
+        return None
+    ticks = np.sort(np.array(stamps, dtype=np.int64))
+    return (ticks - ticks[0]) * float(stream.time_base)
+
+
+def _demux(
+    container: av.container.InputContainer, stream: av.video.stream.VideoStream, codec: str
+) -> _Packets:
+    found, since_key = _Packets(), 0
+    for packet in container.demux():
+        if packet.pts is not None:
+            end = float((packet.pts + (packet.duration or 0)) * packet.time_base)
+            found.end = max(found.end, end)
+        if packet.stream is not stream:
+            continue
+        found.total += packet.size > 0
+        if packet.dts is not None and packet.size:
+            found.step = max(found.step, packet.dts - found.last_dts)
+            found.last_dts = packet.dts
+        found.corrupt += packet.is_corrupt
+        if not count_frame(packet, codec):
+            continue
+        found.frames += 1
+        if packet.pts is not None:
+            found.stamps.append(packet.pts)
+        if packet.is_keyframe:
+            since_key = 0
+            if packet.pts is not None:
+                found.last_key_pts, found.tail_frames = packet.pts, 0
+        since_key += 1
+        found.gop = max(found.gop, since_key)
+        found.tail_frames += 1
+    return found
+
+
+def _check_length(
+    container: av.container.InputContainer,
+    stream: av.video.stream.VideoStream,
+    packets: _Packets,
+    fps: float,
+) -> None:
+    # MP4 counts frames that an edit list cuts away, so its count says nothing; its duration does.
+    total = packets.total
+    if container.format.name == "avi":  # it counts empty places too, where a frame stays longer
+        total = max(total, packets.last_dts + packets.step)
+    if "mp4" not in container.format.name and stream.frames > total:
+        raise BadVideo(f"truncated ({total} of {stream.frames} frames)")
+    if container.duration is None:
+        return
+    duration = container.duration / av.time_base
+    start = (container.start_time or 0) / av.time_base
+    end = max(packets.end, packets.end - start)
+    # Rounding, audio padding, variable frame rates. What a slightly cut file lacks isn't counted.
+    slack = max(0.1, 0.05 * duration, 2 / fps if fps else 0)
+    if end < duration - slack:
+        raise BadVideo(f"truncated (ends at {end:.2f} s of {duration:.2f} s)")
+
+
+def _decode_first(
+    container: av.container.InputContainer, stream: av.video.stream.VideoStream
+) -> int:
+    """Decode the first frame: its rotation."""
+    try:
+        container.seek(0)
+        frame = next(container.decode(stream), None)
+    except av.error.FFmpegError as error:
+        raise BadVideo(f"damaged (decoding fails: {error.strerror})") from None
+    if frame is None:
+        raise BadVideo("damaged (no frame can be decoded)")
+    return _checked_rotation(frame)
+
+
+def _checked_rotation(frame: av.VideoFrame, mirrored: bool = False) -> int:
+    rotation = rotation_of(frame)
+    if rotation is None or mirrored:
+        raise BadVideo("to be shown mirrored, or turned by other than a quarter turn")
+    return rotation
+
+
+def _decode_end(
+    container: av.container.InputContainer,
+    stream: av.video.stream.VideoStream,
+    packets: _Packets,
+) -> int:
+    """Count the frames decoded from the last key frame on (-1 where that is unknown)."""
+    try:
+        if packets.last_key_pts is None:
+            return -1
+        container.seek(packets.last_key_pts, stream=stream)
+        return sum(
+            frame.pts is not None and frame.pts >= packets.last_key_pts
+            for frame in container.decode(stream)
+        )
+    except av.error.FFmpegError as error:
+        raise BadVideo(f"damaged (decoding fails: {error.strerror})") from None
+
+
+def _count_by_decoding(
+    container: av.container.InputContainer, stream: av.video.stream.VideoStream
+) -> int:
+    try:
+        container.seek(0)
+        return sum(1 for _ in container.decode(stream))
+    except av.error.FFmpegError as error:
+        raise BadVideo(f"damaged (decoding fails: {error.strerror})") from None

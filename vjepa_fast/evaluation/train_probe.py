@@ -1,0 +1,101 @@
+"""Train an attentive classifier on frozen features (paper, section 4.1 and, with few labels, 5)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from vjepa_fast.evaluation.attentive_classifier import AttentiveClassifier
+
+
+@dataclass(frozen=True)
+class ProbeRecipe:
+    """How a probe is trained; the same for every kind of feature.
+
+    Attributes:
+        steps, batch, lr, weight_decay: of AdamW; the learning rate falls along a cosine to 0.
+        width, heads: of the classifier; features of another width are projected to it, inside the
+            probe.
+    """
+
+    steps: int = 300
+    batch: int = 64
+    lr: float = 3e-3
+    weight_decay: float = 0.01
+    width: int = 128
+    heads: int = 4
+
+
+def label_split(labels: Tensor, share: float, seed: int) -> Tensor:
+    """Draw a share of the clips, of every class alike, to be the ones that carry labels.
+
+    Args:
+        labels: classes, int64 [n].
+        share: of the clips of each class, above 0 and at most 1; at least one clip of each is kept.
+        seed: of the draw.
+
+    Returns:
+        The drawn clips in ascending order, int64 [m], on the host.
+    """
+    labels, generator = labels.cpu(), torch.Generator().manual_seed(seed)
+    drawn = []
+    for name in labels.unique():
+        own = torch.nonzero(labels == name).squeeze(1)
+        keep = max(1, round(share * len(own)))
+        drawn.append(own[torch.randperm(len(own), generator=generator)[:keep]])
+    return torch.cat(drawn).sort().values
+
+
+def probe_accuracy(
+    train: Tensor,
+    train_labels: Tensor,
+    test: Tensor,
+    test_labels: Tensor,
+    recipe: ProbeRecipe,
+    *,
+    seed: int,
+    name: str,
+    labelled: Tensor | None = None,
+) -> float:
+    """Train a probe on frozen features and test it.
+
+    Args:
+        train, test: features, fp32 [n, N, D].
+        train_labels, test_labels: classes, int64 [n], on the same device.
+        recipe: how to train.
+        seed: of the probe's weights and the order of clips.
+        name: for the progress bar.
+        labelled: the training clips to learn from, int64 [m]; None takes all.
+
+    Returns:
+        Share of test clips classified right, after the last step.
+    """
+    if labelled is None:
+        labelled = torch.arange(len(train), device=train.device)
+    count, classes = len(labelled), int(max(train_labels.max(), test_labels.max())) + 1
+    order = torch.Generator().manual_seed(seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        width = train.shape[-1]
+        project = nn.Identity() if width == recipe.width else nn.Linear(width, recipe.width)
+        classifier = AttentiveClassifier(recipe.width, recipe.heads, classes)
+        probe = nn.Sequential(project, classifier).to(train.device)
+    optimizer = torch.optim.AdamW(
+        probe.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay, fused=True
+    )
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, recipe.steps)
+    for _ in tqdm(range(recipe.steps), f"probe of {name}", leave=False, unit="step"):
+        drawn = torch.randperm(count, generator=order)[: recipe.batch].to(train.device)
+        picked = labelled[drawn]
+        loss = F.cross_entropy(probe(train[picked]), train_labels[picked])
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        schedule.step()
+    with torch.no_grad():
+        guesses = torch.cat([probe(batch).argmax(1) for batch in test.split(256)])
+    return (guesses == test_labels).float().mean().item()

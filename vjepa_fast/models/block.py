@@ -1,0 +1,80 @@
+"""A pre-norm transformer block on the flat token axis, and the weights it starts from."""
+
+from __future__ import annotations
+
+import math
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vjepa_fast.models.attention import attention
+from vjepa_fast.models.sequences import SeqLayout
+
+NORM_EPS = 1e-6
+INIT_STD = 0.02
+
+
+class Attention(nn.Module):
+    """The products around multi-head self-attention. The attention itself stands between them, in
+    the block, so that a compiler that can't follow it leaves two regions there and not three."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        if width % heads:
+            raise ValueError(f"heads: found {heads}, expected a divisor of the width {width}")
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+
+    def split(self, x: Tensor) -> Tensor:
+        """Queries, keys and values: [rows, D] → [rows, 3, heads, D / heads]."""
+        return self.qkv(x).view(x.shape[0], 3, self.heads, -1)
+
+    def merge(self, x: Tensor) -> Tensor:
+        """The attention's output, projected: [rows, heads, D / heads] → [rows, D]."""
+        return self.proj(x.flatten(1))
+
+
+class Mlp(nn.Module):
+    """Linear, GELU, linear."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, hidden)
+        self.fc2 = nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x)). The residual stream has the dtype of x."""
+
+    def __init__(self, width: int, heads: int, mlp_ratio: float = 4.0) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, eps=NORM_EPS)
+        self.attn = Attention(width, heads)
+        self.norm2 = nn.LayerNorm(width, eps=NORM_EPS)
+        self.mlp = Mlp(width, int(width * mlp_ratio))
+
+    def forward(self, x: Tensor, layout: SeqLayout) -> Tensor:
+        x = x + self.attn.merge(attention(self.attn.split(self.norm1(x)), layout))
+        return x + self.mlp(self.norm2(x))
+
+
+def init_weights(module: nn.Module) -> None:
+    """Truncated normal of std 0.02, biases 0, norms 1 (use with Module.apply)."""
+    if isinstance(module, nn.Linear | nn.Conv3d):
+        nn.init.trunc_normal_(module.weight, std=INIT_STD)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    elif isinstance(module, nn.LayerNorm):
+        nn.init.ones_(module.weight)
+        nn.init.zeros_(module.bias)
+
+
+def scale_init_by_depth(blocks: nn.ModuleList) -> None:
+    """Divide the output projections of block l = 1, 2, … by sqrt(2 l)."""
+    for depth, block in enumerate(blocks, start=1):
+        block.attn.proj.weight.data.div_(math.sqrt(2.0 * depth))
+        block.mlp.fc2.weight.data.div_(math.sqrt(2.0 * depth))

@@ -1,0 +1,99 @@
+"""Pictures of a run: its masks, and what the target encoder makes of a few fixed clips."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vjepa_fast.commands.masks import overlay, token_kinds
+from vjepa_fast.masks import MaskBatch
+
+CLIPS = 3  # fixed ones
+FRAMES = 4  # at most, of each
+SPECS = 4  # at most
+SIDE = 96  # pixels of a frame in a picture, at least
+GAP = 4
+
+
+def shown_frames(length: int) -> np.ndarray:
+    """Up to `FRAMES` places in time of a grid with `length`, spread evenly."""
+    return np.unique(np.linspace(0, length - 1, FRAMES).round().astype(int))
+
+
+def principal_colours(features: Tensor, grid: tuple[int, int, int]) -> np.ndarray:
+    """The first three principal components of token features as red, green and blue.
+
+    Components are those of all tokens of all clips together, so that a colour means the same in
+    each. Each has the sign that makes its largest entry positive, and is cut to its middle 98 %.
+
+    Args:
+        features: [B, N, D], any float dtype.
+        grid: tokens (T', H', W').
+
+    Returns:
+        float32 in 0 … 1, [B, T', H', W', 3].
+    """
+    flat = F.layer_norm(features.float(), features.shape[-1:]).flatten(0, 1)
+    flat = flat - flat.mean(0)
+    _, vectors = torch.linalg.eigh(flat.T @ flat / len(flat))
+    first = vectors[:, -3:].flip(1)
+    largest = first.gather(0, first.abs().argmax(0, keepdim=True))
+    values = flat @ (first * largest.sign())
+    low, high = (torch.quantile(values[: 1 << 22], q, dim=0) for q in (0.01, 0.99))
+    values = ((values - low) / (high - low).clamp(min=1e-12)).clamp(0, 1)
+    return values.view(len(features), *grid, -1).cpu().numpy()
+
+
+def feature_picture(video: Tensor, features: Tensor, grid: tuple[int, int, int]) -> np.ndarray:
+    """Clips, and below each its features in colours.
+
+    Args:
+        video: uint8 [B, T, H, W, 3].
+        features: target encoder's, [B, N, D].
+        grid: tokens (T', H', W').
+
+    Returns:
+        uint8 RGBA [height, width, 4], transparent between the frames.
+    """
+    tubelet = video.shape[1] // grid[0]
+    colours = torch.from_numpy(principal_colours(features, grid))
+    rows = []
+    for clip, values in zip(video.cpu(), colours, strict=True):
+        times = shown_frames(grid[0])
+        smooth = F.interpolate(values[times].permute(0, 3, 1, 2), clip.shape[1:3], mode="bilinear")
+        pixels = (255 * smooth).round().to(torch.uint8).permute(0, 2, 3, 1)
+        rows += [clip[times * tubelet].numpy(), pixels.numpy()]
+    return tiles(rows)
+
+
+def mask_picture(video: Tensor, masks: MaskBatch, grid: tuple[int, int, int]) -> np.ndarray:
+    """The first clip under its mask of each spec, tinted as `mask_pictures.overlay` does.
+
+    Args:
+        video: uint8 [B, T, H, W, 3], on the host.
+        masks: of one clip at least.
+        grid: tokens (T', H', W').
+
+    Returns:
+        uint8 RGBA [height, width, 4], a row for each spec, transparent between the frames.
+    """
+    clip, times = video[0].cpu().numpy(), shown_frames(grid[0])
+    tubelet, patch = len(clip) // grid[0], clip.shape[1] // grid[1]
+    kinds = token_kinds(masks, grid)[:SPECS, 0]
+    return tiles([[overlay(clip[t * tubelet], mask[t], patch) for t in times] for mask in kinds])
+
+
+def tiles(rows: list) -> np.ndarray:
+    """Rows of equal pictures, uint8 [H, W, 3], laid out with gaps; small ones are enlarged."""
+    height, width = rows[0][0].shape[:2]
+    scale = -(-SIDE // height)
+    high, wide = height * scale + GAP, width * scale + GAP
+    out = np.zeros((len(rows) * high - GAP, len(rows[0]) * wide - GAP, 4), dtype=np.uint8)
+    for i, row in enumerate(rows):
+        for j, picture in enumerate(row):
+            place = out[i * high :, j * wide :][: height * scale, : width * scale]
+            place[..., :3] = picture.repeat(scale, axis=0).repeat(scale, axis=1)
+            place[..., 3] = 255
+    return out

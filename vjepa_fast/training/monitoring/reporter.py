@@ -1,0 +1,194 @@
+"""What a run tells while it runs: progress, metrics, pictures, warnings, a stop at bad numbers."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import sys
+import time
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from tqdm import tqdm
+
+from vjepa_fast.config.schema import Config
+from vjepa_fast.errors import UserError
+from vjepa_fast.training.batches import Batches
+from vjepa_fast.training.checkpoint.format import checkpoints
+from vjepa_fast.training.monitoring import pictures
+from vjepa_fast.training.monitoring.collapse import (
+    CollapseMonitor,
+    feature_health,
+    teacher_distance,
+)
+from vjepa_fast.training.monitoring.environment import environment
+from vjepa_fast.training.monitoring.writer import MetricsWriter
+from vjepa_fast.training.recipe import settings_of
+from vjepa_fast.training.timers import Waiting
+from vjepa_fast.training.trainer import StepResult, Trainer
+
+log = logging.getLogger("vjepa_fast")
+
+
+class Reporter:
+    """Measures when the loop says so. Rank 0 shows and writes; every rank must call `measure`.
+
+    Args:
+        config: of the run.
+        run: its folder.
+        trainer: at its first step.
+        batches: what it is fed with.
+        clips: the loader, which knows how long the training waited for it.
+    """
+
+    def __init__(
+        self, config: Config, run: Path, trainer: Trainer, batches: Batches, clips: Waiting
+    ) -> None:
+        self._config, self._run, self._trainer = config, run, trainer
+        self._batches, self._clips = batches, clips
+        self._first = dist.get_rank() == 0
+        self._writer = None
+        if self._first:
+            settings = settings_of(config)
+            self._writer = MetricsWriter(run, trainer.step_number, config.log.wandb, settings)
+            around = environment(trainer.device, dist.get_world_size())
+            text = json.dumps(around, indent=2, ensure_ascii=False) + "\n"
+            (run / "environment.json").write_text(text, encoding="utf-8")
+            if trainer.micro_batch == 1:
+                log.info(
+                    "collapse monitor: off; a micro-batch of one clip has no spread across clips"
+                )
+        self._collapse = CollapseMonitor()
+        self._skipped = trainer.guard.read().total
+        self._examples: Tensor | None = None
+        self._steps, self._clock = 0, time.perf_counter()
+        # A file or a pipe gets a line where a terminal has its bar.
+        self._lines = self._first and not sys.stderr.isatty()
+        self._bar = tqdm(
+            total=config.optim.steps,
+            initial=trainer.step_number,
+            desc="pretraining",
+            unit="step",
+            disable=not self._first or self._lines,
+            dynamic_ncols=True,
+        )
+
+    def __enter__(self) -> Reporter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+        if self._writer:
+            self._writer.close()
+
+    def tick(self) -> None:
+        """A step is done. No device sync."""
+        self._steps += 1
+        self._bar.update()
+
+    def measure(self, step: int, result: StepResult) -> None:
+        """Write a line of metrics; what is not finite is left out of it. Collective; waits for the
+        device.
+
+        Raises:
+            UserError: `optim.max_bad_steps` bad steps in a row.
+        """
+        values = {
+            "loss": result.global_loss().item(),
+            **{f"grad_norm_{part}": norm.item() for part, norm in result.grad_norms.items()},
+            "lr": result.values.lr,
+            "weight_decay": result.values.weight_decay,
+            "momentum": result.values.momentum,
+        }
+        now = time.perf_counter()
+        seconds, self._clock = now - self._clock, now
+        speed = self._steps * self._config.optim.global_batch / seconds
+        wait = self._clips.take() / seconds
+        parts = {f"ms_{part}": ms for part, ms in self._trainer.laps.take().items()}
+        steps, self._steps = self._steps, 0
+        skipped = self._look_at_bad_steps()
+        if self._writer:
+            finite = {name: value for name, value in values.items() if math.isfinite(value)}
+            more = {"skipped_steps": skipped, "clips_per_second": speed, "data_wait": wait}
+            self._writer.write(step, finite | more | parts)
+        text = f"loss {values['loss']:.4f}, {speed:.0f} clips/s, data wait {wait:.1%}"
+        self._bar.set_postfix_str(text)
+        if self._lines:
+            done, last = step + 1, self._config.optim.steps
+            left = tqdm.format_interval((last - done) * seconds / steps)
+            log.info("step %d of %d: %s, %s left", done, last, text, left)
+
+    def monitor(self, step: int, result: StepResult) -> None:
+        """Look at the health of rank 0's target features; waits for its device."""
+        if self._writer and len(result.features) > 1:  # one clip has no spread across clips
+            health = feature_health(result.features)
+            self._collapse.check(step, health)
+            teacher = self._trainer.teacher
+            if teacher.averages:
+                health["teacher_distance"] = teacher_distance(teacher.shards, teacher.averages)
+            self._writer.write(step, health)
+
+    def pictures(self, step: int) -> None:
+        """Draw the step's masks, and the target encoder's features of a few fixed clips, on rank 0;
+        waits for its device. What can't be drawn is a warning: no run ends over a picture."""
+        if self._writer is None:
+            return
+        try:
+            if self._examples is None:
+                self._examples = self._batches.examples(pictures.CLIPS)
+            video, trainer = self._examples, self._trainer
+            if video is None:
+                log.warning("step %d: no pictures, since none of the first clips decodes", step)
+                return
+            features = trainer.target_features(video.to(trainer.device))
+            features = features.view(len(video), -1, features.shape[-1])
+            grid, ids = self._config.grid, self._batches.sample_ids(step)[0]
+            masks = self._batches.masks(step, ids)
+            for name, pixels in (
+                ("features", pictures.feature_picture(video, features, grid)),
+                ("masks", pictures.mask_picture(video, masks, grid)),
+            ):
+                self._writer.picture(step, name, pixels)
+        except OSError as error:
+            log.warning("step %d: no pictures (%s)", step, error)
+
+    def histograms(self, step: int, result: StepResult) -> None:
+        """TensorBoard's histograms of rank 0's target features and of the target encoder's weights
+        by block; waits for its device."""
+        if self._writer is None:
+            return
+        self._writer.histogram(step, "target_features", result.features[:, ::4])
+        encoder = self._trainer.teacher.encoder
+        for name, module in (
+            ("patch_embed", encoder.patch_embed),
+            *((f"block_{i}", block) for i, block in enumerate(encoder.blocks)),
+        ):
+            weights = [p.detach().flatten() for p in module.parameters() if p.ndim >= 2]
+            self._writer.histogram(step, f"target_encoder/{name}", torch.cat(weights))
+
+    def _look_at_bad_steps(self) -> int:
+        """Steps skipped so far. Says when there are more, and stops where it is hopeless."""
+        bad, limit = self._trainer.guard.read(), self._config.optim.max_bad_steps
+        before, self._skipped = self._skipped, bad.total
+        what = ", ".join(bad.what)
+        if bad.in_a_row >= limit:
+            good = checkpoints(self._run)
+            keep = f"the last checkpoint is {good[-1]}" if good else "there is no checkpoint yet"
+            raise UserError(
+                f"optim.max_bad_steps: found {bad.in_a_row} steps in a row, up to step {bad.last}, "
+                f"whose {what} was not finite, expected fewer than {limit}; they changed nothing "
+                f"({keep}): lower optim.lr or optim.clip_grad, or look at the data, and start "
+                "again in a new output folder"
+            )
+        if bad.total > before and self._first:
+            log.warning(
+                "step %d: %s not finite; weights and target encoder stay as they were (steps "
+                "skipped so far: %d)",
+                bad.last,
+                what,
+                bad.total,
+            )
+        return bad.total
