@@ -31,7 +31,8 @@ import torch
 from vjepa_fast.data.decode.backend import choose_backend
 from vjepa_fast.data.decode.pyav import decode_clip
 from vjepa_fast.data.loader import make_loader
-from vjepa_fast.data.manifest.files import ManifestEntry, write_manifest
+from vjepa_fast.data.manifest.entry import ManifestEntry
+from vjepa_fast.data.manifest.files import write_manifest
 from vjepa_fast.data.plan.clip_plan import ClipPlan
 from vjepa_fast.data.plan.planner import Augment, ClipPlanner
 from vjepa_fast.data.prepare.inspect import probe_video

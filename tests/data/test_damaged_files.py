@@ -12,9 +12,10 @@ from tests.helpers import damaged, videos
 from vjepa_fast.data.decode.backend import DALI_CODECS
 from vjepa_fast.data.decode.dali import DaliDecoder
 from vjepa_fast.data.decode.pyav import PyavDecoder
-from vjepa_fast.data.manifest.files import ManifestEntry
+from vjepa_fast.data.ffmpeg import BadVideo
+from vjepa_fast.data.manifest.entry import ManifestEntry
 from vjepa_fast.data.plan.clip_plan import ClipPlan
-from vjepa_fast.data.prepare.inspect import BadVideo, probe_video, probe_videos
+from vjepa_fast.data.prepare.inspect import probe_video, probe_videos
 
 CLIPS = [[0, 1, 2, 3], [2, 14, 15, 39], [30, 33, 36, 39], [33, 34, 35, 36]]
 SECONDS = 60.0  # for one clip; a hang, if it takes them

@@ -12,7 +12,8 @@ import torch
 
 from vjepa_fast import cli
 from vjepa_fast.config.schema import Config
-from vjepa_fast.data.manifest.files import ManifestEntry, read_manifest, write_manifest
+from vjepa_fast.data.manifest.entry import ManifestEntry
+from vjepa_fast.data.manifest.files import read_manifest, write_manifest
 from vjepa_fast.errors import UserError
 from vjepa_fast.evaluation import probe
 from vjepa_fast.evaluation.features import Clips, all_features, load_clips

@@ -11,7 +11,7 @@ import av
 import numpy as np
 
 from tests.helpers import videos
-from vjepa_fast.data.manifest.files import ManifestEntry
+from vjepa_fast.data.manifest.entry import ManifestEntry
 from vjepa_fast.data.prepare.inspect import probe_video
 
 FRAMES = 40

@@ -11,7 +11,8 @@ import pytest
 
 from tests.helpers import videos
 from vjepa_fast.data.decode.cut_clip import read_segment
-from vjepa_fast.data.prepare.inspect import open_video, probe_video
+from vjepa_fast.data.ffmpeg import open_video
+from vjepa_fast.data.prepare.inspect import probe_video
 
 FRAMES, GOP = 90, 20
 NO_LIMIT = 2**30

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 
 from tests.helpers import videos
+from vjepa_fast.data.ffmpeg import BadVideo
 from vjepa_fast.data.manifest.files import read_manifest, write_manifest
 from vjepa_fast.data.prepare.findings import Candidate
-from vjepa_fast.data.prepare.inspect import BadVideo, probe_video
+from vjepa_fast.data.prepare.inspect import probe_video
 from vjepa_fast.data.prepare.scan import probe_candidate
 from vjepa_fast.errors import UserError
 

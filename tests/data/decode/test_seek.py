@@ -6,7 +6,8 @@ import pytest
 from tests.helpers import videos
 from vjepa_fast.data.decode import seek
 from vjepa_fast.data.decode.seek import frames_from
-from vjepa_fast.data.prepare.inspect import open_video, probe_video, video_stream
+from vjepa_fast.data.ffmpeg import open_video, video_stream
+from vjepa_fast.data.prepare.inspect import probe_video
 
 FRAMES = 150
 KINDS = {

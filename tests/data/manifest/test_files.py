@@ -10,7 +10,8 @@ from dataclasses import replace
 import pytest
 
 from tests.helpers import videos
-from vjepa_fast.data.manifest.files import ManifestEntry, read_manifest, write_manifest
+from vjepa_fast.data.manifest.entry import ManifestEntry
+from vjepa_fast.data.manifest.files import read_manifest, write_manifest
 from vjepa_fast.errors import UserError
 
 ENTRY = ManifestEntry("a.webm", 30, 29.97003, 320, 240, "vp9", 1234, 10**18 + 7, {"digit": 3})

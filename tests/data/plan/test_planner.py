@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from tests.helpers.paths import GOLDEN
-from vjepa_fast.data.manifest.files import ManifestEntry, write_manifest
+from vjepa_fast.data.manifest.entry import ManifestEntry
+from vjepa_fast.data.manifest.files import write_manifest
 from vjepa_fast.data.plan.planner import Augment, ClipPlanner, random_crops
 from vjepa_fast.data.plan.video_order import MIXTURE_BLOCK, VideoOrder, permute
 from vjepa_fast.data.plan.windows import window_frames

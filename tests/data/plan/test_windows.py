@@ -10,11 +10,14 @@ from tests.data.prepare.test_inspect import write_timed
 from tests.helpers import videos
 from vjepa_fast.config.schema import load_config
 from vjepa_fast.data.decode.pyav import decode_clip
-from vjepa_fast.data.manifest.files import ManifestEntry, write_manifest
+from vjepa_fast.data.ffmpeg import frame_times
+from vjepa_fast.data.manifest.entry import ManifestEntry
+from vjepa_fast.data.manifest.files import write_manifest
+from vjepa_fast.data.manifest.location import entry_url
 from vjepa_fast.data.plan.planner import Augment, ClipPlanner
 from vjepa_fast.data.plan.video_order import MIXTURE_BLOCK
 from vjepa_fast.data.plan.windows import Windows
-from vjepa_fast.data.prepare.inspect import frame_times, probe_video
+from vjepa_fast.data.prepare.inspect import probe_video
 from vjepa_fast.errors import UserError
 from vjepa_fast.training.batches import Batches
 
@@ -90,7 +93,7 @@ def test_time_stamps_that_cannot_be_read_are_told_of_and_asked_for_again(tmp_pat
 def test_without_a_time_stamp_for_each_frame_a_variable_rate_cannot_be_planned(tmp_path, vfr):
     entry = probe_video(videos.write_numbered(tmp_path, "vp9", 40))
     entry = replace(entry, frames=39, vfr=vfr)  # one less than there are stamps
-    assert frame_times(entry) is None
+    assert frame_times(entry_url(entry), entry.frames) is None
     write_manifest(tmp_path / "m.csv", [entry])
     (plan,) = planner(tmp_path / "m.csv", num_frames=4, fps=5).plan([0])
     if vfr:

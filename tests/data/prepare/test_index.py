@@ -15,12 +15,13 @@ import pytest
 from tests.helpers import videos
 from vjepa_fast.cli import main
 from vjepa_fast.data.decode.pyav import decode_clip
+from vjepa_fast.data.ffmpeg import BadVideo
 from vjepa_fast.data.manifest.files import read_manifest, write_manifest
 from vjepa_fast.data.plan.clip_plan import ClipPlan
 from vjepa_fast.data.prepare import index
 from vjepa_fast.data.prepare.findings import Candidate, Finding
 from vjepa_fast.data.prepare.index import index_command, index_directory
-from vjepa_fast.data.prepare.inspect import BadVideo, probe_video
+from vjepa_fast.data.prepare.inspect import probe_video
 from vjepa_fast.data.prepare.scan import scan
 from vjepa_fast.errors import UserError
 

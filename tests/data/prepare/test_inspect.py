@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from tests.helpers import videos
+from vjepa_fast.data.ffmpeg import frame_times
 from vjepa_fast.data.manifest.files import read_manifest, write_manifest
 from vjepa_fast.data.manifest.location import entry_url, is_in_place, read_entry, shard_of
-from vjepa_fast.data.prepare.inspect import frame_times, probe_video
+from vjepa_fast.data.prepare.inspect import probe_video
 
 
 def write_timed(path, times, codec="h264"):
@@ -34,7 +35,9 @@ def test_a_constant_rate(tmp_path, codec, gop):
     entry = probe_video(videos.write_numbered(tmp_path, codec, 30))
     assert (entry.fps, entry.vfr, entry.gop) == (25.0, False, gop)
     assert entry.duration == pytest.approx(30 / 25, abs=0.002)
-    assert frame_times(entry) == pytest.approx(np.arange(30) / 25, abs=0.001)
+    assert frame_times(entry_url(entry), entry.frames) == pytest.approx(
+        np.arange(30) / 25, abs=0.001
+    )
 
 
 @pytest.mark.parametrize("extension", ["mp4", "mkv", "webm"])
@@ -46,7 +49,7 @@ def test_a_variable_rate(tmp_path, extension):
     assert entry.vfr
     assert entry.frames == 60
     assert entry.fps == pytest.approx(59 / times[-1], rel=0.02)
-    assert frame_times(entry) == pytest.approx(times, abs=0.0011)
+    assert frame_times(entry_url(entry), entry.frames) == pytest.approx(times, abs=0.0011)
 
 
 @pytest.mark.parametrize("rate", [30, 24000 / 1001, 30000 / 1001])

@@ -15,10 +15,12 @@ from tests.data.prepare.test_inspect import write_timed
 from tests.helpers import damaged, videos
 from vjepa_fast.cli import main
 from vjepa_fast.data.decode.pyav import decode_clip
+from vjepa_fast.data.ffmpeg import frame_times, open_video
 from vjepa_fast.data.manifest.files import read_manifest, write_manifest
+from vjepa_fast.data.manifest.location import entry_url
 from vjepa_fast.data.plan.clip_plan import ClipPlan
 from vjepa_fast.data.prepare import transcode
-from vjepa_fast.data.prepare.inspect import frame_times, open_video, probe_video
+from vjepa_fast.data.prepare.inspect import probe_video
 from vjepa_fast.data.prepare.transcode import transcode_manifest
 from vjepa_fast.errors import UserError
 
@@ -62,9 +64,9 @@ def test_copies_show_the_same_frames(originals, tmp_path, codec, suffix):
     for old, new in zip(before, after, strict=True):
         assert (new.frames, new.labels, new.codec) == (old.frames, old.labels, codec)
         assert new.gop <= 5 and new.vfr == old.vfr
-        times = frame_times(old)
+        times = frame_times(entry_url(old), old.frames)
         if times is not None:
-            assert frame_times(new) == pytest.approx(times, abs=0.0021)
+            assert frame_times(entry_url(new), new.frames) == pytest.approx(times, abs=0.0021)
         plan = ClipPlan(0, new.path, 0, np.arange(new.frames), (0.0, 0.0, 1.0, 1.0), False, {})
         shown = videos.read_numbers(decode_clip(plan, new, 48).numpy())
         assert shown == list(range(new.frames))
@@ -291,7 +293,7 @@ def test_copies_stand_upright(tmp_path, degrees):
     assert (copy.rotation, copy.width, copy.height, copy.frames) == (0, 64, 48, 20)
     plan = ClipPlan(0, copy.path, 0, np.arange(20), (0.0, 0.0, 1.0, 1.0), False, {})
     assert videos.read_numbers(decode_clip(plan, copy, 48).numpy()) == list(range(20))
-    assert frame_times(copy) == pytest.approx(np.arange(20) / 25, abs=0.001)
+    assert frame_times(entry_url(copy), copy.frames) == pytest.approx(np.arange(20) / 25, abs=0.001)
 
 
 @pytest.mark.usefixtures("in_process")

@@ -15,9 +15,9 @@ import av
 import numpy as np
 from av.stream import Discard
 
-from vjepa_fast.data.manifest.files import ManifestEntry
+from vjepa_fast.data.ffmpeg import BadVideo, count_frame, open_video, video_stream
+from vjepa_fast.data.manifest.entry import ManifestEntry
 from vjepa_fast.data.manifest.location import entry_url
-from vjepa_fast.data.prepare.inspect import BadVideo, count_frame, open_video, video_stream
 
 # Frames that may be stored before one that is shown earlier than they are: H.264 and H.265 let
 # their decoders hold back 16, MPEG-4 one. The packets of the others come as they are shown.

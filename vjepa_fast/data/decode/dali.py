@@ -24,7 +24,7 @@ from vjepa_fast.data.decode.pyav import (
     in_words,
 )
 from vjepa_fast.data.decode.upright import as_flips, stored_crop
-from vjepa_fast.data.manifest.files import ManifestEntry
+from vjepa_fast.data.manifest.entry import ManifestEntry
 from vjepa_fast.data.manifest.location import read_entry
 from vjepa_fast.data.plan.clip_plan import ClipPlan
 from vjepa_fast.data.workers.process_pool import WorkerProcesses

@@ -10,10 +10,11 @@ from av.video.reformatter import Colorspace, Interpolation, VideoReformatter
 
 from vjepa_fast.data.decode.seek import frames_from
 from vjepa_fast.data.decode.upright import stored_crop, turn
-from vjepa_fast.data.manifest.files import ManifestEntry, check_unchanged
+from vjepa_fast.data.ffmpeg import BadVideo, open_video, video_stream
+from vjepa_fast.data.manifest.entry import ManifestEntry
+from vjepa_fast.data.manifest.files import check_unchanged
 from vjepa_fast.data.manifest.location import entry_url
 from vjepa_fast.data.plan.clip_plan import ClipPlan
-from vjepa_fast.data.prepare.inspect import BadVideo, open_video, video_stream
 from vjepa_fast.data.workers.process_pool import WorkerProcesses
 from vjepa_fast.data.workers.thread_pool import SECONDS, Watched
 from vjepa_fast.errors import UserError

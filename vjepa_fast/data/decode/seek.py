@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import av
 
-from vjepa_fast.data.prepare.inspect import count_frame
+from vjepa_fast.data.ffmpeg import count_frame
 
 # Frames that may be shown before a key frame that they come after in the file: what H.264 and
 # H.265 allow their decoders to hold back.

@@ -7,12 +7,10 @@ A member lies in the shard as one run of bytes, so it is read from its place; no
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from vjepa_fast.data.manifest.files import ManifestEntry
+from vjepa_fast.data.manifest.entry import ManifestEntry
 
 _MEMBER = ".tar::"
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from vjepa_fast.data.manifest.entry import Entries, ManifestEntry
 from vjepa_fast.data.manifest.files import check_unchanged, read_manifest
+from vjepa_fast.data.manifest.location import entry_url
 from vjepa_fast.data.plan.clip_plan import ClipPlan
 from vjepa_fast.data.plan.video_order import VideoOrder
 from vjepa_fast.data.plan.windows import ShortVideos, Windows
@@ -240,10 +241,19 @@ def _read_times(entry: ManifestEntry) -> np.ndarray | None:
     """See `frame_times`. None (without stamps) only where the manifest does not say that the rate
     is variable: the index calls it constant then.
     """
-    from vjepa_fast.data.prepare.inspect import frame_times  # needs PyAV, most plans do not
+    import av  # most plans do not need it
+
+    from vjepa_fast.data.ffmpeg import BadVideo, frame_times
 
     check_unchanged(entry)
-    times = frame_times(entry)
+    try:
+        times = frame_times(entry_url(entry), entry.frames)
+    except (av.error.FFmpegError, EOFError, OSError, BadVideo) as error:
+        raise UserError(
+            f"found that the time stamps of {entry.path} cannot be read "
+            f"({getattr(error, 'strerror', None) or error}), expected them, since data.fps is set; "
+            "index its folder again or remove it"
+        ) from None
     if times is None and entry.vfr:
         raise UserError(
             f"found no time stamp for each frame of {entry.path}, expected them, since its rate is "

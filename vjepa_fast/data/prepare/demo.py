@@ -23,7 +23,8 @@ import numpy as np
 from sklearn.datasets import load_digits
 from tqdm import tqdm
 
-from vjepa_fast.data.manifest.files import ManifestEntry, read_csv, write_manifest
+from vjepa_fast.data.manifest.entry import ManifestEntry
+from vjepa_fast.data.manifest.files import read_csv, write_manifest
 from vjepa_fast.data.manifest.location import is_in_place
 from vjepa_fast.errors import UserError
 

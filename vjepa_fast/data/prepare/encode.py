@@ -11,7 +11,7 @@ import av
 from av.video.reformatter import Interpolation, VideoReformatter
 
 from vjepa_fast.data.decode.rotation import rotation_of
-from vjepa_fast.data.prepare.inspect import BadVideo, open_video, video_stream
+from vjepa_fast.data.ffmpeg import BadVideo, open_video, video_stream
 
 STAMP = "vjepa_fast transcode"  # how every copy's comment starts
 CODECS = {  # name -> (encoder, suffix, options, muxer's options)

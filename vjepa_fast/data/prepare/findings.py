@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from vjepa_fast.data.manifest.files import TEXT, ManifestEntry, replaced_atomically
+from vjepa_fast.data.manifest.entry import ManifestEntry
+from vjepa_fast.data.manifest.files import TEXT, replaced_atomically
 
 _REPORT = ["reason", "path", "size_bytes", "mtime_ns", "offset"]
 

@@ -15,7 +15,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from vjepa_fast.data.manifest.files import ManifestEntry, read_manifest, write_manifest
+from vjepa_fast.data.manifest.entry import ManifestEntry
+from vjepa_fast.data.manifest.files import read_manifest, write_manifest
 from vjepa_fast.data.prepare.findings import Candidate, Finding, Journal, read_report, write_report
 from vjepa_fast.data.prepare.scan import probe_candidate, scan
 from vjepa_fast.errors import UserError

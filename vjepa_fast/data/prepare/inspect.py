@@ -12,13 +12,18 @@ from dataclasses import dataclass, field, replace
 
 import av
 import numpy as np
-from av.stream import Disposition
 from tqdm import tqdm
 
 from vjepa_fast.data.decode.rotation import is_mirrored_photograph, rotation_of
-from vjepa_fast.data.manifest.files import ManifestEntry
-from vjepa_fast.data.manifest.location import entry_url, file_of, source_url
-from vjepa_fast.errors import UserError
+from vjepa_fast.data.ffmpeg import (
+    BadVideo,
+    count_frame,
+    open_video,
+    seconds_from_first,
+    video_stream,
+)
+from vjepa_fast.data.manifest.entry import ManifestEntry
+from vjepa_fast.data.manifest.location import file_of, source_url
 
 _ROUNDING = 0.001  # seconds: WebM's time stamps are whole milliseconds
 _STILL_FORMATS = {"image2", "jpeg_pipe", "png_pipe", "webp_pipe", "bmp_pipe"}
@@ -26,10 +31,6 @@ _STILL_FORMATS = {"image2", "jpeg_pipe", "png_pipe", "webp_pipe", "bmp_pipe"}
 _STILL_CODECS = {"mjpeg": "jpeg", "png": "png", "webp": "webp", "bmp": "bmp"}
 _STILL_MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"BM")
 _CONTAINER_MAGIC = (b"\x1aE\xdf\xa3", b"RIFF", b"OggS", b"FLV", b"\x30\x26\xb2\x75")
-
-
-class BadVideo(Exception):
-    """A file that cannot be trained on; the message is the reason, in words for the user."""
 
 
 @dataclass
@@ -121,66 +122,6 @@ def probe_videos(
     return good, [result for result in results if not isinstance(result, ManifestEntry)]
 
 
-def open_video(url: str) -> av.container.InputContainer:
-    """A file, or what `source.entry_url` gives, opened to be read; titles need not be UTF-8."""
-    # An image's name is no pattern for the names of many.
-    return av.open(url, metadata_errors="replace", options={"pattern_type": "none"})
-
-
-def video_stream(
-    container: av.container.InputContainer,
-) -> av.video.stream.VideoStream | None:
-    """The first stream of moving pictures (a cover picture is none), set to decode in the calling
-    thread. Raises BadVideo where there is no decoder for it.
-    """
-    for stream in container.streams.video:
-        if not stream.disposition & Disposition.attached_pic:
-            if stream.codec_context is None:
-                raise BadVideo("no decoder for its codec")
-            stream.codec_context.thread_count = (
-                1  # parallel over videos: threads per video only cost start-up
-            )
-            return stream
-    return None
-
-
-def count_frame(packet: av.Packet, codec: str) -> bool:
-    """Whether a packet of the video stream gives a frame when it is decoded.
-
-    Not so: the empty one at the end, those cut away by an edit list, and VP8's alternative
-    reference frames, packets of their own that are never shown (RFC 6386, section 9.1).
-    """
-    if packet.size == 0 or packet.is_discard:
-        return False
-    return codec != "vp8" or bool(bytes(packet)[0] >> 4 & 1)
-
-
-def frame_times(entry: ManifestEntry) -> np.ndarray | None:
-    """When each frame is shown, in seconds from the first on: float64 [entry.frames], ascending.
-
-    Demuxes the file. None where not every frame has a time stamp. Raises UserError where it cannot
-    be read.
-    """
-    try:
-        with open_video(entry_url(entry)) as container:
-            stream = video_stream(container)
-            if stream is None:
-                raise BadVideo("no video stream")
-            codec = stream.codec_context.codec.canonical_name
-            stamps = [
-                packet.pts
-                for packet in container.demux(stream)
-                if packet.pts is not None and count_frame(packet, codec)
-            ]
-            return _times(stream, stamps, entry.frames)
-    except (av.error.FFmpegError, EOFError, OSError, BadVideo) as error:
-        raise UserError(
-            f"found that the time stamps of {entry.path} cannot be read "
-            f"({getattr(error, 'strerror', None) or error}), expected them, since data.fps is set; "
-            "index its folder again or remove it"
-        ) from None
-
-
 def _is_text(head: bytes) -> bool:
     try:
         text = getincrementaldecoder("utf-8")().decode(head)  # the last character may be cut in two
@@ -209,7 +150,7 @@ def _inspect(container: av.container.InputContainer, path: str) -> ManifestEntry
         raise BadVideo("frames without a size")
     if rotation in (90, 270):
         width, height = height, width
-    times = _times(stream, packets.stamps, frames)
+    times = seconds_from_first(packets.stamps, stream.time_base, frames)
     fps, duration, variable = _timing(times, frames, fps)
     return ManifestEntry(
         path=path,
@@ -265,16 +206,6 @@ def _timing(times: np.ndarray | None, frames: int, fps: float) -> tuple[float, f
         fps = (frames - 1) / float(times[-1])
     off = np.abs(times * fps - np.arange(frames)).max()
     return fps, float(times[-1]) + 1 / fps, bool(off > 0.5 + _ROUNDING * fps)
-
-
-def _times(
-    stream: av.video.stream.VideoStream, stamps: list[int], frames: int
-) -> np.ndarray | None:
-    """Seconds from the first frame on: float64 [frames], ascending; None where some are unknown."""
-    if not frames or len(stamps) != frames:
-        return None
-    ticks = np.sort(np.array(stamps, dtype=np.int64))
-    return (ticks - ticks[0]) * float(stream.time_base)
 
 
 def _demux(

@@ -14,10 +14,11 @@ from multiprocessing.connection import Connection
 
 import av
 
-from vjepa_fast.data.manifest.files import ManifestEntry
+from vjepa_fast.data.ffmpeg import BadVideo, open_video, video_stream
+from vjepa_fast.data.manifest.entry import ManifestEntry
 from vjepa_fast.data.manifest.location import entry_url
 from vjepa_fast.data.prepare.findings import Candidate, Finding
-from vjepa_fast.data.prepare.inspect import BadVideo, open_video, probe_video, video_stream
+from vjepa_fast.data.prepare.inspect import probe_video
 
 _BYTES_PER_SECOND = 10_000_000
 _PICTURES = 8  # that --deep decodes at each place

@@ -9,7 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TextIO
 
-from vjepa_fast.data.manifest.files import ManifestEntry, read_csv, write_manifest
+from vjepa_fast.data.manifest.entry import ManifestEntry
+from vjepa_fast.data.manifest.files import read_csv, write_manifest
 from vjepa_fast.data.manifest.location import is_in_place
 from vjepa_fast.data.prepare.findings import Candidate, Finding, read_report, write_report
 from vjepa_fast.data.prepare.inspect import probe_videos

@@ -14,13 +14,15 @@ import numpy as np
 from tqdm import tqdm
 
 from vjepa_fast.data.decode.pyav import decode_clip
-from vjepa_fast.data.manifest.files import ManifestEntry, read_manifest, write_manifest
+from vjepa_fast.data.ffmpeg import BadVideo, open_video
+from vjepa_fast.data.manifest.entry import ManifestEntry
+from vjepa_fast.data.manifest.files import read_manifest, write_manifest
 from vjepa_fast.data.manifest.location import file_of, is_in_place, source_url
 from vjepa_fast.data.plan.clip_plan import ClipPlan
 from vjepa_fast.data.plan.windows import Windows
 from vjepa_fast.data.prepare.encode import CODECS, STAMP, Settings, encode_copy
 from vjepa_fast.data.prepare.findings import Candidate, Finding, write_report
-from vjepa_fast.data.prepare.inspect import BadVideo, open_video, probe_video
+from vjepa_fast.data.prepare.inspect import probe_video
 from vjepa_fast.data.prepare.scan import scan
 from vjepa_fast.errors import UserError
 
