@@ -30,7 +30,7 @@ ALLOWED = {
     "weights": {"errors"},
     "config": {"masks", "models", "training.schedules", "errors"},
     "training.schedules": set(),  # config builds on it, so it stands below training
-    "training": {*TRAINING, "commands", ""},
+    "training": {*TRAINING, ""},
     "evaluation": {*TRAINING, "training"},
     "commands": {*TRAINING, "training", "evaluation"},
     "train": {*TRAINING, "training"},

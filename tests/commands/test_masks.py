@@ -9,8 +9,8 @@ from PIL import Image
 from vjepa_fast.cli import main
 from vjepa_fast.commands import info
 from vjepa_fast.commands import masks as mask_pictures
-from vjepa_fast.commands.masks import CONTEXT, CUT, TARGET
 from vjepa_fast.config.schema import Config
+from vjepa_fast.masks.overlay import CONTEXT, TARGET, TRUNCATED, overlay, token_kinds
 
 SPECS = [
     {"num_blocks": 2, "spatial_scale": [0.3, 0.3], "max_keep": 9},
@@ -77,21 +77,21 @@ def test_the_counts_are_those_of_the_run(small_config, monkeypatch):
 def test_every_token_is_of_one_kind(small_config):
     config = Config.model_validate(small_config(masks={"specs": SPECS}))
     masks = config.masks.sampler(config.grid, config.seed).sample(0, range(8))
-    kinds = mask_pictures.token_kinds(masks, config.grid)
+    kinds = token_kinds(masks, config.grid)
     assert kinds.shape == (3, 8, *config.grid)
     for m in range(3):
         for clip in range(8):
             flat = kinds[m, clip].ravel()
             assert np.flatnonzero(flat == CONTEXT).tolist() == masks.context(m)[clip].tolist()
             assert np.flatnonzero(flat == TARGET).tolist() == masks.target(m)[clip].tolist()
-    assert (kinds[0] == CUT).any() and not (kinds[1] == CUT).any()
+    assert (kinds[0] == TRUNCATED).any() and not (kinds[1] == TRUNCATED).any()
 
 
 def test_tints_cover_their_patches_alone():
     picture = np.full((6, 6, 3), 200, dtype=np.uint8)
     kinds = np.full((3, 3), CONTEXT)
-    kinds[0, 2], kinds[2, 1] = TARGET, CUT
-    tinted = mask_pictures.overlay(picture, kinds, 2)
+    kinds[0, 2], kinds[2, 1] = TARGET, TRUNCATED
+    tinted = overlay(picture, kinds, 2)
     assert (tinted[0:2, 4:6] == tinted[0, 4]).all() and tinted[0, 4, 2] > tinted[0, 4, 0]
     assert (tinted[4:6, 2:4] == tinted[4, 2]).all() and tinted[4, 2, 0] > tinted[4, 2, 2]
     assert (tinted == picture).all(axis=2).sum() == 36 - 8

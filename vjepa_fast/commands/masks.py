@@ -16,6 +16,7 @@ from vjepa_fast.data.plan.planner import ClipPlanner
 from vjepa_fast.data.prepare.demo import FRAMES, render_clip
 from vjepa_fast.errors import UserError
 from vjepa_fast.masks import MaskBatch, MaskSampler
+from vjepa_fast.masks.overlay import overlay, token_kinds
 
 DEMO = Path("data/demo/train.csv")
 CLIPS = 2  # masks of each spec that are drawn over the clip
@@ -23,8 +24,6 @@ SHOWN_FRAMES = 4  # at most, of each mask
 MOST_SPECS = 6  # drawn; the table has all
 
 log = logging.getLogger("vjepa_fast")
-
-CUT, CONTEXT, TARGET = 0, 1, 2
 
 
 def masks_command(config: Config, output: Path) -> int:
@@ -155,25 +154,3 @@ def draw(
         ) from None
     finally:
         plt.close(figure)
-
-
-def token_kinds(masks: MaskBatch, grid: tuple[int, int, int]) -> np.ndarray:
-    """CUT, CONTEXT or TARGET for every token, [M, B, T', H', W']."""
-    num_specs, clips = masks.context_seqlens.shape
-    kinds = np.full((num_specs * clips, masks.num_tokens), CUT)
-    for kind, tokens, seqlens in (
-        (CONTEXT, masks.context_tokens, masks.context_seqlens),
-        (TARGET, masks.target_tokens, masks.target_seqlens),
-    ):
-        for row, part in zip(kinds, tokens.split(seqlens.flatten().tolist()), strict=True):
-            row[part.numpy()] = kind
-    return kinds.reshape(num_specs, clips, *grid)
-
-
-def overlay(picture: np.ndarray, kinds: np.ndarray, patch_size: int) -> np.ndarray:
-    """A picture, uint8 [H, W, 3], with its target and cut tokens, [H', W'], tinted."""
-    pixels = kinds.repeat(patch_size, axis=0).repeat(patch_size, axis=1)[..., None]
-    tinted = picture.astype(np.float64)
-    for kind, colour in ((TARGET, (16, 32, 110)), (CUT, (235, 120, 20))):
-        tinted = np.where(pixels == kind, 0.35 * tinted + 0.65 * np.array(colour), tinted)
-    return tinted.round().astype(np.uint8)

@@ -14,9 +14,9 @@ import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from vjepa_fast.commands.masks import CONTEXT, TARGET
 from vjepa_fast.config.schema import Config
 from vjepa_fast.errors import UserError
+from vjepa_fast.masks.overlay import CONTEXT, TARGET
 from vjepa_fast.training.loop import pretrain
 from vjepa_fast.training.monitoring.environment import environment
 from vjepa_fast.training.monitoring.pictures import (

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vjepa_fast.commands.masks import overlay, token_kinds
 from vjepa_fast.masks import MaskBatch
+from vjepa_fast.masks.overlay import overlay, token_kinds
 
 CLIPS = 3  # fixed ones
 FRAMES = 4  # at most, of each
@@ -69,7 +69,7 @@ def feature_picture(video: Tensor, features: Tensor, grid: tuple[int, int, int])
 
 
 def mask_picture(video: Tensor, masks: MaskBatch, grid: tuple[int, int, int]) -> np.ndarray:
-    """The first clip under its mask of each spec, tinted as `mask_pictures.overlay` does.
+    """The first clip under its mask of each spec, tinted as `masks.overlay` does.
 
     Args:
         video: uint8 [B, T, H, W, 3], on the host.
