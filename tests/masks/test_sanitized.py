@@ -34,7 +34,7 @@ def fuzz(tmp_path_factory):
     that runs once for each seed, all at a time."""
     program = tmp_path_factory.mktemp("fuzz") / "fuzz_masks"
     sources = [path for path in SOURCES if path.name != "bindings.cpp"]
-    compile_with_sanitizers(program, ROOT / "tests" / "fuzz_masks.cpp", *sources)
+    compile_with_sanitizers(program, ROOT / "tests" / "masks" / "fuzz_masks.cpp", *sources)
 
     def run(seconds, seeds, *options):
         """Each run's standard output, standard error and exit status."""
