@@ -24,8 +24,8 @@ from vjepa_fast.data.loader import ClipLoader, make_loader
 from vjepa_fast.data.manifest.files import read_manifest, write_manifest
 from vjepa_fast.data.plan.clip_plan import ClipPlan
 from vjepa_fast.data.plan.planner import Augment, ClipPlanner
-from vjepa_fast.data.workers import thread_pool as watchdog
-from vjepa_fast.data.workers.thread_pool import WatchedThreads
+from vjepa_fast.data.workers import thread_pool
+from vjepa_fast.data.workers.thread_pool import ThreadPool
 from vjepa_fast.errors import UserError
 from vjepa_fast.training.loop import pretrain
 
@@ -154,7 +154,7 @@ def test_where_no_time_stamps_can_be_read_the_sample_is_bad(timed, tmp_path, bac
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_time_stamps_that_never_come_do_not_keep_a_loader_from_closing(timed, monkeypatch, backend):
-    monkeypatch.setattr(watchdog, "_CLOSING", 0.2)
+    monkeypatch.setattr(thread_pool, "_CLOSING_SECONDS", 0.2)
     spoil(timed, [2], "hanging")
     order = planned(timed).plan(range(8))
     (hanging,) = [plan.sample_id for plan in order if plan.video == 2]
@@ -353,9 +353,9 @@ def test_of_large_files_only_parts_enter_memory(manifest, monkeypatch, caplog):
         assert (batch.video.float() - expected.video.float()).abs().mean() < 1
 
 
-def test_watched_threads_outlive_what_hangs():
+def test_threads_outlive_what_hangs():
     never = threading.Event()
-    threads = WatchedThreads(1, "vjepa-test", seconds=0.2)
+    threads = ThreadPool(1, "vjepa-test", seconds=0.2)
     hanging = [threads.submit(never.wait) for _ in range(2)]
     fine = threads.submit(lambda: 7)
     for future in hanging:
@@ -370,10 +370,11 @@ def test_watched_threads_outlive_what_hangs():
     assert len(left) == 3 and not any(thread.is_alive() for thread in left)
 
 
-def test_watched_threads_give_more_time_to_more_clips():
+def test_threads_keep_to_the_limit_of_each_task():
     never = threading.Event()
-    threads = WatchedThreads(2, "vjepa-test", seconds=0.3)
-    slow, hanging = threads.submit(time.sleep, 0.6, clips=4), threads.submit(never.wait, clips=2)
+    threads = ThreadPool(2, "vjepa-test", seconds=0.3)
+    slow = threads.submit(time.sleep, 0.6, seconds=1.2)
+    hanging = threads.submit(never.wait, seconds=0.6)
     with pytest.raises(UserError, match=r"takes more than 0\.6 s"):
         threads.result(hanging)
     assert threads.result(slow) is None
@@ -381,8 +382,8 @@ def test_watched_threads_give_more_time_to_more_clips():
     never.set()
 
 
-def test_watched_threads_hand_errors_on():
-    threads = WatchedThreads(2, "vjepa-test")
+def test_threads_hand_errors_on():
+    threads = ThreadPool(2, "vjepa-test")
     with pytest.raises(KeyError, match="inside"):
         threads.result(threads.submit(lambda: {}["inside"]))
     threads.close()

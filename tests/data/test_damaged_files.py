@@ -53,7 +53,7 @@ def decode(decoder_class, cases, frames):
         lying = [np.rot90(clip, (case.entry.rotation or 0) // 90, (1, 2)) for clip, case in batch]
         shown = [videos.read_numbers(clip) for clip in lying]
         found += [failures.get(k, shown[k]) for k in range(len(plans))]
-        workers |= set(getattr(decoder.threads, "pids", ()))
+        workers |= set(getattr(decoder.pool, "pids", ()))
     decoder.close()
     assert len(workers) <= 2  # nobody crashed or hung, or another would have taken its place
     return found

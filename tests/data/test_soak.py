@@ -77,7 +77,7 @@ def test_memory_stays_flat(tmp_path, backend, capsys):
             if number % (CLIPS // BATCH // 50) == 0:
                 whole.append(resident())
                 live.append(in_use())
-                pids = loader._decoder.threads.pids if backend == "pyav" else []
+                pids = loader._decoder.pool.pids if backend == "pyav" else []
                 workers.append(max(map(of_its_own, pids), default=0.0))
     seconds = time.monotonic() - start
     assert number * BATCH == CLIPS

@@ -16,20 +16,20 @@ from vjepa_fast.data.decode.backend import AS_CONFIGURED, Backend, choose_backen
 from vjepa_fast.data.decode.pyav import PyavDecoder
 from vjepa_fast.data.plan.clip_plan import ClipBatch, ClipPlan
 from vjepa_fast.data.plan.planner import ClipPlanner
-from vjepa_fast.data.workers.thread_pool import Watched
+from vjepa_fast.data.workers.thread_pool import WorkerPool
 
 _logger = logging.getLogger("vjepa_fast")
 
 
 class Decoder(Protocol):
     """What a backend does: `submit` starts work on a batch, `collect` waits for its video, and says
-    at which places there is none, and why. What reads files does so in `threads`. Another decoder
+    at which places there is none, and why. What reads files does so in `pool`. Another decoder
     has taken on the videos in `handed_over`.
     """
 
     name: str
     handed_over: Set[int]
-    threads: Watched
+    pool: WorkerPool
 
     def submit(self, plans: Sequence[ClipPlan]) -> list[Future]: ...
     def collect(
@@ -54,7 +54,7 @@ class ClipLoader:
         bad: BadVideos,
     ) -> None:
         self.backend = decoder.name
-        self._planner = planner.watched_by(decoder.threads)
+        self._planner = planner.watched_by(decoder.pool)
         self._batches = iter(batches)
         self._decoder = decoder
         self._prefetch = prefetch

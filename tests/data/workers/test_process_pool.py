@@ -21,8 +21,8 @@ from vjepa_fast.data.bad_clips import BadVideos
 from vjepa_fast.data.decode.pyav import PyavDecoder, decode_clip
 from vjepa_fast.data.loader import ClipLoader
 from vjepa_fast.data.plan.planner import Augment, ClipPlanner
-from vjepa_fast.data.workers import process_pool as workers
-from vjepa_fast.data.workers.process_pool import WorkerProcesses
+from vjepa_fast.data.workers.fork_server import fork_server
+from vjepa_fast.data.workers.process_pool import ProcessPool
 from vjepa_fast.errors import UserError
 
 ROOT = REPOSITORY
@@ -30,7 +30,7 @@ ROOT = REPOSITORY
 
 @pytest.fixture
 def pool():
-    made = WorkerProcesses(2, "vjepa-test", seconds=60)
+    made = ProcessPool(2, "vjepa-test", seconds=60)
     yield made
     made.close()
 
@@ -119,7 +119,7 @@ def test_one_killed_from_outside_is_replaced(pool):
 
 
 def test_one_that_died_while_idle_costs_nothing():
-    pool = WorkerProcesses(1, "vjepa-test")
+    pool = ProcessPool(1, "vjepa-test")
     first = pool.result(pool.submit(os.getpid))
     os.kill(first, signal.SIGKILL)
     wait_until(lambda: not is_there(first))
@@ -129,10 +129,10 @@ def test_one_that_died_while_idle_costs_nothing():
 
 
 def test_one_that_is_late_is_killed():
-    pool = WorkerProcesses(1, "vjepa-test", seconds=0.3)
+    pool = ProcessPool(1, "vjepa-test", seconds=0.3)
     pool.result(pool.submit(os.getpid))
     (late,) = pool.pids
-    hanging = [pool.submit(time.sleep, 600), pool.submit(time.sleep, 600, clips=2)]
+    hanging = [pool.submit(time.sleep, 600), pool.submit(time.sleep, 600, seconds=0.6)]
     fine = pool.submit(abs, -7)
     for future, limit in zip(hanging, ("0.3", "0.6"), strict=True):
         with pytest.raises(UserError, match=f"takes more than {limit} s"):
@@ -157,7 +157,7 @@ def test_close_is_quick_and_leaves_nobody(pool):
 
 
 def test_a_server_that_was_killed_is_started_again(pool):
-    server = workers._server()
+    server = fork_server()
     first = pool.result(pool.submit(os.getpid))
     parent = parent_of(first)
     os.kill(parent, signal.SIGKILL)
@@ -166,17 +166,17 @@ def test_a_server_that_was_killed_is_started_again(pool):
         with pytest.raises(UserError, match="process ended"):
             pool.result(pool.submit(os._exit, 1))
     assert pool.result(pool.submit(abs, -3)) == 3
-    assert workers._server() is not server
+    assert fork_server() is not server
 
 
 # A user's script as users write them: nothing guards it, and a module beside it has a bad name.
 # (A shell's background jobs ignore SIGINT, and what they start does; here it is to interrupt.)
 SCRIPT = """
 import signal, sys, time
-from vjepa_fast.data.workers.process_pool import WorkerProcesses
+from vjepa_fast.data.workers.process_pool import ProcessPool
 signal.signal(signal.SIGINT, signal.default_int_handler)
 print("started", flush=True)
-pool = WorkerProcesses(2, "vjepa-test")
+pool = ProcessPool(2, "vjepa-test")
 futures = [pool.submit(time.sleep, float(sys.argv[1])) for _ in range(2)]
 while len(pool.pids) < 2:
     time.sleep(0.01)
@@ -244,9 +244,9 @@ def test_kill_nine_in_the_midst_of_a_batch_costs_one_clip(manifest, tmp_path):
     expected, _ = whole.collect(plans, whole.submit(plans))
     whole.close()
     decoder = PyavDecoder(planner.entries, 40, torch.device("cpu"), 1)
-    blocked = one_that_sleeps(decoder.threads)
+    blocked = one_that_sleeps(decoder.pool)
     submitted = [blocked, *decoder.submit(plans[1:])]
-    os.kill(decoder.threads.pids[0], signal.SIGKILL)
+    os.kill(decoder.pool.pids[0], signal.SIGKILL)
     video, failures = decoder.collect(plans, submitted)
     decoder.close()
     assert list(failures) == [0]
@@ -264,7 +264,7 @@ def test_a_kill_costs_a_run_one_clip_at_most(manifest, tmp_path):
         for batch in loader:
             found.append(batch)
             if len(found) % 8 == 1:
-                os.kill(decoder.threads.pids[0], signal.SIGKILL)
+                os.kill(decoder.pool.pids[0], signal.SIGKILL)
                 kills += 1
     rows = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
     assert kills == 5 and len(rows) <= kills

@@ -27,8 +27,8 @@ from vjepa_fast.data.decode.upright import as_flips, stored_crop
 from vjepa_fast.data.manifest.entry import ManifestEntry
 from vjepa_fast.data.manifest.location import read_entry
 from vjepa_fast.data.plan.clip_plan import ClipPlan
-from vjepa_fast.data.workers.process_pool import WorkerProcesses
-from vjepa_fast.data.workers.thread_pool import SECONDS, WatchedThreads
+from vjepa_fast.data.workers.process_pool import ProcessPool
+from vjepa_fast.data.workers.thread_pool import CLIP_SECONDS, ThreadPool
 from vjepa_fast.errors import UserError
 
 IN_MEMORY = 64 * 2**20  # bytes: what a clip may take there, encoded
@@ -60,12 +60,13 @@ class DaliDecoder:
         crop_size: int,
         device: torch.device,
         num_threads: int,
-        seconds: float = SECONDS,
+        seconds: float = CLIP_SECONDS,
     ) -> None:
         self._entries = entries
         self._crop_size = crop_size
         self._device = device
         self._num_threads = num_threads
+        self._seconds = seconds
         self._slot = _Slot()
         self._for_pyav = unsuited_to_dali(entries, device)[0]
         self._large_named = False
@@ -73,9 +74,10 @@ class DaliDecoder:
         self._in_vain: set[int] = set()
         self._trouble = ""  # what DALI said when it last failed
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-        self.threads = WatchedThreads(num_threads, "vjepa-read", seconds)
-        self._runner = WatchedThreads(1, "vjepa-dali", seconds)
-        self._pyav = WorkerProcesses(num_threads, "vjepa-pyav", seconds)
+        self.pool = ThreadPool(num_threads, "vjepa-read", seconds)
+        self._runner = ThreadPool(1, "vjepa-dali", seconds)
+        modules = (decode_pixels.__module__,)
+        self._pyav = ProcessPool(num_threads, "vjepa-pyav", seconds, modules)
 
     @property
     def handed_over(self) -> set[int]:
@@ -87,7 +89,7 @@ class DaliDecoder:
         return [
             self._to_pyav(plan)
             if self._for_pyav[plan.video]
-            else self.threads.submit(self._read, plan)
+            else self.pool.submit(self._read, plan)
             for plan in plans
         ]
 
@@ -111,7 +113,7 @@ class DaliDecoder:
         failures, encoded, decoded, large = {}, {}, {}, []
         for i, file in enumerate(files):
             try:
-                content = self.threads.result(file)  # which waits for processes, too
+                content = self.pool.result(file)  # which waits for processes, too
                 if content is None:
                     large.append(i)
                 else:
@@ -145,7 +147,7 @@ class DaliDecoder:
 
     def close(self) -> None:
         """Drop what has not started, wait for the rest, free the pipeline."""
-        self.threads.close()
+        self.pool.close()
         self._runner.close()
         self._pyav.close()
         self._slot = _Slot()
@@ -181,9 +183,10 @@ class DaliDecoder:
         """The video, or None where DALI fails or hangs. It names no file, and its pipeline is dead
         after that. Raises UserError where it never had a pipeline.
         """
+        limit = self._seconds * len(plans)
         try:
             video = self._runner.result(
-                self._runner.submit(self._run, self._slot, plans, encoded, clips=len(plans))
+                self._runner.submit(self._run, self._slot, plans, encoded, seconds=limit)
             )
             self._works = True
             return video

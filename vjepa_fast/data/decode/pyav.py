@@ -15,8 +15,8 @@ from vjepa_fast.data.manifest.entry import ManifestEntry
 from vjepa_fast.data.manifest.files import check_unchanged
 from vjepa_fast.data.manifest.location import entry_url
 from vjepa_fast.data.plan.clip_plan import ClipPlan
-from vjepa_fast.data.workers.process_pool import WorkerProcesses
-from vjepa_fast.data.workers.thread_pool import SECONDS, Watched
+from vjepa_fast.data.workers.process_pool import ProcessPool
+from vjepa_fast.data.workers.thread_pool import CLIP_SECONDS, WorkerPool
 from vjepa_fast.errors import UserError
 
 # With these, and BT.601 whatever the file's tag says, RGB is bit for bit that of DALI on the CPU.
@@ -42,19 +42,19 @@ class PyavDecoder:
         crop_size: int,
         device: torch.device,
         num_threads: int,
-        seconds: float = SECONDS,
+        seconds: float = CLIP_SECONDS,
     ) -> None:
         self._entries = entries
         self._crop_size = crop_size
         self._device = device
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-        self.threads = WorkerProcesses(num_threads, "vjepa-pyav", seconds)
-        self.threads.prepare()
+        self.pool = ProcessPool(num_threads, "vjepa-pyav", seconds, modules=(__name__,))
+        self.pool.prepare()
 
     def submit(self, plans: Sequence[ClipPlan]) -> list[Future]:
         """Start decoding a batch; pass what it returns to `collect`."""
         return [
-            self.threads.submit(decode_pixels, plan, self._entries[plan.video], self._crop_size)
+            self.pool.submit(decode_pixels, plan, self._entries[plan.video], self._crop_size)
             for plan in plans
         ]
 
@@ -65,7 +65,7 @@ class PyavDecoder:
         cannot be decoded, with the reason; their video is arbitrary.
         """
         video = empty_batch(plans, self._crop_size, pinned=self._stream is not None)
-        failures = collect_clips(self.threads, plans, dict(enumerate(clips)), video)
+        failures = collect_clips(self.pool, plans, dict(enumerate(clips)), video)
         if self._stream is None:
             return video, failures
         with torch.cuda.stream(self._stream):  # the default one would wait for the training step
@@ -75,7 +75,7 @@ class PyavDecoder:
 
     def close(self) -> None:
         """Drop what is not done."""
-        self.threads.close()
+        self.pool.close()
 
 
 def empty_batch(plans: Sequence[ClipPlan], crop_size: int, pinned: bool = False) -> torch.Tensor:
@@ -87,7 +87,7 @@ def empty_batch(plans: Sequence[ClipPlan], crop_size: int, pinned: bool = False)
 
 
 def collect_clips(
-    threads: Watched,
+    pool: WorkerPool,
     plans: Sequence[ClipPlan],
     clips: dict[int, Future],
     video: torch.Tensor,
@@ -99,7 +99,7 @@ def collect_clips(
     failures = {}
     for i, clip in clips.items():
         try:
-            video[i] = torch.as_tensor(threads.result(clip))
+            video[i] = torch.as_tensor(pool.result(clip))
         except UserError as error:
             failures[i] = in_words(error, plans[i])
     return failures

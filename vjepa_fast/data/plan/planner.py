@@ -16,7 +16,7 @@ from vjepa_fast.data.manifest.location import entry_url
 from vjepa_fast.data.plan.clip_plan import ClipPlan
 from vjepa_fast.data.plan.video_order import VideoOrder
 from vjepa_fast.data.plan.windows import ShortVideos, Windows
-from vjepa_fast.data.workers.thread_pool import Watched
+from vjepa_fast.data.workers.thread_pool import WorkerPool
 from vjepa_fast.errors import UserError
 from vjepa_fast.masks.philox import (
     STREAM_CLIP_START,
@@ -82,7 +82,7 @@ class ClipPlanner:
         self.num_frames = num_frames
         self._times: dict[int, np.ndarray | None] = {}  # of the last videos; failures are not kept
         self._order: VideoOrder | None = VideoOrder([len(pool) for pool in pools], weights, seed)
-        self._threads: Watched | None = None
+        self._threads: WorkerPool | None = None
 
     @classmethod
     def in_order(
@@ -100,7 +100,7 @@ class ClipPlanner:
         planner._order = None
         return planner
 
-    def watched_by(self, threads: Watched) -> "ClipPlanner":
+    def watched_by(self, threads: WorkerPool) -> "ClipPlanner":
         """The same planner, which reads files, where it has to, by these: one that hangs
         costs its own clips only.
         """

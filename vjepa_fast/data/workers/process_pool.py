@@ -1,281 +1,205 @@
-"""Processes that decode: one that crashes, hangs or is killed costs the clip that it was at.
+"""Run functions in processes that may crash, hang or be killed: only that one call is lost.
 
-Not `multiprocessing`: its workers import the user's script again, and outlive a parent that is
-killed.
+    parent process                          fork server             child, one of `count`
+    submit(f, x) -> queue
+    thread i  --- fork, 2 descriptors --->  os.fork()  ---------->  waits at its socket
+              --- pickle(f, x) ---------------------------------->  result = f(x)
+              <-- pickle(result), or the exception that f raised --
+              <-- an array: shape by the socket, bytes by a memfd -
+    no answer within `seconds`, or the socket closes (a crash):
+              --- kill pid -------------->  SIGKILL, waitpid
+              <-- exit code --------------
+    future.set_exception(WorkerError); the next task gets a new child
+
+The server (`process_pool_child.serve`) imports the modules that children need once; each process
+has one server for all its pools. `multiprocessing` would not do: its workers import the user's
+script again, and outlive a parent that is killed.
 """
 
-import os
-import pickle
-import socket
-import subprocess
-import sys
-from collections.abc import Callable
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future
-from functools import partial
-from multiprocessing.connection import Connection
+from itertools import islice
+from queue import SimpleQueue
 from signal import SIGKILL
-from threading import Lock, Thread
-from typing import Any
-from weakref import finalize
+from threading import Thread
+from typing import Any, TypeVar
 
-import numpy as np
+from vjepa_fast.data.workers.fork_server import Child, EndedError, TimeOutError, fork_server
+from vjepa_fast.data.workers.thread_pool import (
+    CLIP_SECONDS,
+    Task,
+    TaskQueue,
+    WorkerError,
+    timed_out,
+)
 
-from vjepa_fast.data.workers.thread_pool import SECONDS, TaskQueue, too_late
-from vjepa_fast.errors import UserError
+_CLOSING_SECONDS = 10.0  # how long `close` waits for its threads, whose children are dead
 
-_MODULES = ("vjepa_fast.data.decode.pyav",)  # what workers have imported before they are forked
-_CLOSING = 10.0  # seconds that `close` waits for its threads, which have nothing left to do
-_STARTING = 300.0  # seconds to import them, on a busy machine with a cold disk
-_ONE_THREAD = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "MKL", "OPENBLAS")}
+Item = TypeVar("Item")
 
 
-class WorkerProcesses(TaskQueue):
-    """`count` processes that run what is submitted, in order, for at most `seconds` a clip in it.
-    They start when they are first needed.
+class ProcessPool(TaskQueue):
+    """`count` processes that run tasks in order, each task for at most its time limit.
 
-    Functions are importable ones; they, their arguments and results are pickled, but a result that
-    is an array comes through shared memory. A process that is late is killed. Where one ends before
-    its function, the future gets a UserError; either way another takes its place.
+    Functions must be importable. They, their arguments and results are pickled; a result that is an
+    array comes through shared memory. A process that times out is killed. Where a process crashes,
+    is killed or times out, the future gets a WorkerError and the next task a new process. Processes
+    start when they are first needed.
+
+    Args:
+        count: number of processes.
+        name: of the parent's threads, one a process.
+        seconds: time limit of a task that is submitted without its own.
+        modules: that the fork server imports for all processes; others are imported in each.
     """
 
-    def __init__(self, count: int, name: str, seconds: float = SECONDS) -> None:
+    def __init__(
+        self,
+        count: int,
+        name: str,
+        seconds: float = CLIP_SECONDS,
+        modules: Sequence[str] = (),
+    ) -> None:
         super().__init__(seconds)
-        self._workers: set[_Worker] = set()
-        self._threads = [Thread(target=self._work, name=name, daemon=True) for _ in range(count)]
+        self._modules = modules
+        self._children: set[Child] = set()
+        self._threads = [
+            Thread(target=self._run_tasks, name=name, daemon=True) for _ in range(count)
+        ]
         for thread in self._threads:
             thread.start()
 
+    def __enter__(self) -> ProcessPool:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     def prepare(self) -> None:
-        """Have what they import imported, for the first of them to start at once; don't wait."""
-        _server()
+        """Start importing the modules, so that the first process starts at once; don't wait."""
+        fork_server().preload(self._modules)
 
     @property
     def pids(self) -> list[int]:
-        """Of the processes that are there now."""
+        """The process ids of the running processes."""
         with self._lock:
-            return sorted(worker.pid for worker in self._workers)
+            return sorted(child.pid for child in self._children)
 
     def result(self, future: Future) -> Any:
-        """Wait for what was submitted. Raises what it raised, UserError if it takes too long or its
-        process ends, CancelledError after `close`.
+        """Wait for a task's result.
+
+        Raises:
+            WorkerError: it timed out, or its process crashed or was killed.
+            CancelledError: the pool was closed.
+            BaseException: whatever the function raised.
         """
         return future.result()
 
+    def imap(
+        self,
+        function: Callable[[Item], Any],
+        items: Iterable[Item],
+        seconds: Callable[[Item], float] | None = None,
+    ) -> Iterator[tuple[Item, Any]]:
+        """Call a function for each item; yields (item, result) in the order of completion.
+
+        The result is a WorkerError where the item's process timed out, crashed or was killed.
+
+        Args:
+            items: taken as they are needed: each process has one running and one waiting.
+            seconds: time limit of an item; None: the pool's.
+
+        Raises:
+            BaseException: whatever the function raised.
+        """
+        items = iter(items)
+        running: dict[Future, Item] = {}
+        done: SimpleQueue[Future] = SimpleQueue()
+        while True:
+            for item in islice(items, 2 * len(self._threads) - len(running)):
+                future = self.submit(function, item, seconds=seconds and seconds(item))
+                running[future] = item
+                future.add_done_callback(done.put)
+            if not running:
+                return
+            future = done.get()
+            try:
+                result = future.result()
+            except WorkerError as error:
+                result = error
+            yield running.pop(future), result
+
     def close(self) -> None:
-        """Drop what has not started, kill what is running."""
+        """Cancel the tasks that have not started and kill the running ones."""
         with self._lock:
             if self._closed:
                 return
-            workers = list(self._workers)
-            self._drop(len(self._threads))
-        for worker in workers:
-            worker.end()
+            children = list(self._children)
+            self._close_queue(len(self._threads))
+        for child in children:
+            child.kill()
         for thread in self._threads:
-            thread.join(_CLOSING)
+            thread.join(_CLOSING_SECONDS)
 
-    def _work(self) -> None:
-        """One thread for each process; it waits, and takes no time from the training's."""
-        worker = None
+    def _run_tasks(self) -> None:
+        """Body of a thread: it serves one child. It waits most of the time, without the GIL."""
+        child = None
         while (task := self._tasks.get()) is not None:
-            future, function, arguments, limit = task
-            if not future.set_running_or_notify_cancel():
-                continue
-            try:
-                if worker is not None and worker.has_ended():
-                    self._discard(worker)
-                    worker = None
-                worker = worker or self._start()
-                finish = partial(future.set_result, worker.call(function, arguments, limit))
-            except (_EndedError, _LateError) as ended:
-                code = self._discard(worker)
-                worker = None
-                error = too_late(limit) if isinstance(ended, _LateError) else _crashed(code)
-                finish = partial(future.set_exception, CancelledError() if self._closed else error)
-            except BaseException as raised:  # noqa: BLE001 the one who waits gets it
-                finish = partial(future.set_exception, raised)
-            finish()
-            del task, future, function, arguments, finish  # a clip's memory, while idle
-        self._discard(worker)
+            child = self._run(task, child)
+            del task  # it holds a clip; free it while the thread waits for the next one
+        self._discard(child)
 
-    def _start(self) -> "_Worker":
-        worker = _Worker()
+    def _run(self, task: Task, child: Child | None) -> Child | None:
+        """Run a task in a child, a new one if needed. Returns the child unless it ended."""
+        if not task.future.set_running_or_notify_cancel():
+            return child
+        try:
+            if child is not None and child.has_ended():
+                self._discard(child)
+                child = None
+            child = child or self._start()
+            result = child.call(task.function, task.arguments, task.seconds)
+        except (EndedError, TimeOutError) as ended:
+            code = self._discard(child)
+            late = isinstance(ended, TimeOutError)
+            error = timed_out(task.seconds) if late else _ended(code)
+            task.future.set_exception(CancelledError() if self._closed else error)
+            return None
+        except BaseException as error:  # noqa: BLE001 passed on to whoever waits
+            task.future.set_exception(error)
+        else:
+            task.future.set_result(result)
+        return child
+
+    def _start(self) -> Child:
+        child = Child(self._modules)
         with self._lock:
-            self._workers.add(worker)
+            self._children.add(child)
             closed = self._closed
-        if closed:
-            worker.end()
-        return worker
+        if closed:  # `close` has not seen this one
+            child.kill()
+        return child
 
-    def _discard(self, worker: "_Worker | None") -> int | None:
-        if worker is None:
+    def _discard(self, child: Child | None) -> int | None:
+        """Kill a child and free what belongs to it. Returns its exit code."""
+        if child is None:
             return None
         with self._lock:
-            self._workers.discard(worker)
-        return worker.close()
+            self._children.discard(child)
+        return child.close()
 
 
-class _EndedError(Exception):
-    """A worker process is no more."""
-
-
-class _LateError(Exception):
-    """A worker process has not answered in time."""
-
-
-class _Worker:
-    """A process, the socket to it, and the file in memory (it has no place in /dev/shm, which
-    containers keep small) that its arrays come in.
-    """
-
-    def __init__(self) -> None:
-        ours, theirs = socket.socketpair()
-        self._memory = os.memfd_create("vjepa-clip")
-        try:
-            with theirs:
-                self._server, self.pid = _fork(theirs.fileno(), self._memory)
-        except BaseException:
-            os.close(self._memory)
-            ours.close()
-            raise
-        self._connection = Connection(ours.detach())
-        self._code: int | None = None
-        self._ended = False
-        self._lock = Lock()
-
-    def call(self, function: Callable, arguments: tuple, seconds: float) -> Any:
-        """What the function returns or raises there. Raises _EndedError if the process ends before,
-        _LateError if it takes too long.
-        """
-        message = pickle.dumps((function, arguments))
-        try:
-            self._connection.send_bytes(message)
-            if not self._connection.poll(seconds):
-                raise _LateError
-            answer = self._connection.recv_bytes()
-        except (EOFError, OSError) as error:
-            raise _EndedError from error
-        kind, value = pickle.loads(answer)
-        if kind == "error":
-            raise value
-        return self._array(*value) if kind == "array" else value
-
-    def has_ended(self) -> bool:
-        """Whether the process has ended though nothing was asked of it."""
-        return self._connection.poll(0)
-
-    def end(self) -> int | None:
-        """Kill the process; its exit code, None where that cannot be told."""
-        with self._lock:
-            if not self._ended:
-                self._code = self._server.end(self.pid)
-                self._ended = True
-        return self._code
-
-    def close(self) -> int | None:
-        """The same, and nothing can be called any more."""
-        code = self.end()
-        self._connection.close()
-        os.close(self._memory)
-        return code
-
-    def _array(self, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
-        array = np.empty(shape, dtype)
-        content, done = array.reshape(-1).view(np.uint8), 0
-        while done < content.size:
-            read = os.preadv(self._memory, [content[done:]], done)
-            if not read:
-                raise _EndedError
-            done += read
-        return array
-
-
-class _Server:
-    """The process that workers are forked from."""
-
-    def __init__(self) -> None:
-        self.owner = os.getpid()
-        self.lost = False
-        self._lock = Lock()
-        self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._control.settimeout(_STARTING)
-        program = (
-            f"import sys; sys.path[:] = {[str(place) for place in sys.path]!r}; "
-            "from vjepa_fast.data.workers.process_pool_child import serve; "
-            f"serve({theirs.fileno()}, {_MODULES!r})"
-        )
-        with theirs:
-            process = subprocess.Popen(
-                [sys.executable, "-P", "-c", program],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                env=os.environ | _ONE_THREAD,
-                pass_fds=[theirs.fileno()],
-                start_new_session=True,  # Ctrl-C is for the parent, whose end is theirs
-            )
-        finalize(self, _stop, self._control, process, self.owner)
-
-    def fork(self, link: int, memory: int) -> int:
-        """The pid of a new worker. Raises _EndedError if the server is gone."""
-        with self._lock:
-            try:
-                socket.send_fds(self._control, [b"fork"], [link, memory])
-                return int(self._control.recv(64))
-            except (OSError, ValueError) as error:  # no answer is b""
-                self.lost = True
-                raise _EndedError(str(error)) from error
-
-    def end(self, pid: int) -> int | None:
-        """Kill a worker: its exit code, None if the server is gone (then workers end with their
-        sockets)."""
-        with self._lock:
-            try:
-                self._control.send(b"%d" % pid)
-                return int(self._control.recv(64))
-            except (OSError, ValueError):
-                self.lost = True
-                return None
-
-
-_servers: list[_Server] = []  # one for this process, or none yet
-_servers_lock = Lock()
-
-
-def _server() -> _Server:
-    with _servers_lock:
-        if not _servers or _servers[0].lost or _servers[0].owner != os.getpid():
-            _servers[:] = [_Server()]
-        return _servers[0]
-
-
-def _fork(link: int, memory: int) -> tuple[_Server, int]:
-    """A new worker: its server and its pid. Raises RuntimeError where there can be none."""
-    for _ in range(2):  # a server that has ended since it was last needed is started again
-        server = _server()
-        try:
-            return server, server.fork(link, memory)
-        except _EndedError as ended:
-            trouble = ended
-    raise RuntimeError(
-        f"data.num_threads: found that no decoding process starts ({trouble}), expected one for "
-        "each; look for free memory and at what is printed above, or ask for fewer"
-    )
-
-
-def _stop(control: socket.socket, process: subprocess.Popen, owner: int) -> None:
-    control.close()
-    if owner == os.getpid():
-        process.kill()
-        process.wait()
-
-
-def _crashed(code: int | None) -> UserError:
+def _ended(code: int | None) -> WorkerError:
+    """The error of a task whose process ended with an exit code (-N for signal N)."""
     if code is None or code >= 0:
         how = "its process ended" + (f" (status {code})" if code else "")
     else:
         how = f"FFmpeg crashed (signal {-code})"
         if code == -SIGKILL:
-            how += ", or was killed, perhaps since memory ran out"
-    return UserError(
-        f"found that {how}, expected it to decode, look for free memory, index its folder again or "
+            how += ", or was killed, perhaps because memory ran out"
+    return WorkerError(
+        f"found that {how}, expected it to finish; look for free memory, index its folder again or "
         "remove it"
     )

@@ -1,8 +1,11 @@
-"""What runs in the processes of `workers.WorkerProcesses`: a server that forks workers, and those.
+"""The other side of `process_pool`: the fork server, and the children that it forks.
 
-The server has imported what they need and has one thread, so a fork is safe, takes milliseconds and
-shares that memory. All of them end when the process that asked for them is gone, however it went.
+The server has imported the modules that the children need and has a single thread, so forking it is
+safe, takes milliseconds and shares the modules' memory. The server and its children exit when the
+parent process is gone, even if it was killed.
 """
+
+from __future__ import annotations
 
 import gc
 import os
@@ -12,7 +15,6 @@ import signal
 import socket
 import time
 import traceback
-from collections.abc import Sequence
 from importlib import import_module
 from multiprocessing.connection import Connection
 from threading import Thread
@@ -21,89 +23,101 @@ import numpy as np
 
 from vjepa_fast.errors import UserError
 
-_GONE_AFTER = 1.0  # seconds; who is stuck in a dead disk goes when that answers
+MESSAGE_BYTES = 4096  # the longest message to the server
+_KILL_SECONDS = 1.0  # a process that waits for a dead disk ends only when the disk answers
 
 
-def serve(control: int, modules: Sequence[str]) -> None:
-    """Import modules, then do what comes over the socket `control`, until its other end is closed.
+def serve(control: int) -> None:
+    """Answer requests on the socket `control` until its other end is closed.
 
-    A message with two descriptors (the worker's socket, the file for its arrays) is answered by the
-    pid of a new worker; a worker's pid, once it is ended, by its exit code (minus a signal).
+    Requests, one message each:
+        import NAME ...: import these modules, for all later children; no reply.
+        fork: fork a child. The message carries two file descriptors: the child's socket and the
+            memory file for its arrays. Reply: the child's pid.
+        kill PID: kill a child, which may have ended already. Reply: its exit code; -N for signal N.
     """
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # if ignored, exit codes would be lost
-    # A terminal and launchers send these to the whole family; who asked for the workers decides
-    # when they end, and decodes to the end of its step.
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored, it would discard exit codes
+    # Terminals and launchers send these to all processes of a group. The parent decides when its
+    # children end: after SIGTERM it still finishes a step, which needs clips.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
-    for module in modules:
-        import_module(module)
-    gc.freeze()  # or each worker's first collection copies all of it
-    lingering: set[int] = set()
+    unreaped: set[int] = set()
     with socket.socket(fileno=control) as server:
         while True:
-            message, descriptors, _, _ = socket.recv_fds(server, 64, 2)
-            if not message:
+            message, descriptors, _, _ = socket.recv_fds(server, MESSAGE_BYTES, 2)
+            request, *arguments = message.decode().split() or [""]
+            if request == "import":
+                for module in arguments:
+                    import_module(module)
+                gc.freeze()  # else each child's first collection would copy the modules' memory
+            elif request == "fork":
+                pid = os.fork()
+                if pid == 0:
+                    server.close()
+                    try:
+                        _run_calls(*descriptors)
+                    finally:
+                        os._exit(1)
+                for descriptor in descriptors:
+                    os.close(descriptor)
+                server.send(b"%d" % pid)
+            elif request == "kill":
+                server.send(b"%d" % _kill(int(arguments[0]), unreaped))
+            else:  # an empty message: the other end is closed
                 return
-            if not descriptors:
-                server.send(b"%d" % _end(int(message), lingering))
-                continue
-            pid = os.fork()
-            if pid == 0:
-                server.close()
-                try:
-                    _work(*descriptors)
-                finally:
-                    os._exit(1)
-            for descriptor in descriptors:
-                os.close(descriptor)
-            server.send(b"%d" % pid)
 
 
-def _end(pid: int, lingering: set[int]) -> int:
-    """Kill a worker, which does nothing to one that has ended: its exit code."""
+def _kill(pid: int, unreaped: set[int]) -> int:
+    """Kill a child and wait for its exit code, but not for long. Reaps earlier ones as well."""
     os.kill(pid, signal.SIGKILL)
-    lingering.add(pid)
-    codes, deadline = {}, time.monotonic() + _GONE_AFTER
+    unreaped.add(pid)
+    codes: dict[int, int] = {}
+    deadline = time.monotonic() + _KILL_SECONDS
     while pid not in codes and time.monotonic() < deadline:
-        for one in lingering:
-            if (ended := os.waitpid(one, os.WNOHANG))[0]:
-                codes[one] = os.waitstatus_to_exitcode(ended[1])
-        lingering.difference_update(codes)
+        for child in unreaped:
+            ended, status = os.waitpid(child, os.WNOHANG)
+            if ended:
+                codes[child] = os.waitstatus_to_exitcode(status)
+        unreaped.difference_update(codes)
         if pid not in codes:
             time.sleep(0.002)
     return codes.get(pid, -signal.SIGKILL)
 
 
-def _work(link: int, memory: int) -> None:
-    """Call the functions that come over the socket `link`; arrays go back in the file `memory`."""
-    Thread(target=_leave_with, args=(link,), daemon=True).start()
+def _run_calls(link: int, memory: int) -> None:
+    """Body of a child: answer the calls that come over the socket `link`."""
+    Thread(target=_exit_with_parent, args=(link,), daemon=True).start()
     connection = Connection(link)
-    while True:
-        message = connection.recv_bytes()
-        try:
-            function, arguments = pickle.loads(message)
-            found = function(*arguments)
-            if isinstance(found, np.ndarray):
-                _write(memory, np.ascontiguousarray(found))
-                reply = "array", (found.dtype.str, found.shape)
-            else:
-                reply = "value", found
-            answer = pickle.dumps(reply)
-        except BaseException as error:  # noqa: BLE001 the one who waits gets it
-            answer = _as_answer(error)
-        connection.send_bytes(answer)
-        del message  # and with the next, nothing of this call is kept
-        function = arguments = found = reply = answer = None
+    while True:  # nothing of a call is kept in a variable here, so its memory is free while idle
+        connection.send_bytes(_answer(connection.recv_bytes(), memory))
 
 
-def _as_answer(error: BaseException) -> bytes:
+def _answer(call: bytes, memory: int) -> bytes:
+    """Make a pickled call (function, arguments).
+
+    Returns:
+        pickled ("value", result), ("array", (dtype, shape)) for an array whose bytes are now in the
+        file `memory`, or ("error", exception).
+    """
+    try:
+        function, arguments = pickle.loads(call)
+        result = function(*arguments)
+        if isinstance(result, np.ndarray):
+            _write(memory, np.ascontiguousarray(result))
+            return pickle.dumps(("array", (result.dtype.str, result.shape)))
+        return pickle.dumps(("value", result))
+    except BaseException as error:  # noqa: BLE001 passed on to the parent
+        return _pickled(error)
+
+
+def _pickled(error: BaseException) -> bytes:
     trace = "".join(traceback.format_exception(error))
     if not isinstance(error, UserError):
         error.add_note(f"In a worker process:\n{trace}")
     try:
         answer = pickle.dumps(("error", error))
-        pickle.loads(answer)  # some can be written, but not read
-    except Exception:  # noqa: BLE001 whatever it holds
+        pickle.loads(answer)  # some exceptions can be pickled but not unpickled
+    except Exception:  # noqa: BLE001 any class may fail in its own way
         answer = pickle.dumps(("error", RuntimeError(trace)))
     return answer
 
@@ -114,8 +128,8 @@ def _write(memory: int, array: np.ndarray) -> None:
         done += os.pwrite(memory, content[done:], done)
 
 
-def _leave_with(link: int) -> None:
-    """End this process, whatever it is doing, when nobody is at the other end any more."""
+def _exit_with_parent(link: int) -> None:
+    """Wait until the other end of `link` is closed, then exit, whatever the main thread is at."""
     poll = select.poll()
     poll.register(link, select.POLLRDHUP)
     poll.poll()
