@@ -133,7 +133,7 @@ def _decoded(
     """Every sample once, in order, in batches: the plans, the video uint8 [B, T, S, S, 3], and by
     their places the clips that have none, with the reason.
     """
-    planner = planner.watched_by(decoder.threads)
+    planner = planner.watched_by(decoder.pool)
     pending = deque()
     starts = range(0, len(planner), _BATCH)
     for start in tqdm([*starts, *[None] * _AHEAD], f"decoding {name}", leave=False):
