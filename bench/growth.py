@@ -24,7 +24,7 @@ from step.sides import Clips, Ours
 from throughput import CONFIGS, DEFAULTS, check_world, counts
 
 from vjepa_fast.commands.info import clip_flops, table
-from vjepa_fast.config.schema import Config, load_config
+from vjepa_fast.config import Config, load_config
 from vjepa_fast.errors import UserError, exit_status
 from vjepa_fast.training.distributed.launch import init_process_group
 from vjepa_fast.training.distributed.process import prepare_cpu

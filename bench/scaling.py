@@ -20,7 +20,7 @@ from scale.model import Bytes, Links, Parts, Step, step_on
 from throughput import CONFIGS
 
 from vjepa_fast.commands.info import parameter_counts, table
-from vjepa_fast.config.schema import Config, load_config
+from vjepa_fast.config import Config, load_config
 from vjepa_fast.errors import UserError, exit_status
 
 DEVICES = tuple(1 << k for k in range(11))

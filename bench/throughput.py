@@ -40,7 +40,7 @@ from step.roofline import mean_work, step_work
 from step.sides import Clips, Ours, Plain, demo_manifest, draw_masks, read_config
 
 from vjepa_fast.commands.info import clip_flops
-from vjepa_fast.config.schema import Config, load_config
+from vjepa_fast.config import Config, load_config
 from vjepa_fast.errors import UserError, exit_status
 from vjepa_fast.training.distributed.launch import init_process_group
 from vjepa_fast.training.distributed.process import prepare_cpu

@@ -73,7 +73,7 @@ def small_config(demo: Path, tmp_path: Path) -> Callable[..., dict]:
                 "num_frames": 8,
                 "frame_step": 1,
                 "crop_size": 24,
-                "num_threads": 1,
+                "num_workers": 1,
             },
             "model": {
                 "encoder": {"width": 24, "depth": 2, "heads": 2},
@@ -93,10 +93,10 @@ def small_config(demo: Path, tmp_path: Path) -> Callable[..., dict]:
                 "micro_batch": 4,
                 "warmup_steps": 2,
                 "lr": 1e-3,
-                "momentum": [0.9, 1.0],
                 "clip_grad": 0.05,
             },
-            "log": {"every": 1, "monitor_every": 4},
+            "teacher": {"momentum": [0.9, 1.0]},
+            "log": {"every": 1, "collapse_every": 4},
             "checkpoint": {"every": 4, "keep_last": 2},
         }
         for section, keys in changes.items():

@@ -28,8 +28,7 @@ ALLOWED = {
     "models": {"kernels"},
     "data": {"masks", "errors"},
     "weights": {"errors"},
-    "config": {"masks", "models", "training.schedules", "errors"},
-    "training.schedules": set(),  # config builds on it, so it stands below training
+    "config": {"masks", "models", "errors"},
     "training": {*TRAINING, ""},
     "evaluation": {*TRAINING, "training"},
     "commands": {*TRAINING, "training", "evaluation"},

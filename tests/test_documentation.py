@@ -10,7 +10,7 @@ from pydantic import BaseModel
 
 from tests.helpers.paths import REPOSITORY
 from vjepa_fast.commands import info
-from vjepa_fast.config.schema import Config, load_config
+from vjepa_fast.config import Config, load_config
 from vjepa_fast.training.timers import PARTS
 
 TEXT = (REPOSITORY / "docs" / "training.md").read_text(encoding="utf-8")

@@ -47,7 +47,7 @@ def _demo_data(options: argparse.Namespace) -> int:
 
 def _info(options: argparse.Namespace) -> int:
     from vjepa_fast.commands.info import info_text
-    from vjepa_fast.config.schema import load_config
+    from vjepa_fast.config import load_config
 
     print(info_text(load_config(options.config, options.set)))
     return 0
@@ -55,7 +55,7 @@ def _info(options: argparse.Namespace) -> int:
 
 def _masks(options: argparse.Namespace) -> int:
     from vjepa_fast.commands.masks import masks_command
-    from vjepa_fast.config.schema import load_config
+    from vjepa_fast.config import load_config
 
     return masks_command(load_config(options.config, options.set), options.output)
 

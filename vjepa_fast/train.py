@@ -59,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _pretrain(options: argparse.Namespace) -> int:
-    from vjepa_fast.config.schema import load_config
+    from vjepa_fast.config import load_config
 
     config = load_config(options.config, options.set)
     from vjepa_fast.training.loop import pretrain

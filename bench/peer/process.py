@@ -29,7 +29,7 @@ import torch
 from peer.step import Step
 from step.clock import Clock, peak_memory
 
-from vjepa_fast.config.schema import load_config
+from vjepa_fast.config import load_config
 from vjepa_fast.errors import UserError
 
 PARTS = {

@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 import torch
 from peer.process import PARTS, not_a_checkout
 
-from vjepa_fast.config.schema import Config
+from vjepa_fast.config import Config
 from vjepa_fast.errors import UserError
 
 SCRIPT = Path(__file__).resolve().parent / "process.py"

@@ -11,9 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vjepa_fast.config.schema import Config
+from vjepa_fast.config import Config
 from vjepa_fast.errors import UserError
 from vjepa_fast.training.batches import make_sampler
+from vjepa_fast.training.build import make_schedules
 
 POOL = 4  # synthetic micro-batches
 
@@ -69,7 +70,7 @@ class Step:
             {"params": [p for p in weights if p.ndim < 2], "decays": False, "weight_decay": 0.0},
         ]
         self.optimizer = torch.optim.AdamW(groups, betas=self.optim.betas, eps=self.optim.eps)
-        self.schedules = self.optim.schedules()
+        self.schedules = make_schedules(config)
         self.sampler, self.clips = make_sampler(config), config.optim.micro_batch
         self.specs = range(len(config.masks.specs))
         shape = (self.clips, 3, data.num_frames, data.crop_size, data.crop_size)

@@ -29,8 +29,8 @@ from scale.model import Bytes, Links, Parts, step_on
 from torch import Tensor
 
 from vjepa_fast.commands.info import table
+from vjepa_fast.config import Config, load_config
 from vjepa_fast.config.checks import sample_masks, split_batch
-from vjepa_fast.config.schema import Config, load_config
 from vjepa_fast.errors import UserError
 from vjepa_fast.models.packed_masks import PackedMasks
 from vjepa_fast.training.batches import make_sampler, packed

@@ -17,8 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vjepa_fast.config.schema import Config
+from vjepa_fast.config import Config
 from vjepa_fast.models.positions import position_table
+from vjepa_fast.training.build import make_schedules
 from vjepa_fast.training.schedules import StepValues
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -160,7 +161,7 @@ class Baseline:
         self.student.load_state_dict(weights)
         self.student.to(device)
         self.teacher = copy.deepcopy(self.student.encoder).requires_grad_(False)
-        self.schedules = config.optim.schedules()
+        self.schedules = make_schedules(config)
         self.optimizer = torch.optim.AdamW(
             self._groups(), lr=0.0, betas=self.optim.betas, eps=self.optim.eps
         )

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from vjepa_fast.commands.info import clip_flops, parameter_counts
-from vjepa_fast.config.schema import Config
+from vjepa_fast.config import Config
 from vjepa_fast.models.cost import patch_values
 
 INDEX = 8  # bytes

@@ -15,7 +15,7 @@ import torch
 from step.baseline import Baseline, nothing
 from torch import Tensor
 
-from vjepa_fast.config.schema import Config, load_config
+from vjepa_fast.config import Config, load_config
 from vjepa_fast.data.loader import make_loader
 from vjepa_fast.data.prepare.demo import make_demo
 from vjepa_fast.errors import UserError
@@ -181,7 +181,7 @@ class Clips(Iterator[Tensor]):
                 data.crop_size,
                 backend=data.backend,
                 device=device,
-                num_threads=data.num_threads,
+                num_threads=data.num_workers,
                 prefetch=data.prefetch,
             )
             self._stack.enter_context(loader)

@@ -9,7 +9,7 @@ from PIL import Image
 from vjepa_fast.cli import main
 from vjepa_fast.commands import info
 from vjepa_fast.commands import masks as mask_pictures
-from vjepa_fast.config.schema import Config
+from vjepa_fast.config import parse_config
 from vjepa_fast.masks.overlay import CONTEXT, TARGET, TRUNCATED, overlay, token_kinds
 
 SPECS = [
@@ -57,7 +57,7 @@ def test_it_draws_over_the_configs_own_data_and_counts(config_file, capsys, tmp_
 
 def test_the_counts_are_those_of_the_run(small_config, monkeypatch):
     monkeypatch.setattr(info, "SAMPLED_STEPS", 20)
-    config = Config.model_validate(small_config(masks={"specs": SPECS, "truncate_group": 4}))
+    config = parse_config(small_config(masks={"specs": SPECS, "truncate_group": 4}))
     sampler = config.masks.sampler(config.grid, config.seed)
     seen, text = mask_pictures.count(config, sampler)
     counted = info.count_tokens(config)  # what `vjepa-fast info` says: the same clips
@@ -75,7 +75,7 @@ def test_the_counts_are_those_of_the_run(small_config, monkeypatch):
 
 
 def test_every_token_is_of_one_kind(small_config):
-    config = Config.model_validate(small_config(masks={"specs": SPECS}))
+    config = parse_config(small_config(masks={"specs": SPECS}))
     masks = config.masks.sampler(config.grid, config.seed).sample(0, range(8))
     kinds = token_kinds(masks, config.grid)
     assert kinds.shape == (3, 8, *config.grid)
@@ -145,7 +145,7 @@ def test_masks_that_never_leave_context_are_one_sentence(command, config_file, c
 def test_the_demos_frames_are_spread_over_longer_clips(small_config, demo, monkeypatch):
     monkeypatch.setattr(mask_pictures, "DEMO", demo / "train.csv")
     data = {"manifests": ["elsewhere.csv"], "num_frames": 16, "frame_step": 4, "crop_size": 24}
-    clip, source = mask_pictures.find_clip(Config.model_validate(small_config(data=data)))
+    clip, source = mask_pictures.find_clip(parse_config(small_config(data=data)))
     assert clip.shape == (16, 24, 24, 3) and clip.dtype == np.uint8 and "00000.webm" in source
     assert (clip[::2] == clip[1::2]).all()
     assert all((clip[i] != clip[i + 2]).any() for i in range(0, 14, 2))

@@ -17,7 +17,7 @@ from tests.helpers.paths import REPOSITORY
 from vjepa_fast.cli import main
 from vjepa_fast.commands.report import run_page
 from vjepa_fast.commands.report_charts import BINS, line_chart, powers, share_bar, thinned, ticks
-from vjepa_fast.config.schema import Config
+from vjepa_fast.config import parse_config
 from vjepa_fast.training.loop import pretrain
 
 VOID = {"meta", "img"}
@@ -63,12 +63,12 @@ def run(tmp_path_factory: pytest.TempPathFactory, demo: Path) -> Path:
         "model": {"encoder": {"width": 24, "depth": 2, "heads": 2}, "patch_size": 8},
         "masks": {"specs": [{"num_blocks": 2, "spatial_scale": [0.3, 0.3]}], "truncate_group": 4},
         "optim": {"steps": 6, "global_batch": 4, "micro_batch": 4, "lr": 1e-3, "warmup_steps": 2},
-        "log": {"every": 2, "monitor_every": 3, "pictures_every": 4, "histograms_every": 3},
+        "log": {"every": 2, "collapse_every": 3, "pictures_every": 4, "histograms_every": 3},
         "checkpoint": {"every": 3},
     }
-    config["data"] |= {"crop_size": 24, "num_threads": 1}
+    config["data"] |= {"crop_size": 24, "num_workers": 1}
     config["model"]["predictor"] = {"width": 12, "depth": 1, "heads": 2}
-    return pretrain(Config.model_validate(config))
+    return pretrain(parse_config(config))
 
 
 def test_a_finished_runs_page(run: Path, capsys: pytest.CaptureFixture) -> None:

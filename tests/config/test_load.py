@@ -1,11 +1,13 @@
 """Bad files and bad overrides: each gives one sentence, and the nearest key where there is one."""
 
+import json
 from pathlib import Path
 
 import pytest
 
 from tests.helpers.paths import REPOSITORY
-from vjepa_fast.config.schema import load_config
+from vjepa_fast.config import load_config, parse_config, translate_stored
+from vjepa_fast.config.load import RENAMED, RENAMED_VALUES
 from vjepa_fast.errors import UserError
 
 CONFIGS = REPOSITORY / "configs"
@@ -102,7 +104,7 @@ def test_key_given_twice(text: str, key: str, tmp_path: Path) -> None:
             "data.crop=3",
             "data.crop: found an unknown key, expected one of manifests, weights, num_frames, "
             "frame_step, fps, clips_per_video, short_videos, crop_size, area, aspect_ratio, flip, "
-            "backend, num_threads, prefetch, max_bad_share; did you mean data.crop_size?",
+            "backend, num_workers, prefetch, max_bad_fraction; did you mean data.crop_size?",
         ),
         (
             "masks.specs[2].max_keep=3",
@@ -134,3 +136,56 @@ def test_bad_override(override: str, sentence: str) -> None:
     with pytest.raises(UserError) as error:
         load_config(CONFIGS / "vith16.json", [override])
     assert str(error.value) == sentence
+
+
+@pytest.mark.parametrize(("old", "new"), RENAMED.items())
+def test_a_renamed_key_is_named(old: str, new: str, tmp_path: Path) -> None:
+    section, key = old.split(".")
+    data = json.loads((CONFIGS / "tiny.json").read_text())
+    data.setdefault(section, {})[key] = 1
+    (tmp_path / "old.json").write_text(json.dumps(data))
+    sentence = f"{old}: found a key of an older version, expected {new}; rename it"
+    with pytest.raises(UserError) as error:
+        load_config(tmp_path / "old.json")
+    assert str(error.value) == sentence
+    with pytest.raises(UserError) as error:
+        load_config(CONFIGS / "tiny.json", [f"{old}=1"])
+    assert str(error.value) == sentence
+
+
+@pytest.mark.parametrize(("old", "new"), RENAMED_VALUES["data.short_videos"].items())
+def test_a_renamed_value_is_named(old: str, new: str) -> None:
+    with pytest.raises(UserError) as error:
+        load_config(CONFIGS / "tiny.json", [f"data.short_videos={old}"])
+    assert str(error.value) == (
+        f"data.short_videos: found \"{old}\", expected 'repeat_last', 'wrap' or 'drop'; write "
+        f'"{new}", its name in this version'
+    )
+
+
+def test_a_stored_config_of_an_older_run_is_translated() -> None:
+    config = load_config(
+        CONFIGS / "tiny.json",
+        [
+            "teacher.momentum=[0.5, 0.75]",
+            "optim.max_nonfinite_steps=3",
+            "data.num_workers=5",
+            "data.max_bad_fraction=0.25",
+            "data.short_videos=wrap",
+            "log.collapse_every=7",
+        ],
+    )
+    stored = json.loads(config.model_dump_json())
+    assert translate_stored(stored) == stored
+    for old, new in RENAMED.items():
+        section, key = new.split(".")
+        value = stored[section].pop(key)
+        section, key = old.split(".")
+        stored[section][key] = value
+    stored["data"]["short_videos"] = "loop"
+    before = json.dumps(stored)
+    assert parse_config(translate_stored(stored)) == config
+    assert json.dumps(stored) == before
+    older = {key: value for key, value in stored.items() if key not in ("teacher", "log")}
+    assert parse_config(translate_stored(older)).teacher == config.teacher
+    assert translate_stored({}) == {}

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from tests.helpers import videos
-from vjepa_fast.config.schema import Config
+from vjepa_fast.config import parse_config
 from vjepa_fast.data import bad_clips as replace_module
 from vjepa_fast.data.bad_clips import BadVideos
 from vjepa_fast.data.decode import dali as dali_module
@@ -187,14 +187,14 @@ def test_both_loaders_and_any_number_of_ranks_replace_alike(manifest):
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_too_many_bad_samples_stop_the_run(manifest, backend):
     spoil(manifest, range(1, 8), "missing")
-    with pytest.raises(UserError, match=r"data\.max_bad_share: found 2 of \d+ clips .*\.webm"):
+    with pytest.raises(UserError, match=r"data\.max_bad_fraction: found 2 of \d+ clips .*\.webm"):
         load(planned(manifest), backend, [range(8)], max_share=0.001)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_where_nothing_is_usable_the_run_stops_too(manifest, backend):
     spoil(manifest, range(8), "missing")
-    with pytest.raises(UserError, match=r"data\.max_bad_share: found 51 of \d+ clips"):
+    with pytest.raises(UserError, match=r"data\.max_bad_fraction: found 51 of \d+ clips"):
         load(planned(manifest), backend, [range(8)])
 
 
@@ -393,7 +393,7 @@ def test_threads_hand_errors_on():
 def test_a_run_goes_on_without_its_bad_videos(small_config, manifest, tmp_path):
     spoil(manifest, [2, 6], "damaged")
     data = {"manifests": [str(manifest)], "num_frames": 4, "crop_size": 32}
-    run = pretrain(Config.model_validate(small_config(data=data, optim={"steps": 4})))
+    run = pretrain(parse_config(small_config(data=data, optim={"steps": 4})))
     rows = [json.loads(line) for line in (run / "bad_videos.jsonl").read_text().splitlines()]
     assert {Path(row["path"]).stem for row in rows} == {"2", "6"}
     metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -401,7 +401,7 @@ def test_a_run_goes_on_without_its_bad_videos(small_config, manifest, tmp_path):
     assert len(losses) == 4 and np.isfinite(losses).all()
 
     config = small_config(
-        data=data | {"max_bad_share": 0.0}, optim={"steps": 4}, output=str(tmp_path / "strict")
+        data=data | {"max_bad_fraction": 0.0}, optim={"steps": 4}, output=str(tmp_path / "strict")
     )
-    with pytest.raises(UserError, match=r"data\.max_bad_share: found 1 of"):
-        pretrain(Config.model_validate(config))
+    with pytest.raises(UserError, match=r"data\.max_bad_fraction: found 1 of"):
+        pretrain(parse_config(config))

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from vjepa_fast import cli
-from vjepa_fast.config.schema import Config
+from vjepa_fast.config import parse_config
 from vjepa_fast.data.loader import make_loader
 from vjepa_fast.data.manifest.files import read_manifest, write_manifest
 from vjepa_fast.data.plan.planner import ClipPlanner
@@ -71,10 +71,10 @@ def test_a_folder_of_images_becomes_clips_of_them(classes, tmp_path):
             assert np.abs(shown - expected).max() < 12, entry.path
             assert np.abs(video[0, 24:].mean((0, 1)) - 128).max() < 3
     short = {"num_frames": 4, "frame_step": 4, "augment": None}
-    looped = ClipPlanner([tmp_path / "m.csv"], **short, short_videos="loop", fps=8.0)
+    looped = ClipPlanner([tmp_path / "m.csv"], **short, short_videos="wrap", fps=8.0)
     assert not np.stack([plan.frames for plan in looped.plan(range(20))]).any()
     with pytest.raises(UserError, match="found only videos shorter than a clip"):
-        ClipPlanner([tmp_path / "m.csv"], **short, short_videos="refuse", fps=8.0)
+        ClipPlanner([tmp_path / "m.csv"], **short, short_videos="drop", fps=8.0)
     with pytest.raises(UserError, match="an image, which decodes as it is"):
         transcode_manifest(tmp_path / "m.csv", tmp_path / "copies", workers=1)
 
@@ -124,7 +124,7 @@ def test_images_beside_videos_are_left_out(demo, tmp_path, caplog, monkeypatch):
 
 @pytest.mark.slow
 def test_a_probe_on_images(small_config, classes, tmp_path, capsys):
-    run = pretrain(Config.model_validate(small_config(optim={"steps": 1})))
+    run = pretrain(parse_config(small_config(optim={"steps": 1})))
     entries, _ = index_directory(classes, tmp_path / "m.csv", workers=1)
     names = list(COLOURS)
     labelled = [replace(e, labels={"c": names.index(Path(e.path).parent.name)}) for e in entries]

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from vjepa_fast import cli
-from vjepa_fast.config.schema import Config
+from vjepa_fast.config import parse_config
 from vjepa_fast.data.manifest.entry import ManifestEntry
 from vjepa_fast.data.manifest.files import read_manifest, write_manifest
 from vjepa_fast.errors import UserError
@@ -68,7 +68,7 @@ def test_probe_of_a_run_through_the_command_line(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     data = small_config(optim={"steps": 2})
-    run = pretrain(Config.model_validate(data))
+    run = pretrain(parse_config(data))
     trained = Checkpoint.find(run)
     encoder = load_target_encoder(trained)
     assert not any(p.requires_grad for p in encoder.parameters())

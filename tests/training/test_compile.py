@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
-from vjepa_fast.config.schema import Config
+from vjepa_fast.config import parse_config
 from vjepa_fast.training.batches import Batches
 from vjepa_fast.training.build import build_trainer
 from vjepa_fast.training.distributed.launch import init_process_group
@@ -19,7 +19,7 @@ from vjepa_fast.training.monitoring.writer import read_metrics
 def test_all_blocks_are_compiled(small_config: Callable[..., dict]) -> None:
     init_process_group()
     for compiled in (False, True):
-        trainer = build_trainer(Config.model_validate(small_config(compile=compiled)), 1)
+        trainer = build_trainer(parse_config(small_config(compile=compiled)), 1)
         model, target = trainer.model, trainer.teacher.encoder
         blocks = [*model.encoder.blocks, *model.predictor.blocks, *target.blocks]
         assert len(blocks) == 5
@@ -40,7 +40,7 @@ def test_compiled_losses_are_the_same(
     for compiled in (False, True):
         data = small_config(output=f"{small_config()['output']}{compiled}", compile=compiled)
         data["optim"]["steps"] = 50
-        run = pretrain(Config.model_validate(data))
+        run = pretrain(parse_config(data))
         rows = read_metrics(run / "metrics.jsonl")
         losses[compiled] = [row["loss"] for row in rows if "loss" in row]
     assert len(losses[True]) == 50
@@ -56,7 +56,7 @@ def test_recomputation_is_passed_on_and_changes_no_loss(
     init_process_group()
     losses, changed = {}, small_config(zero={"stage": stage})
     for chosen in ("none", mode):
-        config = Config.model_validate(changed | {"activation_checkpointing": chosen})
+        config = parse_config(changed | {"activation_checkpointing": chosen})
         trainer = build_trainer(config, 1)
         for network in (trainer.model.encoder, trainer.model.predictor):
             assert network.activation_checkpointing == chosen
@@ -75,6 +75,6 @@ def test_compiled_blocks_can_be_computed_again(small_config: Callable[..., dict]
     for mode in ("none", "full"):
         data = small_config(compile=True, activation_checkpointing=mode)
         data["output"] += mode
-        rows = read_metrics(pretrain(Config.model_validate(data)) / "metrics.jsonl")
+        rows = read_metrics(pretrain(parse_config(data)) / "metrics.jsonl")
         losses[mode] = [row["loss"] for row in rows if "loss" in row]
     assert losses["full"] == pytest.approx(losses["none"], rel=1e-6)

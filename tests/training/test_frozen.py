@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from vjepa_fast.config.schema import Config, load_config
+from vjepa_fast.config import Config, load_config
 from vjepa_fast.errors import UserError
 from vjepa_fast.evaluation.probe import load_target_encoder
 from vjepa_fast.training.checkpoint.format import Checkpoint
@@ -109,8 +109,8 @@ def test_bad_steps_warn_and_then_stop_the_run(
         return own(self, video) * (float("nan") if bad else 1.0)
 
     monkeypatch.setattr(Trainer, "target_features", features)
-    config = configured(optim={"max_bad_steps": 3}, log={"every": 1})
-    sentence = r"^optim\.max_bad_steps: found 3 steps in a row, up to step 6"
+    config = configured(optim={"max_nonfinite_steps": 3}, log={"every": 1})
+    sentence = r"^optim\.max_nonfinite_steps: found 3 steps in a row, up to step 6"
     caplog.set_level(logging.WARNING, "vjepa_fast")
     with pytest.raises(UserError, match=sentence) as stopped:
         pretrain(config)

@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.helpers.trainers import make_trainer, micro_batch
-from vjepa_fast.config.schema import Config
+from vjepa_fast.config import parse_config
 from vjepa_fast.training.distributed.garbage import Garbage
 from vjepa_fast.training.loop import pretrain
 
@@ -128,14 +128,14 @@ def test_a_run_collects_at_log_steps_alone(
         if phase == "stop":
             found.append(info["collected"])
 
-    data = small_config(optim={"steps": 24}, log={"every": 6, "monitor_every": 1000})
+    data = small_config(optim={"steps": 24}, log={"every": 6, "collapse_every": 1000})
     data["checkpoint"]["every"] = 1000
     gc.callbacks.append(watch)
     try:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(Garbage, "__enter__", _entered_and_counting(found))
             patch.setattr(Garbage, "__exit__", _left_and_stopped(found))
-            pretrain(Config.model_validate(data))
+            pretrain(parse_config(data))
     finally:
         gc.callbacks.remove(watch)
     inside = found[found.index("entered") + 1 : found.index("left")]

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.paths import REPOSITORY
-from vjepa_fast.config.schema import Config
+from vjepa_fast.config import parse_config
 from vjepa_fast.training.distributed.launch import free_port
 from vjepa_fast.training.recipe import with_own_folder
 
@@ -128,7 +128,7 @@ def test_an_overridden_recipe_has_a_folder_of_its_own(
 def test_the_folder_of_an_overridden_recipe(
     small_config: Callable[..., dict], tmp_path: Path, overrides: list[str], folder: str
 ) -> None:
-    found = with_own_folder(Config.model_validate(small_config()), overrides).output
+    found = with_own_folder(parse_config(small_config()), overrides).output
     exact = folder[-1] not in "9-"  # else a digest follows, which tells long names apart
     assert found == str(tmp_path / folder) if exact else found.startswith(str(tmp_path / folder))
     assert len(Path(found).name) < 130
@@ -154,18 +154,19 @@ def test_two_processes_give_the_losses_of_one(
 def test_a_collapsing_run_says_so(small_config: Callable[..., dict], tmp_path: Path) -> None:
     """Too high a learning rate for the momentum: features become a function of position."""
     optim = {"steps": 60, "global_batch": 16, "micro_batch": 16, "warmup_steps": 0}
-    optim |= {"start_lr": 3e-3, "lr": 3e-3, "momentum": [0.9, 0.9], "clip_grad": None}
+    optim |= {"start_lr": 3e-3, "lr": 3e-3, "clip_grad": None}
     config = small_config(
         optim=optim,
+        teacher={"momentum": [0.9, 0.9]},
         masks={"truncate_group": 16},
-        log={"every": 20, "monitor_every": 10},
+        log={"every": 20, "collapse_every": 10},
     )
     done = run([sys.executable, TRAIN, *write(config, tmp_path)])
     assert done.returncode == 0, done.stderr
     health = [row["std_across_clips"] for row in metrics(tmp_path / "run", "std_across_clips")]
     assert health[0] > 2 * health[-1], health
     assert health[-1] < 0.1
-    assert done.stderr.count("raise optim.momentum") == 1
+    assert done.stderr.count("raise teacher.momentum") == 1
 
 
 @pytest.mark.parametrize(

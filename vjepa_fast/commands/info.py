@@ -4,9 +4,9 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import partial
 
+from vjepa_fast.config import Config
 from vjepa_fast.config.checks import sample_masks, split_batch
 from vjepa_fast.config.masks import AnyMask, MaskSpecConfig, RandomMaskConfig
-from vjepa_fast.config.schema import Config
 from vjepa_fast.errors import UserError
 from vjepa_fast.models.cost import (
     StepFlops,

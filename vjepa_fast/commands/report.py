@@ -153,7 +153,7 @@ def _summary(run: Path, rows: list[dict], config: dict) -> str:
         warning = (
             f'<p class="warning">The target features have collapsed: at step {spread[-1][0]} their '
             f"std across clips at the same position is {spread[-1][1]:.3f}, healthy is above "
-            f"{STD_FLOOR}. Raise optim.momentum, lower optim.lr, or leave less context in "
+            f"{STD_FLOOR}. Raise teacher.momentum, lower optim.lr, or leave less context in "
             "masks.specs.</p>"
         )
     return f'{warning}<div class="tiles">{text}</div>'

@@ -1,5 +1,6 @@
 """What the user wrote (a JSON file, `--set` options) as plain data; its mistakes as a sentence."""
 
+import copy
 import difflib
 import json
 import math
@@ -15,6 +16,38 @@ from pydantic_core import PydanticUndefined
 from vjepa_fast.errors import UserError
 
 Location = Sequence[str | int]
+
+# Keys and values of older versions, and their names in this one.
+RENAMED = {
+    "optim.momentum": "teacher.momentum",
+    "optim.max_bad_steps": "optim.max_nonfinite_steps",
+    "data.num_threads": "data.num_workers",
+    "data.max_bad_share": "data.max_bad_fraction",
+    "log.monitor_every": "log.collapse_every",
+}
+RENAMED_VALUES = {
+    "data.short_videos": {"edge": "repeat_last", "loop": "wrap", "refuse": "drop"},
+}
+
+
+def translate_stored(data: dict[str, Any]) -> dict[str, Any]:
+    """A copy of a config that a run stored with its checkpoints, in the names of this version.
+
+    Args:
+        data: the config as an older version, or this one, wrote it; sections may be missing.
+    """
+    data = copy.deepcopy(data)
+    for old, new in RENAMED.items():
+        section, key = old.split(".")
+        if key in data.get(section, {}):
+            value = data[section].pop(key)
+            section, key = new.split(".")
+            data.setdefault(section, {})[key] = value
+    for name, values in RENAMED_VALUES.items():
+        section, key = name.split(".")
+        if key in data.get(section, {}):
+            data[section][key] = values.get(data[section][key], data[section][key])
+    return data
 
 
 def show(value: Any) -> str:
@@ -167,6 +200,10 @@ def unknown_key(root: type[BaseModel], location: Location) -> UserError:
     )
     location = _without_models(root, location)
     key, prefix = key_name(location), location[:-1]
+    if key in RENAMED:
+        return UserError(
+            f"{key}: found a key of an older version, expected {RENAMED[key]}; rename it"
+        )
     keys = list(_keys(root))
     same_name = [key_name(known) for known in keys if known[-1] == location[-1]]
     near = difflib.get_close_matches(str(location[-1]), siblings, n=1)
@@ -270,6 +307,9 @@ def _fix(kind: str, found: Any, field: FieldInfo | None, inside: bool) -> str:
         except ValueError:
             pass
     if kind == "literal_error" and field is not None:
+        for values in RENAMED_VALUES.values():
+            if isinstance(found, str) and found in values:
+                return f"write {show(values[found])}, its name in this version"
         return f"write e.g. {show(_nearest_choice(found, _choices(field.annotation)))}"
     example = _example(field)
     if field is not None and isinstance(example, BaseModel | type(PydanticUndefined)):

@@ -28,7 +28,6 @@ from vjepa_fast.config.fields import (
 )
 from vjepa_fast.config.load import apply_override, read_json_object, sentence
 from vjepa_fast.config.masks import MasksConfig
-from vjepa_fast.training.schedules import Schedules
 
 
 class DataConfig(Section):
@@ -48,7 +47,7 @@ class DataConfig(Section):
     """Frames of the clip per second of the video, by time stamps; null: as frame_step says."""
     clips_per_video: Count = 1
     """Clips that a video gives when its turn comes, from equal parts of it, one after another."""
-    short_videos: Literal["edge", "loop", "refuse"] = "edge"
+    short_videos: Literal["repeat_last", "wrap", "drop"] = "repeat_last"
     """Videos shorter than a clip: repeat the last frame, start over, or leave them out."""
     crop_size: Count = 224
     """Height and width of a clip, in pixels."""
@@ -61,12 +60,12 @@ class DataConfig(Section):
     backend: Literal["auto", "dali", "pyav"] = "auto"
     """What decodes; auto: DALI where it can decode half of the videos or more, else PyAV. With
     DALI, PyAV decodes those that it can't."""
-    num_threads: Count = 2
+    num_workers: Count = 2
     """What decodes at the same time, for each training process: processes of their own where PyAV
     decodes (so that a file that crashes FFmpeg costs its clip only), threads where DALI does."""
     prefetch: Count = 2
     """Micro-batches that are decoded ahead."""
-    max_bad_share: Unit = 0.05
+    max_bad_fraction: Unit = 0.05
     """Clips that may turn out undecodable and be replaced, as a share of all; beyond, a process
     stops the run."""
 
@@ -139,28 +138,13 @@ class OptimConfig(Section):
     """AdamW's epsilon."""
     clip_grad: Positive | None = 10.0
     """Largest gradient norm, of encoder and predictor apart; null: no clipping."""
-    momentum: UnitRange = (0.998, 1.0)
-    """The teacher's momentum at the start and at the schedules' horizon."""
     schedule_stretch: Annotated[float, Field(ge=1)] = 1.25
     """The schedules' horizon, relative to the steps."""
     loss_exponent: Annotated[float, Field(ge=1)] = 1.0
     """p of the loss |prediction - target|^p / p."""
-    max_bad_steps: Count = 10
+    max_nonfinite_steps: Count = 10
     """Steps in a row with a loss or a gradient that is not finite, each of which is skipped, that
     stop the run."""
-
-    def schedules(self) -> Schedules:
-        """The run's schedules, whose horizon is `schedule_stretch * steps`."""
-        return Schedules(
-            warmup_steps=self.warmup_steps,
-            horizon=self.schedule_stretch * self.steps,
-            start_lr=self.start_lr,
-            lr=self.lr,
-            final_lr=self.final_lr,
-            weight_decay=self.weight_decay,
-            final_weight_decay=self.final_weight_decay,
-            momentum=self.momentum,
-        )
 
 
 class TeacherConfig(Section):
@@ -168,6 +152,8 @@ class TeacherConfig(Section):
 
     mode: Literal["ema", "frozen"] = "ema"
     """ema: the average of the encoder's weights; frozen: one that was trained before, and stays."""
+    momentum: UnitRange = (0.998, 1.0)
+    """The EMA's momentum at the start and at the schedules' horizon. Ignored where frozen."""
     checkpoint: Annotated[str, Field(min_length=1)] | None = None
     """Where frozen: the run, or the checkpoint, whose target encoder it is."""
 
@@ -190,7 +176,7 @@ class LogConfig(Section):
 
     every: Count = 10
     """Steps between lines of metrics. Each line waits for the device once."""
-    monitor_every: Count = 100
+    collapse_every: Count = 100
     """Steps between the collapse monitor's measurements."""
     pictures_every: Count | None = None
     """Steps between pictures of masks and features; null: only at the end."""
@@ -283,4 +269,12 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     data = read_json_object(path)
     for override in overrides:
         apply_override(Config, data, override)
+    return parse_config(data)
+
+
+def parse_config(data: Any) -> Config:
+    """Checks a whole config, given as plain data.
+
+    Raises UserError: one sentence with the key, what was found, what was expected and the fix.
+    """
     return Config.model_validate(data)

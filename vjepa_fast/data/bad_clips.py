@@ -54,7 +54,7 @@ class BadVideos:
         self._write(plan, reason, other)
         if self._bad > self._max_share * max(self._tried, _AT_LEAST):
             raise UserError(
-                f"data.max_bad_share: found {self._bad} of {self._tried} clips undecodable (the "
+                f"data.max_bad_fraction: found {self._bad} of {self._tried} clips undecodable (the "
                 f"last one: {reason}), expected at most {self._max_share:g} of "
                 f"{max(self._tried, _AT_LEAST)}; index the videos again, or set a larger share"
             )

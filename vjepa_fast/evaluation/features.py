@@ -116,8 +116,8 @@ def load_clips(
                     raise UserError(
                         f"{manifest}: found {len(left_out)} undecodable among the first "
                         f"{plan.sample_id + 1} of {len(planner)} videos (the last one: "
-                        f"{failures[i]}), expected at most data.max_bad_share = {max_bad_share:g} "
-                        "of them, index its folder again"
+                        f"{failures[i]}), expected at most data.max_bad_fraction = "
+                        f"{max_bad_share:g} of them, index its folder again"
                     )
     return Clips(
         video[: len(shown)],

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from vjepa_fast.config.schema import Config
+from vjepa_fast.config import parse_config, translate_stored
 from vjepa_fast.errors import UserError
 from vjepa_fast.evaluation.features import (
     Clips,
@@ -33,7 +33,7 @@ LOW_SHOT_DRAWS = 3  # as in the paper
 
 def load_target_encoder(checkpoint: Checkpoint) -> VisionTransformer:
     """The run's result, see `Checkpoint.evaluated`: its target encoder, fp32, without gradients."""
-    config = Config.model_validate(checkpoint.state["config"])
+    config = parse_config(translate_stored(checkpoint.state["config"]))
     encoder = build_model(config).make_target_encoder()
     load_exactly(
         encoder, checkpoint.weights("encoder", checkpoint.evaluated), str(checkpoint.folder)
@@ -85,7 +85,7 @@ def run_probe(
         UserError: whatever the user can mend.
     """
     checkpoint = Checkpoint.find(path.resolve())
-    config = Config.model_validate(checkpoint.state["config"])
+    config = parse_config(translate_stored(checkpoint.state["config"]))
     train = train or Path(config.data.manifests[0])
     test = test or test_manifest_beside(train)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -101,8 +101,8 @@ def run_probe(
             labels,
             **window,
             crop_size=data.crop_size,
-            num_threads=data.num_threads,
-            max_bad_share=data.max_bad_share,
+            num_threads=data.num_workers,
+            max_bad_share=data.max_bad_fraction,
         )
 
     in_a_run = checkpoint.folder.parent.name == "checkpoints"

@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from vjepa_fast.config import Config
 from vjepa_fast.config.checks import sample_masks, split_batch
-from vjepa_fast.config.schema import Config
 from vjepa_fast.data.decode.pyav import decode_clip
 from vjepa_fast.data.loader import ClipLoader, make_loader
 from vjepa_fast.data.plan.clip_plan import ClipBatch
@@ -90,10 +90,10 @@ class Batches:
             data.crop_size,
             backend=data.backend,
             device=device,
-            num_threads=data.num_threads,
+            num_threads=data.num_workers,
             prefetch=data.prefetch,
             bad_videos=Path(self._config.output) / "bad_videos.jsonl",
-            max_bad_share=data.max_bad_share,
+            max_bad_share=data.max_bad_fraction,
         )
 
     def examples(self, count: int) -> Tensor | None:

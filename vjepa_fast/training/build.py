@@ -7,11 +7,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from vjepa_fast.config import Config
 from vjepa_fast.config.checks import split_batch
-from vjepa_fast.config.schema import Config
 from vjepa_fast.errors import UserError
 from vjepa_fast.models.jepa import VJEPA, build_vjepa
 from vjepa_fast.training.checkpoint.format import Checkpoint
+from vjepa_fast.training.schedules import Schedules
 from vjepa_fast.training.trainer import Trainer
 
 
@@ -74,6 +75,21 @@ def frozen_teacher(config: Config, model: VJEPA) -> dict[str, Tensor] | None:
     return weights
 
 
+def make_schedules(config: Config) -> Schedules:
+    """The run's schedules, whose horizon is `optim.schedule_stretch * optim.steps`."""
+    optim = config.optim
+    return Schedules(
+        warmup_steps=optim.warmup_steps,
+        horizon=optim.schedule_stretch * optim.steps,
+        start_lr=optim.start_lr,
+        lr=optim.lr,
+        final_lr=optim.final_lr,
+        weight_decay=optim.weight_decay,
+        final_weight_decay=optim.final_weight_decay,
+        momentum=config.teacher.momentum,
+    )
+
+
 def build_trainer(config: Config, world: int) -> Trainer:
     """Model, optimiser and teacher on this rank's device."""
     # fp32 means fp32, no TF32: it is there to compare with. In bf16 no product is in fp32.
@@ -85,7 +101,7 @@ def build_trainer(config: Config, world: int) -> Trainer:
     frozen = frozen_teacher(config, model)
     trainer = Trainer(
         model,
-        optim.schedules(),
+        make_schedules(config),
         micro_batch=micro_batch,
         accumulation=accumulation,
         stage=config.zero.stage,

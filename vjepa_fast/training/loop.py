@@ -9,7 +9,7 @@ from pathlib import Path
 import torch.distributed as dist
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from vjepa_fast.config.schema import Config
+from vjepa_fast.config import Config
 from vjepa_fast.errors import UserError
 from vjepa_fast.training.batches import Batches
 from vjepa_fast.training.build import build_trainer, with_pinned_teacher
@@ -103,7 +103,7 @@ def _train(config: Config, run: Path, trainer: Trainer, batches: Batches, hosts:
                 if due(done, config.log.every) or step == first or save:
                     report.measure(step, result)
                     garbage.collect()
-                if due(done, config.log.monitor_every):
+                if due(done, config.log.collapse_every):
                     report.monitor(step, result)
                 if due(done, config.log.pictures_every):
                     report.pictures(step)

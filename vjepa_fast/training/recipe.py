@@ -7,7 +7,7 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 
-from vjepa_fast.config.schema import Config
+from vjepa_fast.config import Config, parse_config, translate_stored
 from vjepa_fast.errors import UserError
 
 # What may change between a checkpoint and the run that resumes it: nothing that alters the recipe.
@@ -19,11 +19,11 @@ _FREE_TO_CHANGE = {
     ("compile",),
     ("activation_checkpointing",),
     ("data", "backend"),
-    ("data", "num_threads"),
+    ("data", "num_workers"),
     ("data", "prefetch"),
-    ("data", "max_bad_share"),
+    ("data", "max_bad_fraction"),
     ("optim", "micro_batch"),
-    ("optim", "max_bad_steps"),
+    ("optim", "max_nonfinite_steps"),
 }
 _LONGEST_NAME = 100  # characters of a folder's name
 
@@ -36,8 +36,9 @@ def settings_of(config: Config) -> dict:
 def with_defaults(saved: dict) -> dict:
     """A saved config with the defaults of keys that are newer than it: a default does what was done
     before there was the key. A config that this version can't take stays as it is."""
+    saved = translate_stored(saved)
     try:
-        return settings_of(Config.model_validate(saved))
+        return settings_of(parse_config(saved))
     except UserError:
         return saved
 

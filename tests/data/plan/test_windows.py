@@ -8,7 +8,7 @@ import pytest
 from tests.config.test_schema import CONFIGS
 from tests.data.prepare.test_inspect import write_timed
 from tests.helpers import videos
-from vjepa_fast.config.schema import load_config
+from vjepa_fast.config import load_config
 from vjepa_fast.data.decode.pyav import decode_clip
 from vjepa_fast.data.ffmpeg import frame_times
 from vjepa_fast.data.manifest.entry import ManifestEntry
@@ -124,17 +124,17 @@ def test_short_videos(tmp_path):
         return {plan.video: plan.frames.tolist() for plan in made.plan(range(3))}
 
     assert frames()[0] == [0, 2, 4, 4]
-    assert frames(short_videos="loop")[0] == [0, 2, 0, 2]
-    assert frames(short_videos="loop")[1] == frames()[1] == [0, 2, 5, 7]
-    assert frames(short_videos="loop", num_frames=8, fps=10)[0] == [0, 2, 0, 2, 0, 2, 0, 2]
+    assert frames(short_videos="wrap")[0] == [0, 2, 0, 2]
+    assert frames(short_videos="wrap")[1] == frames()[1] == [0, 2, 5, 7]
+    assert frames(short_videos="wrap", num_frames=8, fps=10)[0] == [0, 2, 0, 2, 0, 2, 0, 2]
     assert frames(num_frames=4, fps=10)[0] == [0, 2, 4, 4]
-    kept = planner(path, short_videos="refuse")
+    kept = planner(path, short_videos="drop")
     assert [entry.frames for entry in kept.entries] == [8, 30]
     assert sorted(plan.video for plan in kept.plan(range(2))) == [0, 1]
-    by_time = planner(path, short_videos="refuse", num_frames=4, fps=12.5)
+    by_time = planner(path, short_videos="drop", num_frames=4, fps=12.5)
     assert [entry.frames for entry in by_time.entries] == [8, 30]
     with pytest.raises(UserError, match=r"found only videos shorter than a clip in .*m\.csv"):
-        planner(path, short_videos="refuse", frame_step=8)
+        planner(path, short_videos="drop", frame_step=8)
 
 
 @pytest.mark.parametrize("fps", [None, 12.5])

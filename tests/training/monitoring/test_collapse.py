@@ -44,7 +44,7 @@ def test_warning_comes_once_and_says_what_to_do(
         ]
     assert seen == [False, False, True, True]
     assert len(caplog.records) == 1
-    assert "raise optim.momentum, lower optim.lr" in caplog.text
+    assert "raise teacher.momentum, lower optim.lr" in caplog.text
     assert monitor.check(200, {"std_across_clips": float("nan"), "rank_me": 1.0})
 
 

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from vjepa_fast.config.schema import Config
+from vjepa_fast.config import parse_config
 from vjepa_fast.errors import UserError
 from vjepa_fast.masks.overlay import CONTEXT, TARGET
 from vjepa_fast.training.loop import pretrain
@@ -63,7 +63,7 @@ def test_what_a_run_leaves(
     monkeypatch.setattr(logger, "handlers", [said])
     monkeypatch.setattr(logger, "level", logging.INFO)
     log = {"every": 2, "pictures_every": 3, "histograms_every": 5, "wandb": "trials"}
-    run = pretrain(Config.model_validate(small_config(log=log)))
+    run = pretrain(parse_config(small_config(log=log)))
     import wandb
 
     lines = [m for m in said.lines if m.startswith("step ")]
@@ -132,7 +132,7 @@ def test_features_that_are_all_alike_have_a_picture() -> None:
 
 
 def test_masks_tint_what_is_no_context(small_config: Callable[..., dict]) -> None:
-    config = Config.model_validate(small_config())
+    config = parse_config(small_config())
     masks = config.masks.sampler(config.grid, 0).sample(0, range(8))
     video = torch.full((1, 8, 24, 24, 3), 200, dtype=torch.uint8)
     picture = mask_picture(video, masks, config.grid)

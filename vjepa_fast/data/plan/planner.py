@@ -69,7 +69,7 @@ class ClipPlanner:
         seed: int = 0,
         fps: float | None = None,
         clips_per_video: int = 1,
-        short_videos: ShortVideos = "edge",
+        short_videos: ShortVideos = "repeat_last",
     ) -> None:
         if not manifests:
             raise UserError("found no manifest, expected at least one, name it in data.manifests")
@@ -265,12 +265,13 @@ def _read_times(entry: ManifestEntry) -> np.ndarray | None:
 def _without_short(path: str | os.PathLike, entries: Entries, windows: Windows) -> Entries:
     """The videos of a manifest that are as long as a window, where shorter ones are refused."""
     short = windows.are_short(entries)  # tells of a missing frame rate, too
-    if windows.short != "refuse" or not short.any():
+    if windows.short != "drop" or not short.any():
         return entries
     if short.all():
         raise UserError(
             f"found only videos shorter than a clip in {path}, expected longer ones, since "
-            'data.short_videos is "refuse"; set it to "edge" or "loop", or ask for shorter clips'
+            'data.short_videos is "drop"; set it to "repeat_last" or "wrap", or ask for shorter '
+            "clips"
         )
     _logger.info("%s: %d of %d videos left out, shorter than a clip", path, short.sum(), len(short))
     return entries.take(~short)

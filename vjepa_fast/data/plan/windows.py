@@ -9,7 +9,7 @@ import numpy as np
 from vjepa_fast.data.manifest.entry import Entries, ManifestEntry
 from vjepa_fast.errors import UserError
 
-ShortVideos = Literal["edge", "loop", "refuse"]
+ShortVideos = Literal["repeat_last", "wrap", "drop"]
 _TICK = 0.001  # seconds: time stamps may be rounded to whole milliseconds
 
 
@@ -20,15 +20,15 @@ class Windows:
     Without `fps` a window has num_frames * frame_step frames, see `window_frames`. With it, a
     window lasts num_frames / fps seconds and shows what the video shows every 1 / fps seconds, by
     its time stamps; `frame_step` has no say then. Of a video shorter than the window, `short`
-    "edge" repeats the last frame and "loop" starts over; "refuse" is for the planner to leave it
-    out. With `clips` > 1, the places where a window fits are cut into that many equal parts, and
+    "repeat_last" repeats the last frame and "wrap" starts over; "drop" is for the planner to leave
+    it out. With `clips` > 1, the places where a window fits are cut into that many equal parts, and
     clip i of a video starts in part i.
     """
 
     num_frames: int
     frame_step: int
     fps: float | None = None
-    short: ShortVideos = "edge"
+    short: ShortVideos = "repeat_last"
     clips: int = 1
 
     def are_short(self, entries: Entries) -> np.ndarray:
@@ -77,7 +77,7 @@ class Windows:
         spare = max(total - self.num_frames / self.fps, 0.0)
         points = spare * (part + place) / self.clips + np.arange(self.num_frames) / self.fps
         points = points + _TICK
-        if self.short == "loop" and total > 0:
+        if self.short == "wrap" and total > 0:
             points = points % total
         if times is None:
             frames = np.floor(points * entry.fps).astype(np.int64)
@@ -105,7 +105,7 @@ def window_frames(
     num_frames: int,
     frame_step: int,
     starts: np.ndarray,
-    short: ShortVideos = "edge",
+    short: ShortVideos = "repeat_last",
 ) -> np.ndarray:
     """The frame indices of windows at `starts` in videos of `counts` frames (both [n]): int64 [n,
     T].
@@ -113,10 +113,10 @@ def window_frames(
     T = num_frames points are spread evenly over the num_frames * frame_step frames of the window,
     ends included, and truncated to integers: the published trainer's rule, hence steps of 4 and 5
     at frame_step = 4. A video shorter than the window (start 0) is shown at the same pace as far as
-    it goes, then its last frame is repeated, or with `short` = "loop" it starts over.
+    it goes, then its last frame is repeated, or with `short` = "wrap" it starts over.
     """
     counts, starts = np.asarray(counts)[:, None], np.asarray(starts)
     ends = starts + num_frames * frame_step
     points = np.linspace(starts, ends, num=num_frames, axis=1)
     frames = np.minimum(points, ends[:, None] - 1).astype(np.int64)
-    return frames % counts if short == "loop" else np.minimum(frames, counts - 1)
+    return frames % counts if short == "wrap" else np.minimum(frames, counts - 1)

@@ -189,7 +189,7 @@ def _fork(modules: Sequence[str], link: int, memory: int) -> tuple[ForkServer, i
         except EndedError as ended:
             trouble = ended
     raise RuntimeError(
-        f"found that no worker process starts ({trouble}), expected data.num_threads or --workers "
+        f"found that no worker process starts ({trouble}), expected data.num_workers or --workers "
         "of them; look for free memory and at what is printed above, or ask for fewer"
     )
 

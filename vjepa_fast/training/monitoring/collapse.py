@@ -77,7 +77,7 @@ class CollapseMonitor:
         if collapsed and not self._warned:
             log.warning(
                 "step %d: target features collapse: std across clips at the same position is %.3f "
-                "(healthy: above %.2f), RankMe %.1f; usual remedies: raise optim.momentum, lower "
+                "(healthy: above %.2f), RankMe %.1f; usual remedies: raise teacher.momentum, lower "
                 "optim.lr, or leave less context in masks.specs",
                 step,
                 std,

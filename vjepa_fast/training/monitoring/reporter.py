@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 from tqdm import tqdm
 
-from vjepa_fast.config.schema import Config
+from vjepa_fast.config import Config
 from vjepa_fast.errors import UserError
 from vjepa_fast.training.batches import Batches
 from vjepa_fast.training.checkpoint.format import checkpoints
@@ -94,7 +94,7 @@ class Reporter:
         device.
 
         Raises:
-            UserError: `optim.max_bad_steps` bad steps in a row.
+            UserError: `optim.max_nonfinite_steps` bad steps in a row.
         """
         values = {
             "loss": result.global_loss().item(),
@@ -171,17 +171,17 @@ class Reporter:
 
     def _look_at_bad_steps(self) -> int:
         """Steps skipped so far. Says when there are more, and stops where it is hopeless."""
-        bad, limit = self._trainer.guard.read(), self._config.optim.max_bad_steps
+        bad, limit = self._trainer.guard.read(), self._config.optim.max_nonfinite_steps
         before, self._skipped = self._skipped, bad.total
         what = ", ".join(bad.what)
         if bad.in_a_row >= limit:
             good = checkpoints(self._run)
             keep = f"the last checkpoint is {good[-1]}" if good else "there is no checkpoint yet"
             raise UserError(
-                f"optim.max_bad_steps: found {bad.in_a_row} steps in a row, up to step {bad.last}, "
-                f"whose {what} was not finite, expected fewer than {limit}; they changed nothing "
-                f"({keep}): lower optim.lr or optim.clip_grad, or look at the data, and start "
-                "again in a new output folder"
+                f"optim.max_nonfinite_steps: found {bad.in_a_row} steps in a row, up to step "
+                f"{bad.last}, whose {what} was not finite, expected fewer than {limit}; they "
+                f"changed nothing ({keep}): lower optim.lr or optim.clip_grad, or look at the "
+                "data, and start again in a new output folder"
             )
         if bad.total > before and self._first:
             log.warning(
