@@ -14,7 +14,7 @@ from vjepa_fast.models.packed_masks import PackedMasks
 from vjepa_fast.training.batches import packed
 from vjepa_fast.training.checkpoint.format import checkpoints
 from vjepa_fast.training.checkpoint.writer import Saver
-from vjepa_fast.training.distributed.host_group import Hosts
+from vjepa_fast.training.distributed.host_group import HostGroup
 from vjepa_fast.training.distributed.launch import init_process_group
 from vjepa_fast.training.schedules import Schedules
 from vjepa_fast.training.trainer import Trainer
@@ -91,7 +91,7 @@ def micro_batch(
 
 def save_checkpoint(trainer: Trainer, run: Path, keep_last: int = 2, **policy: object) -> Path:
     """Save as the loop does; the checkpoint's folder."""
-    saver = Saver(run, {}, "videos", CheckpointConfig(keep_last=keep_last, **policy), Hosts())
+    saver = Saver(run, {}, "videos", CheckpointConfig(keep_last=keep_last, **policy), HostGroup())
     saver.save(trainer)
     saver.close()
     return checkpoints(run)[-1]

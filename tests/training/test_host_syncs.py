@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.helpers.trainers import make_trainer, micro_batch
 from vjepa_fast.config import parse_config
-from vjepa_fast.training.distributed.garbage import Garbage
+from vjepa_fast.training.distributed.process import ManualGarbageCollection
 from vjepa_fast.training.loop import pretrain
 
 READS = {
@@ -108,7 +108,7 @@ def test_garbage_is_collected_when_asked_alone() -> None:
             Cycle.alive -= 1
 
     assert gc.isenabled()
-    with Garbage() as garbage:
+    with ManualGarbageCollection() as garbage:
         assert not gc.isenabled() and gc.get_freeze_count() > 0
         for _ in range(3000):  # more than any of Python's thresholds
             Cycle()
@@ -133,8 +133,8 @@ def test_a_run_collects_at_log_steps_alone(
     gc.callbacks.append(watch)
     try:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(Garbage, "__enter__", _entered_and_counting(found))
-            patch.setattr(Garbage, "__exit__", _left_and_stopped(found))
+            patch.setattr(ManualGarbageCollection, "__enter__", _entered_and_counting(found))
+            patch.setattr(ManualGarbageCollection, "__exit__", _left_and_stopped(found))
             pretrain(parse_config(data))
     finally:
         gc.callbacks.remove(watch)
@@ -144,10 +144,12 @@ def test_a_run_collects_at_log_steps_alone(
     assert max(per_step) < 2000
 
 
-def _entered_and_counting(found: list) -> Callable[[Garbage], Garbage]:
-    enter = Garbage.__enter__
+def _entered_and_counting(
+    found: list,
+) -> Callable[[ManualGarbageCollection], ManualGarbageCollection]:
+    enter = ManualGarbageCollection.__enter__
 
-    def call(self: Garbage) -> Garbage:
+    def call(self: ManualGarbageCollection) -> ManualGarbageCollection:
         enter(self)
         found.append("entered")
         return self
@@ -156,9 +158,9 @@ def _entered_and_counting(found: list) -> Callable[[Garbage], Garbage]:
 
 
 def _left_and_stopped(found: list) -> Callable[..., None]:
-    leave = Garbage.__exit__
+    leave = ManualGarbageCollection.__exit__
 
-    def call(self: Garbage, *error: object) -> None:
+    def call(self: ManualGarbageCollection, *error: object) -> None:
         found.append("left")
         leave(self, *error)
 

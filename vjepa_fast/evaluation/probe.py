@@ -32,11 +32,11 @@ LOW_SHOT_DRAWS = 3  # as in the paper
 
 
 def load_target_encoder(checkpoint: Checkpoint) -> VisionTransformer:
-    """The run's result, see `Checkpoint.evaluated`: its target encoder, fp32, without gradients."""
+    """The encoder with the run's `Checkpoint.result_weights`, fp32, without gradients."""
     config = parse_config(translate_stored(checkpoint.state["config"]))
     encoder = build_model(config).make_target_encoder()
     load_exactly(
-        encoder, checkpoint.weights("encoder", checkpoint.evaluated), str(checkpoint.folder)
+        encoder, checkpoint.weights("encoder", checkpoint.result_weights), str(checkpoint.folder)
     )
     return encoder
 

@@ -61,7 +61,7 @@ def frozen_teacher(config: Config, model: VJEPA) -> dict[str, Tensor] | None:
     if config.teacher.checkpoint is None:
         return None
     checkpoint = Checkpoint.find(Path(config.teacher.checkpoint))
-    weights = checkpoint.weights("encoder", checkpoint.evaluated)
+    weights = checkpoint.weights("encoder", checkpoint.result_weights)
     own = {name: tuple(p.shape) for name, p in model.encoder.named_parameters()}
     saved = {name: tuple(w.shape) for name, w in weights.items()}
     for name in sorted(own.keys() | saved.keys()):

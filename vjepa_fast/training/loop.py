@@ -13,14 +13,13 @@ from vjepa_fast.config import Config
 from vjepa_fast.errors import UserError
 from vjepa_fast.training.batches import Batches
 from vjepa_fast.training.build import build_trainer, with_pinned_teacher
-from vjepa_fast.training.checkpoint.resume import resumable, resume
+from vjepa_fast.training.checkpoint.resume import find_resumable, restore
 from vjepa_fast.training.checkpoint.writer import Saver
-from vjepa_fast.training.distributed.garbage import Garbage
-from vjepa_fast.training.distributed.host_group import Hosts
-from vjepa_fast.training.distributed.launch import init_process_group, peers_are_there
-from vjepa_fast.training.distributed.peer_watch import Peers
+from vjepa_fast.training.distributed.host_group import HostGroup
+from vjepa_fast.training.distributed.launch import init_process_group
+from vjepa_fast.training.distributed.peer_watch import PeerWatch
 from vjepa_fast.training.distributed.preemption import StopRequests
-from vjepa_fast.training.distributed.process import prepare_cpu
+from vjepa_fast.training.distributed.process import ManualGarbageCollection, prepare_cpu
 from vjepa_fast.training.monitoring.reporter import Reporter
 from vjepa_fast.training.monitoring.writer import draw_curves
 from vjepa_fast.training.recipe import settings_of
@@ -44,17 +43,17 @@ def pretrain(config: Config) -> Path:
     rank, world = init_process_group()
     prepare_cpu(world)
     run = Path(config.output)
-    hosts = Hosts()
-    with peers_are_there(), Peers(hosts):  # from here on no mistake of one process hangs another
+    host_group = HostGroup()
+    with PeerWatch(host_group):  # from here on an error in one process ends all
         config = with_pinned_teacher(config)
         # All that a user can have got wrong comes before the model, which may take minutes.
         batches = Batches(config, rank, world)
-        checkpoint = resumable(run, settings_of(config), batches.videos, hosts)
+        checkpoint = find_resumable(run, settings_of(config), batches.videos, host_group)
         _make_folder(run)
         trainer = build_trainer(config, world)
         if checkpoint:
-            resume(trainer, checkpoint)
-        _train(config, run, trainer, batches, hosts)
+            restore(trainer, checkpoint)
+        _train(config, run, trainer, batches, host_group)
         if rank == 0:
             draw_curves(run)
         dist.barrier()
@@ -71,11 +70,13 @@ def _make_folder(run: Path) -> None:
         ) from None
 
 
-def _train(config: Config, run: Path, trainer: Trainer, batches: Batches, hosts: Hosts) -> None:
+def _train(
+    config: Config, run: Path, trainer: Trainer, batches: Batches, host_group: HostGroup
+) -> None:
     settings = settings_of(config)
-    saver = Saver(run, settings, batches.videos, config.checkpoint, hosts)
+    saver = Saver(run, settings, batches.videos, config.checkpoint, host_group)
     first, last = trainer.step_number, config.optim.steps
-    if hosts.rank == 0:
+    if host_group.rank == 0:
         if config.optim.warmup_steps >= last:
             log.warning(
                 "optim.warmup_steps: %d of %d steps, so the peak learning rate is never reached",
@@ -93,11 +94,14 @@ def _train(config: Config, run: Path, trainer: Trainer, batches: Batches, hosts:
         logging_redirect_tqdm([log]),
     ):
         clips = Waiting(loader)
-        with Reporter(config, run, trainer, batches, clips) as report, Garbage() as garbage:
+        with (
+            Reporter(config, run, trainer, batches, clips) as report,
+            ManualGarbageCollection() as garbage,
+        ):
             for step in range(first, last):
                 result = trainer.step(batches.with_masks(step, clips, trainer.device))
                 done = step + 1
-                stop, writing = hosts.any(stopping.reason is not None, saver.writing)
+                stop, saving = host_group.any(stopping.reason is not None, saver.in_flight)
                 save = stop or done == last or saver.due(done)
                 report.tick()
                 if due(done, config.log.every) or step == first or save:
@@ -111,15 +115,15 @@ def _train(config: Config, run: Path, trainer: Trainer, batches: Batches, hosts:
                     report.histograms(step, result)
                 if save:
                     saver.save(trainer)
-                elif not writing:
+                elif not saving:
                     saver.finish()
                 if stop:
                     break
             saver.close()
             if trainer.step_number < last:
-                reasons = {reason for reason in hosts.gather(stopping.reason) if reason}
+                reasons = {reason for reason in host_group.all_gather(stopping.reason) if reason}
                 log.info(
-                    "stopped after step %d of %d, saved (%s); the same command goes on from there",
+                    "stopped after step %d of %d, saved (%s); run the same command to resume",
                     trainer.step_number,
                     last,
                     ", ".join(sorted(reasons)),

@@ -11,9 +11,10 @@ from safetensors.torch import load_file
 
 from tests.helpers.trainers import make_trainer, run_steps, save_checkpoint
 from vjepa_fast.config.schema import CheckpointConfig
-from vjepa_fast.training.checkpoint.format import Checkpoint, checkpoints, restore
+from vjepa_fast.training.checkpoint.format import Checkpoint, checkpoints
+from vjepa_fast.training.checkpoint.resume import restore
 from vjepa_fast.training.checkpoint.writer import Saver
-from vjepa_fast.training.distributed.host_group import Hosts
+from vjepa_fast.training.distributed.host_group import HostGroup
 
 
 def weights(trainer) -> list[torch.Tensor]:
@@ -93,7 +94,7 @@ def test_old_ones_go_and_half_written_ones_do_not_count(tmp_path: Path) -> None:
 def test_some_are_kept_for_good(tmp_path: Path, background: bool) -> None:
     trainer = make_trainer()
     policy = CheckpointConfig(every=1, keep_last=1, keep_every=3, background=background)
-    saver = Saver(tmp_path, {}, "videos", policy, Hosts())
+    saver = Saver(tmp_path, {}, "videos", policy, HostGroup())
     for step in range(7):
         run_steps(trainer, step, step + 1)
         assert saver.due(step + 1)
@@ -107,7 +108,7 @@ def test_a_save_in_the_background_holds_the_step_it_began_at(tmp_path: Path) -> 
     trainer = make_trainer()
     run_steps(trainer, 0, 2)
     policy = CheckpointConfig(background=True)
-    saver = Saver(tmp_path / "later", {}, "videos", policy, Hosts())
+    saver = Saver(tmp_path / "later", {}, "videos", policy, HostGroup())
     saver.save(trainer)
     assert not checkpoints(tmp_path / "later")  # only `finish` makes it visible
     now = Checkpoint.open(save_checkpoint(trainer, tmp_path / "now"))
@@ -133,7 +134,7 @@ def no_file_longer_than(size: int) -> Iterator[None]:
 def test_a_failure_that_is_noticed_late_is_made_good_at_the_next_step(tmp_path: Path) -> None:
     """A slow write in the background may fail after the step at which to try again."""
     trainer = make_trainer()
-    saver = Saver(tmp_path, {}, "videos", CheckpointConfig(every=10, background=True), Hosts())
+    saver = Saver(tmp_path, {}, "videos", CheckpointConfig(every=10, background=True), HostGroup())
     run_steps(trainer, 0, 1)
     with no_file_longer_than(1000):
         saver.save(trainer)

@@ -16,9 +16,9 @@ from tests.helpers.paths import REPOSITORY
 from tests.helpers.trainers import make_trainer, run_steps, save_checkpoint
 from vjepa_fast.config import parse_config
 from vjepa_fast.errors import UserError
-from vjepa_fast.training.checkpoint.format import Checkpoint, checkpoints, restore, state_checksum
-from vjepa_fast.training.checkpoint.resume import resumable, resume
-from vjepa_fast.training.distributed.host_group import Hosts
+from vjepa_fast.training.checkpoint.format import Checkpoint, checkpoints, state_checksum
+from vjepa_fast.training.checkpoint.resume import find_resumable, restore
+from vjepa_fast.training.distributed.host_group import HostGroup
 from vjepa_fast.training.recipe import settings_of
 
 SHARD = "shard_00000.safetensors"
@@ -49,7 +49,7 @@ def flip_a_bit(file: Path) -> None:
 
 def refused(run: Path, config: dict | None = None, videos: str = "videos") -> str:
     with pytest.raises(UserError) as caught:
-        resumable(run, config or {}, videos, Hosts())
+        find_resumable(run, config or {}, videos, HostGroup())
     return str(caught.value)
 
 
@@ -60,7 +60,7 @@ DAMAGE = {
     "state": (
         lambda f: f.write_text(f.read_text().replace('"step": 3', '"step": 4')),
         "state.json",
-        "found a state.json other than was written",
+        "found a state.json that differs from what was written",
     ),
     "json": (lambda f: os.truncate(f, 100), "state.json", "found no readable state.json"),
     "no state": (Path.unlink, "state.json", "found no readable state.json"),
@@ -74,11 +74,11 @@ def test_a_damaged_newest_one_stops_the_run_and_names_the_one_before(run: Path, 
     damage(newest / file)
     message = refused(run)
     assert found in message and str(newest) in message
-    assert f"remove it with rm -r {newest} and give the same command again" in message
-    assert message.endswith("which will go on from step_00000002, which is whole")
+    assert f"remove it with rm -r {newest} and run the same command again" in message
+    assert message.endswith("which will resume from step_00000002, which is intact")
     shutil.rmtree(newest)
     trainer = make_trainer()
-    resume(trainer, resumable(run, {}, "videos", Hosts()))
+    restore(trainer, find_resumable(run, {}, "videos", HostGroup()))
     assert trainer.step_number == 2
 
 
@@ -87,7 +87,7 @@ def test_all_that_must_go_is_named(run: Path) -> None:
     for folder in (second, third):
         flip_a_bit(folder / SHARD)
     message = refused(run)
-    assert f"rm -r {second} {third} and" in message and "go on from step_00000001" in message
+    assert f"rm -r {second} {third} and" in message and "resume from step_00000001" in message
     flip_a_bit(first / SHARD)
     message = refused(run)
     assert f"rm -r {first} {second} {third} and" in message
@@ -98,7 +98,7 @@ def test_whoever_reads_weights_sees_damage(run: Path) -> None:
     checkpoint = Checkpoint.find(run)
     checkpoint.weights("encoder", "teacher")
     flip_a_bit(checkpoint.folder / SHARD)
-    with pytest.raises(UserError, match="found other bytes than were written, expected a whole"):
+    with pytest.raises(UserError, match="found other bytes than were written, expected an intact"):
         checkpoint.weights("encoder", "teacher")
 
 
@@ -130,7 +130,7 @@ def test_a_run_from_before_a_key_had_its_default(
     state = json.loads(file.read_text()) | {"config": older}
     file.write_text(json.dumps(state | {"checksum": state_checksum(state)}))
     trainer = make_trainer()
-    resume(trainer, resumable(run, own, "videos", Hosts()))
+    restore(trainer, find_resumable(run, own, "videos", HostGroup()))
     assert trainer.step_number == 3
     own["optim"]["loss_exponent"] = 2.0
     assert "(optim.loss_exponent was 1.0 and is 2.0)" in refused(run, own)
@@ -157,12 +157,12 @@ def test_no_pickle_is_ever_loaded(run: Path, tmp_path: Path) -> None:
         (newest / name).write_bytes(evil)
     trainer = make_trainer()
     # beside what is ours it is not even looked at
-    resume(trainer, resumable(run, {}, "videos", Hosts()))
+    restore(trainer, find_resumable(run, {}, "videos", HostGroup()))
     assert trainer.step_number == 3
     checkpoint = Checkpoint.open(newest)
     (newest / SHARD).write_bytes(evil)  # in its place it is refused, checked or not
     refused(run)
-    with pytest.raises(UserError, match="expected a whole shard"):
+    with pytest.raises(UserError, match="expected an intact shard"):
         checkpoint.read("encoder.decay/master", 0, 10)
     (newest / "state.json").write_bytes(evil)
     refused(run)

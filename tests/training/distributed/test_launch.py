@@ -11,7 +11,8 @@ import pytest
 
 from tests.helpers.paths import REPOSITORY
 from vjepa_fast.errors import UserError
-from vjepa_fast.training.distributed.launch import first_host, first_words, place_of_process
+from vjepa_fast.training.distributed.launch import first_host, launch_environment
+from vjepa_fast.training.distributed.peer_watch import collective_reason
 
 TORCHRUN = {
     "RANK": "3",
@@ -32,18 +33,18 @@ SRUN = {
 
 
 def test_nobody_launched_it() -> None:
-    place = place_of_process({}, devices=0)
+    place = launch_environment({}, devices=0)
     assert int(place.pop("MASTER_PORT")) > 1023
     alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
     assert place == alone
     batch_job_of_one_task = {"SLURM_JOB_ID": "5", "SLURM_NTASKS": "1", "SLURM_PROCID": "0"}
-    assert place_of_process(batch_job_of_one_task, devices=1)["WORLD_SIZE"] == "1"
+    assert launch_environment(batch_job_of_one_task, devices=1)["WORLD_SIZE"] == "1"
 
 
 def test_launchers() -> None:
-    assert place_of_process(TORCHRUN, devices=2) == TORCHRUN
-    assert place_of_process(TORCHRUN | {"SLURM_NTASKS": "2"}, devices=2) == TORCHRUN
-    place = place_of_process(SRUN, devices=8)
+    assert launch_environment(TORCHRUN, devices=2) == TORCHRUN
+    assert launch_environment(TORCHRUN | {"SLURM_NTASKS": "2"}, devices=2) == TORCHRUN
+    place = launch_environment(SRUN, devices=8)
     assert place == {
         "RANK": "9",
         "LOCAL_RANK": "1",
@@ -51,9 +52,9 @@ def test_launchers() -> None:
         "MASTER_ADDR": "gpu007",
         "MASTER_PORT": "23456",
     }
-    given = place_of_process(SRUN | {"MASTER_ADDR": "a", "MASTER_PORT": "1"}, devices=8)
+    given = launch_environment(SRUN | {"MASTER_ADDR": "a", "MASTER_PORT": "1"}, devices=8)
     assert (given["MASTER_ADDR"], given["MASTER_PORT"]) == ("a", "1")
-    other_step = place_of_process(SRUN | {"SLURM_STEP_ID": "1"}, devices=8)
+    other_step = launch_environment(SRUN | {"SLURM_STEP_ID": "1"}, devices=8)
     assert other_step["MASTER_PORT"] != place["MASTER_PORT"]
 
 
@@ -83,7 +84,7 @@ def test_the_first_host_of_a_node_list(nodes: str, host: str) -> None:
     ],
 )
 def test_what_a_collective_says_is_cut_to_its_point(said: str, kept: str) -> None:
-    assert first_words(RuntimeError(said)) == kept
+    assert collective_reason(RuntimeError(said)) == kept
 
 
 def without(*names: str) -> dict[str, str]:
@@ -112,7 +113,7 @@ def test_a_wrong_environment_is_a_sentence(
     env: dict[str, str], devices: int, sentence: str
 ) -> None:
     with pytest.raises(UserError) as caught:
-        place_of_process(env, devices)
+        launch_environment(env, devices)
     message = str(caught.value)
     assert message.startswith(sentence)
     assert ", expected " in message and "; " in message

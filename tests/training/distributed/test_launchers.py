@@ -112,7 +112,7 @@ def test_ending_the_launcher_saves_and_the_same_command_goes_on(
         job.process.send_signal(signal.SIGTERM)
         job.process.wait(300)
         gone(config)
-        assert "the same command goes on from there" in job.text, job.text
+        assert "run the same command to resume" in job.text, job.text
     first, second = checkpoints(tmp_path / "run")
     assert f"resumed at step {int(first.name.removeprefix('step_'))} " in job.text
     assert second > first
@@ -204,4 +204,4 @@ def test_two_hosts_train_together_and_one_that_is_gone_ends_the_other(
     jobs[1].process.send_signal(signal.SIGTERM)
     for job in jobs:
         assert job.process.wait(300) == 0, job.text
-    assert "the same command goes on from there" in jobs[0].text
+    assert "run the same command to resume" in jobs[0].text

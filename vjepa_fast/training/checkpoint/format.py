@@ -1,67 +1,134 @@
-"""Checkpoints, as they are read: flat shards and one JSON, for any world size.
+"""The checkpoint format: flat fp32 shards and one JSON file, readable at any world size.
 
     checkpoints/step_00000800/
-        state.json                 step, config, a hash of the videos, counts of bad steps; for each
-                                   parameter group the names and shapes of its parameters in flat
-                                   order; for each shard its size, its checksum and the ranges of
-                                   the flat vectors in it
-        shard_00000.safetensors    rank 0's ranges of every flat vector: masters, Adam's moments
-                                   and, for the encoder, the teacher's average (all fp32)
+        state.json                 step, config, a hash of the videos, counts of non-finite steps;
+                                   for each parameter group the names and shapes of its parameters
+                                   in flat order; for each shard its size, its checksum and the
+                                   ranges of the flat vectors that it holds
+        shard_00000.safetensors    rank 0's ranges of every flat vector: master weights, Adam's
+                                   moments and, for the encoder, the EMA weights (all fp32)
 
-A folder with its final name is whole (saving.py). A flat range of a flat vector can be cut anew, so
-any world size can read it. The state of no random generator is in it: chance, and the place in the
-data, are functions of the step. Nothing in it is a pickle, and nothing in it is ever run.
+A folder with its final name is complete (writer.py). A range of a flat vector can be split anew, so
+any world size can read a checkpoint. It holds no generator state: randomness and the position in
+the data are functions of the step. It holds no pickle, and nothing in it is ever executed.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from vjepa_fast.errors import UserError
-from vjepa_fast.training.checkpoint.shard_file import shard_damage
-from vjepa_fast.training.trainer import Trainer
-from vjepa_fast.training.zero.shards import MOMENTS, restore_adam
 
 FORMAT = 3
+_CHUNK = 2**24  # bytes summed and written at a time
 
 
 def checkpoints(run: Path) -> list[Path]:
-    """The run's checkpoints, oldest first."""
+    """The run's checkpoint folders, oldest first."""
     return sorted(path for path in (run / "checkpoints").glob("step_*") if path.is_dir())
 
 
 def state_checksum(state: dict) -> int:
-    """CRC-32 of a state.json's content, less the checksum itself."""
+    """CRC-32 of the content of state.json, without the checksum itself."""
     content = {key: value for key, value in state.items() if key != "checksum"}
     return zlib.crc32(json.dumps(content, sort_keys=True).encode())
 
 
 def shard_name(rank: int) -> str:
-    """The file of a rank's shard."""
+    """File name of a rank's shard."""
     return f"shard_{rank:05d}.safetensors"
+
+
+def sync(path: Path) -> None:
+    """Wait until a file or a folder is on disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_shard(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, int]:
+    """Write flat fp32 CPU tensors as one safetensors file, and sync it.
+
+    safetensors' own writer returns no checksum and raises no OSError when the disk is full.
+
+    Returns:
+        {"bytes": size of the file, "crc32": its checksum}.
+
+    Raises:
+        OSError: the file cannot be written, e.g. because the disk is full.
+    """
+    header, end = {}, 0
+    for name, tensor in tensors.items():
+        begin, end = end, end + 4 * tensor.numel()
+        shape = list(tensor.shape)
+        header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [begin, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)  # aligns the tensors
+    crc = 0
+    with open(path, "wb") as file:
+        pieces = [np.frombuffer(len(text).to_bytes(8, "little") + text, np.uint8)]
+        pieces += [tensor.numpy().view(np.uint8) for tensor in tensors.values()]
+        for piece in pieces:
+            for start in range(0, piece.size, _CHUNK):
+                chunk = piece[start : start + _CHUNK]
+                crc = zlib.crc32(chunk, crc)
+                file.write(chunk)
+        file.flush()
+        os.fsync(file.fileno())
+        return {"bytes": file.tell(), "crc32": crc}
+
+
+def verify_shard(path: Path, written: Mapping[str, int]) -> str | None:
+    """Describe the corruption of a shard in a few words, or None if it is intact.
+
+    Reads the whole file.
+
+    Args:
+        path: the shard.
+        written: what `write_shard` returned.
+    """
+    try:
+        if path.stat().st_size != written["bytes"]:
+            return f"{path.stat().st_size} bytes where {written['bytes']} were written"
+        crc = 0
+        with open(path, "rb") as file:
+            while chunk := file.read(_CHUNK):
+                crc = zlib.crc32(chunk, crc)
+    except OSError as error:
+        return error.strerror or str(error)
+    return None if crc == written["crc32"] else "other bytes than were written"
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint on disk, read by ranges."""
+    """A checkpoint on disk.
+
+    Attributes:
+        folder: where it is.
+        state: content of state.json.
+    """
 
     folder: Path
     state: dict
 
     @staticmethod
     def open(folder: Path) -> Checkpoint:
-        """Read a checkpoint's JSON.
+        """Read a checkpoint's JSON file.
 
         Raises:
-            UserError: no such checkpoint, one of another format, or a damaged state.json.
+            UserError: there is no checkpoint, it has another format, or state.json is corrupt.
         """
         try:
             state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
@@ -79,17 +146,17 @@ class Checkpoint:
             )
         if state.get("checksum") != state_checksum(state):
             raise UserError(
-                f"{folder}: found a state.json other than was written, expected it unchanged; "
-                f"remove this checkpoint and use an older one"
+                f"{folder}: found a state.json that differs from what was written, expected it "
+                "unchanged; remove this checkpoint and use an older one"
             )
         return Checkpoint(folder, state)
 
     @staticmethod
     def find(path: Path) -> Checkpoint:
-        """A checkpoint by its folder, or the newest of a run's folder.
+        """Open a checkpoint by its own folder, or the newest one of a run's folder.
 
         Raises:
-            UserError: neither.
+            UserError: the folder is neither.
         """
         if checkpoints(path):
             path = checkpoints(path)[-1]
@@ -102,44 +169,61 @@ class Checkpoint:
 
     @property
     def world_size(self) -> int:
-        """Processes that wrote it: one shard each."""
+        """Number of processes that wrote it; each wrote one shard."""
         return len(self.state["shards"])
 
-    def damage(self, ranks: Iterable[int] | None = None) -> str | None:
-        """What is wrong with the first damaged shard, or None. Reads the shards' every byte.
+    @property
+    def result_weights(self) -> str:
+        """Which encoder weights are the result of the run, as `weights` names them.
+
+        "teacher" (the EMA, as in the paper), or "master" (the trained weights) if the target
+        encoder was frozen.
+        """
+        frozen = self.state["config"].get("teacher", {}).get("mode") == "frozen"
+        return "master" if frozen else "teacher"
+
+    def verify(self, ranks: Iterable[int] | None = None) -> str | None:
+        """Describe the first corrupt shard, or None if all are intact. Reads whole files.
 
         Args:
-            ranks: whose shards to look at; None for all.
+            ranks: whose shards to read; None for all.
         """
         for rank in range(self.world_size) if ranks is None else ranks:
             file = self.folder / shard_name(rank)
-            wrong = shard_damage(file, self.state["shards"][rank])
-            if wrong:
-                return f"{file}: found {wrong}"
+            corruption = verify_shard(file, self.state["shards"][rank])
+            if corruption:
+                return f"{file}: found {corruption}"
         return None
 
     def size(self, group: str) -> int:
-        """Elements of a group's flat vector."""
+        """Number of elements of a group's flat vector."""
         return sum(torch.Size(shape).numel() for _, shape in self.state["groups"][group])
 
     def read(self, key: str, start: int, length: int) -> Tensor:
-        """Elements start … start + length of a flat vector such as "encoder.decay/master".
+        """Read a range of a flat vector from the shards that hold it.
+
+        Args:
+            key: the vector, e.g. "encoder.decay/master".
+            start, length: the range.
+
+        Returns:
+            fp32 [length].
 
         Raises:
-            UserError: a shard that is missing, damaged or too short.
+            UserError: a shard is missing, corrupt or too short.
         """
         group = key.partition("/")[0]
         out, filled = torch.empty(length), 0
         for rank, written in enumerate(self.state["shards"]):
-            place = 0  # in the shard's tensor, where a range begins
+            offset = 0  # of a range in the shard's tensor
             for have, count in written["ranges"].get(group, []):
                 low, high = max(start, have), min(start + length, have + count)
                 if low < high:
-                    first = place + low - have
+                    first = offset + low - have
                     piece = self._slice(rank, key, first, first + high - low)
                     out[low - start : high - start] = piece
                     filled += high - low
-                place += count
+                offset += count
         if filled != length:
             raise UserError(
                 f"{self.folder}: found {filled} of {length} elements of {key}, expected all; "
@@ -154,31 +238,25 @@ class Checkpoint:
                 return shard.get_slice(key)[first:last]
         except (OSError, SafetensorError) as error:
             raise UserError(
-                f"{file}: found {error}, expected a whole shard with {key}; remove this checkpoint "
-                "and use an older one"
+                f"{file}: found {error}, expected an intact shard with {key}; remove this "
+                "checkpoint and use an older one"
             ) from None
 
-    @property
-    def evaluated(self) -> str:
-        """Which of the encoder's weights are the run's result, see `weights`: the target encoder's,
-        as in the paper; the trained ones where the target encoder was frozen."""
-        frozen = self.state["config"].get("teacher", {}).get("mode") == "frozen"
-        return "master" if frozen else "teacher"
-
     def weights(self, part: str, which: str) -> dict[str, Tensor]:
-        """Whole weights, fp32, by parameter name.
+        """Read whole weights, fp32, by parameter name.
 
         Args:
             part: "encoder" or "predictor".
-            which: "master" (as trained) or "teacher" (the target encoder; encoder only).
+            which: "master" (the trained weights) or "teacher" (the EMA weights; encoder only).
 
         Raises:
-            UserError: a damaged checkpoint.
+            UserError: the checkpoint is corrupt.
         """
-        damage = self.damage()
-        if damage:
+        corruption = self.verify()
+        if corruption:
             raise UserError(
-                f"{damage}, expected a whole shard; remove this checkpoint and use an older one"
+                f"{corruption}, expected an intact shard; remove this checkpoint and use an older "
+                "one"
             )
         found = {}
         for group, parameters in self.state["groups"].items():
@@ -190,48 +268,3 @@ class Checkpoint:
                 found[name.removeprefix(f"{part}.")] = flat[offset : offset + count].view(shape)
                 offset += count
         return found
-
-
-def _difference(saved: list, own: list) -> str:
-    """Where two lists of names and shapes part, as "name of shape … instead of name of shape …"."""
-    for number in range(max(len(saved), len(own))):
-        pair = [
-            f"{group[number][0]} of shape {group[number][1]}" if number < len(group) else "nothing"
-            for group in (saved, own)
-        ]
-        if pair[0] != pair[1]:
-            return " instead of ".join(pair)
-    raise ValueError("the lists are equal")
-
-
-def restore(trainer: Trainer, checkpoint: Checkpoint) -> None:
-    """Bring masters, moments, teacher and step number back, at any world size. Collective.
-
-    Raises:
-        UserError: parameters other than this model's; a damaged checkpoint.
-    """
-    names = {id(p): name for name, p in trainer.model.named_parameters()}
-    saved = checkpoint.state["groups"]
-    for shard in trainer.shards:
-        own = [[names[id(p)], s] for p, s in zip(shard.parameters, shard.shapes, strict=True)]
-        if saved.get(shard.name) != own:
-            raise UserError(
-                f"{checkpoint.folder}: found {_difference(saved.get(shard.name, []), own)} of this "
-                f"model in {shard.name}, expected the same names and shapes; set model and masks "
-                "as the checkpoint's state.json has them, or choose another output folder"
-            )
-    step = checkpoint.state["step"]
-    for shard in trainer.shards:
-
-        def read(kind: str, shard=shard) -> Tensor:
-            key = f"{shard.name}/{kind}"
-            pieces = [checkpoint.read(key, r.start, r.count) for r in shard.ranges]
-            return torch.cat(pieces) if pieces else torch.empty(0)
-
-        shard.place(read("master"), shard.masters)
-        restore_adam(trainer.optimizer, shard, {m: read(m) for m in MOMENTS}, step)
-        averages = trainer.teacher.averages.get(shard.name)
-        if averages is not None:
-            shard.place(read("teacher"), averages)
-    trainer.guard.restore(*checkpoint.state.get("bad_steps", (0, 0, -1)))  # older ones have none
-    trainer.after_restore(step)

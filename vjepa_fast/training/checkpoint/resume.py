@@ -1,29 +1,45 @@
-"""Continuing a run at its newest checkpoint, or saying why not."""
+"""Resuming a run from its newest checkpoint, or saying why that is not possible."""
 
 from __future__ import annotations
 
 import logging
 from pathlib import Path
 
+import torch
+from torch import Tensor
+
 from vjepa_fast.errors import UserError
-from vjepa_fast.training.checkpoint.format import Checkpoint, checkpoints, restore
-from vjepa_fast.training.distributed.host_group import Hosts
+from vjepa_fast.training.checkpoint.format import Checkpoint, checkpoints
+from vjepa_fast.training.distributed.host_group import HostGroup
 from vjepa_fast.training.recipe import recipe_changes, with_defaults
 from vjepa_fast.training.trainer import Trainer
+from vjepa_fast.training.zero.shards import MOMENTS, restore_adam
 
 log = logging.getLogger("vjepa_fast")
 
 
-def resumable(run: Path, config: dict, videos: str, hosts: Hosts) -> Checkpoint | None:
-    """The run's newest checkpoint, whole and of this recipe, if it has any. Collective; asks for no
-    model, so that a mistake is found before there is one.
+def find_resumable(
+    run: Path, config: dict, videos: str, host_group: HostGroup
+) -> Checkpoint | None:
+    """Find the run's newest checkpoint and check that this run can resume from it. Collective.
+
+    Needs no model, so that a mistake is found before one is built.
+
+    Args:
+        run: the run's folder.
+        config: the run's config as JSON data.
+        videos: hash of the videos that sample ids refer to.
+        host_group: the processes.
+
+    Returns:
+        The checkpoint, or None if the run has none.
 
     Raises:
-        UserError: a checkpoint of another recipe or of other videos, a damaged one, or hosts that
-            see different ones.
+        UserError: the newest checkpoint has another recipe or other videos or is corrupt, or hosts
+            see different checkpoints.
     """
     saved = checkpoints(run)
-    seen = hosts.gather([folder.name for folder in saved])
+    seen = host_group.all_gather([folder.name for folder in saved])
     for rank, names in enumerate(seen):
         if names != seen[0]:
             raise UserError(
@@ -32,7 +48,7 @@ def resumable(run: Path, config: dict, videos: str, hosts: Hosts) -> Checkpoint 
             )
     if not saved:
         return None
-    _require_sound(saved, hosts)
+    _require_intact(saved, host_group)
     checkpoint = Checkpoint.open(saved[-1])
     changed = list(recipe_changes(with_defaults(checkpoint.state["config"]), config))
     if changed:
@@ -43,41 +59,81 @@ def resumable(run: Path, config: dict, videos: str, hosts: Hosts) -> Checkpoint 
     if checkpoint.state["videos"] != videos:
         raise UserError(
             f"{checkpoint.folder}: found other videos in data.manifests than when it was saved, "
-            "expected the same files in the same order, since a sample id stands for one of them; "
-            "put the manifests back, or give another folder with --set output=…"
+            "expected the same files in the same order, since sample ids refer to them; restore "
+            "the manifests, or give another folder with --set output=…"
         )
     return checkpoint
 
 
-def resume(trainer: Trainer, checkpoint: Checkpoint) -> None:
-    """Continue at a checkpoint. Collective.
+def restore(trainer: Trainer, checkpoint: Checkpoint) -> None:
+    """Load master weights, moments, EMA weights and step number, at any world size. Collective.
 
-    What follows is bit for bit what an unbroken run does at the same world size, and the same to
-    float tolerance, with the same global batches, at any other.
+    At the same world size the run continues bit for bit as if it had not been interrupted. At any
+    other world size it sees the same global batches and agrees to float tolerance.
+
+    Raises:
+        UserError: the checkpoint is of another model, or corrupt.
     """
-    restore(trainer, checkpoint)
-    log.info("resumed at step %d from %s", trainer.step_number, checkpoint.folder)
+    names = {id(p): name for name, p in trainer.model.named_parameters()}
+    saved = checkpoint.state["groups"]
+    for shard in trainer.shards:
+        own = [[names[id(p)], s] for p, s in zip(shard.parameters, shard.shapes, strict=True)]
+        if saved.get(shard.name) != own:
+            raise UserError(
+                f"{checkpoint.folder}: found {_difference(saved.get(shard.name, []), own)} of this "
+                f"model in {shard.name}, expected the same names and shapes; set model and masks "
+                "as the checkpoint's state.json has them, or choose another output folder"
+            )
+    step = checkpoint.state["step"]
+    for shard in trainer.shards:
+
+        def read(kind: str, shard=shard) -> Tensor:
+            key = f"{shard.name}/{kind}"
+            pieces = [checkpoint.read(key, r.start, r.count) for r in shard.ranges]
+            return torch.cat(pieces) if pieces else torch.empty(0)
+
+        shard.place(read("master"), shard.masters)
+        restore_adam(trainer.optimizer, shard, {m: read(m) for m in MOMENTS}, step)
+        averages = trainer.teacher.averages.get(shard.name)
+        if averages is not None:
+            shard.place(read("teacher"), averages)
+    trainer.guard.restore(*checkpoint.state.get("bad_steps", (0, 0, -1)))  # absent in old ones
+    trainer.after_restore(step)
+    log.info("resumed at step %d from %s", step, checkpoint.folder)
 
 
-def _require_sound(saved: list[Path], hosts: Hosts) -> None:
-    """Refuse a damaged newest checkpoint: going on at an older one is for the user to decide."""
-    damage = _damage(saved[-1], hosts)
-    if damage is None:
+def _difference(saved: list, own: list) -> str:
+    """The first difference of two lists of names and shapes, as "name of shape … instead of …"."""
+    for number in range(max(len(saved), len(own))):
+        pair = [
+            f"{group[number][0]} of shape {group[number][1]}" if number < len(group) else "nothing"
+            for group in (saved, own)
+        ]
+        if pair[0] != pair[1]:
+            return " instead of ".join(pair)
+    raise ValueError("the lists are equal")
+
+
+def _require_intact(saved: list[Path], host_group: HostGroup) -> None:
+    """Reject a corrupt newest checkpoint: whether to use an older one is the user's decision."""
+    corruption = _verify(saved[-1], host_group)
+    if corruption is None:
         return
-    older = next((c for c in reversed(saved[:-1]) if _damage(c, hosts) is None), None)
-    outcome = f"go on from {older.name}, which is whole" if older else "start from the beginning"
-    doomed = saved[saved.index(older) + 1 :] if older else saved
+    older = next((c for c in reversed(saved[:-1]) if _verify(c, host_group) is None), None)
+    outcome = f"resume from {older.name}, which is intact" if older else "start from the beginning"
+    corrupt = saved[saved.index(older) + 1 :] if older else saved
     raise UserError(
-        f"{damage}, expected a whole checkpoint; remove it with rm -r "
-        f"{' '.join(map(str, doomed))} and give the same command again, which will {outcome}"
+        f"{corruption}, expected an intact checkpoint; remove it with rm -r "
+        f"{' '.join(map(str, corrupt))} and run the same command again, which will {outcome}"
     )
 
 
-def _damage(folder: Path, hosts: Hosts) -> str | None:
-    """What is wrong with a checkpoint. Every rank looks at its part of the shards. Collective."""
+def _verify(folder: Path, host_group: HostGroup) -> str | None:
+    """Describe a checkpoint's corruption, or None. Each rank reads some shards. Collective."""
+    rank, world = host_group.rank, host_group.world
     try:
         checkpoint = Checkpoint.open(folder)
-        own = checkpoint.damage(range(hosts.rank, checkpoint.world_size, hosts.world))
+        own = checkpoint.verify(range(rank, checkpoint.world_size, world))
     except UserError as error:
         own = str(error).partition(", expected")[0]
-    return next((damage for damage in hosts.gather(own) if damage), None)
+    return next((found for found in host_group.all_gather(own) if found), None)

@@ -1,8 +1,9 @@
-"""Checkpoints, as they are written: complete or absent, now or in the background.
+"""Writing checkpoints, complete or not at all, in the step or in the background.
 
-Every rank copies its shard to the host and writes it into a hidden folder, with a checksum, synced
-to disk. When all have, rank 0 adds state.json, syncs and renames: a folder with its final name is
-whole. Only then are old checkpoints pruned. A disk that is full doesn't end the run.
+Every rank copies its shard to the host and writes it, with a checksum, into a partial folder whose
+name starts with a dot. When all shards are on disk, rank 0 adds state.json and renames the folder:
+a folder with its final name is complete. Old checkpoints are removed only after that. If the disk
+is full, that checkpoint is skipped and the run continues.
 """
 
 from __future__ import annotations
@@ -20,24 +21,34 @@ from torch import Tensor
 
 from vjepa_fast.config.schema import CheckpointConfig
 from vjepa_fast.errors import UserError
-from vjepa_fast.training.checkpoint.format import FORMAT, checkpoints, shard_name, state_checksum
-from vjepa_fast.training.checkpoint.shard_file import sync, write_shard
-from vjepa_fast.training.distributed.host_group import Hosts
+from vjepa_fast.training.checkpoint.format import (
+    FORMAT,
+    checkpoints,
+    shard_name,
+    state_checksum,
+    sync,
+    write_shard,
+)
+from vjepa_fast.training.distributed.host_group import HostGroup
 from vjepa_fast.training.trainer import Trainer
 from vjepa_fast.training.zero.shards import MOMENTS, adam_moments
 
 log = logging.getLogger("vjepa_fast")
 
-_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 def snapshot(trainer: Trainer, rank: int) -> tuple[dict[str, Tensor], dict[str, list]]:
-    """Copies of this rank's shard on the host, and which ranges [start, count] of each group's
-    flat vector they are, end to end. Waits for the device."""
+    """Copy this rank's shard to the host. Host sync.
+
+    Returns:
+        flat fp32 tensors by key ("encoder.decay/master" …), and by group the ranges
+        [start, count] of its flat vector that they hold, concatenated.
+    """
     tensors, ranges = {}, {}
     for shard in trainer.shards:
         if not shard.sharded and rank:
-            continue  # rank 0 holds the whole
+            continue  # every rank holds the same; rank 0 saves it
         ranges[shard.name] = [[r.start, r.count] for r in shard.ranges]
         tensors[f"{shard.name}/master"] = shard.pick(shard.masters).cpu()
         for moment in MOMENTS:
@@ -51,7 +62,14 @@ def snapshot(trainer: Trainer, rank: int) -> tuple[dict[str, Tensor], dict[str, 
 
 @dataclass(frozen=True)
 class _Pending:
-    """A save that has begun: which step, this rank's ranges, its write, and what rank 0 adds."""
+    """A checkpoint in flight.
+
+    Attributes:
+        step: steps done.
+        ranges: of this rank's shard, see `snapshot`.
+        write: result of `write_shard`, once it is done.
+        groups, bad_steps: what rank 0 adds to state.json.
+    """
 
     step: int
     ranges: dict[str, list]
@@ -61,45 +79,47 @@ class _Pending:
 
 
 class Saver:
-    """Saves a run. All ranks call `save`, `finish` and `close` at the same steps.
+    """Saves the checkpoints of a run.
+
+    `save`, `finish` and `close` are collective: every rank calls them at the same steps.
 
     Args:
         run: the run's folder, on a file system that all processes share.
-        config: the run's config as JSON data, kept for whoever reads the checkpoint.
-        videos: a hash of the videos that sample ids stand for.
+        config: the run's config as JSON data; stored in every checkpoint.
+        videos: hash of the videos that sample ids refer to.
         policy: when to save, and what to keep.
-        hosts: the processes.
+        host_group: the processes.
     """
 
     def __init__(
-        self, run: Path, config: dict, videos: str, policy: CheckpointConfig, hosts: Hosts
+        self, run: Path, config: dict, videos: str, policy: CheckpointConfig, host_group: HostGroup
     ) -> None:
         self._run, self._config, self._videos = run, config, videos
-        self._policy, self._hosts = policy, hosts
+        self._policy, self._host_group = policy, host_group
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: _Pending | None = None
-        self._missing: str | None = None  # why the last save is not there
+        self._missing: str | None = None  # why the last checkpoint was skipped
         self._retry_at: int | None = None
-        if hosts.rank == 0:
-            for stale in (run / "checkpoints").glob(".step_*"):  # what a kill left
+        if host_group.rank == 0:
+            for stale in (run / "checkpoints").glob(".step_*"):  # left by a killed run
                 shutil.rmtree(stale)
-        hosts.any(False)  # nobody writes before that is done
+        host_group.barrier()  # no rank writes before stale folders are gone
 
     def due(self, done: int) -> bool:
-        """Whether to save after `done` steps."""
+        """Whether a checkpoint is due after `done` steps."""
         again = self._retry_at is not None and done >= self._retry_at
         return again or done % self._policy.every == 0
 
     @property
-    def writing(self) -> bool:
-        """Whether this rank's thread is still at it. Not collective."""
+    def in_flight(self) -> bool:
+        """Whether this rank is still writing a checkpoint in the background. Not collective."""
         return self._pending is not None and not self._pending.write.done()
 
     def save(self, trainer: Trainer) -> None:
-        """Begin a checkpoint of the trainer's state, and finish it unless in the background."""
+        """Start a checkpoint of the trainer's state; finish it unless saving in the background."""
         self.finish()
         self._retry_at = None
-        step, rank = trainer.step_number, self._hosts.rank
+        step, rank = trainer.step_number, self._host_group.rank
         tensors, ranges = snapshot(trainer, rank)
         names = {id(p): name for name, p in trainer.model.named_parameters()}
         groups = {
@@ -109,8 +129,8 @@ class Saver:
             ]
             for shard in trainer.shards
         }
-        file = self._hidden(step) / shard_name(rank)
-        write = self._thread.submit(_make_shard, file, tensors)
+        file = self._partial_folder(step) / shard_name(rank)
+        write = self._thread.submit(_write_in_folder, file, tensors)
         bad = trainer.guard.read()
         bad_steps = [bad.total, bad.in_a_row, bad.last]
         self._pending = _Pending(step, ranges, write, groups, bad_steps)
@@ -118,10 +138,13 @@ class Saver:
             self.finish()
 
     def finish(self) -> None:
-        """Wait for a save that has begun, make it visible and prune. Nothing where none has.
+        """Wait for the checkpoint in flight, commit it and remove old ones. Collective.
+
+        Does nothing if no checkpoint was started. The loop calls it once no rank is `in_flight`, so
+        that no rank waits here for another one's disk.
 
         Raises:
-            UserError: it failed, for another reason than a full disk.
+            UserError: writing failed for another reason than a full disk.
         """
         pending, self._pending = self._pending, None
         if pending is None:
@@ -131,48 +154,52 @@ class Saver:
             mine |= pending.write.result()
         except OSError as error:
             mine["error"] = error.errno, error.strerror
-        shards = self._hosts.gather(mine)
+        shards = self._host_group.all_gather(mine)
         errors = [(rank, *s["error"]) for rank, s in enumerate(shards) if "error" in s]
         failure = errors[0] if errors else None
-        if self._hosts.rank == 0 and failure is None:
-            failure = self._reveal(pending, shards)
-        failure = self._hosts.gather(failure)[0]
+        if self._host_group.rank == 0 and failure is None:
+            failure = self._commit(pending, shards)
+        failure = self._host_group.all_gather(failure)[0]
         if failure is None:
             self._missing = self._retry_at = None
-            if self._hosts.rank == 0:
+            if self._host_group.rank == 0:
                 self._prune()
         else:
-            self._give_up(pending.step, *failure)
+            self._abandon(pending.step, *failure)
 
     def close(self) -> None:
-        """At the run's end, planned or not: finish, and insist on it.
+        """Finish the last checkpoint, at the planned end of the run or before. Collective.
 
         Raises:
-            UserError: the last save is not on disk.
+            UserError: the last checkpoint was not written.
         """
         self.finish()
         self._thread.shutdown()
         if self._missing:
             saved = checkpoints(self._run)
-            again = f"go on from {saved[-1].name}" if saved else "start again from the beginning"
+            outcome = f"resume from {saved[-1].name}" if saved else "start from the beginning"
             raise UserError(
-                f"{self._missing}, expected room for the run's last checkpoint; free space and "
-                f"give the same command again, which will {again}"
+                f"{self._missing}, expected space for the run's last checkpoint; free some and "
+                f"run the same command again, which will {outcome}"
             )
 
-    def _final(self, step: int) -> Path:
+    def _folder(self, step: int) -> Path:
         return self._run / "checkpoints" / f"step_{step:08d}"
 
-    def _hidden(self, step: int) -> Path:
-        return self._final(step).with_name(f".{self._final(step).name}.writing")
+    def _partial_folder(self, step: int) -> Path:
+        return self._folder(step).with_name(f".{self._folder(step).name}.writing")
 
-    def _reveal(self, pending: _Pending, shards: list[dict]) -> tuple | None:
-        """Add state.json and rename. For rank 0; (rank, errno, words) where that fails."""
-        folder = self._hidden(pending.step)
+    def _commit(self, pending: _Pending, shards: list[dict]) -> tuple | None:
+        """Add state.json and rename the folder, on rank 0.
+
+        Returns:
+            None, or (rank, errno, message) of a failure.
+        """
+        folder = self._partial_folder(pending.step)
         lost = [rank for rank in range(len(shards)) if not (folder / shard_name(rank)).is_file()]
         if lost:
-            words = f"no {shard_name(lost[0])} where rank 0 looks (do all hosts share it?)"
-            return lost[0], errno.ENOENT, words
+            message = f"no {shard_name(lost[0])} where rank 0 looks (do all hosts share it?)"
+            return lost[0], errno.ENOENT, message
         state = {
             "format": FORMAT,
             "step": pending.step,
@@ -188,28 +215,29 @@ class Saver:
                 file.flush()
                 os.fsync(file.fileno())
             sync(folder)
-            folder.rename(self._final(pending.step))
+            folder.rename(self._folder(pending.step))
             sync(folder.parent)
         except OSError as error:
             return 0, error.errno, error.strerror
         return None
 
-    def _give_up(self, step: int, rank: int, number: int, words: str) -> None:
-        folder = self._hidden(step)
-        if self._hosts.rank == 0:
+    def _abandon(self, step: int, rank: int, number: int, message: str) -> None:
+        """Remove the partial folder; continue if the disk was full, else raise."""
+        folder = self._partial_folder(step)
+        if self._host_group.rank == 0:
             shutil.rmtree(folder, ignore_errors=True)
-        found = f"{folder}: found {words} on rank {rank}"
-        if number not in _NO_ROOM:
+        found = f"{folder}: found {message} on rank {rank}"
+        if number not in _DISK_FULL:
             raise UserError(
                 f"{found}, expected to write a checkpoint; make the folder writable for every "
-                "process and give the same command again"
+                "process and run the same command again"
             )
         self._missing = found
         self._retry_at = step + max(1, self._policy.every // 10)
-        if self._hosts.rank == 0:
+        if self._host_group.rank == 0:
             log.warning(
-                "%s, expected room for a checkpoint; the run goes on and tries again at step %d: "
-                "free space",
+                "%s, expected space for a checkpoint; free some (the run continues and tries again "
+                "at step %d)",
                 found,
                 self._retry_at,
             )
@@ -222,11 +250,12 @@ class Saver:
 
     @staticmethod
     def _remove(folder: Path) -> None:
-        dying = folder.with_name(f".{folder.name}.removing")  # out of sight first, then gone
-        folder.rename(dying)
-        shutil.rmtree(dying)
+        # hidden first: a kill in between must not leave half a checkpoint under its final name
+        hidden = folder.with_name(f".{folder.name}.removing")
+        folder.rename(hidden)
+        shutil.rmtree(hidden)
 
 
-def _make_shard(file: Path, tensors: dict[str, Tensor]) -> dict[str, int]:
+def _write_in_folder(file: Path, tensors: dict[str, Tensor]) -> dict[str, int]:
     file.parent.mkdir(parents=True, exist_ok=True)
     return write_shard(file, tensors)

@@ -1,0 +1,5 @@
+"""How the processes of a run start, talk to each other and stop.
+
+Imports torch.distributed, DeepSpeed (launch.py only) and errors; knows neither model nor config.
+Sharding of weights belongs in training/zero, decoding processes in data/workers.
+"""

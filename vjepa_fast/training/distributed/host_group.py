@@ -1,4 +1,4 @@
-"""What the processes' hosts tell each other, without their devices."""
+"""Small CPU collectives (gloo) between the processes of a run."""
 
 from __future__ import annotations
 
@@ -6,14 +6,12 @@ import torch
 import torch.distributed as dist
 
 
-class Hosts:
-    """Small collectives over gloo, on the CPU, so that nobody waits for a device.
-
-    `any` runs once a step: it is how a signal that reaches one process stops all of them at the
-    same step, and how a process that is gone is noticed. It sends one byte for each flag.
+class HostGroup:
+    """Collectives over gloo, which need no host sync with the device.
 
     Attributes:
-        rank, world: of this process; how many there are.
+        rank: of this process.
+        world: number of processes.
     """
 
     def __init__(self) -> None:
@@ -21,17 +19,26 @@ class Hosts:
         self._group = None if dist.get_backend() == "gloo" else dist.new_group(backend="gloo")
 
     def any(self, *flags: bool) -> list[bool]:
-        """For each flag, whether it is set on any process. Collective."""
+        """For each flag, whether it is set on any process. Collective.
+
+        Runs once a step with one byte a flag: a signal at one process stops all of them at the same
+        step, and a collective of the group fails soon after a process died (peer_watch.py).
+        """
         if self.world == 1:
             return list(flags)
         tensor = torch.tensor(flags, dtype=torch.uint8)
         dist.all_reduce(tensor, dist.ReduceOp.MAX, group=self._group)
         return [bool(flag) for flag in tensor.tolist()]
 
-    def gather(self, value: object) -> list:
-        """Every process's value, by rank. Collective; for rare moments."""
+    def all_gather(self, value: object) -> list:
+        """Every process's value, by rank. Collective; pickles, so not for every step."""
         if self.world == 1:
             return [value]
         values: list = [None] * self.world
         dist.all_gather_object(values, value, group=self._group)
         return values
+
+    def barrier(self) -> None:
+        """Wait until every process has come here. Collective."""
+        if self.world > 1:
+            dist.barrier(group=self._group)

@@ -1,8 +1,8 @@
-"""Joining the process group that a launcher made, or a group of one where there is none.
+"""Joins the process group of a launcher (deepspeed, torchrun, srun), or makes a group of one.
 
-Launchers say who a process is in environment variables. Half of them, or those of a launcher whose
-ways we don't know, are an error: a process that takes itself for the only one would train on its
-own, and write over what its siblings write.
+A launcher describes a process's position in environment variables. A partial set of them, or the
+variables of an unsupported launcher, is rejected: each process would otherwise train alone and
+overwrite the files of the others.
 """
 
 from __future__ import annotations
@@ -11,8 +11,7 @@ import logging
 import os
 import re
 import socket
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from datetime import timedelta
 
 import deepspeed
@@ -20,16 +19,10 @@ import torch
 from deepspeed.accelerator import get_accelerator
 
 from vjepa_fast.errors import UserError
-from vjepa_fast.training.distributed.peer_watch import gone_message
 
 _NAMES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 _HOW = "start with deepspeed, torchrun or srun, or unset it to train in this process alone"
-_TIMEOUT = timedelta(minutes=10)  # for a host that vanishes without closing its connections
-# What gloo, NCCL and the store say when a peer has died.
-_GONE = re.compile(
-    r"connection (was )?(closed|reset|refused)|broken pipe|timed out|socket closed|remote process",
-    re.IGNORECASE,
-)
+_TIMEOUT = timedelta(minutes=10)  # if a host vanishes without closing its connections
 
 
 def init_process_group() -> tuple[int, int]:
@@ -39,16 +32,16 @@ def init_process_group() -> tuple[int, int]:
         rank, world size.
 
     Raises:
-        UserError: an environment that is incomplete, contradicts itself or is unknown to us; a
-            rank 0 that can't be reached.
+        UserError: the environment is incomplete, inconsistent or of an unsupported launcher; rank 0
+            cannot be reached.
     """
-    os.environ.update(place_of_process(os.environ, torch.cuda.device_count()))
+    os.environ.update(launch_environment(os.environ, torch.cuda.device_count()))
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-    # On CPU DeepSpeed would compile a C++ extension here, a minute's work, again whenever another
+    # On a CPU DeepSpeed would compile a C++ extension here, for a minute, again whenever another
     # ninja is on the path. Only its inference collectives use it.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     if os.environ["WORLD_SIZE"] == "1" and not torch.distributed.is_initialized():
-        # Nobody to meet: no port is needed, which another process might take first.
+        # A store without a port, since another process might take the port first.
         torch.distributed.init_process_group(
             get_accelerator().communication_backend_name(),
             store=torch.distributed.HashStore(),
@@ -62,35 +55,35 @@ def init_process_group() -> tuple[int, int]:
         reason = str(error).partition("\n")[0]
         raise UserError(
             f"MASTER_ADDR: found {os.environ['MASTER_ADDR']}, port {os.environ['MASTER_PORT']}, "
-            f"where the processes can't meet ({reason}), expected rank 0's host and a free port on "
-            "it; check that all processes were started and that the port is free and open"
+            f"where the processes cannot meet ({reason}), expected rank 0's host and a free port "
+            "on it; check that all processes were started and that the port is free and open"
         ) from None
     return torch.distributed.get_rank(), torch.distributed.get_world_size()
 
 
-def place_of_process(env: Mapping[str, str], devices: int) -> dict[str, str]:
-    """RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT as the environment has them.
+def launch_environment(env: Mapping[str, str], devices: int) -> dict[str, str]:
+    """Read RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT from the environment.
 
     Args:
-        env: what the launcher left.
-        devices: GPUs that this process sees; 0 for a CPU run.
+        env: the environment variables.
+        devices: number of GPUs that this process sees; 0 for a CPU run.
 
     Raises:
-        UserError: an environment that is incomplete, contradicts itself or is unknown to us.
+        UserError: the environment is incomplete, inconsistent or of an unsupported launcher.
     """
     if "RANK" in env or "WORLD_SIZE" in env or "TORCHELASTIC_RUN_ID" in env:
-        place = {name: env[name] for name in _NAMES if name in env}
-    elif "SLURM_STEP_NUM_TASKS" in env:  # srun, and nothing but srun, sets it
-        place = _place_by_slurm(env)
+        found = {name: env[name] for name in _NAMES if name in env}
+    elif "SLURM_STEP_NUM_TASKS" in env:  # set by srun only
+        found = _from_slurm(env)
     else:
-        _refuse_other_launchers(env)
-        place = _alone()
-    _check(place, devices)
-    return place
+        _reject_other_launchers(env)
+        found = _alone()
+    _check(found, devices)
+    return found
 
 
 def free_port() -> int:
-    """A port of this host that nobody listens on now."""
+    """A TCP port of this host that is free now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
@@ -101,7 +94,7 @@ def _alone() -> dict[str, str]:
     return {name: str(value) for name, value in alone.items()} | {"MASTER_ADDR": "127.0.0.1"}
 
 
-def _place_by_slurm(env: Mapping[str, str]) -> dict[str, str]:
+def _from_slurm(env: Mapping[str, str]) -> dict[str, str]:
     nodes = env.get("SLURM_STEP_NODELIST") or env.get("SLURM_JOB_NODELIST", "")
     job = int(env.get("SLURM_JOB_ID", "0")) + int(env.get("SLURM_STEP_ID", "0"))
     mapped = {
@@ -109,7 +102,7 @@ def _place_by_slurm(env: Mapping[str, str]) -> dict[str, str]:
         "LOCAL_RANK": env.get("SLURM_LOCALID"),
         "WORLD_SIZE": env["SLURM_STEP_NUM_TASKS"],
         "MASTER_ADDR": env.get("MASTER_ADDR") or first_host(nodes),
-        # the same on every host, another for every job
+        # the same on every host, different for every job
         "MASTER_PORT": env.get("MASTER_PORT") or str(20000 + job % 10000),
     }
     return {name: value for name, value in mapped.items() if value}
@@ -121,7 +114,7 @@ def first_host(nodes: str) -> str:
     return re.sub(r"\[([^\],-]*)[^\]]*\]", r"\1", first)
 
 
-def _refuse_other_launchers(env: Mapping[str, str]) -> None:
+def _reject_other_launchers(env: Mapping[str, str]) -> None:
     for name in ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE"):
         if int(env.get(name) or 1) > 1:
             raise UserError(
@@ -141,19 +134,19 @@ def _refuse_other_launchers(env: Mapping[str, str]) -> None:
         )
 
 
-def _check(place: Mapping[str, str], devices: int) -> None:
-    missing = [name for name in _NAMES if not place.get(name)]
+def _check(found: Mapping[str, str], devices: int) -> None:
+    missing = [name for name in _NAMES if not found.get(name)]
     if missing:
-        given = ", ".join(sorted(place)) or "a launcher's mark"
+        given = ", ".join(sorted(found)) or "TORCHELASTIC_RUN_ID"
         raise UserError(
             f"{missing[0]}: found nothing beside {given}, expected all of {', '.join(_NAMES)}; "
             "start with deepspeed, torchrun or srun, or set the missing ones too"
         )
     numbers = {}
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_PORT"):
-        if not place[name].isdecimal():
-            raise UserError(f"{name}: found {place[name]}, expected a whole number; {_HOW}")
-        numbers[name] = int(place[name])
+        if not found[name].isdecimal():
+            raise UserError(f"{name}: found {found[name]}, expected a whole number; {_HOW}")
+        numbers[name] = int(found[name])
     rank, local, world = (numbers[name] for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"))
     if rank >= world:
         raise UserError(f"RANK: found {rank}, expected less than WORLD_SIZE, {world}; {_HOW}")
@@ -162,26 +155,3 @@ def _check(place: Mapping[str, str], devices: int) -> None:
             f"LOCAL_RANK: found {local}, expected less than the {devices} GPUs that this process "
             "sees; start at most one process for each GPU of a host"
         )
-
-
-def first_words(error: RuntimeError) -> str:
-    """What a collective says, less its source file and the advice that gloo adds."""
-    line = str(error).partition("\n")[0].partition(". This is ")[0]
-    return re.sub(r"^\[\S+:\d+\] ", "", line)
-
-
-@contextmanager
-def peers_are_there() -> Iterator[None]:
-    """Turn what a collective says when another process has died into a sentence.
-
-    Raises:
-        UserError: another process is gone.
-    """
-    try:
-        yield
-    except RuntimeError as error:
-        reason = first_words(error)
-        world = torch.distributed.get_world_size()
-        if world == 1 or not _GONE.search(reason):
-            raise
-        raise UserError(gone_message(torch.distributed.get_rank(), world, reason)) from None

@@ -1,4 +1,4 @@
-"""Being asked to stop: signals, and a launcher that is gone."""
+"""Requests to stop a run: signals, and the end of its launcher."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from pathlib import Path
 log = logging.getLogger("vjepa_fast")
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-_ECHO = 1.0  # seconds in which a signal that comes twice was sent once, by several senders
+_ECHO = 1.0  # seconds in which a repeated signal counts as one, relayed by several senders
 
 
 class StopRequests:
-    """While it is entered, SIGTERM, SIGUSR1 and SIGINT are noted rather than obeyed.
+    """A context in which SIGTERM, SIGUSR1 and SIGINT are recorded and do not end the process.
 
-    The loop asks `reason` once a step. The same signal again, a second or more after the first,
-    ends the process at once: a thread sees to that, since Python runs no handler while the main
-    thread waits in a collective. (Launchers relay: Ctrl-C under DeepSpeed's comes as SIGINT from
-    the terminal and as SIGTERM from the launcher, which must not count as asking twice.)
+    The loop reads `reason` once a step. The same signal again, a second or more after the first,
+    ends the process at once. A thread does that, since Python runs no signal handler while the main
+    thread waits in a collective. (Launchers relay signals: Ctrl-C under DeepSpeed arrives as SIGINT
+    from the terminal and as SIGTERM from the launcher. That counts as one request.)
 
-    A launcher that is gone is a reason too. DeepSpeed's ignores what it is sent: `kill` of the
-    `deepspeed` command leaves its processes running, without anybody to report to.
+    The end of the launcher is a reason, too: `kill` of the `deepspeed` command leaves its processes
+    running.
     """
 
     def __init__(self) -> None:
@@ -37,7 +37,7 @@ class StopRequests:
     def reason(self) -> str | None:
         """Why to stop, or None."""
         if self._signal is None and self._launcher and _launcher() != self._launcher:
-            self._signal = "the launcher's end"
+            self._signal = "the launcher has ended"
         return self._signal
 
     def __enter__(self) -> StopRequests:
@@ -76,8 +76,10 @@ class StopRequests:
 
 
 def _launcher() -> tuple[int, int] | None:
-    """Process ids of the launcher that started this process and of its own parent, where the
-    launcher is one that should outlive this process: torchrun or DeepSpeed's."""
+    """Process ids of the launcher (torchrun or DeepSpeed's) and of its parent.
+
+    None under any other parent, which need not outlive this process.
+    """
     parent = os.getppid()
     if "TORCHELASTIC_RUN_ID" in os.environ:
         return parent, 0
