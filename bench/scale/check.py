@@ -30,10 +30,10 @@ from torch import Tensor
 
 from vjepa_fast.commands.info import table
 from vjepa_fast.config import Config, load_config
-from vjepa_fast.config.checks import sample_masks, split_batch
+from vjepa_fast.config.masks import sample_masks
 from vjepa_fast.errors import UserError
 from vjepa_fast.models.packed_masks import PackedMasks
-from vjepa_fast.training.batches import make_sampler, packed
+from vjepa_fast.training.batches import make_sampler, packed, split_batch
 from vjepa_fast.training.build import build_trainer
 from vjepa_fast.training.distributed.launch import free_port, init_process_group
 from vjepa_fast.training.distributed.process import prepare_cpu

@@ -150,7 +150,7 @@ class Baseline:
 
     Args:
         config: of the run; one micro-batch is a step.
-        weights: state of `training.build.build_model`.
+        weights: state of `config.model.build_model`.
         device: where to run; in bf16 by autocast where the config says so there.
     """
 

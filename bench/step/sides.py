@@ -16,12 +16,13 @@ from step.baseline import Baseline, nothing
 from torch import Tensor
 
 from vjepa_fast.config import Config, load_config
+from vjepa_fast.config.model import build_model
 from vjepa_fast.data.loader import make_loader
 from vjepa_fast.data.prepare.demo import make_demo
 from vjepa_fast.errors import UserError
 from vjepa_fast.masks import MaskBatch, MaskSampler
 from vjepa_fast.training.batches import make_planner, make_sampler, packed
-from vjepa_fast.training.build import build_model, build_trainer
+from vjepa_fast.training.build import build_trainer
 from vjepa_fast.training.timers import Waiting
 
 Mark = Callable[[str], None]

@@ -10,9 +10,9 @@ import vjepa_fast.config.masks
 import vjepa_fast.config.schema
 from tests.helpers.paths import GOLDEN, REPOSITORY
 from vjepa_fast.config import load_config, parse_config
-from vjepa_fast.config.checks import split_batch
 from vjepa_fast.config.fields import Section
 from vjepa_fast.errors import UserError
+from vjepa_fast.training.batches import split_batch
 from vjepa_fast.training.build import make_schedules
 
 CONFIGS = REPOSITORY / "configs"

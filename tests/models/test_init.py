@@ -8,9 +8,9 @@ from torch import nn
 
 from tests.helpers.paths import REPOSITORY
 from vjepa_fast.config import load_config
+from vjepa_fast.config.model import build_model
 from vjepa_fast.models.cost import encoder_parameters, predictor_parameters
 from vjepa_fast.models.jepa import build_vjepa
-from vjepa_fast.training.build import build_model
 
 CONFIGS = REPOSITORY / "configs"
 

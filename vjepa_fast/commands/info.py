@@ -5,8 +5,7 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 
 from vjepa_fast.config import Config
-from vjepa_fast.config.checks import sample_masks, split_batch
-from vjepa_fast.config.masks import AnyMask, MaskSpecConfig, RandomMaskConfig
+from vjepa_fast.config.masks import AnyMask, MaskSpecConfig, RandomMaskConfig, sample_masks
 from vjepa_fast.errors import UserError
 from vjepa_fast.models.cost import (
     StepFlops,
@@ -16,6 +15,7 @@ from vjepa_fast.models.cost import (
     state_memory,
     step_flops,
 )
+from vjepa_fast.training.batches import split_batch
 
 SAMPLED_STEPS = 400
 

@@ -10,7 +10,7 @@ import torch
 
 from vjepa_fast.commands.info import mask_name, sampled_clips, table
 from vjepa_fast.config import Config
-from vjepa_fast.config.checks import sample_masks
+from vjepa_fast.config.masks import sample_masks
 from vjepa_fast.data.decode.pyav import decode_clip
 from vjepa_fast.data.plan.planner import ClipPlanner
 from vjepa_fast.data.prepare.demo import FRAMES, render_clip

@@ -1,23 +1,21 @@
-"""What must fit together between the keys of a config, and with the number of processes."""
+"""What must fit together between the keys of a config."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from vjepa_fast.errors import UserError
 
 if TYPE_CHECKING:
     from vjepa_fast.config.schema import Config
-    from vjepa_fast.masks import MaskBatch, MaskSampler
 
 
-def _divisors(number: int) -> list[int]:
+def divisors(number: int) -> list[int]:
     small = [d for d in range(1, int(number**0.5) + 1) if number % d == 0]
     return sorted({*small, *(number // d for d in small)})
 
 
-def _nearest(candidates: list[int], wanted: int) -> int:
+def nearest(candidates: list[int], wanted: int) -> int:
     return min(candidates, key=lambda candidate: (abs(candidate - wanted), candidate))
 
 
@@ -103,7 +101,7 @@ def _check_widths(config: Config) -> None:
             raise UserError(
                 f"{key}.width: found {width}, expected a multiple of its {heads} heads; choose "
                 f"e.g. {_multiple(width, heads)}, or set {key}.heads to "
-                f"{_nearest(_divisors(width), heads)}"
+                f"{nearest(divisors(width), heads)}"
             )
         # The table holds sine and cosine pairs for three axes. Equal shares are rounded up to pairs
         # and the last axis takes what is left; otherwise time has half, the others a quarter each.
@@ -125,7 +123,7 @@ def _check_widths(config: Config) -> None:
         )
 
 
-def _fits_group(config: Config, micro_batch: int) -> bool:
+def fits_group(config: Config, micro_batch: int) -> bool:
     """Whether the groups of clips that are cut together fall evenly on micro-batches."""
     group = config.masks.truncate_group
     return config.masks.truncate == "none" or micro_batch % group == 0 or group % micro_batch == 0
@@ -135,23 +133,23 @@ def _check_batch(config: Config) -> None:
     total, micro = config.optim.global_batch, config.optim.micro_batch
     group = config.masks.truncate_group
     grouped = config.masks.truncate != "none"
-    choices = _divisors(total)
+    choices = divisors(total)
     if grouped and total % group == 0:
-        choices = [divisor for divisor in choices if _fits_group(config, divisor)]
+        choices = [divisor for divisor in choices if fits_group(config, divisor)]
     if total % micro:
         raise UserError(
             f"optim.micro_batch: {micro} does not divide optim.global_batch {total}; choose a "
-            f"divisor, e.g. {_nearest(choices, micro)}"
+            f"divisor, e.g. {nearest(choices, micro)}"
         )
     if grouped and total % group:
         raise UserError(
             f"masks.truncate_group: {group} does not divide optim.global_batch {total}; choose a "
-            f'divisor, e.g. {_nearest(_divisors(total), group)}, or set masks.truncate to "none"'
+            f'divisor, e.g. {nearest(divisors(total), group)}, or set masks.truncate to "none"'
         )
-    if not _fits_group(config, micro):
+    if not fits_group(config, micro):
         raise UserError(
             f"optim.micro_batch: {micro} is neither a multiple nor a divisor of "
-            f"masks.truncate_group {group}; choose e.g. {_nearest(choices, micro)}"
+            f"masks.truncate_group {group}; choose e.g. {nearest(choices, micro)}"
         )
 
 
@@ -167,15 +165,6 @@ def _check_masks(config: Config) -> None:
         raise UserError(f"masks: {error}") from None
 
 
-def sample_masks(sampler: MaskSampler, step: int, sample_ids: Sequence[int]) -> MaskBatch:
-    """`sampler.sample`; UserError for a spec that all but never leaves context, which only shows in
-    its blocks' places."""
-    try:
-        return sampler.sample(step, sample_ids)
-    except ValueError as error:
-        raise UserError(f"masks.specs: {error}") from None
-
-
 def _check_manifests(config: Config) -> None:
     weights, manifests = config.data.weights, config.data.manifests
     if weights is not None and len(weights) != len(manifests):
@@ -183,39 +172,3 @@ def _check_manifests(config: Config) -> None:
             f"data.weights: found a list of {len(weights)}, expected one weight for each of the "
             f"data.manifests ({len(manifests)}); add or remove weights, or write null"
         )
-
-
-def split_batch(config: Config, world_size: int) -> tuple[int, int]:
-    """How each of `world_size` processes runs its share of the global batch.
-
-    Returns:
-        clips of a micro-batch (optim.micro_batch, or the whole share where that is less), and the
-        micro-batches of a step.
-
-    Raises UserError where the global batch does not split evenly, naming a batch that does.
-    """
-    total, wanted = config.optim.global_batch, config.optim.micro_batch
-    message = (
-        f"optim.micro_batch: {wanted} clips on each of {world_size} processes do not divide "
-        f"optim.global_batch {total}"
-    )
-    if total % world_size == 0:
-        share = total // world_size
-        micro = min(wanted, share)
-        if share % micro == 0 and _fits_group(config, micro):
-            return micro, share // micro
-        choices = [d for d in _divisors(share) if _fits_group(config, d)]
-        raise UserError(f"{message}; set optim.micro_batch to e.g. {_nearest(choices, wanted)}")
-    fitting = [d for d in _divisors(total) if d < world_size and _splits(config, d)]
-    raise UserError(
-        f"optim.global_batch: {total} clips do not divide among {world_size} processes; use a "
-        f"number of processes that divides them, e.g. {_nearest(fitting, world_size)}"
-    )
-
-
-def _splits(config: Config, world_size: int) -> bool:
-    try:
-        split_batch(config, world_size)
-    except UserError:
-        return False
-    return True

@@ -1,5 +1,6 @@
 """The config's section of masks."""
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag
@@ -16,7 +17,8 @@ from vjepa_fast.config.fields import (
     mask_strategy,
     plain_mask_strategy,
 )
-from vjepa_fast.masks import MaskSampler, Mixture, MultiBlock, RandomTokens, RandomTube
+from vjepa_fast.errors import UserError
+from vjepa_fast.masks import MaskBatch, MaskSampler, Mixture, MultiBlock, RandomTokens, RandomTube
 
 
 class MaskSpecConfig(Section):
@@ -127,3 +129,12 @@ class MasksConfig(Section):
             round_to=self.round_to,
             complement=self.complement,
         )
+
+
+def sample_masks(sampler: MaskSampler, step: int, sample_ids: Sequence[int]) -> MaskBatch:
+    """`sampler.sample`; UserError for a spec that all but never leaves context, which only shows in
+    its blocks' places."""
+    try:
+        return sampler.sample(step, sample_ids)
+    except ValueError as error:
+        raise UserError(f"masks.specs: {error}") from None

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from vjepa_fast.config import parse_config, translate_stored
+from vjepa_fast.config.model import build_model
 from vjepa_fast.errors import UserError
 from vjepa_fast.evaluation.features import (
     Clips,
@@ -21,7 +22,6 @@ from vjepa_fast.evaluation.features import (
 )
 from vjepa_fast.evaluation.train_probe import ProbeRecipe, label_split, probe_accuracy
 from vjepa_fast.models.encoder import VisionTransformer
-from vjepa_fast.training.build import build_model
 from vjepa_fast.training.checkpoint.format import Checkpoint
 from vjepa_fast.weights.published import load_exactly
 

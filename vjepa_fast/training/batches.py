@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from vjepa_fast.config import Config
-from vjepa_fast.config.checks import sample_masks, split_batch
+from vjepa_fast.config.checks import divisors, fits_group, nearest
+from vjepa_fast.config.masks import sample_masks
 from vjepa_fast.data.decode.pyav import decode_clip
 from vjepa_fast.data.loader import ClipLoader, make_loader
 from vjepa_fast.data.plan.clip_plan import ClipBatch
@@ -50,6 +51,42 @@ def packed(masks: MaskBatch, device: torch.device) -> PackedMasks:
         masks.num_tokens,
         device,
     )
+
+
+def split_batch(config: Config, world_size: int) -> tuple[int, int]:
+    """How each of `world_size` processes runs its share of the global batch.
+
+    Returns:
+        clips of a micro-batch (optim.micro_batch, or the whole share where that is less), and the
+        micro-batches of a step.
+
+    Raises UserError where the global batch does not split evenly, naming a batch that does.
+    """
+    total, wanted = config.optim.global_batch, config.optim.micro_batch
+    message = (
+        f"optim.micro_batch: {wanted} clips on each of {world_size} processes do not divide "
+        f"optim.global_batch {total}"
+    )
+    if total % world_size == 0:
+        share = total // world_size
+        micro = min(wanted, share)
+        if share % micro == 0 and fits_group(config, micro):
+            return micro, share // micro
+        choices = [d for d in divisors(share) if fits_group(config, d)]
+        raise UserError(f"{message}; set optim.micro_batch to e.g. {nearest(choices, wanted)}")
+    fitting = [d for d in divisors(total) if d < world_size and _splits(config, d)]
+    raise UserError(
+        f"optim.global_batch: {total} clips do not divide among {world_size} processes; use a "
+        f"number of processes that divides them, e.g. {nearest(fitting, world_size)}"
+    )
+
+
+def _splits(config: Config, world_size: int) -> bool:
+    try:
+        split_batch(config, world_size)
+    except UserError:
+        return False
+    return True
 
 
 class Batches:

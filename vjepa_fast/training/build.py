@@ -8,34 +8,13 @@ import torch
 from torch import Tensor
 
 from vjepa_fast.config import Config
-from vjepa_fast.config.checks import split_batch
+from vjepa_fast.config.model import build_model
 from vjepa_fast.errors import UserError
-from vjepa_fast.models.jepa import VJEPA, build_vjepa
+from vjepa_fast.models.jepa import VJEPA
+from vjepa_fast.training.batches import split_batch
 from vjepa_fast.training.checkpoint.format import Checkpoint
 from vjepa_fast.training.schedules import Schedules
 from vjepa_fast.training.trainer import Trainer
-
-
-def build_model(config: Config) -> VJEPA:
-    """Encoder and predictor with the config's seeded initial weights."""
-    model = config.model
-    return build_vjepa(
-        encoder=model.encoder.model_dump(),
-        predictor={
-            "width": model.predictor.width,
-            "depth": model.predictor.depth,
-            "heads": config.predictor_heads,
-        },
-        grid=config.grid,
-        patch_size=model.patch_size,
-        tubelet_size=model.tubelet_size,
-        num_specs=len(config.masks.specs),
-        uniform_power=model.uniform_power,
-        depth_scaled_init=model.depth_scaled_init,
-        loss_exponent=config.optim.loss_exponent,
-        activation_checkpointing=config.activation_checkpointing,
-        seed=config.seed,
-    )
 
 
 def with_pinned_teacher(config: Config) -> Config:

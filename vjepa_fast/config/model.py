@@ -1,0 +1,28 @@
+"""From a config to the model that it describes."""
+
+from __future__ import annotations
+
+from vjepa_fast.config.schema import Config
+from vjepa_fast.models.jepa import VJEPA, build_vjepa
+
+
+def build_model(config: Config) -> VJEPA:
+    """Encoder and predictor with the config's seeded initial weights."""
+    model = config.model
+    return build_vjepa(
+        encoder=model.encoder.model_dump(),
+        predictor={
+            "width": model.predictor.width,
+            "depth": model.predictor.depth,
+            "heads": config.predictor_heads,
+        },
+        grid=config.grid,
+        patch_size=model.patch_size,
+        tubelet_size=model.tubelet_size,
+        num_specs=len(config.masks.specs),
+        uniform_power=model.uniform_power,
+        depth_scaled_init=model.depth_scaled_init,
+        loss_exponent=config.optim.loss_exponent,
+        activation_checkpointing=config.activation_checkpointing,
+        seed=config.seed,
+    )
