@@ -32,9 +32,10 @@ from vjepa_fast.data.decode.backend import choose_backend
 from vjepa_fast.data.decode.pyav import decode_clip
 from vjepa_fast.data.loader import make_loader
 from vjepa_fast.data.manifest.entry import ManifestEntry
-from vjepa_fast.data.manifest.files import write_manifest
+from vjepa_fast.data.manifest.files import read_manifest, write_manifest
 from vjepa_fast.data.plan.clip_plan import ClipPlan
-from vjepa_fast.data.plan.planner import Augment, ClipPlanner
+from vjepa_fast.data.plan.crops import Augment
+from vjepa_fast.data.plan.planner import ClipPlanner
 from vjepa_fast.data.prepare.inspect import probe_video
 from vjepa_fast.errors import UserError
 
@@ -96,10 +97,10 @@ def _ours(backend: str, device: str) -> Decode:
         choose_backend(backend, planner.entries, torch.device(device))
         with make_loader(planner, batches, crop_size, backend, device, threads) as loader:
             for batch in loader:
-                if loader.handed_over:
+                if loader.fallback:
                     raise UserError(
                         f"found that another decoder does the work of {loader.backend} on "
-                        f"{loader.handed_over[0]}, expected figures of {loader.backend} alone"
+                        f"{loader.fallback[0]}, expected figures of {loader.backend} alone"
                     )
                 yield batch.video
 
@@ -241,7 +242,7 @@ def run_provider(name: str, cases: list[dict], options: argparse.Namespace) -> I
         row = {"provider": name, "baseline": name == BASELINE}
         row |= {key: case[key] for key in ("codec", "width", "height", "gop", "num_frames")}
         planner = ClipPlanner(
-            [case["manifest"]],
+            [read_manifest(case["manifest"])],
             num_frames=case["num_frames"],
             frame_step=STEP,
             # Crops and flips would hide the numbers; what decoding costs is the same without.

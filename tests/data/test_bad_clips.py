@@ -23,7 +23,8 @@ from vjepa_fast.data.decode.pyav import PyavDecoder
 from vjepa_fast.data.loader import ClipLoader, make_loader
 from vjepa_fast.data.manifest.files import read_manifest, write_manifest
 from vjepa_fast.data.plan.clip_plan import ClipPlan
-from vjepa_fast.data.plan.planner import Augment, ClipPlanner
+from vjepa_fast.data.plan.crops import Augment
+from vjepa_fast.data.plan.planner import ClipPlanner
 from vjepa_fast.data.workers import thread_pool
 from vjepa_fast.data.workers.thread_pool import ThreadPool
 from vjepa_fast.errors import UserError
@@ -52,7 +53,9 @@ def manifest(tmp_path):
 def planned(manifest, fps=None):
     """Whole pictures of training clips, so that the numbers can be read."""
     augment = Augment(area=(1.0, 1.0), aspect_ratio=(64 / 48, 64 / 48), flip=False)
-    return ClipPlanner([manifest], num_frames=4, frame_step=2, augment=augment, seed=3, fps=fps)
+    return ClipPlanner(
+        [read_manifest(manifest)], num_frames=4, frame_step=2, augment=augment, seed=3, fps=fps
+    )
 
 
 def place_of(video):
@@ -232,7 +235,7 @@ def test_a_folder_that_moved_does_not_flood_the_screen(manifest, tmp_path, caplo
 
 def test_an_evaluation_stops_at_a_bad_video_with_its_reason(manifest):
     spoil(manifest, [2], "missing")
-    planner = ClipPlanner.in_order([manifest], num_frames=4, frame_step=2)
+    planner = ClipPlanner.in_order(read_manifest(manifest), num_frames=4, frame_step=2)
     with pytest.raises(UserError, match=r"2\.webm missing"):
         list(make_loader(planner, [range(8)], 48))
 
@@ -281,7 +284,7 @@ def test_an_ffmpeg_that_crashes_beside_dali_costs_one_clip(manifest, tmp_path, m
         for i in (1, 8)
     )
     expected, failures = decoder.collect([for_dali], decoder.submit([for_dali]))
-    assert not failures and not decoder._pyav.pids
+    assert not failures and not decoder.pool.pids
     with monkeypatch.context() as patch:
         patch.setattr(dali_module, "decode_pixels", videos.crash)
         plans = [for_pyav, for_dali]
@@ -291,7 +294,7 @@ def test_an_ffmpeg_that_crashes_beside_dali_costs_one_clip(manifest, tmp_path, m
     video, failures = decoder.collect([for_pyav], decoder.submit([for_pyav]))
     assert not failures and videos.read_numbers(video[0].numpy()) == [0, 1, 2, 3]
     decoder.close()
-    assert not decoder._pyav.pids
+    assert not decoder.pool.pids
 
 
 @pytest.mark.parametrize("at", ["build", "run"])
@@ -344,7 +347,7 @@ def test_of_large_files_only_parts_enter_memory(manifest, monkeypatch, caplog):
     decoder = DaliDecoder(planner.entries, 48, CPU, 2)
     with ClipLoader(planner, [range(8), range(8)], decoder, 2, BadVideos()) as loader:
         found, again = list(loader)
-        left = loader.handed_over
+        left = loader.fallback
     assert {planner.entries[i].path for i in range(8)} == {path for _, path in read} | set(left)
     assert len(left) == 3 and max(size for size, _ in read) <= sizes[3] + 1000
     assert caplog.text.count("others like it from now on") == 1

@@ -14,6 +14,7 @@ from vjepa_fast import cli
 from vjepa_fast.config import parse_config
 from vjepa_fast.data.loader import make_loader
 from vjepa_fast.data.manifest.files import read_manifest, write_manifest
+from vjepa_fast.data.open_manifest import open_manifest
 from vjepa_fast.data.plan.planner import ClipPlanner
 from vjepa_fast.data.prepare.index import index_directory
 from vjepa_fast.data.prepare.transcode import transcode_manifest
@@ -60,7 +61,7 @@ def test_a_folder_of_images_becomes_clips_of_them(classes, tmp_path):
     reasons = {Path(path).name: reason.split(" (")[0] for path, reason in refused}
     assert reasons == {"bad.jpg": "truncated or damaged", "text.png": "a text file, not a video"}
     for rate in ({"frame_step": 4}, {"frame_step": 4, "fps": 8.0}):
-        planner = ClipPlanner.in_order([tmp_path / "m.csv"], num_frames=4, **rate)
+        planner = ClipPlanner.in_order(read_manifest(tmp_path / "m.csv"), num_frames=4, **rate)
         with make_loader(planner, [list(range(len(planner)))], 32) as loader:
             assert loader.backend == "pyav"
             [batch] = loader
@@ -71,10 +72,10 @@ def test_a_folder_of_images_becomes_clips_of_them(classes, tmp_path):
             assert np.abs(shown - expected).max() < 12, entry.path
             assert np.abs(video[0, 24:].mean((0, 1)) - 128).max() < 3
     short = {"num_frames": 4, "frame_step": 4, "augment": None}
-    looped = ClipPlanner([tmp_path / "m.csv"], **short, short_videos="wrap", fps=8.0)
+    looped = ClipPlanner([read_manifest(tmp_path / "m.csv")], **short, short_videos="wrap", fps=8.0)
     assert not np.stack([plan.frames for plan in looped.plan(range(20))]).any()
     with pytest.raises(UserError, match="found only videos shorter than a clip"):
-        ClipPlanner([tmp_path / "m.csv"], **short, short_videos="drop", fps=8.0)
+        ClipPlanner([read_manifest(tmp_path / "m.csv")], **short, short_videos="drop", fps=8.0)
     with pytest.raises(UserError, match="an image, which decodes as it is"):
         transcode_manifest(tmp_path / "m.csv", tmp_path / "copies", workers=1)
 
@@ -108,7 +109,7 @@ def test_images_in_shards_and_class_folders_as_a_text_list(classes, tmp_path):
     ]
     (tmp_path / "list.txt").write_text("".join(lines))
     labels = {
-        Path(e.path).parent.name: e.labels["label"] for e in read_manifest(tmp_path / "list.txt")
+        Path(e.path).parent.name: e.labels["label"] for e in open_manifest(tmp_path / "list.txt")
     }
     assert labels == {"blue": 0, "green": 1, "red": 2}
 

@@ -16,10 +16,11 @@ from vjepa_fast.data import loader
 from vjepa_fast.data.decode import dali
 from vjepa_fast.data.decode.backend import choose_backend
 from vjepa_fast.data.decode.cut_clip import read_segment
-from vjepa_fast.data.decode.upright import as_flips, turn
+from vjepa_fast.data.decode.rotation import as_flips, turn
 from vjepa_fast.data.loader import make_loader
 from vjepa_fast.data.manifest.files import read_manifest, write_manifest
-from vjepa_fast.data.plan.planner import Augment, ClipPlanner
+from vjepa_fast.data.plan.crops import Augment
+from vjepa_fast.data.plan.planner import ClipPlanner
 from vjepa_fast.errors import UserError
 
 BACKENDS = ["dali", "pyav"]
@@ -42,7 +43,9 @@ class Fixed(ClipPlanner):
     """Plans frames, crop and flip as given; sample id i is video i."""
 
     def __init__(self, manifest, frames, crop=(0.0, 0.0, 1.0, 1.0), flip=False):
-        super().__init__([manifest], num_frames=len(frames), frame_step=1, augment=None)
+        super().__init__(
+            [read_manifest(manifest)], num_frames=len(frames), frame_step=1, augment=None
+        )
         self._order = None
         self._fixed = {"frames": np.array(frames), "crop": crop, "flip": flip}
 
@@ -52,7 +55,7 @@ class Fixed(ClipPlanner):
 
 def training(manifest, **changes):
     settings = {"num_frames": 6, "frame_step": 2, "augment": Augment(), "seed": 1}
-    return ClipPlanner([manifest], **settings | changes)
+    return ClipPlanner([read_manifest(manifest)], **settings | changes)
 
 
 def one(planner, backend, size=48, sample_id=0):
@@ -346,7 +349,7 @@ def test_pyav_decodes_what_dali_cannot(tmp_path, caplog, backend):
         for _ in range(2):
             with make_loader(planner, [[0, 1], [1], [2]], 48, backend) as batches:
                 assert batches.backend == "dali"
-                assert batches.handed_over == [str(paths[1])]
+                assert batches.fallback == [str(paths[1])]
                 shown = [videos.read_numbers(clip.numpy()) for b in batches for clip in b.video]
             assert shown == [[3, 17, 36]] * 4
     (record,) = caplog.records

@@ -14,7 +14,9 @@ import pytest
 
 from tests.helpers import videos
 from vjepa_fast.data.loader import make_loader
-from vjepa_fast.data.plan.planner import Augment, ClipPlanner
+from vjepa_fast.data.manifest.files import read_manifest
+from vjepa_fast.data.plan.crops import Augment
+from vjepa_fast.data.plan.planner import ClipPlanner
 
 CLIPS, BATCH = 20_000, 16
 MEBIBYTE = 2**20
@@ -65,7 +67,10 @@ def test_memory_stays_flat(tmp_path, backend, capsys):
         pictures = (videos.numbered(k, 72, 96) for k in range(60))
         paths.append(videos.write_video(tmp_path / f"{i}.webm", pictures, "vp9"))
     planner = ClipPlanner(
-        [videos.manifest_of(tmp_path, paths)], num_frames=8, frame_step=4, augment=Augment()
+        [read_manifest(videos.manifest_of(tmp_path, paths))],
+        num_frames=8,
+        frame_step=4,
+        augment=Augment(),
     )
     paths[7].unlink()  # one in sixty clips is replaced
     batches = (range(i, i + BATCH) for i in range(0, CLIPS, BATCH))

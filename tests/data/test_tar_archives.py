@@ -6,7 +6,9 @@ import pytest
 
 from tests.helpers import videos
 from vjepa_fast.data.loader import make_loader
-from vjepa_fast.data.plan.planner import Augment, ClipPlanner
+from vjepa_fast.data.manifest.files import read_manifest
+from vjepa_fast.data.plan.crops import Augment
+from vjepa_fast.data.plan.planner import ClipPlanner
 from vjepa_fast.data.prepare.index import index_directory
 
 WHOLE = Augment(area=(1.0, 1.0), aspect_ratio=(4 / 3, 4 / 3), flip=False)
@@ -29,7 +31,7 @@ def manifest(tmp_path):
 
 @pytest.mark.parametrize("backend", ["dali", "pyav"])
 def test_clips_come_out_of_shards(manifest, backend):
-    planner = ClipPlanner([manifest], num_frames=4, frame_step=2, augment=WHOLE)
+    planner = ClipPlanner([read_manifest(manifest)], num_frames=4, frame_step=2, augment=WHOLE)
     with make_loader(planner, [[0, 1], [2, 3]], 48, backend=backend) as loader:
         batches = list(loader)
     plans = planner.plan(range(4))
@@ -40,7 +42,7 @@ def test_clips_come_out_of_shards(manifest, backend):
 
 @pytest.mark.parametrize("backend", ["dali", "pyav"])
 def test_a_changed_shard_costs_its_clips_only(manifest, tmp_path, backend):
-    planner = ClipPlanner([manifest], num_frames=4, frame_step=2, augment=WHOLE)
+    planner = ClipPlanner([read_manifest(manifest)], num_frames=4, frame_step=2, augment=WHOLE)
     (tmp_path / "shards" / "0.tar").unlink()
     with make_loader(planner, [range(8)], 48, backend=backend) as loader:
         (batch,) = list(loader)

@@ -12,6 +12,7 @@ from vjepa_fast.commands.info import mask_name, sampled_clips, table
 from vjepa_fast.config import Config
 from vjepa_fast.config.masks import sample_masks
 from vjepa_fast.data.decode.pyav import decode_clip
+from vjepa_fast.data.open_manifest import open_manifest
 from vjepa_fast.data.plan.planner import ClipPlanner
 from vjepa_fast.data.prepare.demo import FRAMES, render_clip
 from vjepa_fast.errors import UserError
@@ -61,7 +62,7 @@ def find_clip(config: Config) -> tuple[np.ndarray, str]:
 
 
 def _first_clip(manifest: Path, crop_size: int, **frames: float | None) -> tuple[np.ndarray, str]:
-    planner = ClipPlanner.in_order([manifest], **frames)
+    planner = ClipPlanner.in_order(open_manifest(manifest), **frames)
     (plan,) = planner.plan([0])
     video = decode_clip(plan, planner.entries[plan.video], crop_size)
     return video.numpy(), f"{plan.path} (of {manifest})"

@@ -1,5 +1,7 @@
 """The loader: plans micro-batches and decodes them in the background, ahead of the training."""
 
+from __future__ import annotations
+
 import logging
 import os
 from collections import deque
@@ -16,20 +18,23 @@ from vjepa_fast.data.decode.backend import AS_CONFIGURED, Backend, choose_backen
 from vjepa_fast.data.decode.pyav import PyavDecoder
 from vjepa_fast.data.plan.clip_plan import ClipBatch, ClipPlan
 from vjepa_fast.data.plan.planner import ClipPlanner
-from vjepa_fast.data.workers.thread_pool import WorkerPool
 
-_logger = logging.getLogger("vjepa_fast")
+log = logging.getLogger("vjepa_fast")
 
 
 class Decoder(Protocol):
-    """What a backend does: `submit` starts work on a batch, `collect` waits for its video, and says
-    at which places there is none, and why. What reads files does so in `pool`. Another decoder
-    has taken on the videos in `handed_over`.
+    """A decoding backend: PyAV or DALI.
+
+    `submit` starts work on a batch. `collect` waits for its video, and for the clips that have none
+    it gives the reason, by their position in the batch.
+
+    Attributes:
+        name: of the backend.
+        fallback: the videos that it leaves to another decoder, as far as known.
     """
 
     name: str
-    handed_over: Set[int]
-    pool: WorkerPool
+    fallback: Set[int]
 
     def submit(self, plans: Sequence[ClipPlan]) -> list[Future]: ...
     def collect(
@@ -39,10 +44,10 @@ class Decoder(Protocol):
 
 
 class ClipLoader:
-    """An iterator of ClipBatch (see `make_loader`), with `prefetch` of them in the making.
+    """An iterator of ClipBatch, see `make_loader`; `prefetch` of them are decoded ahead.
 
-    A batch stays valid for as long as somebody holds it. The first error ends the iteration;
-    `close` (or leaving a `with` block, or dropping the loader) stops the threads, whatever is left.
+    A batch stays valid for as long as it is referenced. The first error ends the iteration.
+    `close`, leaving a `with` block, or dropping the loader stops the threads.
     """
 
     def __init__(
@@ -54,7 +59,7 @@ class ClipLoader:
         bad: BadVideos,
     ) -> None:
         self.backend = decoder.name
-        self._planner = planner.watched_by(decoder.pool)
+        self._planner = planner
         self._batches = iter(batches)
         self._decoder = decoder
         self._prefetch = prefetch
@@ -69,8 +74,11 @@ class ClipLoader:
         return self
 
     def __next__(self) -> ClipBatch:
-        """The next micro-batch. Raises UserError, naming the file, where a clip can't be decoded
-        and nothing can take its place, or where there are too many of them.
+        """The next micro-batch.
+
+        Raises:
+            UserError: a clip cannot be decoded and nothing can replace it, or there are too many
+                of them; the message names the file.
         """
         try:
             self._fill()
@@ -81,23 +89,23 @@ class ClipLoader:
         except BaseException:
             self.close()
             raise
-        if batch.video.is_cuda:  # made on another stream: tell the allocator who uses it
+        if batch.video.is_cuda:  # made on another stream: tell the allocator which one uses it
             batch.video.record_stream(torch.cuda.current_stream(batch.video.device))
         return batch
 
-    def __enter__(self) -> "ClipLoader":
+    def __enter__(self) -> ClipLoader:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
 
     @property
-    def handed_over(self) -> list[str]:
-        """The videos (paths) that `backend` leaves to another decoder, as far as is known yet."""
-        return sorted(self._planner.entries[video].path for video in self._decoder.handed_over)
+    def fallback(self) -> list[str]:
+        """The videos (paths) that `backend` leaves to another decoder, as far as known."""
+        return sorted(self._planner.entries[video].path for video in self._decoder.fallback)
 
     def close(self) -> None:
-        """Stop the threads, at the latest after the batch being decoded; may be called again."""
+        """Stop the threads, at the latest after the current batch; may be called again."""
         self._pending.clear()
         self._batches = iter(())
         self._close()
@@ -124,17 +132,27 @@ def make_loader(
     bad_videos: str | os.PathLike | None = None,
     max_bad_share: float = MAX_BAD_SHARE,
 ) -> ClipLoader:
-    """Decode micro-batches, each a list of sample ids, to clips of crop_size x crop_size pixels.
+    """Decode micro-batches to clips of crop_size x crop_size pixels, ahead of the consumer.
 
-    To resume, start `batches` later. The video comes on `device`. `num_threads` decode, `prefetch`
-    (at least 1) micro-batches are decoded ahead. `auto` takes DALI where it can decode at least
-    half of the videos on that device, else PyAV, and logs which. With DALI, PyAV decodes the videos
-    that it can't. Raises UserError where "dali" can decode none, and the loader does where DALI
-    then turns out not to work at all.
+    A clip that cannot be decoded (its file is damaged, missing or unreadable, or it takes over two
+    minutes) is replaced by the planner's next attempt, the same one with either backend, and logged
+    in `bad_videos`.
 
-    A clip that can't be decoded (its file is damaged, gone, unreadable, or takes over two minutes)
-    is replaced by the planner's next alternative, the same one with either backend, and gets a line
-    in the file `bad_videos`. More than `max_bad_share` of them end the iteration (see `BadVideos`).
+    Args:
+        planner: what each sample id shows.
+        batches: the sample ids of each micro-batch. To resume, start later.
+        crop_size: side of the clips in pixels.
+        backend: "auto" takes DALI where it can decode at least half of the videos on the device,
+            else PyAV, and logs which. With DALI, PyAV decodes the videos that DALI cannot.
+        device: where the video goes.
+        num_threads: processes (PyAV) or threads (DALI) that decode.
+        prefetch: micro-batches that are decoded ahead, at least 1.
+        bad_videos: file of JSON lines, see `BadVideos`.
+        max_bad_share: the largest fraction of clips that may be replaced, see `BadVideos`.
+
+    Raises:
+        UserError: "dali" can decode none of the videos. The loader raises it where DALI does not
+            work at all.
     """
     decoder = make_decoder(planner, crop_size, backend, device, num_threads)
     bad = BadVideos(bad_videos, max_bad_share)
@@ -148,7 +166,7 @@ def make_decoder(
     device: str | torch.device = "cpu",
     num_threads: int = 2,
 ) -> Decoder:
-    """What decodes a planner's clips, see `make_loader`; to be closed."""
+    """The decoder of a planner's clips, see `make_loader`; close it."""
     device = torch.device(device)
     if device.type == "cuda" and device.index is None:
         device = torch.device("cuda", torch.cuda.current_device())
@@ -157,7 +175,7 @@ def make_decoder(
     level = logging.WARNING if surprising else logging.INFO
     _log_once(level, f"decoding with {name} on {device}: {reason}")
     if name == "dali":
-        from vjepa_fast.data.decode.dali import DaliDecoder  # an optional, slow import
+        from vjepa_fast.data.decode.dali import DaliDecoder  # optional, and slow to import
 
         return DaliDecoder(planner.entries, crop_size, device, num_threads)
     return PyavDecoder(planner.entries, crop_size, device, num_threads)
@@ -165,7 +183,7 @@ def make_decoder(
 
 @cache
 def _log_once(level: int, message: str) -> None:
-    _logger.log(level, message)
+    log.log(level, message)
 
 
 def _prepare(

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from vjepa_fast.data.bad_clips import MAX_BAD_SHARE
 from vjepa_fast.data.loader import Decoder, make_decoder
+from vjepa_fast.data.open_manifest import open_manifest
 from vjepa_fast.data.plan.clip_plan import ClipPlan
 from vjepa_fast.data.plan.planner import ClipPlanner
 from vjepa_fast.errors import UserError
@@ -57,7 +58,7 @@ def labelled_planner(
         UserError: a label that the manifest lacks, or classes below 0.
     """
     planner = ClipPlanner.in_order(
-        [manifest], num_frames=num_frames, frame_step=frame_step, fps=fps
+        open_manifest(manifest), num_frames=num_frames, frame_step=frame_step, fps=fps
     )
     missing = [name for name in labels if name not in planner.label_names]
     if missing:
@@ -133,7 +134,6 @@ def _decoded(
     """Every sample once, in order, in batches: the plans, the video uint8 [B, T, S, S, 3], and by
     their places the clips that have none, with the reason.
     """
-    planner = planner.watched_by(decoder.pool)
     pending = deque()
     starts = range(0, len(planner), _BATCH)
     for start in tqdm([*starts, *[None] * _AHEAD], f"decoding {name}", leave=False):

@@ -13,8 +13,10 @@ from vjepa_fast.config.checks import divisors, fits_group, nearest
 from vjepa_fast.config.masks import sample_masks
 from vjepa_fast.data.decode.pyav import decode_clip
 from vjepa_fast.data.loader import ClipLoader, make_loader
+from vjepa_fast.data.open_manifest import open_manifests
 from vjepa_fast.data.plan.clip_plan import ClipBatch
-from vjepa_fast.data.plan.planner import Augment, ClipPlanner
+from vjepa_fast.data.plan.crops import Augment
+from vjepa_fast.data.plan.planner import ClipPlanner
 from vjepa_fast.errors import UserError
 from vjepa_fast.masks import MaskBatch, MaskSampler
 from vjepa_fast.models.packed_masks import PackedMasks, pack_masks
@@ -24,7 +26,7 @@ def make_planner(config: Config) -> ClipPlanner:
     """The planner of training clips that a config asks for."""
     data = config.data
     return ClipPlanner(
-        data.manifests,
+        open_manifests(data.manifests),
         data.weights,
         num_frames=data.num_frames,
         frame_step=data.frame_step,

@@ -7,9 +7,11 @@ import pytest
 
 from tests.helpers import videos
 from vjepa_fast.data.decode.pyav import decode_clip
-from vjepa_fast.data.decode.upright import stored_crop, turn
+from vjepa_fast.data.decode.rotation import stored_crop, turn
 from vjepa_fast.data.loader import make_loader
-from vjepa_fast.data.plan.planner import Augment, ClipPlanner
+from vjepa_fast.data.manifest.files import read_manifest
+from vjepa_fast.data.plan.crops import Augment
+from vjepa_fast.data.plan.planner import ClipPlanner
 
 ROTATIONS = [None, 0, 90, 180, 270]
 
@@ -79,7 +81,9 @@ def test_corners_are_where_they_belong_from_the_index_to_the_clip(tmp_path, rota
     settings = {"num_frames": 2, "frame_step": 1, "seed": 1}
     shape = {"area": (1, 1), "aspect_ratio": (upright.shape[1] / upright.shape[0],) * 2}
     for flip in (False, True):
-        planner = ClipPlanner([manifest], augment=Augment(**shape, flip=flip), **settings)
+        planner = ClipPlanner(
+            [read_manifest(manifest)], augment=Augment(**shape, flip=flip), **settings
+        )
         assert planner.entries[0].rotation == rotation
         with make_loader(planner, [range(6)], 60, "pyav") as loader:
             (batch,) = loader
@@ -96,7 +100,7 @@ def test_corners_are_where_they_belong_from_the_index_to_the_clip(tmp_path, rota
 @pytest.mark.parametrize("rotation", MATRIX)
 def test_a_crop_is_cut_from_the_upright_picture(tmp_path, rotation):
     manifest, upright = stored_lying(tmp_path, rotation)
-    planner = ClipPlanner([manifest], num_frames=2, frame_step=1, augment=None)
+    planner = ClipPlanner([read_manifest(manifest)], num_frames=2, frame_step=1, augment=None)
     height, width = upright.shape[:2]
     (plan,) = planner.plan([0])
     for top, left, side in ((0, 0, 32), (height - 40, 8, 40), (10, width - 32, 32)):

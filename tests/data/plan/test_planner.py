@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from tests.helpers.paths import GOLDEN
-from vjepa_fast.data.manifest.entry import ManifestEntry
-from vjepa_fast.data.manifest.files import write_manifest
-from vjepa_fast.data.plan.planner import Augment, ClipPlanner, random_crops
+from vjepa_fast.data.manifest.entry import ManifestEntry, entries_of
+from vjepa_fast.data.plan.crops import Augment, random_crops
+from vjepa_fast.data.plan.planner import ClipPlanner
 from vjepa_fast.data.plan.video_order import MIXTURE_BLOCK, VideoOrder, permute
 from vjepa_fast.data.plan.windows import window_frames
 from vjepa_fast.errors import UserError
@@ -18,12 +18,11 @@ RECORDED = json.loads((GOLDEN / "clip_frames.json").read_text())
 ENTRY = ManifestEntry("a.webm", 100, 25.0, 320, 240, "vp9", 1, 1, {"digit": 0})
 
 
-def manifest(directory, frames, name="m.csv", **changes):
+def manifest(frames, name="m.csv", **changes):
     entries = [
         replace(ENTRY, path=f"{name}{i}", frames=count, **changes) for i, count in enumerate(frames)
     ]
-    write_manifest(directory / name, entries)
-    return directory / name
+    return entries_of(entries, source=name)
 
 
 def planner(*manifests, weights=None, seed=0, augment=None, num_frames=4, frame_step=2):
@@ -65,8 +64,8 @@ def test_a_short_video_keeps_its_pace_and_repeats_the_last_frame():
         assert short.tolist() == [min(frame, count - 1) for frame in long]
 
 
-def test_a_plan_depends_on_seed_and_sample_id_only(tmp_path):
-    path = manifest(tmp_path, range(5, 45))
+def test_a_plan_depends_on_seed_and_sample_id_only():
+    path = manifest(range(5, 45))
     ids = [7, 0, 10**12, 41, 7, 3]
     together = [as_tuple(plan) for plan in planner(path).plan(ids)]
     alone = [as_tuple(planner(path).plan([i])[0]) for i in ids]
@@ -76,8 +75,8 @@ def test_a_plan_depends_on_seed_and_sample_id_only(tmp_path):
     assert all(a != b for a, b in zip(together, other, strict=True))
 
 
-def test_a_plan_says_what_the_manifest_says(tmp_path):
-    path = manifest(tmp_path, [30, 40])
+def test_a_plan_says_what_the_manifest_says():
+    path = manifest([30, 40])
     made = planner(path)
     for plan in made.plan(range(10)):
         entry = made.entries[plan.video]
@@ -119,22 +118,22 @@ def test_a_mixture_is_exact_in_every_block_and_each_pool_has_its_epochs():
     assert counts.min() == 9000 // 70 and counts.max() == -(-9000 // 70)
 
 
-def test_without_weights_manifests_are_one_pool(tmp_path):
-    paths = [manifest(tmp_path, [30] * 7, "a.csv"), manifest(tmp_path, [30] * 5, "b.csv")]
+def test_without_weights_manifests_are_one_pool():
+    paths = [manifest([30] * 7, "a.csv"), manifest([30] * 5, "b.csv")]
     assert sorted(plan.video for plan in planner(*paths).plan(range(12, 24))) == list(range(12))
 
 
-def test_labels_are_those_that_all_manifests_have(tmp_path):
-    first = manifest(tmp_path, [30], "a.csv", labels={"digit": 1, "direction": 2})
-    second = manifest(tmp_path, [30], "b.csv", labels={"direction": 5})
+def test_labels_are_those_that_all_manifests_have():
+    first = manifest([30], "a.csv", labels={"digit": 1, "direction": 2})
+    second = manifest([30], "b.csv", labels={"direction": 5})
     made = planner(first, second)
     assert made.label_names == ["direction"]
     assert sorted(plan.labels["direction"] for plan in made.plan([0, 1])) == [2, 5]
 
 
 @pytest.mark.parametrize("weights", [[1.0], [1.0, 0.0], [1.0, -2.0], [1.0, 1e-6], [1.0, np.nan]])
-def test_bad_weights_are_refused(tmp_path, weights):
-    path = manifest(tmp_path, [30])
+def test_bad_weights_are_refused(weights):
+    path = manifest([30])
     with pytest.raises(UserError, match=r"found .*weight"):
         planner(path, path, weights=weights)
 
@@ -144,8 +143,8 @@ def test_no_manifest_is_refused():
         planner()
 
 
-def test_windows_start_everywhere(tmp_path):
-    path = manifest(tmp_path, [12])
+def test_windows_start_everywhere():
+    path = manifest([12])
     firsts = [plan.frames[0] for plan in planner(path).plan(range(2000))]
     counts = np.bincount(firsts)  # 12 frames, a window of 8: starts 0 .. 4
     assert len(counts) == 5 and abs(counts - 400).max() < 90
@@ -171,24 +170,24 @@ def test_crops_are_inside_and_distributed_as_promised():
 
 
 @pytest.mark.parametrize(("height", "width", "box"), [(10, 1000, (10, 14)), (1000, 10, (13, 10))])
-def test_where_no_crop_fits_the_largest_centred_one_is_taken(height, width, box):
+def test_where_no_crop_fits_the_largest_centered_one_is_taken(height, width, box):
     augment = Augment(area=(0.9, 1.0))
     (crop,) = random_crops(0, np.array([0]), np.array([height]), np.array([width]), augment)
     assert tuple(crop[2:]) == box
     assert crop[0] == (height - crop[2]) // 2 and crop[1] == (width - crop[3]) // 2
 
 
-def test_half_the_clips_are_flipped_unless_switched_off(tmp_path):
-    path = manifest(tmp_path, [30])
+def test_half_the_clips_are_flipped_unless_switched_off():
+    path = manifest([30])
     flips = [plan.flip for plan in planner(path).plan(range(4000))]
     assert 0.47 < np.mean(flips) < 0.53
     still = planner(path, augment=Augment(flip=False)).plan(range(100))
     assert not any(plan.flip for plan in still)
 
 
-def test_evaluation_takes_each_video_once_from_the_middle(tmp_path):
-    path = manifest(tmp_path, [3, 20, 21])
-    made = ClipPlanner.in_order([path], num_frames=4, frame_step=2)
+def test_evaluation_takes_each_video_once_from_the_middle():
+    path = manifest([3, 20, 21])
+    made = ClipPlanner.in_order(path, num_frames=4, frame_step=2)
     plans = made.plan([0, 1, 2])
     assert [plan.video for plan in plans] == [0, 1, 2]
     assert plans[0].frames.tolist() == [0, 2, 2, 2]
@@ -199,13 +198,13 @@ def test_evaluation_takes_each_video_once_from_the_middle(tmp_path):
         made.plan([3])
 
 
-def test_negative_sample_ids_are_refused(tmp_path):
+def test_negative_sample_ids_are_refused():
     with pytest.raises(ValueError, match="sample ids"):
-        planner(manifest(tmp_path, [30])).plan([-1])
+        planner(manifest([30])).plan([-1])
 
 
-def test_replacements_go_through_the_other_videos_of_the_manifest(tmp_path):
-    paths = [manifest(tmp_path, [30] * 7, "a.csv"), manifest(tmp_path, [30] * 40, "b.csv")]
+def test_replacements_go_through_the_other_videos_of_the_manifest():
+    paths = [manifest([30] * 7, "a.csv"), manifest([30] * 40, "b.csv")]
     made = planner(*paths, weights=[1.0, 1.0])
     seen = set()
     for sample_id in [0, 1, 2, 3, 10**6, 10**12]:
@@ -223,9 +222,9 @@ def test_replacements_go_through_the_other_videos_of_the_manifest(tmp_path):
     assert len(seen) > 3  # an order of each sample's own
 
 
-def test_where_nothing_can_take_its_place_that_is_an_error(tmp_path):
-    path = manifest(tmp_path, [30])
+def test_where_nothing_can_take_its_place_that_is_an_error():
+    path = manifest([30])
     with pytest.raises(UserError, match="found no other video"):
         planner(path).plan_one(0, 1)
     with pytest.raises(UserError, match=r"found .*m\.csv0 unusable in an evaluation"):
-        ClipPlanner.in_order([path], num_frames=4, frame_step=2).plan_one(0, 1)
+        ClipPlanner.in_order(path, num_frames=4, frame_step=2).plan_one(0, 1)

@@ -20,7 +20,9 @@ from tests.helpers.paths import REPOSITORY
 from vjepa_fast.data.bad_clips import BadVideos
 from vjepa_fast.data.decode.pyav import PyavDecoder, decode_clip
 from vjepa_fast.data.loader import ClipLoader
-from vjepa_fast.data.plan.planner import Augment, ClipPlanner
+from vjepa_fast.data.manifest.files import read_manifest
+from vjepa_fast.data.plan.crops import Augment
+from vjepa_fast.data.plan.planner import ClipPlanner
 from vjepa_fast.data.workers.fork_server import fork_server
 from vjepa_fast.data.workers.process_pool import ProcessPool
 from vjepa_fast.errors import UserError
@@ -42,7 +44,9 @@ def manifest(tmp_path):
 
 
 def planned(manifest):
-    return ClipPlanner([manifest], num_frames=6, frame_step=2, augment=Augment(), seed=1)
+    return ClipPlanner(
+        [read_manifest(manifest)], num_frames=6, frame_step=2, augment=Augment(), seed=1
+    )
 
 
 def is_there(pid):

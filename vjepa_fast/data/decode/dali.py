@@ -1,7 +1,9 @@
 """Decoding clips with NVIDIA DALI: VP8, VP9 and MJPEG on the CPU, NVDEC's codecs on a GPU.
 
-The pipeline holds no random operator: frame indices, crop boxes and flips come from the plans.
+The pipeline has no random operator: frame indices, crop boxes and flips come from the plans.
 """
+
+from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
@@ -16,40 +18,41 @@ from nvidia.dali import Pipeline, pipeline_def
 
 from vjepa_fast.data.decode.backend import unsuited_to_dali
 from vjepa_fast.data.decode.cut_clip import Encoded, read_segment
-from vjepa_fast.data.decode.pyav import (
-    check_plan,
-    collect_clips,
-    decode_pixels,
-    empty_batch,
-    in_words,
-)
-from vjepa_fast.data.decode.upright import as_flips, stored_crop
+from vjepa_fast.data.decode.pyav import decode_pixels, empty_batch, in_words
+from vjepa_fast.data.decode.rotation import as_flips, stored_crop
+from vjepa_fast.data.decode.time_stamps import clip_frames
 from vjepa_fast.data.manifest.entry import ManifestEntry
-from vjepa_fast.data.manifest.location import read_entry
+from vjepa_fast.data.manifest.location import check_unchanged, read_entry
 from vjepa_fast.data.plan.clip_plan import ClipPlan
+from vjepa_fast.data.plan.windows import TimedWindow
 from vjepa_fast.data.workers.process_pool import ProcessPool
 from vjepa_fast.data.workers.thread_pool import CLIP_SECONDS, ThreadPool
 from vjepa_fast.errors import UserError
 
-IN_MEMORY = 64 * 2**20  # bytes: what a clip may take there, encoded
+IN_MEMORY = 64 * 2**20  # bytes of one encoded clip, at most
 # DALI reads a video from its first byte and, on a CPU, decodes it from its first frame. Cutting out
-# a clip's part costs about as much as decoding ten frames of 320x240: it is done where a clip
-# starts at this frame or later, or a file is so large that reading it costs more.
+# a clip's part costs about as much as decoding ten frames of 320x240, so it is done only where a
+# clip starts at this frame or later, or where the file is at least so large.
 FAR_FROM_START = 32
 LARGE_FILE = 4 * 2**20  # bytes
-_IN_VAIN = 8  # good videos that DALI fails on before it is clear that it fails on all
-_logger = logging.getLogger("vjepa_fast")
+_FAILED_VIDEOS = 8  # decodable videos that DALI fails on before it counts as not working at all
+log = logging.getLogger("vjepa_fast")
 
 
 class DaliDecoder:
     """Decodes planned clips to uint8 [B, T, S, S, 3] on `device` with `num_threads` CPU threads.
 
-    On a CUDA device the video is decoded there by NVDEC. DALI gets the part of a file that the clip
-    is in, where that can be cut out (`read_segment`) and is much less, else all of it. PyAV decodes
-    where that is more than `IN_MEMORY` bytes, what DALI can't decode on the device, and what it
-    stumbles over, in `num_threads` processes that start when it first has to: PyAV has the last
-    word on whether a clip can be decoded, whichever loader is in use. Raises UserError where DALI
-    does not work at all.
+    On a CUDA device NVDEC decodes. DALI gets the part of the file that holds the clip, where
+    `read_segment` can cut it out and that pays, else the whole file. PyAV decodes, in `num_threads`
+    processes that start when they are first needed: clips of more than `IN_MEMORY` bytes, codecs
+    that DALI cannot decode on the device, and videos on which DALI fails. So PyAV decides whether a
+    clip can be decoded, with either backend.
+
+    Attributes:
+        pool: the killable processes in which PyAV decodes and time stamps are read.
+
+    Raises:
+        UserError: DALI does not work at all.
     """
 
     name = "dali"
@@ -70,120 +73,148 @@ class DaliDecoder:
         self._slot = _Slot()
         self._for_pyav = unsuited_to_dali(entries, device)[0]
         self._large_named = False
-        self._works = False  # it decoded something
-        self._in_vain: set[int] = set()
-        self._trouble = ""  # what DALI said when it last failed
+        self._works = False  # DALI has decoded something
+        self._failed_videos: set[int] = set()  # on which DALI failed and PyAV did not
+        self._last_error = ""  # DALI's
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-        self.pool = ThreadPool(num_threads, "vjepa-read", seconds)
+        self._readers = ThreadPool(num_threads, "vjepa-read", seconds)
         self._runner = ThreadPool(1, "vjepa-dali", seconds)
         modules = (decode_pixels.__module__,)
-        self._pyav = ProcessPool(num_threads, "vjepa-pyav", seconds, modules)
+        self.pool = ProcessPool(num_threads, "vjepa-pyav", seconds, modules)
 
     @property
-    def handed_over(self) -> set[int]:
-        """The videos that PyAV decodes, as far as is known yet."""
+    def fallback(self) -> set[int]:
+        """The videos that PyAV decodes, as far as known."""
         return set(np.flatnonzero(self._for_pyav).tolist())
 
     def submit(self, plans: Sequence[ClipPlan]) -> list[Future]:
-        """Start reading the files of a batch; pass what it returns to `collect`."""
-        return [
-            self._to_pyav(plan)
-            if self._for_pyav[plan.video]
-            else self.pool.submit(self._read, plan)
-            for plan in plans
-        ]
+        """Start reading the files of a batch; pass what it returns to `collect`.
+
+        DALI needs frame indices, so this waits for the time stamps of timed clips.
+        """
+        timed = {
+            i: self.pool.submit(clip_frames, plan, self._entries[plan.video])
+            for i, plan in enumerate(plans)
+            if isinstance(plan.frames, TimedWindow) and not self._for_pyav[plan.video]
+        }
+        files = []
+        for i, plan in enumerate(plans):
+            if self._for_pyav[plan.video]:
+                files.append(self._to_pyav(plan))
+            elif i not in timed:
+                files.append(self._readers.submit(self._read, plan, plan.frames))
+            elif timed[i].exception() is None:
+                files.append(self._readers.submit(self._read, plan, timed[i].result()))
+            else:
+                files.append(timed[i])  # `collect` finds the reason in it
+        return files
 
     def collect(
         self, plans: Sequence[ClipPlan], files: list[Future]
     ) -> tuple[torch.Tensor, dict[int, str]]:
-        """Decode a submitted batch: its video, and by their places in the batch the clips that
-        cannot be decoded, with the reason; their video is arbitrary.
+        """Decode a submitted batch; to be called from one thread only.
 
-        To be called from one thread only.
+        Returns:
+            The video, and the reason for each clip that cannot be decoded, by its position in the
+            batch; the video of those is arbitrary.
         """
         with torch.cuda.stream(self._stream):  # does nothing on a CPU
             found = self._collect(plans, files)
         if self._stream is not None:
-            self._stream.synchronize()  # in a background thread, on a stream of its own
+            self._stream.synchronize()  # host sync, in a background thread, of its own stream
         return found
 
     def _collect(
         self, plans: Sequence[ClipPlan], files: list[Future]
     ) -> tuple[torch.Tensor, dict[int, str]]:
-        failures, encoded, decoded, large = {}, {}, {}, []
-        for i, file in enumerate(files):
-            try:
-                content = self.pool.result(file)  # which waits for processes, too
-                if content is None:
-                    large.append(i)
-                else:
-                    (encoded if isinstance(content, Encoded) else decoded)[i] = content
-            except (UserError, OSError) as error:
-                failures[i] = in_words(error, plans[i])
-        places = list(encoded)
-        video = self._try([plans[i] for i in places], list(encoded.values())) if places else None
-        if video is None or len(places) < len(plans):
-            together, video = video, empty_batch(plans, self._crop_size).to(self._device)
-            for i, clip in decoded.items():
-                video[i] = torch.as_tensor(clip).to(self._device)
-            failures |= self._ask_pyav(plans, large, video)
-            stumbled = []
-            for k, i in enumerate(places):
-                clip = together[k] if together is not None else self._try_one(plans[i], encoded[i])
-                if clip is None:
-                    stumbled.append(i)
-                else:
-                    video[i] = clip
-            failures |= self._ask_pyav(plans, stumbled, video)
-            for i in sorted(set(stumbled) - failures.keys()):
-                self._check_that_it_works(plans[i])
-                _logger.warning(
-                    "DALI cannot decode %s, PyAV decodes it from now on (%s)",
-                    plans[i].path,
-                    self._trouble,
-                )
-        shown = sorted(encoded.keys() - failures.keys())
-        return video, failures | self._ask_pyav(plans, _black(video, shown), video)
+        clips = [_Clip(plan) for plan in plans]
+        for clip, file in zip(clips, files, strict=True):
+            self._receive(clip, file)
+        for_dali = [clip for clip in clips if clip.encoded is not None]
+        together = self._try(for_dali) if for_dali else None
+        for k, clip in enumerate(for_dali):
+            clip.pixels = self._try_one(clip) if together is None else together[k]
+        by_dali = [i for i, clip in enumerate(clips) if clip.encoded and clip.pixels is not None]
+        missing = [clip for clip in clips if clip.pixels is None and not clip.failure]
+        self._ask_pyav(missing)
+        for clip in missing:
+            if clip.encoded is not None and not clip.failure:
+                self._name_fallback(clip.plan)
+        if together is not None and len(for_dali) == len(clips):
+            video = together
+        else:
+            video = empty_batch(plans, self._crop_size).to(self._device)
+            for i, clip in enumerate(clips):
+                if clip.pixels is not None:
+                    video[i] = clip.pixels
+        black = _black(video, by_dali)
+        self._ask_pyav([clips[i] for i in black])
+        for i in black:
+            if not clips[i].failure:
+                video[i] = clips[i].pixels
+        return video, {i: clip.failure for i, clip in enumerate(clips) if clip.failure}
 
     def close(self) -> None:
         """Drop what has not started, wait for the rest, free the pipeline."""
-        self.pool.close()
+        self._readers.close()
         self._runner.close()
-        self._pyav.close()
+        self.pool.close()
         self._slot = _Slot()
 
     def _to_pyav(self, plan: ClipPlan) -> Future:
-        return self._pyav.submit(decode_pixels, plan, self._entries[plan.video], self._crop_size)
+        return self.pool.submit(decode_pixels, plan, self._entries[plan.video], self._crop_size)
 
-    def _read(self, plan: ClipPlan) -> Encoded | None:
+    def _ask_pyav(self, clips: list[_Clip]) -> None:
+        """Have PyAV decode these clips, all at once."""
+        for clip, future in [(clip, self._to_pyav(clip.plan)) for clip in clips]:
+            self._receive(clip, future)
+
+    def _receive(self, clip: _Clip, file: Future) -> None:
+        """Wait for what a reader or a process found."""
+        try:
+            found = self._readers.result(file)
+        except (UserError, OSError) as error:
+            clip.failure = in_words(error, clip.plan)
+            return
+        if isinstance(found, Encoded):
+            clip.encoded = found
+        elif found is not None:
+            clip.pixels = torch.as_tensor(found)
+
+    def _read(self, plan: ClipPlan, frames: np.ndarray) -> Encoded | None:
         """The encoded video; None where it is too large, and left to PyAV from now on."""
         entry = self._entries[plan.video]
-        check_plan(plan, entry)
-        if plan.frames.min() >= FAR_FROM_START or entry.size_bytes > LARGE_FILE:
-            segment = read_segment(entry, plan.frames, IN_MEMORY)
+        check_unchanged(entry)
+        if frames.min() >= FAR_FROM_START or entry.size_bytes > LARGE_FILE:
+            segment = read_segment(entry, frames, IN_MEMORY)
             if segment is not None:
                 return segment
         if entry.size_bytes > IN_MEMORY:
             self._leave_large(plan.video)
             return None
-        return Encoded(read_entry(entry), plan.frames)
+        return Encoded(read_entry(entry), frames)
 
     def _leave_large(self, video: int) -> None:
         self._for_pyav[video] = True
         if not self._large_named:
             self._large_named = True
-            _logger.warning(
+            log.warning(
                 "PyAV decodes %s and others like it from now on: files of more than %d MiB, from "
                 "which no smaller part can be cut out",
                 self._entries[video].path,
                 IN_MEMORY // 2**20,
             )
 
-    def _try(self, plans: Sequence[ClipPlan], encoded: list[Encoded]) -> torch.Tensor | None:
-        """The video, or None where DALI fails or hangs. It names no file, and its pipeline is dead
-        after that. Raises UserError where it never had a pipeline.
+    def _try(self, clips: list[_Clip]) -> torch.Tensor | None:
+        """The video of clips that are encoded; None where DALI fails or times out.
+
+        DALI does not say on which file it failed, and its pipeline cannot be used after that.
+
+        Raises:
+            UserError: DALI cannot build its first pipeline.
         """
-        limit = self._seconds * len(plans)
+        plans, encoded = [clip.plan for clip in clips], [clip.encoded for clip in clips]
+        limit = self._seconds * len(clips)
         try:
             video = self._runner.result(
                 self._runner.submit(self._run, self._slot, plans, encoded, seconds=limit)
@@ -193,27 +224,31 @@ class DaliDecoder:
         except _NoPipelineError as error:
             raise _does_not_work("to build its pipeline", str(error)) from None
         except (RuntimeError, UserError) as error:
-            self._trouble = " ".join(str(error).split())[:300]
-            self._slot = _Slot()  # who was given up on may come back, and has the old one
+            self._last_error = " ".join(str(error).split())[:300]
+            self._slot = _Slot()  # a thread that timed out may still use the old one
             return None
 
-    def _try_one(self, plan: ClipPlan, encoded: Encoded) -> torch.Tensor | None:
-        """One clip alone, after a batch failed: None, and no second time, if it is to blame."""
-        video = self._try([plan], [encoded])
+    def _try_one(self, clip: _Clip) -> torch.Tensor | None:
+        """One clip alone, after its batch failed; None leaves its video to PyAV from now on."""
+        video = self._try([clip])
         if video is None:
-            self._for_pyav[plan.video] = True
+            self._for_pyav[clip.plan.video] = True
             return None
         return video[0]
 
-    def _check_that_it_works(self, plan: ClipPlan) -> None:
-        """To be told of good videos that DALI failed on."""
-        self._in_vain.add(plan.video)
-        if not self._works and len(self._in_vain) >= _IN_VAIN:
-            raise _does_not_work(f"on the first {_IN_VAIN} videos that PyAV decodes", self._trouble)
+    def _name_fallback(self, plan: ClipPlan) -> None:
+        """Log a video on which DALI failed and PyAV did not. Raises UserError where there are many
+        of them before DALI has decoded anything.
+        """
+        self._failed_videos.add(plan.video)
+        if not self._works and len(self._failed_videos) >= _FAILED_VIDEOS:
+            where = f"on the first {_FAILED_VIDEOS} videos that PyAV decodes"
+            raise _does_not_work(where, self._last_error)
+        log.warning(
+            "DALI cannot decode %s, PyAV decodes it from now on (%s)", plan.path, self._last_error
+        )
 
-    def _run(
-        self, slot: "_Slot", plans: Sequence[ClipPlan], encoded: list[Encoded]
-    ) -> torch.Tensor:
+    def _run(self, slot: _Slot, plans: Sequence[ClipPlan], encoded: list[Encoded]) -> torch.Tensor:
         if len(plans) > slot.batch_size:
             slot.pipeline = self._build(len(plans))
             slot.batch_size = len(plans)
@@ -256,17 +291,23 @@ class DaliDecoder:
             )
             pipeline.build()
         except RuntimeError as error:
-            if self._works:  # so it may again, with a smaller batch
+            if self._works:  # it may work again with a smaller batch
                 raise
             raise _NoPipelineError(str(error)) from error
         return pipeline
 
-    def _ask_pyav(
-        self, plans: Sequence[ClipPlan], places: Sequence[int], video: torch.Tensor
-    ) -> dict[int, str]:
-        """Have PyAV decode the clips at these places of `video`; the reasons where it can't."""
-        clips = {i: self._to_pyav(plans[i]) for i in places}
-        return collect_clips(self._pyav, plans, clips, video)
+
+@dataclass(eq=False)
+class _Clip:
+    """Where one clip of a batch stands: read (`encoded`), decoded (`pixels`) or failed.
+
+    A clip that is none of these is left to PyAV. `pixels` are uint8 [T, S, S, 3].
+    """
+
+    plan: ClipPlan
+    encoded: Encoded | None = None
+    pixels: torch.Tensor | None = None
+    failure: str = ""
 
 
 @dataclass
@@ -281,21 +322,21 @@ class _NoPipelineError(Exception):
     pass
 
 
-def _does_not_work(at: str, trouble: str) -> UserError:
+def _does_not_work(where: str, error: str) -> UserError:
     return UserError(
-        f"data.backend: found that DALI fails {at} ({' '.join(trouble.split())[:300]}), expected "
-        'it to work with this driver, set data.backend to "pyav"'
+        f"data.backend: found that DALI fails {where} ({' '.join(error.split())[:300]}), expected "
+        'it to work with this driver; set data.backend to "pyav"'
     )
 
 
-def _black(video: torch.Tensor, places: list[int]) -> list[int]:
-    """The places of clips with black frames: DALI shows black, silently, what isn't there."""
-    few = video[:, :, ::4, ::4].cpu().numpy()  # a few pixels do for a suspicion
-    return [i for i in places if not few[i].any(axis=(1, 2, 3)).all()]
+def _black(video: torch.Tensor, positions: list[int]) -> list[int]:
+    """The positions of clips with black frames: DALI shows black, silently, for missing frames."""
+    few = video[:, :, ::4, ::4].cpu().numpy()  # host sync; a few pixels suffice for a suspicion
+    return [i for i in positions if not few[i].any(axis=(1, 2, 3)).all()]
 
 
 @pipeline_def
-def _pipeline(crop_size: int, device: str) -> "types.DataNode":
+def _pipeline(crop_size: int, device: str) -> types.DataNode:
     encoded = fn.external_source(name="encoded", dtype=types.UINT8, ndim=1)
     frames = fn.external_source(name="frames", dtype=types.INT32, ndim=1)
     start = fn.external_source(name="start", dtype=types.FLOAT, ndim=1)

@@ -1,4 +1,6 @@
-"""Decoding clips with PyAV (FFmpeg): every codec, on the CPU, one clip a process."""
+"""Decoding clips with PyAV (FFmpeg): every codec, on the CPU, one clip per process at a time."""
+
+from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
@@ -8,33 +10,37 @@ import numpy as np
 import torch
 from av.video.reformatter import Colorspace, Interpolation, VideoReformatter
 
+from vjepa_fast.data.decode.rotation import stored_crop, turn
 from vjepa_fast.data.decode.seek import frames_from
-from vjepa_fast.data.decode.upright import stored_crop, turn
+from vjepa_fast.data.decode.time_stamps import clip_frames
 from vjepa_fast.data.ffmpeg import BadVideo, open_video, video_stream
 from vjepa_fast.data.manifest.entry import ManifestEntry
-from vjepa_fast.data.manifest.files import check_unchanged
-from vjepa_fast.data.manifest.location import entry_url
+from vjepa_fast.data.manifest.location import check_unchanged, entry_url
 from vjepa_fast.data.plan.clip_plan import ClipPlan
 from vjepa_fast.data.workers.process_pool import ProcessPool
 from vjepa_fast.data.workers.thread_pool import CLIP_SECONDS, WorkerPool
 from vjepa_fast.errors import UserError
 
 # With these, and BT.601 whatever the file's tag says, RGB is bit for bit that of DALI on the CPU.
-# (FFmpeg's default rounds down: 1.5 grey levels too dark.)
+# (FFmpeg's default rounds down: 1.5 gray levels too dark.)
 _TO_RGB = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
-# Up to here, decoding from the first frame is cheaper than finding out where the key frames are.
+# Below this frame, decoding from the first one is cheaper than finding the key frames.
 _NEAR_START = 32
 
 
 class PyavDecoder:
     """Decodes planned clips to uint8 [B, T, S, S, 3] on `device` in `num_threads` processes.
 
-    A clip that takes more than `seconds`, or at which FFmpeg crashes, counts as one that cannot be
+    A clip that takes more than `seconds`, or on which FFmpeg crashes, is one that cannot be
     decoded.
+
+    Attributes:
+        fallback: videos that another decoder takes: none.
+        pool: the killable processes that decode.
     """
 
     name = "pyav"
-    handed_over: frozenset[int] = frozenset()
+    fallback: frozenset[int] = frozenset()
 
     def __init__(
         self,
@@ -61,8 +67,11 @@ class PyavDecoder:
     def collect(
         self, plans: Sequence[ClipPlan], clips: list[Future]
     ) -> tuple[torch.Tensor, dict[int, str]]:
-        """Wait for a submitted batch: its video, and by their places in the batch the clips that
-        cannot be decoded, with the reason; their video is arbitrary.
+        """Wait for a submitted batch.
+
+        Returns:
+            The video, and the reason for each clip that cannot be decoded, by its position in the
+            batch; the video of those is arbitrary.
         """
         video = empty_batch(plans, self._crop_size, pinned=self._stream is not None)
         failures = collect_clips(self.pool, plans, dict(enumerate(clips)), video)
@@ -70,19 +79,19 @@ class PyavDecoder:
             return video, failures
         with torch.cuda.stream(self._stream):  # the default one would wait for the training step
             copied = video.to(self._device, non_blocking=True)
-        self._stream.synchronize()  # in a background thread; `video` must last until here
+        self._stream.synchronize()  # host sync in a background thread; keeps `video` until here
         return copied, failures
 
     def close(self) -> None:
-        """Drop what is not done."""
+        """Drop what is not done, kill the processes."""
         self.pool.close()
 
 
 def empty_batch(plans: Sequence[ClipPlan], crop_size: int, pinned: bool = False) -> torch.Tensor:
-    """Room for the video of these plans: uint8 [B, T, crop_size, crop_size, 3] on the CPU; pinned
-    memory is copied to a GPU while others work.
+    """An uninitialized tensor for the video of these plans, uint8 [B, T, crop_size, crop_size, 3],
+    on the CPU. Pinned memory can be copied to a GPU asynchronously.
     """
-    shape = len(plans), len(plans[0].frames), crop_size, crop_size, 3
+    shape = len(plans), plans[0].num_frames, crop_size, crop_size, 3
     return torch.empty(shape, dtype=torch.uint8, pin_memory=pinned)
 
 
@@ -92,9 +101,10 @@ def collect_clips(
     clips: dict[int, Future],
     video: torch.Tensor,
 ) -> dict[int, str]:
-    """Put the results of submitted `decode_pixels` calls at their places (the keys) in `video`.
+    """Put the results of submitted `decode_pixels` calls at their positions (the keys) in `video`.
 
-    Returns the reasons of those that failed, by place.
+    Returns:
+        The reasons of those that failed, by position.
     """
     failures = {}
     for i, clip in clips.items():
@@ -106,20 +116,13 @@ def collect_clips(
 
 
 def in_words(error: UserError | OSError, plan: ClipPlan) -> str:
-    """The reason that a clip has no video, with the file's name."""
+    """Why a clip has no video, with the file's name."""
     if isinstance(error, OSError):
         return (
-            f"found {plan.path} unreadable ({error.strerror}), expected a file that can be read, "
-            "look at its disk and permissions"
+            f"found {plan.path} unreadable ({error.strerror}), expected a file that can be read; "
+            "check its disk and permissions"
         )
     return str(error) if plan.path in str(error) else f"{plan.path}: {error}"
-
-
-def check_plan(plan: ClipPlan, entry: ManifestEntry) -> None:
-    """Raise UserError if the plan has an obstacle or its file is not the one that was indexed."""
-    if plan.obstacle is not None:
-        raise UserError(plan.obstacle)
-    check_unchanged(entry)
 
 
 def decode_clip(plan: ClipPlan, entry: ManifestEntry, crop_size: int) -> torch.Tensor:
@@ -130,13 +133,17 @@ def decode_clip(plan: ClipPlan, entry: ManifestEntry, crop_size: int) -> torch.T
 def decode_pixels(plan: ClipPlan, entry: ManifestEntry, crop_size: int) -> np.ndarray:
     """Decode one planned clip: uint8 [T, crop_size, crop_size, 3].
 
-    Crop and flip are of the upright picture. Resizing is bilinear with antialiasing (a triangular
-    filter), like DALI's. The file is read where the clip is, never whole at once. Raises UserError
-    for a file that changed since it was indexed, is unreadable or damaged, changes its size, or has
-    fewer frames than it had then, and for a plan with an obstacle.
+    Crop and flip apply to the upright picture. Resizing is bilinear with antialiasing (a triangular
+    filter), like DALI's. Memory does not grow with the length of the file.
+
+    Raises:
+        UserError: a file that changed since it was indexed, is unreadable or damaged, changes its
+            picture size, has fewer frames than it had then, or lacks the time stamps that the plan
+            needs.
     """
-    check_plan(plan, entry)
-    wanted = np.unique(plan.frames)
+    check_unchanged(entry)
+    frames = clip_frames(plan, entry)
+    wanted = np.unique(frames)
     top, left, height, width = stored_crop(plan.crop, entry.rotation)
     stored = entry.stored_size
     rows = slice(round(top * stored[1]), round((top + height) * stored[1]))
@@ -158,37 +165,38 @@ def decode_pixels(plan: ClipPlan, entry: ManifestEntry, crop_size: int) -> np.nd
                 pictures.append(rgb.to_ndarray()[rows, columns])
     except (av.error.FFmpegError, EOFError, OSError) as error:
         raise UserError(
-            f"found {plan.path} damaged (FFmpeg: {error.strerror}), expected it to decode, index "
+            f"found {plan.path} damaged (FFmpeg: {error.strerror}), expected it to decode; index "
             "its folder again or remove it"
         ) from None
     except BadVideo as error:
         raise UserError(
             f"found {plan.path} damaged ({error}), expected {entry.frames} frames of "
-            f"{stored[0]}x{stored[1]}, index its folder again or remove it"
+            f"{stored[0]}x{stored[1]}; index its folder again or remove it"
         ) from None
     if len(pictures) < len(wanted):
         raise UserError(
             f"found no frame {wanted[len(pictures)]} in {plan.path}, expected {entry.frames} "
-            "frames, index its folder again"
+            "frames; index its folder again"
         )
     video = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)
     video = torch.nn.functional.interpolate(
         video, (crop_size, crop_size), mode="bilinear", antialias=True
     )
-    # The rest with numpy: torch's threads would spin for longer than this takes.
+    # With numpy from here: torch's threads would spin for longer than this takes.
     video = turn(video.permute(0, 2, 3, 1).numpy(), entry.rotation)
     video = video[:, :, :: -1 if plan.flip else 1]
-    return np.ascontiguousarray(video[np.searchsorted(wanted, plan.frames)])
+    return np.ascontiguousarray(video[np.searchsorted(wanted, frames)])
 
 
 def _frames_at(
     container: av.container.InputContainer, wanted: list[int], frames: int
 ) -> Iterator[av.VideoFrame]:
-    """The frames with the `wanted` (ascending, distinct) indices out of `frames`, fewer where the
-    video ends.
+    """The frames with the `wanted` (ascending, distinct) indices, of a video of `frames` frames;
+    fewer where the video ends early.
 
-    Raises BadVideo where the decoder had to invent a part of them, or of one before that they
-    may build on.
+    Raises:
+        BadVideo: the decoder concealed errors in one of them, or in an earlier one that they may
+            depend on.
     """
     stream = video_stream(container)
     if stream is None:
@@ -196,12 +204,12 @@ def _frames_at(
     numbered = None
     if wanted[0] >= _NEAR_START:
         numbered = frames_from(container, stream, wanted[0], frames)
-    position, sound = 0, False
+    position, intact = 0, False
     for index, frame in numbered or enumerate(container.decode(stream)):
-        # After a seek, frames that build on skipped ones may come first; nothing builds on them.
-        if frame.is_corrupt and (sound or index == wanted[position]):
+        # After a seek, frames that depend on skipped ones may come first; none depends on them.
+        if frame.is_corrupt and (intact or index == wanted[position]):
             raise BadVideo(f"frame {index} is corrupt")
-        sound = sound or not frame.is_corrupt
+        intact = intact or not frame.is_corrupt
         if index == wanted[position]:
             yield frame
             position += 1

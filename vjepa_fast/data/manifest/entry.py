@@ -81,7 +81,9 @@ class Entries(Sequence[ManifestEntry]):
         folders: Sequence[str],
         codecs: Sequence[str],
         columns: Mapping[str, np.ndarray],
+        source: str = "",
     ) -> None:
+        self.source = source
         self._names = names
         self._folders = list(folders)
         self.codecs = list(codecs)
@@ -137,7 +139,8 @@ class Entries(Sequence[ManifestEntry]):
     def take(self, which: np.ndarray) -> Entries:
         """The entries at these places (int64), or where a mask (bool [n]) is true."""
         columns = {name: column[which] for name, column in self._columns.items()}
-        return Entries(self._names.take(which), self._folders, self.codecs, columns)
+        names = self._names.take(which)
+        return Entries(names, self._folders, self.codecs, columns, self.source)
 
     @classmethod
     def joined(cls, parts: Sequence[Entries]) -> Entries:
@@ -202,8 +205,8 @@ class EntriesBuilder:
                 unknown(kind, len(names)) if column is None else np.array(column, kind)
             )
 
-    def build(self) -> Entries:
-        """All that was added, in order. The builder is used up then."""
+    def build(self, source: str = "") -> Entries:
+        """All that was added, in order, read from the manifest `source`; call it once."""
         columns = {}
         for name, kind in self._kinds.items():
             column = np.concatenate([np.empty(0, kind), *self._parts.pop(name)])
@@ -211,7 +214,7 @@ class EntriesBuilder:
                 columns[name] = column
         names = _Texts(bytes(self._names), np.array(self._ends, dtype=np.int64))
         columns["folder"] = np.zeros(len(names), np.uint16)
-        return Entries(names, [self._folder], list(self._codecs), columns)
+        return Entries(names, [self._folder], list(self._codecs), columns, source)
 
 
 class _Texts:
@@ -239,7 +242,7 @@ class _Texts:
         return cls(text, np.concatenate([[0], np.cumsum(lengths)]))
 
 
-def entries_of(entries: Iterable[ManifestEntry]) -> Entries:
+def entries_of(entries: Iterable[ManifestEntry], source: str = "") -> Entries:
     """Entries with the same label names, in columns."""
     entries = list(entries)
     labels = list(entries[0].labels) if entries else []
@@ -252,7 +255,7 @@ def entries_of(entries: Iterable[ManifestEntry]) -> Entries:
         numbers[name] = [-1 if value is None else value for value in found]
     numbers["duration"] = [np.nan if e.duration is None else e.duration for e in entries]
     builder.add([e.path for e in entries], [e.codec for e in entries], numbers)
-    return builder.build()
+    return builder.build(source)
 
 
 def unknown(kind: type, count: int) -> np.ndarray:

@@ -1,10 +1,12 @@
-"""The manifest: a CSV or Parquet file of the videos, their labels and what decoding has to know.
+"""Manifest files: a CSV or Parquet table of the videos, their labels and what decoding needs.
 
 Columns: path, label_<name> ..., frames, fps, width, height, codec, size_bytes, mtime_ns, and
 duration, gop, vfr, offset, rotation where they are known. A relative path starts at the manifest's
-folder. size_bytes and mtime_ns pin the file as it was indexed, so that a changed file is refused,
-not misread.
+folder. size_bytes and mtime_ns are the file's at indexing time: a file that changed since is
+rejected, not misread. Parquet takes a ninth of the bytes of CSV.
 """
+
+from __future__ import annotations
 
 import csv
 import math
@@ -14,16 +16,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
+from types import ModuleType
 from typing import IO, Any, TextIO
 
-from vjepa_fast.data.manifest.entry import (
-    LABEL_PREFIX,
-    Entries,
-    EntriesBuilder,
-    ManifestEntry,
-    entries_of,
-)
-from vjepa_fast.data.manifest.location import file_of, is_in_place
+from vjepa_fast.data.manifest.entry import LABEL_PREFIX, Entries, EntriesBuilder, ManifestEntry
 from vjepa_fast.errors import UserError
 
 _FACTS = {
@@ -36,27 +32,16 @@ _FACTS = {
     "mtime_ns": int,
 }
 _OPTIONAL_FACTS = {"duration": float, "gop": int, "vfr": int, "offset": int, "rotation": int}
-# A file name need not be UTF-8: surrogateescape carries any bytes there and back.
+# File names need not be UTF-8: surrogateescape carries any bytes there and back.
 TEXT = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}
-_ROWS = 10_000  # that are read at a time
-_READ = TEXT | {"encoding": "utf-8-sig"}  # spreadsheets put a byte order mark in front
-
-
-def check_unchanged(entry: ManifestEntry) -> None:
-    """Raise UserError if the file is gone or no longer the one that was indexed."""
-    if not is_in_place(entry):
-        there = os.path.exists(file_of(entry.path))
-        what = "changed since it was indexed" if there else "missing"
-        raise UserError(
-            f"found {entry.path} {what}, expected the file that its manifest describes "
-            f"({entry.size_bytes} bytes, mtime_ns {entry.mtime_ns}), run `vjepa-fast index` again"
-        )
+_ROWS = 10_000  # read at a time
+TEXT_READ = TEXT | {"encoding": "utf-8-sig"}  # spreadsheets put a byte order mark in front
 
 
 @contextmanager
 def replaced_atomically(path: str | os.PathLike, binary: bool = False) -> Iterator[IO]:
-    """Open a file for writing, text unless `binary`, that takes the place of `path` only once all
-    of it is on the disk.
+    """Open a file for writing, text unless `binary`, that replaces `path` only once all of it is on
+    the disk.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -66,19 +51,20 @@ def replaced_atomically(path: str | os.PathLike, binary: bool = False) -> Iterat
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)  # mkstemp makes it private, a manifest is shared
+        os.chmod(temporary, 0o644)  # mkstemp makes it private; a manifest is shared
         os.replace(temporary, path)
     finally:
         Path(temporary).unlink(missing_ok=True)
 
 
 def write_manifest(path: str | os.PathLike, entries: Iterable[ManifestEntry]) -> None:
-    """Write `entries` as the manifest `path`, atomically: Parquet if that ends in .parquet, else
-    CSV.
+    """Write `entries` as the manifest `path`, atomically: Parquet if it ends in .parquet, else CSV.
 
     Videos below the manifest's folder are written relative to it, so that the folder can move; a
-    relative path in `entries` counts from that folder already. Raises UserError where entries carry
-    different label names.
+    relative path in `entries` counts from that folder already.
+
+    Raises:
+        UserError: the entries have different label names.
     """
     entries = list(entries)
     folder = _folder(path)
@@ -90,75 +76,69 @@ def write_manifest(path: str | os.PathLike, entries: Iterable[ManifestEntry]) ->
         if set(entry.labels) != set(names):
             raise UserError(
                 f"found labels {sorted(entry.labels)} for {entry.path}, expected {sorted(names)} "
-                "as in the first entry, give every video of a manifest the same labels"
+                "as in the first entry; give every video of a manifest the same labels"
             )
         labels = [entry.labels[name] for name in names]
         facts = [getattr(entry, name) for name in (*_FACTS, *known)]
         facts = [int(fact) if isinstance(fact, bool) else fact for fact in facts]
         rows.append([_relative(entry.path, folder), *labels, *facts])
     if _is_parquet(path):
-        from vjepa_fast.data.manifest.parquet import write_parquet
-
         with replaced_atomically(path, binary=True) as file:
-            write_parquet(file, columns, rows)
+            _write_parquet(file, columns, rows)
     else:
         with replaced_atomically(path) as file:
             csv.writer(file, lineterminator="\n").writerows([columns, *rows])
 
 
 def read_manifest(path: str | os.PathLike) -> Entries:
-    """Read a manifest, or a text list of the public trainers ("path label" a line); the paths come
-    back absolute. Its entries are held in columns.
+    """Read a manifest; the paths come back absolute.
 
-    A text list says nothing about the videos, so they are probed, see `text_list.read_text_list`.
-    Raises UserError for a missing, empty or malformed file, naming the line.
+    Raises:
+        UserError: a missing, empty or malformed file; the message names the line.
     """
     path = Path(path)
     if not path.is_file():
         raise UserError(
-            f"found no manifest at {path}, expected a CSV file, write one with "
+            f"found no manifest at {path}, expected a CSV file; write one with "
             f"`vjepa-fast index DIR --output {path}`"
         )
     if _is_parquet(path):
-        from vjepa_fast.data.manifest.parquet import read_parquet
-
-        columns, blocks = read_parquet(path, _ROWS)
-        return _not_empty(path, _entries(path, columns, blocks))
-    try:
-        with open(path, **_READ) as file:
-            first = file.readline()
-            file.seek(0)
-            if first.split(",")[0].strip().strip('"') == "path":
-                entries = _read_rows(path, file)
-            else:
-                from vjepa_fast.data.prepare.text_list import (
-                    read_text_list,  # needs PyAV, a CSV does not
-                )
-
-                entries = entries_of(read_text_list(path, file))
-    except csv.Error as error:
+        entries = _entries(path, *_read_parquet(path))
+    elif path.stat().st_size == 0:
+        entries = []
+    else:
+        entries = read_csv(path)
+    if not entries:
         raise UserError(
-            f"found {path} unreadable as CSV ({error}), expected a manifest, index again"
-        ) from None
-    return _not_empty(path, entries)
+            f"found no video in {path}, expected one a line; index a folder that holds some"
+        )
+    return entries
+
+
+def is_text_list(path: str | os.PathLike) -> bool:
+    """Whether a file is a text list of the public trainers ("path label" a line), not a manifest,
+    whose first line begins with "path,".
+    """
+    path = Path(path)
+    if _is_parquet(path) or not path.is_file():
+        return False
+    with open(path, **TEXT_READ) as file:
+        return file.readline().split(",")[0].strip().strip('"') != "path"
 
 
 def read_csv(path: Path) -> Entries:
-    """Read a CSV manifest, which may be empty. Raises UserError for a malformed one."""
-    with open(path, **_READ) as file:
-        return _read_rows(path, file)
+    """Read a CSV manifest that may hold no video. Raises UserError for a malformed one."""
+    try:
+        with open(path, **TEXT_READ) as file:
+            return _read_rows(path, file)
+    except csv.Error as error:
+        raise UserError(
+            f"found {path} unreadable as CSV ({error}), expected a manifest; index again"
+        ) from None
 
 
 def _is_parquet(path: str | os.PathLike) -> bool:
     return Path(path).suffix.lower() == ".parquet"
-
-
-def _not_empty(path: Path, entries: Entries) -> Entries:
-    if not entries:
-        raise UserError(
-            f"found no video in {path}, expected one a line, index a folder that holds some"
-        )
-    return entries
 
 
 def _folder(path: str | os.PathLike) -> Path:
@@ -191,12 +171,12 @@ def _read_rows(path: Path, file: TextIO) -> Entries:
 def _entries(
     path: Path, columns: Sequence[str], blocks: Iterable[tuple[Sequence[int], Sequence[Sequence]]]
 ) -> Entries:
-    """The entries in blocks of rows: the rows' numbers and, for each column, their values."""
+    """Entries from blocks of rows: their line numbers and, for each column, their values."""
     missing = [name for name in _FACTS if name not in columns]
     if missing:
         raise UserError(
             f"found no column {', '.join(missing)} in {path}, expected what `vjepa-fast index` "
-            "writes, run it and add label_<name> columns to its output"
+            "writes; run it and add label_<name> columns to its output"
         )
     labels = [name for name in columns if name.startswith(LABEL_PREFIX)]
     kinds = _FACTS | dict.fromkeys(labels, int)
@@ -216,13 +196,13 @@ def _entries(
         except OverflowError as error:
             raise UserError(
                 f"found a number out of range in {path}, lines {lines[0]} to {lines[-1]} "
-                f"({error}), expected what `vjepa-fast index` writes, index the videos again"
+                f"({error}), expected what `vjepa-fast index` writes; index the videos again"
             ) from None
-    return builder.build()
+    return builder.build(str(path))
 
 
 def _parsed(values: Sequence, kind: type, name: str, path: Path, lines: Sequence[int]) -> list:
-    """The values of a column as `kind`; what is unknown as entries.COLUMNS has it."""
+    """The values of a column as `kind`; unknown ones as in `entry.COLUMNS`."""
     try:
         if name not in _OPTIONAL_FACTS:
             return list(map(kind, values))
@@ -240,20 +220,20 @@ def _check_rows(found: dict[str, list], path: Path, lines: Sequence[int]) -> Non
     if min(smallest) < 1:
         line = lines[[size < 1 for size in smallest].index(True)]
         raise UserError(
-            f"found no frames or no size in {path}, line {line}, expected at least 1, index the "
+            f"found no frames or no size in {path}, line {line}, expected at least 1; index the "
             "video again"
         )
     for line, degrees in zip(lines, found.get("rotation", ()), strict=False):
         if degrees not in (-1, 0, 90, 180, 270):
             raise UserError(
                 f"found rotation = {degrees} in {path}, line {line}, expected 0, 90, 180 or 270 "
-                "degrees clockwise, index the video again"
+                "degrees clockwise; index the video again"
             )
 
 
 def _other_length(path: Path, line: int, columns: Sequence[str]) -> UserError:
     return UserError(
-        f"found a row of another length in {path}, line {line}, expected {len(columns)} columns, "
+        f"found a row of another length in {path}, line {line}, expected {len(columns)} columns; "
         "fix or remove it"
     )
 
@@ -263,5 +243,64 @@ def _number(text: Any, kind: type, name: str, line: str) -> None:
         kind(text)
     except ValueError:
         raise UserError(
-            f"found {name} = {text!r} in {line}, expected {kind.__name__}, correct it"
+            f"found {name} = {text!r} in {line}, expected {kind.__name__}; correct it"
         ) from None
+
+
+def _write_parquet(file: IO[bytes], columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """Write a table; None is a missing value. Raises UserError for a name that is not UTF-8."""
+    arrow, parquet = _library()
+    try:
+        values = {name: [row[i] for row in rows] for i, name in enumerate(columns)}
+        parquet.write_table(arrow.table(values), file)
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"found a file name that is not UTF-8 ({error.object!r}), expected one for Parquet; "
+            "rename it, or write the manifest as .csv"
+        ) from None
+
+
+def _read_parquet(
+    path: Path,
+) -> tuple[list[str], Iterator[tuple[range, list[list[Any]]]]]:
+    """The columns of a table, and its blocks of rows: their numbers, from 1 on, and for each column
+    the values; a missing one is "", as in CSV.
+
+    Raises:
+        UserError: no Parquet file; raised here or while the blocks are read.
+    """
+    arrow, parquet = _library()
+
+    def blocks() -> Iterator[tuple[range, list[list[Any]]]]:
+        first = 1
+        with _readable(path, arrow), parquet.ParquetFile(path) as file:
+            for block in file.iter_batches(_ROWS):
+                values = [column.to_pylist() for column in block.columns]
+                values = [["" if v is None else v for v in column] for column in values]
+                yield range(first, first + block.num_rows), values
+                first += block.num_rows
+
+    with _readable(path, arrow), parquet.ParquetFile(path) as file:
+        return file.schema_arrow.names, blocks()
+
+
+@contextmanager
+def _readable(path: Path, arrow: ModuleType) -> Iterator[None]:
+    try:
+        yield
+    except (arrow.ArrowInvalid, OSError) as error:
+        raise UserError(
+            f"found {path} unreadable as Parquet ({error}), expected a manifest; index again"
+        ) from None
+
+
+def _library() -> tuple[ModuleType, ModuleType]:
+    try:
+        import pyarrow  # a large import that CSV manifests do not need
+        import pyarrow.parquet
+    except ImportError as error:
+        raise UserError(
+            f"found that pyarrow cannot be imported ({error}), expected it for a .parquet "
+            "manifest; install it, or use a .csv manifest"
+        ) from None
+    return pyarrow, pyarrow.parquet

@@ -11,6 +11,7 @@ import os
 import numpy as np
 
 from vjepa_fast.data.manifest.entry import ManifestEntry
+from vjepa_fast.errors import UserError
 
 _MEMBER = ".tar::"
 
@@ -60,3 +61,14 @@ def is_in_place(entry: ManifestEntry) -> bool:
     if entry.offset is None:
         return now.st_size == entry.size_bytes
     return now.st_size >= entry.offset + entry.size_bytes
+
+
+def check_unchanged(entry: ManifestEntry) -> None:
+    """Raise UserError if the file is gone or no longer the one that was indexed."""
+    if not is_in_place(entry):
+        there = os.path.exists(file_of(entry.path))
+        what = "changed since it was indexed" if there else "missing"
+        raise UserError(
+            f"found {entry.path} {what}, expected the file that its manifest describes "
+            f"({entry.size_bytes} bytes, mtime_ns {entry.mtime_ns}); run `vjepa-fast index` again"
+        )

@@ -1,5 +1,7 @@
 """Which frames of a video a clip shows: windows counted in frames, or in seconds by time stamps."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -15,14 +17,17 @@ _TICK = 0.001  # seconds: time stamps may be rounded to whole milliseconds
 
 @dataclass(frozen=True)
 class Windows:
-    """The rule that cuts `num_frames` frames out of a video.
+    """The rule that takes `num_frames` frames out of a video.
 
-    Without `fps` a window has num_frames * frame_step frames, see `window_frames`. With it, a
-    window lasts num_frames / fps seconds and shows what the video shows every 1 / fps seconds, by
-    its time stamps; `frame_step` has no say then. Of a video shorter than the window, `short`
-    "repeat_last" repeats the last frame and "wrap" starts over; "drop" is for the planner to leave
-    it out. With `clips` > 1, the places where a window fits are cut into that many equal parts, and
-    clip i of a video starts in part i.
+    Attributes:
+        num_frames: frames of a clip.
+        frame_step: without `fps`, a window has num_frames * frame_step frames, see `window_frames`.
+        fps: frames per second. A window then lasts num_frames / fps seconds and shows what the
+            video shows every 1 / fps seconds, by its time stamps; `frame_step` is not used.
+        short: what a video shorter than the window shows. "repeat_last" repeats its last frame,
+            "wrap" starts over, "drop" has `ClipPlanner` leave the video out.
+        clips: clips of each video. The positions where a window fits are divided into that many
+            equal parts, and clip i starts in part i.
     """
 
     num_frames: int
@@ -31,9 +36,11 @@ class Windows:
     short: ShortVideos = "repeat_last"
     clips: int = 1
 
-    def are_short(self, entries: Entries) -> np.ndarray:
-        """Which videos are shorter than the window: bool [n]. Raises UserError where it is in
-        seconds and a video has no frame rate.
+    def shorter_than_clip(self, entries: Entries) -> np.ndarray:
+        """Which videos are shorter than the window: bool [n].
+
+        Raises:
+            UserError: the window is in seconds and a video has no frame rate.
         """
         frames = entries.column("frames")
         if self.fps is None:
@@ -45,37 +52,48 @@ class Windows:
         seconds = np.where(timeless, 0.0, frames / np.where(timeless, 1.0, rates))
         return seconds < self.num_frames / self.fps - _TICK
 
-    def by_frames(
+    def frames_at_step(
         self,
         counts: np.ndarray,
         parts: np.ndarray,
         draw: Callable[[np.ndarray], np.ndarray] | None,
     ) -> np.ndarray:
-        """Frame indices in videos of `counts` frames (int64 [n]) for their clips number `parts`
-        (int64 [n]): int64 [n, num_frames].
+        """Frame indices of one clip of each video, by `frame_step`.
 
-        `draw` takes bounds, int64 [n], and gives an integer below each; None: the middle.
+        Args:
+            counts: frames of the videos, int64 [n].
+            parts: in which part the clip starts, int64 [n], each in 0 .. clips - 1.
+            draw: takes bounds, int64 [n], and returns a random integer below each; None takes the
+                middle.
+
+        Returns:
+            int64 [n, num_frames].
         """
-        places = np.maximum(counts - self.num_frames * self.frame_step, 0) + 1
-        low, high = places * parts // self.clips, places * (parts + 1) // self.clips
+        starts = np.maximum(counts - self.num_frames * self.frame_step, 0) + 1
+        low, high = starts * parts // self.clips, starts * (parts + 1) // self.clips
         room = np.maximum(high - low, 1)
-        starts = np.minimum(low + (draw(room) if draw else (room - 1) // 2), places - 1)
-        return window_frames(counts, self.num_frames, self.frame_step, starts, self.short)
+        first = np.minimum(low + (draw(room) if draw else (room - 1) // 2), starts - 1)
+        return window_frames(counts, self.num_frames, self.frame_step, first, self.short)
 
-    def by_time(
-        self, entry: ManifestEntry, times: np.ndarray | None, part: int, place: float
+    def frames_at_fps(
+        self, entry: ManifestEntry, times: np.ndarray | None, part: int, position: float
     ) -> np.ndarray:
-        """Frame indices of one clip, int64 [num_frames].
+        """Frame indices of one clip, by `fps`: int64 [num_frames].
 
-        times: seconds from the first frame on, ascending, float64 [frames]; None: a constant rate.
-        place: where in its part the clip starts, 0 .. 1. A frame is shown from its time stamp to
-        the next one's.
+        A frame is shown from its time stamp to the next one's.
+
+        Args:
+            entry: the video.
+            times: seconds from the first frame on, ascending, float64 [frames]; None means a
+                constant rate.
+            part: in which part the clip starts.
+            position: where in that part, 0 .. 1.
         """
         total = seconds_of(entry)
         if times is not None:
             total = float(times[-1]) * entry.frames / max(entry.frames - 1, 1)
         spare = max(total - self.num_frames / self.fps, 0.0)
-        points = spare * (part + place) / self.clips + np.arange(self.num_frames) / self.fps
+        points = spare * (part + position) / self.clips + np.arange(self.num_frames) / self.fps
         points = points + _TICK
         if self.short == "wrap" and total > 0:
             points = points % total
@@ -86,9 +104,32 @@ class Windows:
         return np.clip(frames, 0, entry.frames - 1)
 
 
+@dataclass(frozen=True)
+class TimedWindow:
+    """A clip's window in seconds, of a video whose time stamps decide which frames it shows.
+
+    The decoder reads the time stamps; the planner opens no file.
+
+    Attributes:
+        windows: the rule, with `fps`.
+        part: in which of the video's parts the clip starts.
+        position: where in that part, 0 .. 1.
+    """
+
+    windows: Windows
+    part: int
+    position: float
+
+    def frames(self, entry: ManifestEntry, times: np.ndarray | None) -> np.ndarray:
+        """The frame indices, int64 [num_frames], see `Windows.frames_at_fps`."""
+        return self.windows.frames_at_fps(entry, times, self.part, self.position)
+
+
 def seconds_of(entry: ManifestEntry) -> float:
-    """How long a video lasts, by its manifest; an image 0. Raises UserError where that has no frame
-    rate.
+    """The duration of a video, by its manifest; of an image 0.
+
+    Raises:
+        UserError: the manifest has no frame rate for it.
     """
     if entry.fps <= 0 and entry.frames == 1:
         return 0.0
@@ -112,8 +153,8 @@ def window_frames(
 
     T = num_frames points are spread evenly over the num_frames * frame_step frames of the window,
     ends included, and truncated to integers: the published trainer's rule, hence steps of 4 and 5
-    at frame_step = 4. A video shorter than the window (start 0) is shown at the same pace as far as
-    it goes, then its last frame is repeated, or with `short` = "wrap" it starts over.
+    at frame_step = 4. A video shorter than the window (start 0) is shown at the same pace to its
+    end; then its last frame is repeated, or with `short` = "wrap" it starts over.
     """
     counts, starts = np.asarray(counts)[:, None], np.asarray(starts)
     ends = starts + num_frames * frame_step

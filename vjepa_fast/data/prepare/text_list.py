@@ -7,10 +7,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TextIO
 
-from vjepa_fast.data.manifest.entry import ManifestEntry
-from vjepa_fast.data.manifest.files import read_csv, write_manifest
+from vjepa_fast.data.manifest.entry import Entries, ManifestEntry, entries_of
+from vjepa_fast.data.manifest.files import TEXT_READ, read_csv, write_manifest
 from vjepa_fast.data.manifest.location import is_in_place
 from vjepa_fast.data.prepare.findings import Candidate, Finding, read_report, write_report
 from vjepa_fast.data.prepare.inspect import probe_videos
@@ -20,7 +19,7 @@ _SHOWN = 20
 _logger = logging.getLogger("vjepa_fast")
 
 
-def read_text_list(path: Path, file: TextIO) -> list[ManifestEntry]:
+def read_text_list(path: str | os.PathLike) -> Entries:
     """The usable videos of a list, with their label as "label"; unusable ones are left out, with a
     warning.
 
@@ -28,7 +27,10 @@ def read_text_list(path: Path, file: TextIO) -> list[ManifestEntry]:
     new or changed are probed again. Of several processes one probes and the others wait for it.
     Raises UserError, naming the line, for a malformed list, and where no video is usable.
     """
-    labels = _read_labels(path, file)
+    path = Path(path)
+    labels = _read_labels(path)
+    if not labels:
+        raise UserError(f"found no video in {path}, expected one a line; name some")
     names = sorted({name for name, _ in labels})
     with _alone(path):
         known, refused = _probe(path, names)
@@ -40,33 +42,35 @@ def read_text_list(path: Path, file: TextIO) -> list[ManifestEntry]:
         if len(unusable) == len(names):
             raise UserError(f"{message}, expected at least one that is sound, correct the list")
         _logger.warning("%s: they are left out", message)
-    return [replace(known[n], labels={"label": label}) for n, label in labels if n in known]
+    entries = (replace(known[n], labels={"label": label}) for n, label in labels if n in known)
+    return entries_of(entries, str(path))
 
 
-def _read_labels(path: Path, file: TextIO) -> list[tuple[str, int]]:
+def _read_labels(path: Path) -> list[tuple[str, int]]:
     folder = Path(os.path.abspath(path)).parent
     labels: list[tuple[str, int]] = []
-    for number, text in enumerate(file, start=1):
-        if not text.strip():
-            continue
-        if "\0" in text:
-            raise UserError(
-                f"{path}: found a file that isn't text, expected a manifest; write one with "
-                "`vjepa-fast index DIR --output FILE`"
-            )
-        name, _, label = text.strip().rpartition(" ")
-        line = f"{path}, line {number}"
-        if not name:
-            raise UserError(
-                f'found {text.strip()!r} in {line}, expected "path label" or the columns that '
-                "`vjepa-fast index` writes, correct it"
-            )
-        try:
-            labels.append((os.path.abspath(folder / name.strip()), int(label)))
-        except ValueError:
-            raise UserError(
-                f"found label = {label!r} in {line}, expected int, correct it"
-            ) from None
+    with open(path, **TEXT_READ) as file:
+        for number, text in enumerate(file, start=1):
+            if not text.strip():
+                continue
+            if "\0" in text:
+                raise UserError(
+                    f"{path}: found a file that isn't text, expected a manifest; write one with "
+                    "`vjepa-fast index DIR --output FILE`"
+                )
+            name, _, label = text.strip().rpartition(" ")
+            line = f"{path}, line {number}"
+            if not name:
+                raise UserError(
+                    f'found {text.strip()!r} in {line}, expected "path label" or the columns that '
+                    "`vjepa-fast index` writes, correct it"
+                )
+            try:
+                labels.append((os.path.abspath(folder / name.strip()), int(label)))
+            except ValueError:
+                raise UserError(
+                    f"found label = {label!r} in {line}, expected int, correct it"
+                ) from None
     return labels
 
 

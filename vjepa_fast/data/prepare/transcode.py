@@ -15,8 +15,8 @@ from tqdm import tqdm
 
 from vjepa_fast.data.decode.pyav import decode_clip
 from vjepa_fast.data.ffmpeg import BadVideo, open_video
-from vjepa_fast.data.manifest.entry import ManifestEntry
-from vjepa_fast.data.manifest.files import read_manifest, write_manifest
+from vjepa_fast.data.manifest.entry import Entries, ManifestEntry
+from vjepa_fast.data.manifest.files import is_text_list, read_manifest, write_manifest
 from vjepa_fast.data.manifest.location import file_of, is_in_place, source_url
 from vjepa_fast.data.plan.clip_plan import ClipPlan
 from vjepa_fast.data.plan.windows import Windows
@@ -24,6 +24,7 @@ from vjepa_fast.data.prepare.encode import CODECS, STAMP, Settings, encode_copy
 from vjepa_fast.data.prepare.findings import Candidate, Finding, write_report
 from vjepa_fast.data.prepare.inspect import probe_video
 from vjepa_fast.data.prepare.scan import scan
+from vjepa_fast.data.prepare.text_list import read_text_list
 from vjepa_fast.errors import UserError
 
 _LIMIT = 3600  # seconds that a file may take, beside those for its size
@@ -65,7 +66,7 @@ def transcode_manifest(
             f"--output: found {output}, which holds the manifest itself, expected another folder, "
             "since the copies' manifest has the same name"
         )
-    entries = read_manifest(manifest)
+    entries = _opened(manifest)
     candidates = {
         entry.path: _Source(
             entry.path, entry.size_bytes, entry.mtime_ns, entry.offset, entry.frames
@@ -113,6 +114,10 @@ def transcode_manifest(
     return target, [(finding.candidate.path, finding.reason) for finding in refused]
 
 
+def _opened(manifest: Path) -> Entries:
+    return read_text_list(manifest) if is_text_list(manifest) else read_manifest(manifest)
+
+
 def transcode_command(
     manifest: Path, output: Path, codec: str, short_side: int, gop: int, workers: int | None
 ) -> int:
@@ -126,7 +131,7 @@ def transcode_command(
         print(f"refused {path}: {reason}")
     copies = read_manifest(target)
     lost = {path for path, _ in refused}
-    originals = [entry for entry in read_manifest(manifest) if entry.path not in lost]
+    originals = [entry for entry in _opened(manifest) if entry.path not in lost]
     megabytes = [sum(e.size_bytes for e in entries) / 1e6 for entries in (originals, copies)]
     print(
         f"{target}: {len(copies)} videos, {megabytes[0]:.1f} MB before and {megabytes[1]:.1f} MB "
@@ -164,7 +169,7 @@ def measure(pairs: Sequence[tuple[ManifestEntry, ManifestEntry]]) -> list[tuple[
 
 
 def _decoding_time(entry: ManifestEntry, place: float) -> float:
-    frames = _CLIP.by_frames(
+    frames = _CLIP.frames_at_step(
         np.array([entry.frames]),
         np.zeros(1, dtype=np.int64),
         lambda room: (room * place).astype(np.int64),

@@ -1,0 +1,30 @@
+"""Opening what `data.manifests` names: a manifest (CSV or Parquet), or a text list of videos."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+
+from vjepa_fast.data.manifest.entry import Entries
+from vjepa_fast.data.manifest.files import is_text_list, read_manifest
+
+
+def open_manifest(path: str | os.PathLike) -> Entries:
+    """The videos of a manifest, or of a text list of the public trainers ("path label" a line).
+
+    A text list says nothing about its videos, so each is inspected once, see
+    `prepare.text_list.read_text_list`.
+
+    Raises:
+        UserError: a missing, empty or malformed file; the message names the line.
+    """
+    if is_text_list(path):
+        from vjepa_fast.data.prepare.text_list import read_text_list  # needs PyAV, a CSV does not
+
+        return read_text_list(path)
+    return read_manifest(path)
+
+
+def open_manifests(paths: Iterable[str | os.PathLike]) -> list[Entries]:
+    """`open_manifest` of each path, in order."""
+    return [open_manifest(path) for path in paths]
