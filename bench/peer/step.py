@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from vjepa_fast.config import Config
 from vjepa_fast.errors import UserError
 from vjepa_fast.training.batches import make_sampler
-from vjepa_fast.training.build import make_schedules
+from vjepa_fast.training.schedules import make_schedules
 
 POOL = 4  # synthetic micro-batches
 
@@ -93,11 +93,11 @@ class Step:
     def __call__(self, number: int, masks: tuple[list[Tensor], list[Tensor]]) -> float:
         """One optimiser step; the loss."""
         contexts, targets = ([index.to(self.device) for index in side] for side in masks)
-        video, values = self.pool[number % POOL], self.schedules.at(number)
+        video, momentum = self.pool[number % POOL], self.schedules.momentum(number)
         for group in self.optimizer.param_groups:
-            group["lr"] = values.lr
+            group["lr"] = self.schedules.lr(number)
             if group["decays"]:
-                group["weight_decay"] = values.weight_decay
+                group["weight_decay"] = self.schedules.weight_decay(number)
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16):
             with torch.no_grad():
                 features = self.teacher(video)
@@ -115,7 +115,7 @@ class Step:
         with torch.no_grad():
             pairs = zip(self.teacher.parameters(), self.encoder.parameters(), strict=True)
             for average, weight in pairs:
-                average.mul_(values.momentum).add_((1.0 - values.momentum) * weight)
+                average.mul_(momentum).add_((1.0 - momentum) * weight)
         return loss.item()
 
     def loss(self, predicted: list[Tensor], wanted: list[Tensor]) -> Tensor:

@@ -102,7 +102,7 @@ def train_together(path: Path) -> dict:
             dist.barrier()
             seconds[stage].append(time.perf_counter() - start)
     rate, latency = link()
-    model, teacher = trainers[0].model, trainers[0].teacher.encoder
+    model, teacher = trainers[0].model, trainers[0].teacher.network()
     return {
         "ms": {stage: 1e3 * float(np.median(times[2:])) for stage, times in seconds.items()},
         "rate": rate,
@@ -122,7 +122,7 @@ def train_apart(path: Path, processes: int) -> dict:
     trainer, parts = build_trainer(config, 1), []
     for batches in micro_batches(config, 0, 1):
         trainer.step(batches)
-        parts.append(trainer.laps.take())
+        parts.append(trainer.timer.take())
     medians = {part: float(np.median([p[part] for p in parts[2:]])) for part in parts[0]}
     return {"clips": clips, "parts_ms": medians}
 

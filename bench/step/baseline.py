@@ -19,8 +19,7 @@ from torch import Tensor, nn
 
 from vjepa_fast.config import Config
 from vjepa_fast.models.positions import position_table
-from vjepa_fast.training.build import make_schedules
-from vjepa_fast.training.schedules import StepValues
+from vjepa_fast.training.schedules import make_schedules
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -186,8 +185,7 @@ class Baseline:
             contexts, targets: tokens of each mask spec, [B, K] int64.
             mark: called with the name of each part as it ends.
         """
-        values = self.schedules.at(self.steps)
-        self._set_schedules(values)
+        self._set_schedules(self.steps)
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16):
             pixels = normalise(video)
             wanted = self.targets(pixels, targets)
@@ -208,7 +206,7 @@ class Baseline:
         self.optimizer.step()
         self.optimizer.zero_grad()
         mark("optimiser")
-        self.average(values.momentum)
+        self.average(self.schedules.momentum(self.steps))
         mark("EMA")
         self.steps += 1
         return loss.item()
@@ -244,8 +242,8 @@ class Baseline:
             {"params": others, "decays": False, "weight_decay": 0.0},
         ]
 
-    def _set_schedules(self, values: StepValues) -> None:
+    def _set_schedules(self, step: int) -> None:
         for group in self.optimizer.param_groups:
-            group["lr"] = values.lr
+            group["lr"] = self.schedules.lr(step)
             if group["decays"]:
-                group["weight_decay"] = values.weight_decay
+                group["weight_decay"] = self.schedules.weight_decay(step)

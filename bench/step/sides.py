@@ -23,7 +23,7 @@ from vjepa_fast.errors import UserError
 from vjepa_fast.masks import MaskBatch, MaskSampler
 from vjepa_fast.training.batches import make_planner, make_sampler, packed
 from vjepa_fast.training.build import build_trainer
-from vjepa_fast.training.timers import Waiting
+from vjepa_fast.training.timers import TimedIterator
 
 Mark = Callable[[str], None]
 PARTS = ("masks", "target", "context", "predictor", "backward", "optimiser", "EMA")
@@ -62,7 +62,7 @@ def draw_masks(sampler: MaskSampler, number: int, clips: int) -> MaskBatch:
 
 
 class _Marks:
-    """Stands in for the trainer's `Laps`, and calls `mark` with our names of the parts."""
+    """Stands in for the trainer's `StepTimer`, and calls `mark` with our names of the parts."""
 
     NAMES: ClassVar = {name: name for name in PARTS} | {"optimizer": "optimiser", "ema": "EMA"}
 
@@ -102,17 +102,17 @@ class Ours:
 
     def averages(self) -> list[Tensor]:
         """The target encoder's weights in fp32."""
-        return [t for group in self.trainer.teacher.averages.values() for t in group]
+        return [t for group in self.trainer.teacher.ema.values() for t in group]
 
     @contextmanager
     def marked(self, mark: Mark) -> Iterator[None]:
         """Within this context the trainer's steps call `mark` as each of their parts ends."""
-        trainer, own = self.trainer, self.trainer.laps
-        trainer.laps = _Marks(mark)
+        trainer, own = self.trainer, self.trainer.timer
+        trainer.timer = _Marks(mark)
         try:
             yield
         finally:
-            trainer.laps = own
+            trainer.timer = own
 
 
 class Plain:
@@ -186,7 +186,7 @@ class Clips(Iterator[Tensor]):
                 prefetch=data.prefetch,
             )
             self._stack.enter_context(loader)
-            self._videos = Waiting(batch.video for batch in loader)
+            self._videos = TimedIterator(batch.video for batch in loader)
         else:
             shape = (clips, data.num_frames, data.crop_size, data.crop_size, 3)
             random = torch.Generator().manual_seed(config.seed)
@@ -194,7 +194,7 @@ class Clips(Iterator[Tensor]):
                 torch.randint(0, 256, shape, dtype=torch.uint8, generator=random).to(device)
                 for _ in range(POOL)
             ]
-            self._videos = Waiting(itertools.cycle(pool))
+            self._videos = TimedIterator(itertools.cycle(pool))
 
     def __next__(self) -> Tensor:
         return next(self._videos)

@@ -14,8 +14,8 @@ import torch
 from tests.helpers.fake_peer import PARTS, make_checkout
 from tests.helpers.paths import REPOSITORY
 from vjepa_fast.errors import UserError
-from vjepa_fast.training.build import make_schedules
 from vjepa_fast.training.distributed.launch import init_process_group
+from vjepa_fast.training.schedules import make_schedules
 
 BENCH = REPOSITORY / "bench"
 CLIPS = 4
@@ -171,7 +171,7 @@ def test_a_step_trains_and_averages(config, step):
     teacher = [p.clone() for p in step.teacher.parameters()]
     before = next(step.encoder.parameters()).clone()
     losses = [step(0, step.masks(0))]
-    momentum = make_schedules(config).at(0).momentum
+    momentum = make_schedules(config).momentum(0)
     moved = zip(step.teacher.parameters(), teacher, step.encoder.parameters(), strict=True)
     for new, old, weight in moved:
         torch.testing.assert_close(new, momentum * old + (1 - momentum) * weight)

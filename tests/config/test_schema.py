@@ -13,7 +13,7 @@ from vjepa_fast.config import load_config, parse_config
 from vjepa_fast.config.fields import Section
 from vjepa_fast.errors import UserError
 from vjepa_fast.training.batches import split_batch
-from vjepa_fast.training.build import make_schedules
+from vjepa_fast.training.schedules import make_schedules
 
 CONFIGS = REPOSITORY / "configs"
 SHIPPED = ["tiny", "vitl16", "vith16", "vith16_384"]
@@ -95,8 +95,7 @@ def test_schedules_of_the_papers_recipe() -> None:
     schedules = make_schedules(load_config(CONFIGS / "vith16.json"))
     rows = json.loads((GOLDEN / "schedules.json").read_text())["vith16"]
     for step, lr, weight_decay, momentum in rows["rows"]:
-        values = schedules.at(step)
-        found = (values.lr, values.weight_decay, values.momentum)
+        found = (schedules.lr(step), schedules.weight_decay(step), schedules.momentum(step))
         assert found == pytest.approx((lr, weight_decay, momentum), rel=1e-9, abs=0)
 
 

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from tests.golden_parity.items import Item, largest, relative, worst
+from vjepa_fast.config.schema import OptimConfig, ZeroConfig
 from vjepa_fast.models.jepa import build_vjepa
 from vjepa_fast.models.packed_masks import PackedMasks, pack_masks
 from vjepa_fast.training.distributed.launch import init_process_group
 from vjepa_fast.training.schedules import Schedules
 from vjepa_fast.training.trainer import Trainer
-from vjepa_fast.training.zero.shards import gradient_shards
 from vjepa_fast.weights.published import (
     encoder_from_published,
     encoder_to_published,
@@ -77,7 +77,6 @@ class GoldenRun:
             tubelet_size=meta["tubelet_size"],
             num_specs=self.specs,
             uniform_power=meta["uniform_power"],
-            loss_exponent=meta["loss_exp"],
         )
         encoder = encoder_from_published(self.tensors("init/encoder/"))
         predictor = predictor_from_published(self.tensors("init/predictor/"))
@@ -88,22 +87,32 @@ class GoldenRun:
             warmup_steps=optimizer["warmup_steps"],
             horizon=optimizer["total_steps"],
             start_lr=optimizer["start_lr"],
-            lr=optimizer["lr"],
+            peak_lr=optimizer["lr"],
             final_lr=optimizer["final_lr"],
-            weight_decay=optimizer["weight_decay"],
+            start_weight_decay=optimizer["weight_decay"],
             final_weight_decay=optimizer["final_weight_decay"],
-            momentum=tuple(optimizer["ema"]),
+            start_momentum=optimizer["ema"][0],
+            final_momentum=optimizer["ema"][1],
+        )
+        optim = OptimConfig(
+            steps=len(meta["steps"]),
+            global_batch=meta["batch_size"],
+            micro_batch=meta["batch_size"],
+            lr=optimizer["lr"],
+            warmup_steps=optimizer["warmup_steps"],
+            betas=tuple(optimizer["betas"]),
+            eps=optimizer["eps"],
+            clip_grad=optimizer["clip_grad"],
+            loss_exponent=meta["loss_exp"],
         )
         return Trainer(
             model,
             schedules,
-            micro_batch=meta["batch_size"],
+            optim,
+            ZeroConfig(stage=stage),
+            micro_batch=optim.micro_batch,
             accumulation=1,
-            stage=stage,
             bf16=False,
-            betas=tuple(optimizer["betas"]),
-            eps=optimizer["eps"],
-            clip_grad=optimizer["clip_grad"],
         )
 
 
@@ -114,22 +123,21 @@ def _split(flat: Tensor, like: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _gradients(trainer: Trainer) -> dict[str, Tensor]:
     """The reduced gradients that the optimiser will see, by parameter name."""
-    names = {id(p): name for name, p in trainer.model.named_parameters()}
     found = {}
-    for shard, tensors in zip(trainer.shards, gradient_shards(trainer.optimizer), strict=True):
+    for shard, tensors in zip(trainer.shards, trainer.optimizer.gradients(), strict=True):
         flat = torch.cat([g.reshape(-1) for g in tensors])[: shard.size]
-        like = {names[id(p)]: p for p in shard.parameters}
+        like = dict(zip(shard.names, shard.parameters, strict=True))
         found.update({name: g.clone() for name, g in _split(flat, like).items()})
     return found
 
 
-def _averages(trainer: Trainer) -> dict[str, Tensor]:
-    """The fp32 average of the teacher, by parameter name."""
-    names = {id(p): name for name, p in trainer.model.encoder.named_parameters()}
+def _ema(trainer: Trainer) -> dict[str, Tensor]:
+    """The fp32 EMA weights of the teacher, by parameter name."""
     found = {}
     for shard in trainer.teacher.shards:
-        flat = torch.cat([a.view(-1) for a in trainer.teacher.averages[shard.name]])[: shard.size]
-        found.update(_split(flat, {names[id(p)]: p for p in shard.parameters}))
+        flat = torch.cat([e.view(-1) for e in trainer.teacher.ema[shard.name]])[: shard.size]
+        names = [name.removeprefix("encoder.") for name in shard.names]
+        found.update(_split(flat, dict(zip(names, shard.parameters, strict=True))))
     return found
 
 
@@ -195,8 +203,8 @@ def _gradient_items(run: GoldenRun) -> list[Item]:
 
 def _final_items(run: GoldenRun) -> list[Item]:
     encoder, predictor = _published(dict(run.trainer.model.named_parameters()))
-    teacher = encoder_to_published(_averages(run.trainer))
-    network = encoder_to_published(dict(run.trainer.teacher.encoder.named_parameters()))
+    teacher = encoder_to_published(_ema(run.trainer))
+    network = encoder_to_published(dict(run.trainer.teacher.network().named_parameters()))
     items = []
     for name, ours, tolerance in (
         ("encoder", encoder, WEIGHTS),
@@ -228,10 +236,11 @@ def check_training_steps(path: Path, stage: int) -> list[Item]:
             items.append(
                 Item(f"step {step} gradient norm, {part}", relative(norm, expected), GRADIENT)
             )
+        decaying = next(g for g in run.trainer.optimizer.torch.param_groups if g["decays"])
         for name, value in (
-            ("lr", result.values.lr),
-            ("wd", result.values.weight_decay),
-            ("momentum", result.values.momentum),
+            ("lr", decaying["lr"]),
+            ("wd", decaying["weight_decay"]),
+            ("momentum", run.trainer.schedules.momentum(step)),
         ):
             items.append(Item(f"step {step} {name}", relative(value, golden[name]), 1e-9))
     items += _final_items(run)

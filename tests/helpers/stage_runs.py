@@ -22,12 +22,12 @@ from torch.distributed import ProcessGroup
 
 from tests.helpers.paths import REPOSITORY
 from tests.helpers.trainers import CLIPS, SCHEDULES, make_model, make_trainer, micro_batch
-from vjepa_fast.models.jepa import encode_clips
+from vjepa_fast.models.jepa import encode_clips, feature_loss
 from vjepa_fast.training.distributed.launch import free_port, init_process_group
 from vjepa_fast.training.trainer import Trainer
 from vjepa_fast.training.zero.shards import GroupShard
 
-WIDTH = 72  # its larger matrices are above the size that stage 3 keeps whole
+WIDTH = 72  # its larger matrices are above the size that is persistent at stage 3
 CLIP_GRAD = 0.05  # below the predictor's norm
 # What moves tensors, whichever of torch.distributed's functions was called, by DeepSpeed too.
 COLLECTIVES = [
@@ -49,10 +49,12 @@ def plain_loop(steps: int) -> tuple[list[float], dict[str, Tensor], dict[str, Te
     second = {name: torch.zeros_like(p) for name, p in own.items()}
     losses = []
     for step in range(steps):
-        values, (video, masks) = schedules.at(step), micro_batch(step)
+        video, masks = micro_batch(step)
+        lr, weight_decay = schedules.lr(step), schedules.weight_decay(step)
+        momentum = schedules.momentum(step)
         with torch.no_grad():
             targets = encode_clips(teacher, video)
-        loss = model(video, masks, targets)
+        loss = feature_loss(model(video, masks), targets, masks)
         loss.backward()
         losses.append(loss.item())
         for part in (model.encoder, model.predictor):
@@ -62,23 +64,23 @@ def plain_loop(steps: int) -> tuple[list[float], dict[str, Tensor], dict[str, Te
                 first[name] = 0.9 * first[name] + 0.1 * p.grad
                 second[name] = 0.999 * second[name] + 0.001 * p.grad**2
                 if p.ndim > 1:
-                    p -= values.lr * values.weight_decay * p
+                    p -= lr * weight_decay * p
                 root = (second[name] / (1 - 0.999 ** (step + 1))).sqrt()
-                p -= values.lr * first[name] / (1 - 0.9 ** (step + 1)) / (root + 1e-8)
+                p -= lr * first[name] / (1 - 0.9 ** (step + 1)) / (root + 1e-8)
                 p.grad = None
             for target, p in zip(teacher.parameters(), model.encoder.parameters(), strict=True):
-                target.copy_(values.momentum * target + (1 - values.momentum) * p)
+                target.copy_(momentum * target + (1 - momentum) * p)
     weights = {name: p.detach() for name, p in own.items()}
     return losses, weights, dict(teacher.named_parameters())
 
 
 def whole(shard: GroupShard, tensors: list[Tensor]) -> Tensor:
-    """The group's flat vector of which each rank holds a share."""
-    mine = [(r.start, r.count) for r in shard.ranges], shard.pick(tensors)
-    shares = [None] * dist.get_world_size()
-    dist.all_gather_object(shares, mine)
+    """The group's flat vector, of which each rank holds a shard."""
+    mine = [(r.start, r.count) for r in shard.ranges], shard.read(tensors)
+    shards = [None] * dist.get_world_size()
+    dist.all_gather_object(shards, mine)
     flat = torch.full((shard.size,), float("nan"))
-    for ranges, values in shares:
+    for ranges, values in shards:
         for (start, count), piece in zip(
             ranges, values.split([count for _, count in ranges]), strict=True
         ):
@@ -151,10 +153,9 @@ def run_case(case: dict, steps: int) -> dict:
     for step in range(steps):
         losses.append(trainer.step([micro_batch(step, rank, world)]).global_loss().item())
         for average, shard in zip(averages, shards, strict=True):
-            average.lerp_(whole(shard, list(shard.masters)), 1 - schedules.at(step).momentum)
-    own = dict(trainer.teacher.encoder.named_parameters())
-    encoder = {}
-    names = {group: [name for name, _ in pairs] for group, pairs in _names().items()}
+            average.lerp_(whole(shard, list(shard.masters)), 1 - schedules.momentum(step))
+    own = dict(trainer.teacher.network().named_parameters())
+    encoder, names = {}, _encoder_names()
     for average, shard in zip(averages, shards, strict=True):
         network = torch.cat([own[name].reshape(-1) for name in names[shard.name]])
         gap = max(gap, (network - average.to(network.dtype)).abs().max().item())
@@ -162,32 +163,30 @@ def run_case(case: dict, steps: int) -> dict:
     batch = [micro_batch(steps, rank, world)]
     with counted(trainer) as (sent, calls):
         result = trainer.step(batch)
-    on_its_way = any(copy._work is not None for copy in trainer.teacher._copies.values())
+    in_flight = any(g.gather and g.gather.in_flight for g in trainer.teacher._groups)
     frozen = make(frozen_teacher={name: p.float() for name, p in own.items()})
     for _ in range(3):  # at stage 3 the first ones learn which weights are next
         frozen.step(batch)
     with counted(frozen) as (sent_frozen, _):
         frozen.step(batch)
     return {
-        "class": type(trainer.optimizer).__name__,
+        "class": type(trainer.engine.optimizer).__name__,
         "losses": losses,
         "teacher_gap": gap,
         "norms": encoder,
         "grad_norms": {part: norm.item() for part, norm in result.grad_norms.items()},
         "sent": sent,
         "calls": calls,
-        "on_its_way": on_its_way,
+        "gather_in_flight": in_flight,
         "sent_frozen": sent_frozen,
     }
 
 
-def _names() -> dict[str, list[tuple[str, Tensor]]]:
-    """The encoder's parameters, by group, in the order in which the model has them."""
-    groups: dict[str, list] = {}
+def _encoder_names() -> dict[str, list[str]]:
+    """The encoder's parameters by group, in the model's order."""
+    groups: dict[str, list[str]] = {}
     for name, p in make_model(0, WIDTH).encoder.named_parameters():
-        groups.setdefault("encoder." + ("decay" if p.ndim > 1 else "no_decay"), []).append(
-            (name, p)
-        )
+        groups.setdefault("encoder." + ("decay" if p.ndim > 1 else "no_decay"), []).append(name)
     return groups
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from vjepa_fast.config.schema import CheckpointConfig
+from vjepa_fast.config.schema import CheckpointConfig, OptimConfig, ZeroConfig
 from vjepa_fast.masks import MaskSampler, MultiBlock
 from vjepa_fast.models.jepa import VJEPA, build_vjepa
 from vjepa_fast.models.packed_masks import PackedMasks
@@ -24,16 +24,17 @@ SCHEDULES = Schedules(
     warmup_steps=2,
     horizon=20,
     start_lr=1e-4,
-    lr=1e-3,
+    peak_lr=1e-3,
     final_lr=1e-6,
-    weight_decay=0.04,
+    start_weight_decay=0.04,
     final_weight_decay=0.4,
-    momentum=(0.9, 1.0),
+    start_momentum=0.9,
+    final_momentum=1.0,
 )
 
 
 def make_model(seed: int = 0, encoder_width: int = 24) -> VJEPA:
-    """The trainer's encoder and predictor, before any step."""
+    """Encoder and predictor with initial weights."""
     return build_vjepa(
         encoder={"width": encoder_width, "depth": 2, "heads": 2},
         predictor={"width": 12, "depth": 1, "heads": 2},
@@ -54,38 +55,44 @@ def make_trainer(
     encoder_width: int = 24,
     clips: int = CLIPS,
     schedules: Schedules = SCHEDULES,
-    **others: object,
+    frozen_teacher: dict[str, Tensor] | None = None,
+    **offload: bool,
 ) -> Trainer:
-    """A trainer of the launcher's process group, of one process without any."""
+    """A trainer of the launcher's process group, or of one process without a launcher."""
     init_process_group()
-    model = make_model(seed, encoder_width)
+    optim = OptimConfig(
+        steps=20,
+        global_batch=CLIPS,
+        micro_batch=clips,
+        lr=1e-3,
+        warmup_steps=2,
+        clip_grad=clip_grad,
+    )
     return Trainer(
-        model,
+        make_model(seed, encoder_width),
         schedules,
+        optim,
+        ZeroConfig(stage=stage, **offload),
         micro_batch=clips,
         accumulation=accumulation,
-        stage=stage,
         bf16=bf16,
-        betas=(0.9, 0.999),
-        eps=1e-8,
-        clip_grad=clip_grad,
-        **others,
+        frozen_teacher=frozen_teacher,
     )
 
 
 def micro_batch(
     step: int, rank: int = 0, world: int = 1, device: str = "cpu"
 ) -> tuple[Tensor, PackedMasks]:
-    """Random clips and their masks, a function of the step; this rank's share of them."""
+    """Random clips and their masks, a function of the step; this rank's part of them."""
     specs = [MultiBlock(2, (0.3, 0.3)), MultiBlock(1, (0.6, 0.6))]
     sampler = MaskSampler(specs, grid=GRID, truncate_group=CLIPS)
-    share = CLIPS // world
-    first = step * CLIPS + rank * share
-    masks = sampler.sample(step, range(first, first + share))
+    clips = CLIPS // world
+    first = step * CLIPS + rank * clips
+    masks = sampler.sample(step, range(first, first + clips))
     generator = torch.Generator().manual_seed(step)
     shape = (CLIPS, 4, 24, 24, 3)
     video = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
-    mine = video[rank * share : (rank + 1) * share].to(device)
+    mine = video[rank * clips : (rank + 1) * clips].to(device)
     return mine, packed(masks, torch.device(device))
 
 

@@ -14,7 +14,7 @@ from tests.helpers.trainers import GRID, micro_batch
 from vjepa_fast.models import activation_checkpointing as recompute
 from vjepa_fast.models import attention
 from vjepa_fast.models.cost import activation_memory
-from vjepa_fast.models.jepa import VJEPA, build_vjepa, encode_clips
+from vjepa_fast.models.jepa import VJEPA, build_vjepa, encode_clips, feature_loss
 
 MODES = ("none", "selective", "full")
 SHAPES = {"encoder_width": 96, "encoder_depth": 6, "predictor_width": 48, "predictor_depth": 4}
@@ -74,7 +74,7 @@ def step(mode: str) -> tuple[dict[str, torch.Tensor], int, int]:
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
     with Live() as live:
-        loss = model(video, masks, features)
+        loss = feature_loss(model(video, masks), features, masks)
         kept = live.bytes
         loss.backward()
     return {name: p.grad for name, p in model.named_parameters()}, live.peak, kept
@@ -138,7 +138,7 @@ def test_choosing_a_backend_is_no_part_of_a_block(monkeypatch) -> None:
         tried.cache_clear()
         model, (video, masks) = make(mode), micro_batch(0)
         features = encode_clips(model.make_target_encoder(), video)
-        model(video, masks, features).backward()
+        feature_loss(model(video, masks), features, masks).backward()
         gradients.append([p.grad for p in model.parameters()])
     assert tried.cache_info().currsize
     for others in gradients[1:]:

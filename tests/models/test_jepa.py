@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.func import functional_call
 
-from vjepa_fast.models.jepa import build_vjepa, encode_clips
+from vjepa_fast.models.jepa import build_vjepa, encode_clips, feature_loss
 from vjepa_fast.models.packed_masks import pack_masks
 
 GRID, PATCH, TUBELET = (2, 3, 4), 4, 2
@@ -72,20 +72,22 @@ LENGTHS = {
 def test_packed_loss_is_that_of_one_clip_and_spec_at_a_time(lengths, exponent):
     """Loss and every gradient; each clip alone sees its own rows, features and mask token."""
     specs, clips = len(lengths), len(lengths[0])
-    model = make_model(specs, loss_exponent=exponent)
+    model = make_model(specs)
     video, masks = make_video(clips), make_masks(lengths)
     features = torch.randn(clips * N, 24)
     parameters = dict(model.named_parameters())
-    loss = model(video, pack(masks), features)
+    loss = feature_loss(model(video, pack(masks)), features, pack(masks), exponent)
     gradients = torch.autograd.grad(loss, parameters.values())
 
     total = 0.0
     for m in range(specs):
         mask_token = parameters["predictor.mask_tokens"][m : m + 1]
         for b in range(clips):
-            arguments = (video[b : b + 1], pack([[masks[m][b]]]), features[b * N : (b + 1) * N])
+            own = pack([[masks[m][b]]])
+            arguments = (video[b : b + 1], own)
             one = functional_call(model, {"predictor.mask_tokens": mask_token}, arguments)
-            total = total + one / (specs * clips)
+            loss_of_one = feature_loss(one, features[b * N : (b + 1) * N], own, exponent)
+            total = total + loss_of_one / (specs * clips)
     torch.testing.assert_close(loss, total, rtol=1e-5, atol=1e-6)
     expected = torch.autograd.grad(total, parameters.values())
     for name, found, alone in zip(parameters, gradients, expected, strict=True):
@@ -176,16 +178,17 @@ def test_bfloat16_residual_stream_with_fp32_positions():
     lengths = LENGTHS["ragged"]
     video, masks = make_video(3), pack(make_masks(lengths))
     features = torch.randn(3 * N, 24)
-    loss = model(video, masks, features.bfloat16())
+    loss = feature_loss(model(video, masks), features.bfloat16(), masks)
     assert dtypes == [(torch.bfloat16, torch.bfloat16)] * 4
     # added in fp32 and rounded once
     positions = model.encoder.positions[masks.context_tokens]
     assert torch.equal(entering[0], (embedded[0].float() + positions).bfloat16())
 
     assert loss.dtype == torch.float32
-    assert loss.item() == pytest.approx(exact(video, masks, features).item(), rel=0.02)
+    exact_loss = feature_loss(exact(video, masks), features, masks)
+    assert loss.item() == pytest.approx(exact_loss.item(), rel=0.02)
     loss.backward()
-    exact(video, masks, features).backward()
+    exact_loss.backward()
     found, expected = (
         torch.cat([p.grad.flatten().float() for p in m.parameters()]) for m in (model, exact)
     )

@@ -20,7 +20,7 @@ def test_all_blocks_are_compiled(small_config: Callable[..., dict]) -> None:
     init_process_group()
     for compiled in (False, True):
         trainer = build_trainer(parse_config(small_config(compile=compiled)), 1)
-        model, target = trainer.model, trainer.teacher.encoder
+        model, target = trainer.model, trainer.teacher.network()
         blocks = [*model.encoder.blocks, *model.predictor.blocks, *target.blocks]
         assert len(blocks) == 5
         assert [block._compiled_call_impl is not None for block in blocks] == [compiled] * 5
@@ -62,7 +62,7 @@ def test_recomputation_is_passed_on_and_changes_no_loss(
             assert network.activation_checkpointing == chosen
         batches = Batches(config, 0, 1)
         with batches.loader(0, trainer.device) as clips:
-            micro_batches = (batches.with_masks(n, clips, trainer.device) for n in range(3))
+            micro_batches = (batches.step(n, clips) for n in range(3))
             steps = [trainer.step(batch) for batch in micro_batches]
         losses[chosen] = [step.loss.item() for step in steps]
     assert losses[mode] == losses["none"]

@@ -43,7 +43,7 @@ def test_a_frozen_target_encoder_stays_and_resumes(
 
     def step(self: Trainer, batches: object) -> object:
         result = own(self, batches)
-        seen.append({n: p.clone() for n, p in self.teacher.encoder.named_parameters()})
+        seen.append({n: p.clone() for n, p in self.teacher.network().named_parameters()})
         return result
 
     with pytest.MonkeyPatch.context() as patch:

@@ -15,7 +15,7 @@ from tests.helpers.paths import REPOSITORY
 from tests.helpers.trainers import make_trainer, micro_batch, run_steps
 from vjepa_fast.training.distributed.launch import free_port
 from vjepa_fast.training.trainer import Trainer
-from vjepa_fast.training.zero.shards import MOMENTS, adam_moments, unwrap
+from vjepa_fast.training.zero.optimizers import MOMENTS, adam_moments
 
 HOST = {"offload_optimizer": True}
 ENGINES = [
@@ -31,14 +31,14 @@ ENGINES = [
 
 def state_of(trainer: Trainer) -> list[torch.Tensor]:
     """All that a step may change."""
-    tensors = [*trainer.model.parameters(), *trainer.teacher.encoder.parameters()]
+    tensors = [*trainer.model.parameters(), *trainer.teacher.network().parameters()]
     for shard in trainer.shards:
         tensors += shard.masters
         for moment in MOMENTS:
             tensors += adam_moments(trainer.optimizer, shard, moment)
-    for averages in trainer.teacher.averages.values():
-        tensors += averages
-    tensors += [entry["step"] for entry in unwrap(trainer.optimizer).state.values()]
+    for ema in trainer.teacher.ema.values():
+        tensors += ema
+    tensors += [entry["step"] for entry in trainer.optimizer.torch.state.values()]
     return [t.detach().clone() for t in tensors]
 
 
@@ -71,7 +71,7 @@ def test_a_bad_step_changes_nothing(stage: int, bf16: bool, offload: dict, kind:
     before = state_of(trainer)
     bad_step(trainer, kind, 2)
     assert same(state_of(trainer), before)
-    bad = trainer.guard.read()
+    bad = trainer.guard.counts()
     assert (bad.total, bad.in_a_row, bad.last) == (1, 1, 2) and trainer.step_number == 3
     expected = {"features": "loss", "gradient": "grad_norm_predictor", "loss": "loss"}
     assert expected[kind] in bad.what
@@ -81,7 +81,7 @@ def test_a_bad_step_changes_nothing(stage: int, bf16: bool, offload: dict, kind:
     for other in (trainer, spared):
         run_steps(other, 3, 5)
     assert same(state_of(trainer), state_of(spared))
-    bad = trainer.guard.read()
+    bad = trainer.guard.counts()
     assert (bad.total, bad.in_a_row, bad.last) == (1, 0, 2)
 
 
@@ -92,10 +92,10 @@ def test_torchs_own_loss_hides_a_broken_target_encoder() -> None:
     assert prediction.grad.isfinite().all()
     trainer = make_trainer()
     run_steps(trainer, 0, 1)
-    for parameter in trainer.teacher.encoder.parameters():
+    for parameter in trainer.teacher.network().parameters():
         parameter.data.fill_(float("nan"))
     run_steps(trainer, 1, 2)
-    assert set(trainer.guard.read().what) == {"loss", "grad_norm_encoder", "grad_norm_predictor"}
+    assert set(trainer.guard.counts().what) == {"loss", "grad_norm_encoder", "grad_norm_predictor"}
 
 
 MANY = """
@@ -119,11 +119,11 @@ for stage, bf16, offload in [*cases, (2, False, host)]:
             bad_step(trainer, kind, step)
         else:
             run_steps(trainer, step, step + 1)
-        what.append(trainer.guard.read().what)
+        what.append(trainer.guard.counts().what)
     unchanged = same(state_of(trainer), before)
     run_steps(trainer, 3, 4)
     changed = not same(state_of(trainer), before)
-    bad = trainer.guard.read()
+    bad = trainer.guard.counts()
     found[f"{stage} {bf16} {offload}"] = [unchanged, changed, bad.total, bad.in_a_row, what]
 print("FOUND" + json.dumps(found), flush=True)
 """

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from tests.helpers.trainers import make_trainer, micro_batch
-from vjepa_fast.training import timers as timing
-from vjepa_fast.training.timers import PARTS, Laps
+from vjepa_fast.training import timers
+from vjepa_fast.training.timers import PARTS, StepTimer
 
 CPU = torch.device("cpu")
 
@@ -33,30 +33,30 @@ class Ticks:
 
 
 def test_parts_are_means_over_steps_and_the_time_between_steps_counts_nowhere() -> None:
-    laps = Laps(CPU)
-    laps._clock = clock = Ticks(0, 1, 3, 100, 101, 107)
+    timer = StepTimer(CPU)
+    timer._clock = clock = Ticks(0, 1, 3, 100, 101, 107)
     for _ in range(2):
-        laps.begin()
-        laps.mark("data")
-        laps.mark("target")
-    found = laps.take()
+        timer.begin()
+        timer.mark("data")
+        timer.mark("target")
+    found = timer.take()
     assert found.keys() == set(PARTS)
     assert found["data"] == 1e3 and found["target"] == 4e3
     assert sum(found.values()) == 5e3
     assert clock.freed == 6
-    assert laps.take() == {}
+    assert timer.take() == {}
 
 
 def test_what_nobody_takes_does_not_pile_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(timing, "MOST_MARKS", 5)
-    laps = Laps(CPU)
-    laps._clock = clock = Ticks(0, 1, 2, 10, 13, 15, 20, 23, 25)
+    monkeypatch.setattr(timers, "MAX_MARKS", 5)
+    timer = StepTimer(CPU)
+    timer._clock = clock = Ticks(0, 1, 2, 10, 13, 15, 20, 23, 25)
     for _ in range(3):
-        laps.begin()
-        laps.mark("data")
-        laps.mark("target")
+        timer.begin()
+        timer.mark("data")
+        timer.mark("target")
     # 13 and 15 are of a step whose beginning is gone
-    assert laps.take()["data"] == 3e3 and clock.freed == 5
+    assert timer.take()["data"] == 3e3 and clock.freed == 5
 
 
 def test_parts_cover_a_real_step() -> None:
@@ -68,19 +68,19 @@ def test_parts_cover_a_real_step() -> None:
             yield micro_batch(step)
 
     trainer.step([micro_batch(0), micro_batch(1)])
-    trainer.laps.take()
+    trainer.timer.take()
     start = time.perf_counter()
     for _ in range(2):
         trainer.step(slow())
     whole = 1e3 * (time.perf_counter() - start) / 2
-    parts = trainer.laps.take()
+    parts = trainer.timer.take()
     assert all(parts[part] > 0 for part in PARTS), parts
     assert 20 < parts["data"] < whole
     assert 0.8 * whole < sum(parts.values()) <= whole
 
 
 def test_marks_cost_less_than_half_a_percent_of_a_step() -> None:
-    trainer, laps = make_trainer(), Laps(CPU)
+    trainer, timer = make_trainer(), StepTimer(CPU)
     steps, marks = [], []
     for step in range(5):
         batch = [micro_batch(step)]
@@ -88,9 +88,9 @@ def test_marks_cost_less_than_half_a_percent_of_a_step() -> None:
         trainer.step(batch)
         middle = time.perf_counter()
         for _ in range(100):
-            laps.begin()
+            timer.begin()
             for part in PARTS:
-                laps.mark(part)
+                timer.mark(part)
         steps.append(middle - start)
         marks.append((time.perf_counter() - middle) / 100)
     assert min(marks) < 0.005 * min(steps)
@@ -98,14 +98,14 @@ def test_marks_cost_less_than_half_a_percent_of_a_step() -> None:
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: marks are its events")
 def test_on_a_gpu_parts_are_the_devices_time() -> None:
-    laps = Laps(torch.device("cuda"))
+    timer = StepTimer(torch.device("cuda"))
     a = torch.randn(4096, 4096, device="cuda")
     torch.cuda.synchronize()
     start = time.perf_counter()
-    laps.begin()
+    timer.begin()
     for _ in range(50):
         a @ a
-    laps.mark("backward")
+    timer.mark("backward")
     queued = 1e3 * (time.perf_counter() - start)
     torch.cuda.synchronize()
-    assert laps.take()["backward"] > queued
+    assert timer.take()["backward"] > queued

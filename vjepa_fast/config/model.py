@@ -22,7 +22,6 @@ def build_model(config: Config) -> VJEPA:
         num_specs=len(config.masks.specs),
         uniform_power=model.uniform_power,
         depth_scaled_init=model.depth_scaled_init,
-        loss_exponent=config.optim.loss_exponent,
         activation_checkpointing=config.activation_checkpointing,
         seed=config.seed,
     )

@@ -1,9 +1,8 @@
-"""Encoder and predictor as one module whose forward returns the loss."""
+"""V-JEPA: encoder and predictor as one module, the loss on its predictions, and how to build it."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -26,16 +25,32 @@ def encode_clips(encoder: VisionTransformer, video: Tensor) -> Tensor:
     return encoder(patches, *encoder.all_tokens(video.shape[0]))
 
 
-class VJEPA(nn.Module):
-    """The trained half of V-JEPA (paper, section 3.1); the target encoder lives outside."""
+def feature_loss(
+    prediction: Tensor, features: Tensor, masks: PackedMasks, exponent: float = 1.0
+) -> Tensor:
+    """Loss of one micro-batch (paper, section 3.1), see `kernels.masked_feature_loss`.
 
-    def __init__(
-        self, encoder: VisionTransformer, predictor: Predictor, loss_exponent: float = 1.0
-    ) -> None:
+    Args:
+        prediction: output of `VJEPA`, [Rt, D].
+        features: target encoder's output for all tokens, [B · N, D]; receives no gradient.
+        masks: all mask specs of these clips.
+        exponent: p of |prediction - target|^p / p.
+
+    Returns:
+        fp32 scalar.
+    """
+    return masked_feature_loss(
+        prediction, features, masks.target_rows, masks.target_seqlens, masks.spec_ids, exponent
+    )
+
+
+class VJEPA(nn.Module):
+    """Encoder and predictor, the trained half of V-JEPA (paper, section 3.1)."""
+
+    def __init__(self, encoder: VisionTransformer, predictor: Predictor) -> None:
         super().__init__()
         self.encoder = encoder
         self.predictor = predictor
-        self.loss_exponent = loss_exponent
 
     def context(self, video: Tensor, masks: PackedMasks) -> Tensor:
         """Encode the context tokens of every mask in one pass: [Rc, D]."""
@@ -49,29 +64,18 @@ class VJEPA(nn.Module):
         )
         return encoder(patches, masks.context_tokens, masks.context_layout)
 
-    def forward(
-        self, video: Tensor, masks: PackedMasks, features: Tensor | Callable[[], Tensor]
-    ) -> Tensor:
-        """Loss of one micro-batch.
+    def forward(self, video: Tensor, masks: PackedMasks) -> Tensor:
+        """Predict the target features of one micro-batch.
 
         Args:
             video: uint8 [B, T, H, W, 3].
-            masks: all mask specs for these clips.
-            features: target encoder's output for all tokens, [B · N, D], no gradient; or what
-                computes it, called once the prediction is there.
+            masks: all mask specs of these clips.
 
         Returns:
-            fp32 scalar, see `kernels.masked_feature_loss`.
+            Predictions at the target tokens of every mask, [Rt, D], in the order of
+            `masks.target_rows`.
         """
-        prediction = self.predictor(self.context(video, masks), masks)
-        return masked_feature_loss(
-            prediction,
-            features if isinstance(features, Tensor) else features(),
-            masks.target_rows,
-            masks.target_seqlens,
-            masks.spec_ids,
-            self.loss_exponent,
-        )
+        return self.predictor(self.context(video, masks), masks)
 
     def make_target_encoder(self) -> VisionTransformer:
         """A copy of the encoder that receives no gradient."""
@@ -89,7 +93,6 @@ def build_vjepa(
     num_specs: int,
     uniform_power: bool = True,
     depth_scaled_init: bool = False,
-    loss_exponent: float = 1.0,
     activation_checkpointing: ActivationCheckpointing = "none",
     seed: int | None = 0,
 ) -> VJEPA:
@@ -112,4 +115,4 @@ def build_vjepa(
             **encoder, **shared, patch_size=patch_size, tubelet_size=tubelet_size
         )
         narrow = Predictor(encoder_width=vit.width, **predictor, **shared, num_specs=num_specs)
-    return VJEPA(vit, narrow, loss_exponent)
+    return VJEPA(vit, narrow)

@@ -1,4 +1,4 @@
-"""Which clips and masks a rank sees at a step: pure functions of the step."""
+"""Clips and masks of each step on each rank, as pure functions of the step."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def make_sampler(config: Config) -> MaskSampler:
 
 
 def packed(masks: MaskBatch, device: torch.device) -> PackedMasks:
-    """A micro-batch's masks as the model takes them."""
+    """A micro-batch's masks as index tensors on the device."""
     return pack_masks(
         masks.context_tokens,
         masks.context_seqlens,
@@ -92,10 +92,16 @@ def _splits(config: Config, world_size: int) -> bool:
 
 
 class Batches:
-    """Micro-batches of one rank, from any step on.
+    """The micro-batches of one rank, from any step on.
 
-    Sample id = step × global batch + i. Of a step's clips, micro-batch j of rank r takes the
-    (j · world + r)-th run of ids, so any world size sees the same global batches.
+    Clip i of a step has the sample id step · global batch + i. A step's ids are split into runs of
+    one micro-batch; micro-batch j of rank r is run j · world + r, so every world size sees the same
+    global batches.
+
+    Args:
+        config: of the run.
+        rank: of this process.
+        world: number of ranks.
     """
 
     def __init__(self, config: Config, rank: int, world: int) -> None:
@@ -107,11 +113,11 @@ class Batches:
 
     @property
     def videos(self) -> str:
-        """A hash of the videos that sample ids stand for."""
+        """Hash of the videos that sample ids refer to."""
         return self._planner.digest
 
     def sample_ids(self, step: int) -> list[list[int]]:
-        """This rank's sample ids at a step, one list for each micro-batch."""
+        """This rank's sample ids at a step, one list per micro-batch."""
         batch, micro = self._config.optim.global_batch, self._micro_batch
         first = step * batch
         stride = micro * self._world
@@ -119,8 +125,14 @@ class Batches:
         return [list(range(start, start + micro)) for start in starts]
 
     def loader(self, first_step: int, device: torch.device) -> ClipLoader:
-        """Decode ahead from a step to the end of the run; what can't be decoded is replaced, and
-        listed in the run's bad_videos.jsonl."""
+        """Clips of this rank's micro-batches from a step to the end of the run, decoded ahead.
+
+        Clips that can't be decoded are replaced, and listed in the run's bad_videos.jsonl.
+
+        Args:
+            first_step: the first step whose clips are needed.
+            device: where the clips go.
+        """
         data = self._config.data
         steps = range(first_step, self._config.optim.steps)
         return make_loader(
@@ -154,10 +166,16 @@ class Batches:
         """Masks of these sample ids."""
         return sample_masks(self._sampler, step, ids)
 
-    def with_masks(
-        self, step: int, clips: Iterator[ClipBatch], device: torch.device
-    ) -> Iterator[tuple[Tensor, PackedMasks]]:
-        """The step's micro-batches as the trainer takes them."""
+    def step(self, step: int, clips: Iterator[ClipBatch]) -> Iterator[tuple[Tensor, PackedMasks]]:
+        """This rank's micro-batches of one step, as the trainer takes them.
+
+        Args:
+            step: its number.
+            clips: `loader`'s, at this step; one batch is taken for each micro-batch.
+
+        Yields:
+            Video, uint8 [B, T, H, W, 3], and its masks, both on the loader's device.
+        """
         for ids in self.sample_ids(step):
-            batch = next(clips)
-            yield batch.video, packed(self.masks(step, ids), device)
+            video = next(clips).video
+            yield video, packed(self.masks(step, ids), video.device)

@@ -1,4 +1,4 @@
-"""From a config to the model and the trainer."""
+"""Builds the model and the trainer that a config asks for."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from vjepa_fast.errors import UserError
 from vjepa_fast.models.jepa import VJEPA
 from vjepa_fast.training.batches import split_batch
 from vjepa_fast.training.checkpoint.format import Checkpoint
-from vjepa_fast.training.schedules import Schedules
+from vjepa_fast.training.schedules import make_schedules
 from vjepa_fast.training.trainer import Trainer
 
 
 def with_pinned_teacher(config: Config) -> Config:
-    """Where `teacher.checkpoint` is a run, name its newest checkpoint instead: going on later, with
-    another one that the run has made since, would be another recipe.
+    """Replace a run in `teacher.checkpoint` by its newest checkpoint.
+
+    So a resumed run keeps its teacher; a newer checkpoint of that run would be another recipe.
 
     Raises:
         UserError: no such checkpoint.
@@ -32,10 +33,10 @@ def with_pinned_teacher(config: Config) -> Config:
 
 
 def frozen_teacher(config: Config, model: VJEPA) -> dict[str, Tensor] | None:
-    """The weights of `teacher.checkpoint`'s target encoder, by name; None if it is averaged.
+    """The target encoder's weights by name, fp32, from `teacher.checkpoint`; None for an EMA.
 
     Raises:
-        UserError: no such checkpoint, or one of another encoder.
+        UserError: no such checkpoint, or one of a different encoder.
     """
     if config.teacher.checkpoint is None:
         return None
@@ -54,46 +55,25 @@ def frozen_teacher(config: Config, model: VJEPA) -> dict[str, Tensor] | None:
     return weights
 
 
-def make_schedules(config: Config) -> Schedules:
-    """The run's schedules, whose horizon is `optim.schedule_stretch * optim.steps`."""
-    optim = config.optim
-    return Schedules(
-        warmup_steps=optim.warmup_steps,
-        horizon=optim.schedule_stretch * optim.steps,
-        start_lr=optim.start_lr,
-        lr=optim.lr,
-        final_lr=optim.final_lr,
-        weight_decay=optim.weight_decay,
-        final_weight_decay=optim.final_weight_decay,
-        momentum=config.teacher.momentum,
-    )
-
-
 def build_trainer(config: Config, world: int) -> Trainer:
-    """Model, optimiser and teacher on this rank's device."""
-    # fp32 means fp32, no TF32: it is there to compare with. In bf16 no product is in fp32.
+    """Model, optimizer and teacher on this rank's device. Collective."""
+    # fp32 means fp32, no TF32: it serves as the reference. In bf16 no GEMM is in fp32.
     torch.set_float32_matmul_precision("highest")
     micro_batch, accumulation = split_batch(config, world)
     model = build_model(config)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    optim = config.optim
-    frozen = frozen_teacher(config, model)
     trainer = Trainer(
         model,
         make_schedules(config),
+        config.optim,
+        config.zero,
         micro_batch=micro_batch,
         accumulation=accumulation,
-        stage=config.zero.stage,
         bf16=config.precision_on(device) == "bf16",
-        betas=optim.betas,
-        eps=optim.eps,
-        clip_grad=optim.clip_grad,
-        offload_optimizer=config.zero.offload_optimizer,
-        offload_parameters=config.zero.offload_parameters,
-        frozen_teacher=frozen,
+        frozen_teacher=frozen_teacher(config, model),
     )
     if config.compile:
-        target = trainer.teacher.encoder
+        target = trainer.teacher.network()
         for block in (*model.encoder.blocks, *model.predictor.blocks, *target.blocks):
             block.compile(dynamic=True)
     return trainer

@@ -23,7 +23,7 @@ from vjepa_fast.training.distributed.process import ManualGarbageCollection, pre
 from vjepa_fast.training.monitoring.reporter import Reporter
 from vjepa_fast.training.monitoring.writer import draw_curves
 from vjepa_fast.training.recipe import settings_of
-from vjepa_fast.training.timers import Waiting
+from vjepa_fast.training.timers import TimedIterator
 from vjepa_fast.training.trainer import Trainer
 
 log = logging.getLogger("vjepa_fast")
@@ -93,13 +93,13 @@ def _train(
         batches.loader(first, trainer.device) as loader,
         logging_redirect_tqdm([log]),
     ):
-        clips = Waiting(loader)
+        clips = TimedIterator(loader)
         with (
             Reporter(config, run, trainer, batches, clips) as report,
             ManualGarbageCollection() as garbage,
         ):
             for step in range(first, last):
-                result = trainer.step(batches.with_masks(step, clips, trainer.device))
+                result = trainer.step(batches.step(step, clips))
                 done = step + 1
                 stop, saving = host_group.any(stopping.reason is not None, saver.in_flight)
                 save = stop or done == last or saver.due(done)

@@ -1,8 +1,9 @@
-"""The target encoder: an fp32 EMA of the encoder's fp32 masters, sharded as the optimiser is."""
+"""The target encoder: an fp32 EMA of the encoder's master weights, sharded as the optimizer is."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
@@ -15,132 +16,169 @@ from vjepa_fast.training.zero.shards import GroupShard
 
 
 class Teacher:
-    """Target encoder (paper, section 3.1), outside the engine.
+    """The target encoder (paper, section 3.1), outside the engine.
 
-    Each rank averages its shard of the masters in fp32, where they are, casts it into the target
-    encoder's dtype and gathers the whole, flat, into one buffer per parameter group; the target
-    encoder's parameters are views of those buffers. At stage 3, where a share is a piece of every
-    parameter, what was gathered is put in order by one more copy.
+    Each rank keeps the EMA of its shard of the fp32 master weights, on the device of the masters.
+    The target encoder's parameters are views of one flat buffer per parameter group. How that
+    buffer follows the EMA depends on the group's storage:
 
-    Costs, for P parameters of the encoder over `world` ranks: 4 P / world bytes for the average,
-    2 P (bf16) or 4 P for the network that runs (twice that at stage 3), and in bf16 2 P / world for
-    the cast shard; each step an all-gather of 2 P (4 P) bytes where the masters are sharded, else
-    nothing. In fp32 where nothing is sharded or offloaded, the average is the network: 4 P in all.
-    The gather is waited for when somebody asks for the network: it passes behind the next step's
-    student.
+    | storage  | when                                  | the buffer                             |
+    |----------|---------------------------------------|----------------------------------------|
+    | one      | fp32, neither sharded nor offloaded   | is the EMA                             |
+    | cast     | bf16, neither sharded nor offloaded   | the EMA update writes it, cast to bf16 |
+    | gathered | sharded or offloaded                  | is all-gathered from the ranks' shards |
+
+    The all-gather is asynchronous; `network` waits for it, so it is overlapped with the student's
+    forward pass of the next step. At stage 3, where a shard has a piece of every parameter, one
+    more copy puts the gathered pieces in order.
+
+    Memory for P encoder parameters on `world` ranks, in bytes per rank: "one" 4 P; "cast" 6 P;
+    "gathered" 4 P / world for the EMA, 2 P (bf16) or 4 P (fp32) for the buffer, the same again at
+    stage 3, and in bf16 2 P / world for the cast shard. The all-gather moves 2 P or 4 P per step.
 
     Args:
-        encoder: the network to run, with its initial weights, on its device.
-        names: of the student's encoder's parameters, by their id.
-        shards: this rank's masters.
-        frozen: weights, by parameter name, of a target encoder that stays as it is: there is then
-            no average, and nothing is sent.
+        encoder: the target encoder with its initial weights, on its device.
+        shards: this rank's shards of all parameter groups; those of the encoder are used.
+        frozen: weights by parameter name of a target encoder that stays as it is; there is then no
+            EMA and no communication.
 
     Attributes:
-        averages: fp32 average along each shard's masters, by group name; none if frozen.
+        shards: the shards that the EMA follows; empty if frozen.
+        ema: fp32 EMA weights, laid out as each shard's masters, by group name; empty if frozen.
     """
 
     def __init__(
         self,
         encoder: VisionTransformer,
-        names: Mapping[int, str],
         shards: list[GroupShard],
         frozen: Mapping[str, Tensor] | None = None,
     ) -> None:
         self._encoder = encoder
-        self.shards = [s for s in shards if s.name.startswith("encoder.")] if frozen is None else []
-        self.averages: dict[str, list[Tensor]] = {}
-        own = dict(encoder.named_parameters())
-        if frozen is not None:
-            for name, parameter in own.items():
+        self._groups: list[_Group] = []
+        if frozen is None:
+            self._groups = [_make_group(encoder, s) for s in shards if s.part == "encoder"]
+        else:
+            for name, parameter in encoder.named_parameters():
                 parameter.data.copy_(frozen[name])
-        self._casts: dict[str, list[Tensor]] = {}  # of the averages, or these themselves in fp32
-        self._copies: dict[str, _Copy] = {}
-        for shard in self.shards:
-            averages = [m.detach().clone() for m in shard.masters]
-            parameters = [own[names[id(p)]] for p in shard.parameters]
-            flat = _flatten_dense_tensors(parameters)
-            whole = sum(a.numel() for a in averages) * len(shard.layout)
-            padded = flat.new_zeros(whole)  # as the masters are
-            padded[: flat.numel()] = flat
-            views = _unflatten_dense_tensors(padded[: shard.size], parameters)
-            for parameter, view in zip(parameters, views, strict=True):
-                parameter.data = view
-            if shard.sharded or averages[0].device != flat.device:
-                cast = flat.dtype != averages[0].dtype
-                casts = [a.to(flat.dtype) for a in averages] if cast else averages
-                self._copies[shard.name] = _Copy(shard, casts, padded)
-            else:
-                pieces = padded.split([a.numel() for a in averages])
-                casts = [p.view(a.shape) for p, a in zip(pieces, averages, strict=True)]
-                if flat.dtype == averages[0].dtype:
-                    averages = casts  # the network that runs is the average
-            self.averages[shard.name], self._casts[shard.name] = averages, casts
+        self.shards = [group.shard for group in self._groups]
+        self.ema: dict[str, list[Tensor]] = {g.shard.name: g.ema for g in self._groups}
 
-    @property
     @torch.no_grad()
-    def encoder(self) -> VisionTransformer:
-        """The network to run, in the dtype of the student's weights, no gradients. Ask anew after
-        an update: its weights are whole from then on."""
-        for copy in self._copies.values():
-            copy.finish()
+    def network(self) -> VisionTransformer:
+        """Wait for the all-gather of the last update, if any (the stream waits, not the host).
+
+        Returns:
+            The target encoder in the dtype of the student's weights, without gradients. Its weights
+            are complete until the next update; call this again after it.
+        """
+        for group in self._groups:
+            if group.gather:
+                group.gather.finish()
         return self._encoder
 
     @torch.no_grad()
     def update(self, momentum: float, skip: Tensor | None = None) -> None:
-        """Average the masters in, after an optimiser step; `skip`: see `ema_update_`."""
-        for shard in self.shards:
-            averages, casts = self.averages[shard.name], self._casts[shard.name]
-            here = skip if skip is None else skip.to(averages[0].device)  # waits if offloaded
-            copies = None if casts is averages else casts
-            ema_update_(averages, shard.masters, momentum, copies, here)
-        self._gather()
+        """Update the EMA after an optimizer step, and start the all-gather. Collective.
+
+        Args:
+            momentum: of the EMA.
+            skip: scalar; where it is not 0, the EMA stays as it is (see `ema_update_`).
+        """
+        for group in self._groups:
+            here = skip if skip is None else skip.to(group.ema[0].device)  # host sync if offloaded
+            ema_update_(group.ema, group.shard.masters, momentum, group.cast, here)
+        self._start_gathers()
 
     @torch.no_grad()
-    def publish(self) -> None:
-        """Bring the network that runs in line with the averages, on every rank."""
-        for name, casts in self._casts.items():
-            if casts is not self.averages[name]:
-                torch._foreach_copy_(casts, self.averages[name])
-        self._gather()
+    def copy_ema_to_network(self) -> None:
+        """Bring the target encoder in line with `ema` (after a restore). Collective."""
+        for group in self._groups:
+            if group.cast is not None:
+                torch._foreach_copy_(group.cast, group.ema)
+        self._start_gathers()
 
-    def _gather(self) -> None:
-        for copy in self._copies.values():
-            copy.start()
+    def _start_gathers(self) -> None:
+        for group in self._groups:
+            if group.gather:
+                group.gather.start()
 
 
-class _Copy:
-    """From the ranks' cast shards to a group's flat vector of the target encoder.
+@dataclass(frozen=True)
+class _Group:
+    """One parameter group of the target encoder.
 
-    Args:
-        shard: of this rank.
-        casts: its one tensor, where the masters are.
-        flat: the target encoder's flat vector with room for the padding, on its device.
+    Attributes:
+        shard: of the student's masters that the EMA follows.
+        ema: fp32, laid out as the masters.
+        cast: the EMA in the network's dtype, in the same layout; None in fp32.
+        gather: from the ranks' shards to the network's buffer; None unless the group is "gathered".
     """
 
-    def __init__(self, shard: GroupShard, casts: list[Tensor], flat: Tensor) -> None:
-        self._cast, self._flat, self._sharded = casts[0], flat, shard.sharded
-        self._gathered = flat if shard.in_order else torch.empty_like(flat)
+    shard: GroupShard
+    ema: list[Tensor]
+    cast: list[Tensor] | None
+    gather: _Gather | None
+
+
+def _make_group(encoder: VisionTransformer, shard: GroupShard) -> _Group:
+    """Move the group's parameters into one flat buffer, and start an EMA at the masters."""
+    own = dict(encoder.named_parameters())
+    parameters = [own[name.removeprefix("encoder.")] for name in shard.names]
+    ema = [m.detach().clone() for m in shard.masters]
+    flat = _flatten_dense_tensors(parameters)
+    buffer = flat.new_zeros(sum(e.numel() for e in ema) * len(shard.layout))  # padded as masters
+    buffer[: shard.size] = flat
+    views = _unflatten_dense_tensors(buffer[: shard.size], parameters)
+    for parameter, view in zip(parameters, views, strict=True):
+        parameter.data = view
+    low_precision = buffer.dtype != torch.float32
+    if shard.sharded or ema[0].device != buffer.device:  # "gathered"
+        cast = [e.to(buffer.dtype) for e in ema] if low_precision else None
+        return _Group(shard, ema, cast, _Gather(shard, (cast or ema)[0], buffer))
+    pieces = buffer.split([e.numel() for e in ema])
+    in_buffer = [piece.view(e.shape) for piece, e in zip(pieces, ema, strict=True)]
+    if low_precision:
+        return _Group(shard, ema, in_buffer, None)  # "cast"
+    return _Group(shard, in_buffer, None, None)  # "one"
+
+
+class _Gather:
+    """Fills a group's buffer from the shards of all ranks.
+
+    Args:
+        shard: this rank's.
+        source: its EMA in the buffer's dtype, one tensor, on the device of the masters.
+        buffer: the group's flat vector with room for the padding, on the target encoder's device.
+    """
+
+    def __init__(self, shard: GroupShard, source: Tensor, buffer: Tensor) -> None:
+        self._source, self._buffer, self._sharded = source, buffer, shard.sharded
+        self._gathered = buffer if shard.in_order else torch.empty_like(buffer)
         self._work: dist.Work | None = None
         self._to: list[Tensor] = []
         self._from: list[Tensor] = []
         for rank, ranges in enumerate(() if shard.in_order else shard.layout):
             for r in ranges:
-                place = rank * self._cast.numel() + r.place
-                self._to.append(flat[r.start : r.start + r.count])
-                self._from.append(self._gathered[place : place + r.count])
+                start = rank * source.numel() + r.offset
+                self._to.append(buffer[r.start : r.start + r.count])
+                self._from.append(self._gathered[start : start + r.count])
+
+    @property
+    def in_flight(self) -> bool:
+        """Whether an all-gather has started that nobody has waited for."""
+        return self._work is not None
 
     def start(self) -> None:
-        """Begin to gather. Collective where the masters are sharded."""
+        """Start the all-gather, or copy where nothing is sharded. Collective where sharded."""
         if self._sharded:
-            mine = self._cast.to(self._flat.device)
-            self._work = dist.all_gather_into_tensor(self._gathered, mine, async_op=True)
+            own = self._source.to(self._buffer.device)
+            self._work = dist.all_gather_into_tensor(self._gathered, own, async_op=True)
         else:
-            self._gathered.copy_(self._cast)
+            self._gathered.copy_(self._source)
             self._put_in_order()
 
     def finish(self) -> None:
-        """Wait until what was begun is there; on a GPU its stream waits, not the host."""
+        """Wait for the all-gather, if one has started; on a GPU the stream waits, not the host."""
         if self._work is not None:
             self._work.wait()
             self._work = None

@@ -1,4 +1,4 @@
-"""Where a step's time goes: the wait for data, and each part of the step."""
+"""Times the parts of a training step and the wait for data, without a host sync."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import TypeVar
 import torch
 
 Item = TypeVar("Item")
-MOST_MARKS = 1 << 14  # that are kept if nobody takes them
+MAX_MARKS = 1 << 14  # kept if nobody takes them
 PARTS = ("data", "target", "context", "predictor", "backward", "optimizer", "ema")
 
 
-class Waiting(Iterator[Item]):
-    """Hands an iterator's items on and adds up the seconds spent waiting for them."""
+class TimedIterator(Iterator[Item]):
+    """Passes an iterator's items on and adds up the seconds spent waiting for them."""
 
     def __init__(self, items: Iterator[Item]) -> None:
         self._items = items
@@ -35,7 +35,7 @@ class Waiting(Iterator[Item]):
 
 
 class _HostClock:
-    """Stamps of the host, which on a CPU does the work itself."""
+    """Host time, for a CPU, where work is done when the call returns."""
 
     def stamp(self) -> float:
         return time.perf_counter()
@@ -44,11 +44,11 @@ class _HostClock:
         return end - start
 
     def free(self, stamps: list[float]) -> None:
-        """Nothing to keep."""
+        """Nothing to reuse."""
 
 
 class _CudaClock:
-    """Stamps on the device's current stream. They are read once the device has passed them."""
+    """Events on the device's current stream, read once the device has passed them."""
 
     def __init__(self) -> None:
         self._spare: list[torch.cuda.Event] = []
@@ -65,17 +65,21 @@ class _CudaClock:
         self._spare += stamps
 
 
-class Laps:
-    """Seconds of a step's `PARTS`, added up over steps.
+class StepTimer:
+    """Time of each of a step's `PARTS`, summed over steps.
 
-    Parts follow each other without a gap: `begin` starts a step, `mark` says which part has just
-    ended. On a GPU a mark is an event in the stream, so a part is the device's time for it, "data"
-    is how long the device stood idle before its inputs were there, and nothing waits before `take`.
+    Parts follow each other without a gap: `begin` starts a step, and `mark` names the part that has
+    just ended. On a GPU a mark is an event in the stream, so a part is the device's time for it,
+    "data" is how long the device was idle before its inputs arrived, and there is no host sync
+    before `take`.
+
+    Args:
+        device: that does the work.
     """
 
     def __init__(self, device: torch.device) -> None:
         self._clock = _CudaClock() if device.type == "cuda" else _HostClock()
-        self._marks: deque[tuple[str | None, object]] = deque(maxlen=MOST_MARKS)
+        self._marks: deque[tuple[str | None, object]] = deque(maxlen=MAX_MARKS)
 
     def begin(self) -> None:
         """A step begins."""
@@ -86,15 +90,15 @@ class Laps:
         self._marks.append((part, self._clock.stamp()))
 
     def take(self) -> dict[str, float]:
-        """Mean milliseconds a step of each part since the last call; empty without a step.
+        """Mean milliseconds per step of each part since the last call; empty without a step.
 
-        The device must have done the steps' work, as it has once a number of theirs was read.
+        The device must have finished these steps, as it has once one of their results was read.
         """
         total, steps, last = dict.fromkeys(PARTS, 0.0), 0, None
         for part, stamp in self._marks:
             if part is None:
                 steps += 1
-            elif steps:  # of a step whose beginning is still there
+            elif steps:  # else the beginning of this step was dropped
                 total[part] += self._clock.seconds(last, stamp)
             last = stamp
         self._clock.free([stamp for _, stamp in self._marks])

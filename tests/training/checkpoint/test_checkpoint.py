@@ -18,9 +18,9 @@ from vjepa_fast.training.distributed.host_group import HostGroup
 
 
 def weights(trainer) -> list[torch.Tensor]:
-    student = [shard.pick(shard.masters) for shard in trainer.shards]
+    student = [shard.read(shard.masters) for shard in trainer.shards]
     student += [p.detach().clone() for p in trainer.model.parameters()]  # stage 3: the small ones
-    return student + [p.clone() for p in trainer.teacher.encoder.parameters()]
+    return student + [p.clone() for p in trainer.teacher.network().parameters()]
 
 
 @pytest.mark.parametrize(("stage", "bf16"), [(0, False), (1, True), (2, True), (3, True)])
@@ -69,7 +69,7 @@ def test_it_holds_whole_weights_by_name(tmp_path: Path) -> None:
         read, own = checkpoint.weights(part, "master"), getattr(trainer.model, part).state_dict()
         assert read.keys() == own.keys()
         assert all(torch.equal(read[name], own[name]) for name in own)
-    read, own = checkpoint.weights("encoder", "teacher"), trainer.teacher.encoder.state_dict()
+    read, own = checkpoint.weights("encoder", "teacher"), trainer.teacher.network().state_dict()
     assert all(torch.equal(read[name], own[name]) for name in own)
 
 

@@ -1,6 +1,9 @@
-"""Masters, gradients, clipping and the teacher, on every optimiser class that DeepSpeed makes."""
+"""Masters, gradients, clipping and the teacher, with every optimizer class of DeepSpeed."""
 
 import copy
+import gc
+import weakref
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,13 +11,9 @@ from deepspeed.runtime.zero import GatheredParameters
 
 from tests.helpers.trainers import SCHEDULES, make_model, make_trainer, micro_batch, run_steps
 from vjepa_fast.errors import UserError
-from vjepa_fast.training.zero.shards import (
-    GroupShard,
-    Range,
-    clip_gradients,
-    gradient_shards,
-    master_shards,
-)
+from vjepa_fast.models.jepa import feature_loss
+from vjepa_fast.training.zero.optimizers import adapt, clip_gradients
+from vjepa_fast.training.zero.shards import GroupShard, Range
 
 HOST = {"offload_optimizer": True}
 BOTH = {"offload_optimizer": True, "offload_parameters": True}
@@ -45,12 +44,12 @@ def student(shard: GroupShard) -> torch.Tensor:
 @pytest.mark.parametrize(("stage", "bf16", "offload", "kind"), ENGINES)
 def test_masters_are_the_models_weights(stage: int, bf16: bool, offload: dict, kind: str) -> None:
     trainer = make_trainer(stage, bf16, **offload)
-    assert type(trainer.optimizer).__name__ == kind
+    assert type(trainer.engine.optimizer).__name__ == kind
     for steps in (0, 2):
         run_steps(trainer, 0, steps)
-        for shard in master_shards(trainer.optimizer):
+        for shard in trainer.optimizer.shards:
             assert all(m.dtype == torch.float32 for m in shard.masters)
-            masters, weights = shard.pick(shard.masters), student(shard)
+            masters, weights = shard.read(shard.masters), student(shard)
             if bf16:
                 masters = masters.bfloat16().float()
             assert torch.equal(masters, weights)
@@ -64,7 +63,7 @@ def test_gradients_and_clipping(stage: int, bf16: bool, offload: dict, kind: str
     plain = make_model().to(torch.bfloat16 if bf16 else torch.float32)
     video, masks = micro_batch(0)
     features = trainer.target_features(video)
-    plain(video, masks, features).backward()
+    feature_loss(plain(video, masks), features, masks).backward()
     trainer.backward([(video, masks)])
     expected = {
         part: flat([p.grad for p in getattr(plain, part).parameters()]).norm()
@@ -74,8 +73,8 @@ def test_gradients_and_clipping(stage: int, bf16: bool, offload: dict, kind: str
     norms = clip_gradients(trainer.optimizer, limit, trainer.device)
     for part, norm in norms.items():
         torch.testing.assert_close(norm, expected[part], rtol=2e-2 if bf16 else 1e-5, atol=0)
-        shards = zip(trainer.shards, gradient_shards(trainer.optimizer), strict=True)
-        clipped = [g for shard, own in shards if shard.name.startswith(part) for g in own]
+        shards = zip(trainer.shards, trainer.optimizer.gradients(), strict=True)
+        clipped = [g for shard, own in shards if shard.part == part for g in own]
         # as torch's own clip_grad_norm_ has it, with 1e-6 added to the norm
         reached = norm.item() * min(1.0, limit / (norm.item() + 1e-6))
         assert flat(clipped).norm().item() == pytest.approx(reached, rel=1e-4)
@@ -89,17 +88,17 @@ def test_teacher_is_the_fp32_average_of_the_masters(
     averages = [flat(s.masters).double() for s in trainer.teacher.shards]
     for step in range(6):
         trainer.step([micro_batch(step)])
-        momentum = SCHEDULES.at(step).momentum
+        momentum = SCHEDULES.momentum(step)
         for i, shard in enumerate(trainer.teacher.shards):
             averages[i] = momentum * averages[i] + (1 - momentum) * flat(shard.masters).double()
     names = {id(p): n for n, p in trainer.model.encoder.named_parameters()}
-    own = dict(trainer.teacher.encoder.named_parameters())
+    own = dict(trainer.teacher.network().named_parameters())
     for shard, average in zip(trainer.teacher.shards, averages, strict=True):
-        ours = flat(trainer.teacher.averages[shard.name]).double()
+        ours = flat(trainer.teacher.ema[shard.name]).double()
         torch.testing.assert_close(ours, average, rtol=0, atol=3e-7)
         network = [own[names[id(p)]] for p in shard.parameters]
         assert all(p.dtype == (torch.bfloat16 if bf16 else torch.float32) for p in network)
-        cast = shard.pick(trainer.teacher.averages[shard.name]).to(network[0].dtype)
+        cast = shard.read(trainer.teacher.ema[shard.name]).to(network[0].dtype)
         assert torch.equal(flat(network), cast.float())
         assert not torch.equal(flat(network), student(shard))
 
@@ -111,7 +110,8 @@ def test_accumulation_equals_one_large_batch() -> None:
     gradients = []
     for video, masks in batches:
         model = copy.deepcopy(whole.model)
-        model(video, masks, whole.target_features(video)).backward()
+        features = whole.target_features(video)
+        feature_loss(model(video, masks), features, masks).backward()
         gradients.append(flat([p.grad for p in model.encoder.parameters()]))
     loss, _ = halves.backward(batches)
     norms = clip_gradients(halves.optimizer, None, halves.device)
@@ -131,8 +131,8 @@ def test_only_matrices_and_mask_tokens_decay() -> None:
             decays = name.endswith("mask_tokens") or parameter.ndim > 1
             assert shard.name.endswith(".decay") == decays, name
     trainer.step([micro_batch(0)])
-    decay = {g["name"]: g["weight_decay"] for g in trainer.optimizer.param_groups}
-    assert decay["encoder.decay"] == SCHEDULES.at(0).weight_decay
+    decay = {g["name"]: g["weight_decay"] for g in trainer.optimizer.torch.param_groups}
+    assert decay["encoder.decay"] == SCHEDULES.weight_decay(0)
     assert decay["encoder.no_decay"] == 0.0
 
 
@@ -146,7 +146,7 @@ def test_an_unknown_optimizer_is_refused() -> None:
         optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
 
     with pytest.raises(TypeError, match="found Wrapper, expected"):
-        master_shards(Wrapper())
+        adapt(SimpleNamespace(optimizer=Wrapper()))
 
 
 @pytest.mark.parametrize(
@@ -154,25 +154,59 @@ def test_an_unknown_optimizer_is_refused() -> None:
     [
         ([[Range(0, 3, 0)], [Range(3, 1, 0)]], True),
         ([[Range(0, 3, 0)], [Range(3, 0, 0)]], True),  # the last rank holds padding alone
-        ([[Range(0, 3, 0)], [Range(3, 1, 1)]], False),  # parameters of 1 and 3 elements, cut apart
+        ([[Range(0, 3, 0)], [Range(3, 1, 1)]], False),  # parameters of 1 and 3 elements, each split
         ([[Range(0, 1, 0), Range(2, 1, 1)], [Range(1, 1, 0)]], False),
     ],
 )
-def test_shares_are_in_order_if_end_to_end_they_are_the_flat_vector(
+def test_shards_are_in_order_if_their_concatenation_is_the_flat_vector(
     layout: list[list[Range]], in_order: bool
 ) -> None:
-    assert GroupShard("g", [], [torch.zeros(3)], layout, 0, 4).in_order == in_order
+    shard = GroupShard(
+        name="encoder.decay",
+        part="encoder",
+        names=[],
+        shapes=[],
+        parameters=[],
+        masters=[torch.zeros(3)],
+        layout=layout,
+        rank=0,
+        size=4,
+    )
+    assert shard.in_order == in_order
 
 
 def test_bf16_gradients_are_freed_as_they_are_added_up() -> None:
     trainer = make_trainer(bf16=True)
     trainer.backward([micro_batch(0)])
     assert all(p.grad is None for p in trainer.model.parameters())
-    assert all(gradient.any() for (gradient,) in gradient_shards(trainer.optimizer))
+    assert all(gradient.any() for (gradient,) in trainer.optimizer.gradients())
+
+
+@pytest.mark.parametrize(("stage", "bf16"), [(0, False), (1, True), (2, True), (3, True)])
+def test_predictions_are_freed_before_the_backward_pass(
+    monkeypatch: pytest.MonkeyPatch, stage: int, bf16: bool
+) -> None:
+    """[Rt, D] less at the step's peak: the loss keeps its gradient, not its inputs."""
+    trainer, alive = make_trainer(stage, bf16), []
+    predictions: list[weakref.ref] = []
+    trainer.engine.register_forward_hook(lambda *io: predictions.append(weakref.ref(io[-1])))
+    backward = trainer.engine.backward
+
+    def look(loss: torch.Tensor) -> torch.Tensor:
+        alive.append(predictions[-1]() is not None)
+        return backward(loss)
+
+    monkeypatch.setattr(trainer.engine, "backward", look)
+    gc.disable()
+    try:
+        trainer.step([micro_batch(0)])
+    finally:
+        gc.enable()
+    assert alive == [False]
 
 
 def test_positions_of_both_encoders_stay_in_fp32() -> None:
     trainer = make_trainer(bf16=True)
-    own, target = trainer.model.encoder.positions, trainer.teacher.encoder.positions
+    own, target = trainer.model.encoder.positions, trainer.teacher.network().positions
     assert target.dtype == torch.float32 and torch.equal(own, target)
-    assert {p.dtype for p in trainer.teacher.encoder.parameters()} == {torch.bfloat16}
+    assert {p.dtype for p in trainer.teacher.network().parameters()} == {torch.bfloat16}

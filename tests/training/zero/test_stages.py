@@ -51,7 +51,7 @@ def check_sent(case: dict, result: dict, world: int) -> None:
         assert len(mine) == 1 and "gather" in next(iter(mine)), case
         assert size <= sum(mine.values()) < size + padding, case
     assert sent == result["sent_frozen"], case
-    assert result["on_its_way"] == bool(mine), case  # waited for in the next step only
+    assert result["gather_in_flight"] == bool(mine), case  # waited for in the next step only
     # stage 3: weights as they are used, then in one call whatever it keeps whole
     assert sum(n for key, n in result["calls"].items() if "gather" in key) < 20, case
     if world > 1:

@@ -13,7 +13,7 @@ from vjepa_fast.training.checkpoint.format import Checkpoint, checkpoints
 from vjepa_fast.training.distributed.host_group import HostGroup
 from vjepa_fast.training.recipe import recipe_changes, with_defaults
 from vjepa_fast.training.trainer import Trainer
-from vjepa_fast.training.zero.shards import MOMENTS, restore_adam
+from vjepa_fast.training.zero.optimizers import MOMENTS, restore_adam
 
 log = logging.getLogger("vjepa_fast")
 
@@ -74,10 +74,9 @@ def restore(trainer: Trainer, checkpoint: Checkpoint) -> None:
     Raises:
         UserError: the checkpoint is of another model, or corrupt.
     """
-    names = {id(p): name for name, p in trainer.model.named_parameters()}
     saved = checkpoint.state["groups"]
     for shard in trainer.shards:
-        own = [[names[id(p)], s] for p, s in zip(shard.parameters, shard.shapes, strict=True)]
+        own = [list(pair) for pair in zip(shard.names, shard.shapes, strict=True)]
         if saved.get(shard.name) != own:
             raise UserError(
                 f"{checkpoint.folder}: found {_difference(saved.get(shard.name, []), own)} of this "
@@ -92,11 +91,10 @@ def restore(trainer: Trainer, checkpoint: Checkpoint) -> None:
             pieces = [checkpoint.read(key, r.start, r.count) for r in shard.ranges]
             return torch.cat(pieces) if pieces else torch.empty(0)
 
-        shard.place(read("master"), shard.masters)
+        shard.write(read("master"), shard.masters)
         restore_adam(trainer.optimizer, shard, {m: read(m) for m in MOMENTS}, step)
-        averages = trainer.teacher.averages.get(shard.name)
-        if averages is not None:
-            shard.place(read("teacher"), averages)
+        if shard.name in trainer.teacher.ema:
+            shard.write(read("teacher"), trainer.teacher.ema[shard.name])
     trainer.guard.restore(*checkpoint.state.get("bad_steps", (0, 0, -1)))  # absent in old ones
     trainer.after_restore(step)
     log.info("resumed at step %d from %s", step, checkpoint.folder)

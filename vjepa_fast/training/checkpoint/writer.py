@@ -31,7 +31,7 @@ from vjepa_fast.training.checkpoint.format import (
 )
 from vjepa_fast.training.distributed.host_group import HostGroup
 from vjepa_fast.training.trainer import Trainer
-from vjepa_fast.training.zero.shards import MOMENTS, adam_moments
+from vjepa_fast.training.zero.optimizers import MOMENTS, adam_moments
 
 log = logging.getLogger("vjepa_fast")
 
@@ -50,13 +50,12 @@ def snapshot(trainer: Trainer, rank: int) -> tuple[dict[str, Tensor], dict[str, 
         if not shard.sharded and rank:
             continue  # every rank holds the same; rank 0 saves it
         ranges[shard.name] = [[r.start, r.count] for r in shard.ranges]
-        tensors[f"{shard.name}/master"] = shard.pick(shard.masters).cpu()
+        tensors[f"{shard.name}/master"] = shard.read(shard.masters).cpu()
         for moment in MOMENTS:
             values = adam_moments(trainer.optimizer, shard, moment)
-            tensors[f"{shard.name}/{moment}"] = shard.pick(values).cpu()
-        if shard.name in trainer.teacher.averages:
-            average = trainer.teacher.averages[shard.name]
-            tensors[f"{shard.name}/teacher"] = shard.pick(average).cpu()
+            tensors[f"{shard.name}/{moment}"] = shard.read(values).cpu()
+        if shard.name in trainer.teacher.ema:
+            tensors[f"{shard.name}/teacher"] = shard.read(trainer.teacher.ema[shard.name]).cpu()
     return tensors, ranges
 
 
@@ -121,17 +120,13 @@ class Saver:
         self._retry_at = None
         step, rank = trainer.step_number, self._host_group.rank
         tensors, ranges = snapshot(trainer, rank)
-        names = {id(p): name for name, p in trainer.model.named_parameters()}
         groups = {
-            shard.name: [
-                [names[id(p)], shape]
-                for p, shape in zip(shard.parameters, shard.shapes, strict=True)
-            ]
+            shard.name: [list(pair) for pair in zip(shard.names, shard.shapes, strict=True)]
             for shard in trainer.shards
         }
         file = self._partial_folder(step) / shard_name(rank)
         write = self._thread.submit(_write_in_folder, file, tensors)
-        bad = trainer.guard.read()
+        bad = trainer.guard.counts()
         bad_steps = [bad.total, bad.in_a_row, bad.last]
         self._pending = _Pending(step, ranges, write, groups, bad_steps)
         if not self._policy.background:

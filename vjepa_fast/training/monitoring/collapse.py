@@ -8,14 +8,12 @@ vary from position to position and say nothing about the clip. So what counts is
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-if TYPE_CHECKING:  # it brings DeepSpeed, which a report has no need for
-    from vjepa_fast.training.zero.shards import GroupShard
+from vjepa_fast.training.zero.shards import GroupShard
 
 log = logging.getLogger("vjepa_fast")
 
@@ -54,11 +52,11 @@ def feature_health(features: Tensor) -> dict[str, float]:
     }
 
 
-def teacher_distance(shards: list[GroupShard], averages: dict[str, list[Tensor]]) -> float:
+def teacher_distance(shards: list[GroupShard], ema: dict[str, list[Tensor]]) -> float:
     """Relative distance |encoder - teacher| / |teacher| of this rank's share of the weights."""
     gap = whole = 0.0
     for shard in shards:
-        for master, average in zip(shard.masters, averages[shard.name], strict=True):
+        for master, average in zip(shard.masters, ema[shard.name], strict=True):
             gap += (master.detach() - average).square().sum().item()
             whole += average.square().sum().item()
     return (gap / max(whole, 1e-30)) ** 0.5

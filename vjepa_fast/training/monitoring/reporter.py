@@ -27,7 +27,7 @@ from vjepa_fast.training.monitoring.collapse import (
 from vjepa_fast.training.monitoring.environment import environment
 from vjepa_fast.training.monitoring.writer import MetricsWriter
 from vjepa_fast.training.recipe import settings_of
-from vjepa_fast.training.timers import Waiting
+from vjepa_fast.training.timers import TimedIterator
 from vjepa_fast.training.trainer import StepResult, Trainer
 
 log = logging.getLogger("vjepa_fast")
@@ -45,7 +45,7 @@ class Reporter:
     """
 
     def __init__(
-        self, config: Config, run: Path, trainer: Trainer, batches: Batches, clips: Waiting
+        self, config: Config, run: Path, trainer: Trainer, batches: Batches, clips: TimedIterator
     ) -> None:
         self._config, self._run, self._trainer = config, run, trainer
         self._batches, self._clips = batches, clips
@@ -62,7 +62,7 @@ class Reporter:
                     "collapse monitor: off; a micro-batch of one clip has no spread across clips"
                 )
         self._collapse = CollapseMonitor()
-        self._skipped = trainer.guard.read().total
+        self._skipped = trainer.guard.counts().total
         self._examples: Tensor | None = None
         self._steps, self._clock = 0, time.perf_counter()
         # A file or a pipe gets a line where a terminal has its bar.
@@ -96,18 +96,19 @@ class Reporter:
         Raises:
             UserError: `optim.max_nonfinite_steps` bad steps in a row.
         """
+        schedules = self._trainer.schedules
         values = {
             "loss": result.global_loss().item(),
             **{f"grad_norm_{part}": norm.item() for part, norm in result.grad_norms.items()},
-            "lr": result.values.lr,
-            "weight_decay": result.values.weight_decay,
-            "momentum": result.values.momentum,
+            "lr": schedules.lr(step),
+            "weight_decay": schedules.weight_decay(step),
+            "momentum": schedules.momentum(step),
         }
         now = time.perf_counter()
         seconds, self._clock = now - self._clock, now
         speed = self._steps * self._config.optim.global_batch / seconds
         wait = self._clips.take() / seconds
-        parts = {f"ms_{part}": ms for part, ms in self._trainer.laps.take().items()}
+        parts = {f"ms_{part}": ms for part, ms in self._trainer.timer.take().items()}
         steps, self._steps = self._steps, 0
         skipped = self._look_at_bad_steps()
         if self._writer:
@@ -127,8 +128,8 @@ class Reporter:
             health = feature_health(result.features)
             self._collapse.check(step, health)
             teacher = self._trainer.teacher
-            if teacher.averages:
-                health["teacher_distance"] = teacher_distance(teacher.shards, teacher.averages)
+            if teacher.ema:
+                health["teacher_distance"] = teacher_distance(teacher.shards, teacher.ema)
             self._writer.write(step, health)
 
     def pictures(self, step: int) -> None:
@@ -161,7 +162,7 @@ class Reporter:
         if self._writer is None:
             return
         self._writer.histogram(step, "target_features", result.features[:, ::4])
-        encoder = self._trainer.teacher.encoder
+        encoder = self._trainer.teacher.network()
         for name, module in (
             ("patch_embed", encoder.patch_embed),
             *((f"block_{i}", block) for i, block in enumerate(encoder.blocks)),
@@ -171,7 +172,7 @@ class Reporter:
 
     def _look_at_bad_steps(self) -> int:
         """Steps skipped so far. Says when there are more, and stops where it is hopeless."""
-        bad, limit = self._trainer.guard.read(), self._config.optim.max_nonfinite_steps
+        bad, limit = self._trainer.guard.counts(), self._config.optim.max_nonfinite_steps
         before, self._skipped = self._skipped, bad.total
         what = ", ".join(bad.what)
         if bad.in_a_row >= limit:
