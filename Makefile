@@ -31,7 +31,7 @@ $(DATA)/train.csv: $(STAMP) vjepa_fast/data/prepare/demo.py
 
 train: $(STAMP) $(DATA)/train.csv ## demo data, pretraining and probe, in minutes
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/deepspeed vjepa_fast/train.py --config $(CONFIG)
-	$(BIN)/vjepa-fast probe --checkpoint $(RUN) --labels digit,direction --label-share 0.1
+	$(BIN)/vjepa-fast probe --checkpoint $(RUN) --labels digit,direction --label-fraction 0.1
 
 # A test process on each core; idle ones take tests over from busy ones.
 SPREAD := -n logical --maxprocesses 8 --dist worksteal

@@ -23,7 +23,8 @@ from step.clock import Clock
 from step.sides import Clips, Ours
 from throughput import CONFIGS, DEFAULTS, check_world, counts
 
-from vjepa_fast.commands.info import clip_flops, table
+from vjepa_fast.commands.cost_of_config import clip_flops
+from vjepa_fast.commands.terminal import text_table
 from vjepa_fast.config import Config, load_config
 from vjepa_fast.errors import UserError, exit_status
 from vjepa_fast.training.distributed.launch import init_process_group
@@ -160,7 +161,7 @@ def run(options: argparse.Namespace) -> int:
             cells = f"{p.value:g}", f"{p.flops / 1e9:.2f}", f"{p.ms:.1f}", f"{rate:.0f}"
             rows.append((first[0], *cells, first[1]))
     print(f"{result['config']}, {result['device']}, {result['clock']}, {options.turns} turns")
-    print(table(rows))
+    print(text_table(rows))
     if options.json:
         options.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
         draw(result, options.json.with_suffix(".png"))

@@ -19,7 +19,8 @@ from pathlib import Path
 from scale.model import Bytes, Links, Parts, Step, step_on
 from throughput import CONFIGS
 
-from vjepa_fast.commands.info import parameter_counts, table
+from vjepa_fast.commands.cost_of_config import parameter_counts
+from vjepa_fast.commands.terminal import text_table
 from vjepa_fast.config import Config, load_config
 from vjepa_fast.errors import UserError, exit_status
 
@@ -101,7 +102,7 @@ def text_of(found: dict[int, dict[int, Step]]) -> str:
         sent.append((str(devices), *(f"{1e3 * seconds:.1f}" for seconds in milliseconds)))
     return (
         "a step, and its efficiency as the engine runs (in brackets: with all hidden that could "
-        f"be)\n{table(whole)}\n\nstage 1, ms\n{table(sent)}"
+        f"be)\n{text_table(whole)}\n\nstage 1, ms\n{text_table(sent)}"
     )
 
 

@@ -39,7 +39,7 @@ from step.report import (
 from step.roofline import mean_work, step_work
 from step.sides import Clips, Ours, Plain, demo_manifest, draw_masks, read_config
 
-from vjepa_fast.commands.info import clip_flops
+from vjepa_fast.commands.cost_of_config import clip_flops
 from vjepa_fast.config import Config, load_config
 from vjepa_fast.errors import UserError, exit_status
 from vjepa_fast.training.distributed.launch import init_process_group

@@ -132,7 +132,7 @@ def test_imports_are_seen():
     assert "config.schema" in ours("vjepa_fast.config.checks")
     assert ("vjepa_fast.config.schema", True) in imports("vjepa_fast.config.checks")
     assert ("vjepa_fast.masks", False) in imports("vjepa_fast.config.masks")
-    assert "evaluation.probe" in ours("vjepa_fast.cli")
+    assert "evaluation.probe" in ours("vjepa_fast.commands.probe")
     assert "kernels.gather_backward" in ours("vjepa_fast.kernels.gather")
     assert "masks" in ours("vjepa_fast.config.masks")
 

@@ -9,7 +9,7 @@ import pytest
 from pydantic import BaseModel
 
 from tests.helpers.paths import REPOSITORY
-from vjepa_fast.commands import info
+from vjepa_fast.commands import cost_of_config, info
 from vjepa_fast.config import Config, load_config
 from vjepa_fast.training.timers import PARTS
 
@@ -38,7 +38,7 @@ def test_every_part_is_explained() -> None:
 
 
 def test_computed_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    count = info.count_tokens
+    count = cost_of_config.count_tokens
 
     @lru_cache
     def counted(name: str) -> tuple:
@@ -50,7 +50,7 @@ def test_computed_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     for line in table:
         first, micro, gpus, *cells = (cell.strip() for cell in line.strip("|").split("|"))
         name = CONFIGS[first] if first else name
-        monkeypatch.setattr(info, "count_tokens", lambda _, name=name: counted(name))
+        monkeypatch.setattr(cost_of_config, "count_tokens", lambda _, name=name: counted(name))
         found = []
         for mode in MODES:
             changes = [f"activation_checkpointing={mode}", f"optim.micro_batch={micro}"]

@@ -28,7 +28,7 @@ import torch.distributed as dist
 from scale.model import Bytes, Links, Parts, step_on
 from torch import Tensor
 
-from vjepa_fast.commands.info import table
+from vjepa_fast.commands.terminal import text_table
 from vjepa_fast.config import Config, load_config
 from vjepa_fast.config.masks import sample_masks
 from vjepa_fast.errors import UserError
@@ -175,7 +175,7 @@ def check(path: Path, output: Path | None) -> int:
             worst = max(worst, ratio, 1 / ratio)
             cells = f"{predicted:.1f} ms", f"{measured:.1f} ms", f"{ratio:.2f}"
             rows.append((str(processes), str(stage), *cells))
-    print(f"{path.name}, {cores} cores, one thread a process\n{table(rows)}")
+    print(f"{path.name}, {cores} cores, one thread a process\n{text_table(rows)}")
     print(f"predicted and measured differ by a factor of {worst:.2f} at most")
     if output:
         output.write_text(json.dumps({"cores": cores, "found": found}, indent=2) + "\n")

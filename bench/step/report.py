@@ -8,7 +8,7 @@ import numpy as np
 from step.roofline import Work
 from step.sides import PARTS
 
-from vjepa_fast.commands.info import table
+from vjepa_fast.commands.terminal import text_table
 
 NAMES = {
     "masks": "mask sampling",
@@ -133,7 +133,10 @@ def whole_text(result: dict) -> str:
             "unknown" if memory is None else f"{memory / 1e6:.0f}",
         )
         rows.append((_side(name, result), *cells))
-    lines = [table(rows), f"ratio, turn by turn: {_span(result['ratio_spread'], 2, unit=' x')}"]
+    lines = [
+        text_table(rows),
+        f"ratio, turn by turn: {_span(result['ratio_spread'], 2, unit=' x')}",
+    ]
     if "peer" in result:
         peer = result["peer"]
         lines.append(
@@ -169,7 +172,7 @@ def parts_text(rows: Sequence[dict]) -> str:
                 f"{row['baseline_ms'] / row['ours_ms']:.2f} x",
             )
         )
-    return table(cells)
+    return text_table(cells)
 
 
 def products_text(result: dict) -> str:

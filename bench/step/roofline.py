@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from vjepa_fast.commands.info import clip_flops, parameter_counts
+from vjepa_fast.commands.cost_of_config import clip_flops, parameter_counts
 from vjepa_fast.config import Config
 from vjepa_fast.models.cost import patch_values
 

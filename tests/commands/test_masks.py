@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from vjepa_fast.cli import main
-from vjepa_fast.commands import info
-from vjepa_fast.commands import masks as mask_pictures
+from vjepa_fast.commands import cost_of_config
+from vjepa_fast.commands import masks as masks_command
 from vjepa_fast.config import parse_config
 from vjepa_fast.masks.overlay import CONTEXT, TARGET, TRUNCATED, overlay, token_kinds
 
@@ -22,7 +22,7 @@ SPECS = [
 @pytest.fixture
 def config_file(small_config, tmp_path, monkeypatch):
     """Writes a small config with these masks; the working directory is an empty folder."""
-    monkeypatch.setattr(info, "SAMPLED_STEPS", 20)
+    monkeypatch.setattr(cost_of_config, "SAMPLED_STEPS", 20)
     monkeypatch.chdir(tmp_path)
 
     def write(**changes):
@@ -56,11 +56,11 @@ def test_it_draws_over_the_configs_own_data_and_counts(config_file, capsys, tmp_
 
 
 def test_the_counts_are_those_of_the_run(small_config, monkeypatch):
-    monkeypatch.setattr(info, "SAMPLED_STEPS", 20)
+    monkeypatch.setattr(cost_of_config, "SAMPLED_STEPS", 20)
     config = parse_config(small_config(masks={"specs": SPECS, "truncate_group": 4}))
     sampler = config.masks.sampler(config.grid, config.seed)
-    seen, text = mask_pictures.count(config, sampler)
-    counted = info.count_tokens(config)  # what `vjepa-fast info` says: the same clips
+    seen, text = masks_command.count(config, sampler)
+    counted = cost_of_config.count_tokens(config)  # what `vjepa-fast info` says: the same clips
     batches = [sampler.sample(step, range(8 * step, 8 * step + 4)) for step in range(20)]
     context = np.mean([masks.context_seqlens[0].double().mean() for masks in batches])
     target = np.mean([masks.target_seqlens[0].double().mean() for masks in batches])
@@ -107,7 +107,7 @@ def test_without_the_configs_data_it_takes_the_demo_or_renders_one(
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "demo").symlink_to(demo)
     assert run(path) == 0
-    assert f"(of {mask_pictures.DEMO})" in capsys.readouterr().out
+    assert f"(of {masks_command.DEMO})" in capsys.readouterr().out
 
 
 def test_an_output_that_cannot_be_written_is_one_sentence(config_file, capsys):
@@ -143,9 +143,9 @@ def test_masks_that_never_leave_context_are_one_sentence(command, config_file, c
 
 
 def test_the_demos_frames_are_spread_over_longer_clips(small_config, demo, monkeypatch):
-    monkeypatch.setattr(mask_pictures, "DEMO", demo / "train.csv")
+    monkeypatch.setattr(masks_command, "DEMO", demo / "train.csv")
     data = {"manifests": ["elsewhere.csv"], "num_frames": 16, "frame_step": 4, "crop_size": 24}
-    clip, source = mask_pictures.find_clip(parse_config(small_config(data=data)))
+    clip, source = masks_command.find_clip(parse_config(small_config(data=data)))
     assert clip.shape == (16, 24, 24, 3) and clip.dtype == np.uint8 and "00000.webm" in source
     assert (clip[::2] == clip[1::2]).all()
     assert all((clip[i] != clip[i + 2]).any() for i in range(0, 14, 2))

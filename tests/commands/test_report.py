@@ -76,7 +76,7 @@ def test_a_finished_runs_page(run: Path, capsys: pytest.CaptureFixture) -> None:
         json.dumps(
             {
                 "step": 6,
-                "label_share": 0.1,
+                "label_fraction": 0.1,
                 "accuracy": {"digit": {"pretrained": 0.75, "random": 0.5}},
                 "chance": {"digit": 0.1},
             }

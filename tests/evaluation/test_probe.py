@@ -101,7 +101,7 @@ def test_probe_of_a_run_through_the_command_line(
         "test": {"used": 16, "left_out": []},
     }
 
-    few = ["--labels", "digit", "--label-share", "0.5"]
+    few = ["--labels", "digit", "--label-fraction", "0.5"]
     assert cli.main(["probe", "--checkpoint", str(run), *few]) == 0
     printed = capsys.readouterr().out
     assert "50% of the labels, mean of 3 draws" in printed
@@ -113,7 +113,7 @@ def test_probe_of_a_run_through_the_command_line(
     for share in ("0", "1.5", "some"):
         with pytest.raises(SystemExit, match="2"):
             cli.main(
-                ["probe", "--checkpoint", str(run), "--labels", "digit", "--label-share", share]
+                ["probe", "--checkpoint", str(run), "--labels", "digit", "--label-fraction", share]
             )
         assert f"found '{share}', expected a number above 0" in capsys.readouterr().err
 

@@ -9,7 +9,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from tests.helpers.paths import REPOSITORY
-from vjepa_fast.commands.info import clip_flops, count_tokens, info_text
+from vjepa_fast.commands.cost_of_config import clip_flops, count_tokens
+from vjepa_fast.commands.info import info_text
 from vjepa_fast.config import Config, load_config, parse_config
 from vjepa_fast.models.cost import (
     activation_memory,

@@ -1,24 +1,23 @@
-"""`vjepa-fast masks`: what a config's masks look like, over a real clip, and what they keep."""
+"""`vjepa-fast masks`: draw a config's masks over a real clip, and count their tokens."""
 
 from __future__ import annotations
 
+import argparse
 import logging
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
-from vjepa_fast.commands.info import mask_name, sampled_clips, table
-from vjepa_fast.config import Config
-from vjepa_fast.config.masks import sample_masks
-from vjepa_fast.data.decode.pyav import decode_clip
-from vjepa_fast.data.open_manifest import open_manifest
-from vjepa_fast.data.plan.planner import ClipPlanner
-from vjepa_fast.data.prepare.demo import FRAMES, render_clip
+from vjepa_fast.commands.info import mask_name
+from vjepa_fast.commands.terminal import add_config_arguments, text_table
 from vjepa_fast.errors import UserError
-from vjepa_fast.masks import MaskBatch, MaskSampler
-from vjepa_fast.masks.overlay import overlay, token_kinds
 
+if TYPE_CHECKING:
+    from vjepa_fast.config import Config
+    from vjepa_fast.masks import MaskBatch, MaskSampler
+
+HELP = "draw a config's masks over a clip and count their tokens"
 DEMO = Path("data/demo/train.csv")
 CLIPS = 2  # masks of each spec that are drawn over the clip
 SHOWN_FRAMES = 4  # at most, of each mask
@@ -27,23 +26,44 @@ MOST_SPECS = 6  # drawn; the table has all
 log = logging.getLogger("vjepa_fast")
 
 
-def masks_command(config: Config, output: Path) -> int:
-    """Draw the config's masks to `output` and print the table of what they keep."""
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's own arguments."""
+    add_config_arguments(parser)
+    parser.add_argument("--output", type=Path, default=Path("masks.png"), help="default: masks.png")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Draw the picture and print the table of token counts.
+
+    Raises:
+        UserError: the output cannot be written.
+    """
+    from vjepa_fast.config import load_config
+    from vjepa_fast.config.masks import sample_masks
+
+    config, output = load_config(options.config, options.set), options.output
     if not output.suffix or output.is_dir():  # matplotlib would write to another path
         found = f"the folder {output}" if output.is_dir() else f"{output}, a name without an ending"
         raise UserError(f"--output: found {found}, expected a picture's path; name e.g. masks.png")
     clip, source = find_clip(config)
     sampler = config.masks.sampler(config.grid, config.seed, num_threads=1)
-    seen, text = count(config, sampler)
-    draw(config, sample_masks(sampler, 0, range(CLIPS)), clip, seen, output)
+    context_rate, text = count(config, sampler)
+    draw(config, sample_masks(sampler, 0, range(CLIPS)), clip, context_rate, output)
     print(f"{text}\n\nmasks over {source}: {output}")
     return 0
 
 
 def find_clip(config: Config) -> tuple[np.ndarray, str]:
-    """A clip, uint8 [T, H, W, 3], and where it is from: the config's data if it is there, else the
-    demo data, else a clip drawn as the demo's are. The demo's clips are short: their frames are
-    spread over the config's."""
+    """A clip, uint8 [T, H, W, 3], and where it is from.
+
+    It is the first clip of the config's data if there is any, else of the demo data, else a clip
+    rendered as the demo's are. The demo's clips are short: their frames are spread over the
+    config's.
+    """
+    import torch
+
+    from vjepa_fast.data.prepare.demo import FRAMES, render_clip
+
     data = config.data
     for path in map(Path, data.manifests):
         if path.is_file():
@@ -57,11 +77,17 @@ def find_clip(config: Config) -> tuple[np.ndarray, str]:
     side = (data.crop_size, data.crop_size)
     pixels = torch.from_numpy(video[spread]).permute(0, 3, 1, 2)
     pixels = torch.nn.functional.interpolate(pixels, side, mode="bilinear", antialias=True)
-    log.warning("found no manifest of this config and no demo data: a rendered demo clip instead")
+    log.warning(
+        "found neither a manifest of this config nor the demo data; using a rendered demo clip"
+    )
     return pixels.permute(0, 2, 3, 1).numpy(), "a rendered demo clip"
 
 
 def _first_clip(manifest: Path, crop_size: int, **frames: float | None) -> tuple[np.ndarray, str]:
+    from vjepa_fast.data.decode.pyav import decode_clip
+    from vjepa_fast.data.open_manifest import open_manifest
+    from vjepa_fast.data.plan.planner import ClipPlanner
+
     planner = ClipPlanner.in_order(open_manifest(manifest), **frames)
     (plan,) = planner.plan([0])
     video = decode_clip(plan, planner.entries[plan.video], crop_size)
@@ -69,11 +95,22 @@ def _first_clip(manifest: Path, crop_size: int, **frames: float | None) -> tuple
 
 
 def count(config: Config, sampler: MaskSampler) -> tuple[np.ndarray, str]:
-    """How often each token is context, [M, T', H', W'] in 0 .. 1, and the table of token counts,
-    both over the `sampled_clips`; `sampler` is the config's."""
+    """Count tokens over the `sampled_clips`.
+
+    Args:
+        config: with M mask specs.
+        sampler: the config's.
+
+    Returns:
+        how often each token is context, [M, T', H', W'] in 0 … 1, and the table of token counts.
+    """
+    from vjepa_fast.commands.cost_of_config import sampled_clips
+    from vjepa_fast.config.masks import sample_masks
+    from vjepa_fast.masks import MaskSampler
+
     num_specs, grid = len(config.masks.specs), config.grid
     whole = MaskSampler(sampler.specs, grid, sampler.seed, truncate="none", num_threads=1)
-    seen = np.zeros((num_specs, int(np.prod(grid))))
+    times_context = np.zeros((num_specs, int(np.prod(grid))))
     kept, drawn = np.zeros((num_specs, 2)), np.zeros((num_specs, 2))
     total = 0
     for step, ids in sampled_clips(config):
@@ -87,37 +124,51 @@ def count(config: Config, sampler: MaskSampler) -> tuple[np.ndarray, str]:
         ends = masks.context_cu_seqlens[::clips].tolist()
         for m in range(num_specs):
             tokens = masks.context_tokens[ends[m] : ends[m + 1]].numpy()
-            seen[m] += np.bincount(tokens, minlength=seen.shape[1])
-    rows = [("tokens per clip", "context", "kept", "target", "kept", "mask ratio", "lost to cuts")]
+            times_context[m] += np.bincount(tokens, minlength=times_context.shape[1])
+    num_tokens = times_context.shape[1]
+    rows = [("tokens per clip", "context", "kept", "target", "kept", "mask ratio", "truncated")]
     for m, spec in enumerate(config.masks.specs):
-        (context, target), (left, left_target) = drawn[m] / total, kept[m] / total
-        lost = (seen.shape[1] * total - kept[m].sum()) / total  # of whole numbers: no -0
+        (context, target), (kept_context, kept_target) = drawn[m] / total, kept[m] / total
+        truncated = (num_tokens * total - kept[m].sum()) / total  # of whole numbers: no -0
         rows.append(
             (
                 f"masks.specs[{m}] ({mask_name(spec)})",
                 f"{context:.0f}",
-                f"{left:.0f}",
+                f"{kept_context:.0f}",
                 f"{target:.0f}",
-                f"{left_target:.0f}",
-                f"{target / seen.shape[1]:.2f}",
-                f"{lost:.0f} ({lost / seen.shape[1]:.0%})",
+                f"{kept_target:.0f}",
+                f"{target / num_tokens:.2f}",
+                f"{truncated:.0f} ({truncated / num_tokens:.0%})",
             )
         )
     text = (
-        f"{table(rows)}\n(means over {total} clips of {total // clips} steps; of "
-        f"{' x '.join(map(str, grid))} = {seen.shape[1]} tokens; truncate: {config.masks.truncate})"
+        f"{text_table(rows)}\n(means over {total} clips of {total // clips} steps; of "
+        f"{' x '.join(map(str, grid))} = {num_tokens} tokens; truncate: {config.masks.truncate})"
     )
-    return (seen / total).reshape(num_specs, *grid), text
+    return (times_context / total).reshape(num_specs, *grid), text
 
 
 def draw(
-    config: Config, masks: MaskBatch, clip: np.ndarray, seen: np.ndarray, output: Path
+    config: Config, masks: MaskBatch, clip: np.ndarray, context_rate: np.ndarray, output: Path
 ) -> None:
-    """For each spec, at some of the frames: the clip, the masks over it, the heat map."""
+    """Draw, for each spec and some frames, the clip, the masks over it and the heat map.
+
+    Args:
+        config: with M mask specs.
+        masks: of `CLIPS` clips.
+        clip: uint8 [T, H, W, 3].
+        context_rate: how often each token is context, [M, T', H', W'].
+        output: picture to write.
+
+    Raises:
+        UserError: the picture cannot be written.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+
+    from vjepa_fast.masks.overlay import overlay, token_kinds
 
     grid, specs = config.grid, config.masks.specs[:MOST_SPECS]
     frames = np.unique(np.linspace(0, grid[0] - 1, SHOWN_FRAMES).round().astype(int))
@@ -136,15 +187,15 @@ def draw(
             panels[0].set_title(f"t = {t}", fontsize=8)
             for panel, mask in zip(panels[1:], kinds[m], strict=False):
                 panel.imshow(overlay(picture, mask[t], config.model.patch_size))
-            heat = panels[-1].imshow(seen[m, t], vmin=0, vmax=1, cmap="viridis")
+            heat = panels[-1].imshow(context_rate[m, t], vmin=0, vmax=1, cmap="viridis")
         for row, name in zip(axes, names, strict=True):
             row[0].set_ylabel(name, fontsize=8)
         for panel in axes.flat:
             panel.set(xticks=[], yticks=[])
         bar = part.colorbar(heat, ax=axes[-1].tolist(), pad=0.02, aspect=12)
         bar.ax.tick_params(labelsize=7)
-    colours = "bright: context     blue: target     orange: neither, cut away"
-    figure.supxlabel(f"{colours}     (truncate: {config.masks.truncate})", fontsize=8)
+    legend = "bright: context     blue: target     orange: neither (truncated)"
+    figure.supxlabel(f"{legend}     (truncate: {config.masks.truncate})", fontsize=8)
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(output, dpi=80)

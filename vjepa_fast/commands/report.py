@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import base64
 import datetime
 import json
@@ -32,18 +33,25 @@ CHARTS = (  # title, names in metrics.jsonl, logarithmic, from zero on
     ("share of time that waits for data", ("data_wait",), False, True),
     ("milliseconds of a step, by part", tuple(f"ms_{part}" for part in PARTS), False, True),
 )
+HELP = "write a run's curves, pictures and tables as one HTML file"
 MOST_ROWS = 20
 MOST_PICTURES = 4  # of each kind: the first and the newest ones
 
 
-def report_command(run: Path, output: Path | None) -> int:
-    """Write the page (RUN/report.html unless told otherwise) and say where it is.
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's own arguments."""
+    parser.add_argument("run_folder", type=Path, metavar="RUN", help="e.g. runs/tiny")
+    parser.add_argument("--output", type=Path, help="default: RUN/report.html")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Write the report and print its path.
 
     Raises:
         UserError: a folder that is no run, or an output that can't be written.
     """
-    page = run_page(run)
-    output = output or run / "report.html"
+    page = run_page(options.run_folder)
+    output = options.output or options.run_folder / "report.html"
     try:
         output.write_text(page, encoding="utf-8")
     except OSError as error:
@@ -213,8 +221,8 @@ def _probe(run: Path) -> str:
         (label, *(f"{by_kind[kind]:.3f}" for kind in kinds), f"{chance.get(label, 0):.3f}")
         for label, by_kind in accuracy.items()
     ]
-    share = result.get("label_share", 1.0)
-    note = f"Attentive probe at step {result.get('step')}, {share:.0%} of the labels; accuracy."
+    fraction = result.get("label_fraction", 1.0)
+    note = f"Attentive probe at step {result.get('step')}, {fraction:.0%} of the labels; accuracy."
     return f"<p>{escape(note)}</p>" + table(("label", *kinds, "chance"), rows)
 
 

@@ -61,7 +61,7 @@ def run_probe(
     labels: Sequence[str],
     train: Path | None = None,
     test: Path | None = None,
-    label_share: float = 1.0,
+    label_fraction: float = 1.0,
 ) -> dict:
     """Train the same attentive probe on three kinds of frozen features, for each label.
 
@@ -72,10 +72,10 @@ def run_probe(
         path: a checkpoint's folder or a run's.
         labels: label columns to probe for.
         train, test: manifests; by default the run's own (first) and the test.csv beside it.
-        label_share: of the training clips of each class, how many carry a label; (0, 1].
+        label_fraction: of the training clips of each class, how many carry a label; (0, 1].
 
     Returns:
-        checkpoint, step, label_share, accuracy {label: {kind: share}}, draws {label: {kind:
+        checkpoint, step, label_fraction, accuracy {label: {kind: share}}, draws {label: {kind:
         [share]}}, chance {label: share}, videos {"train" and "test": {"used": their number,
         "left_out": the paths of those that cannot be decoded}}; also written to probe.json in the
         run's folder (of a checkpoint that stands elsewhere, in its own), whose path is added as
@@ -116,7 +116,7 @@ def run_probe(
     }
     recipe = ProbeRecipe(width=model.encoder.width, heads=model.encoder.heads)
     draws: dict[str, dict[str, list[float]]] = {label: {} for label in labels}
-    seeds = [config.seed + draw for draw in range(1 if label_share == 1.0 else LOW_SHOT_DRAWS)]
+    seeds = [config.seed + draw for draw in range(1 if label_fraction == 1.0 else LOW_SHOT_DRAWS)]
     for kind, featurize in kinds.items():
         train_features = all_features(featurize, train_clips.video, device, kind)
         test_features = all_features(featurize, test_clips.video, device, kind)
@@ -125,7 +125,7 @@ def run_probe(
             test_labels = test_clips.labels[label].to(device)
             draws[label][kind] = []
             for seed in seeds:
-                labelled = label_split(train_labels, label_share, seed).to(device)
+                labelled = label_split(train_labels, label_fraction, seed).to(device)
                 found = probe_accuracy(
                     train_features,
                     train_labels,
@@ -140,7 +140,7 @@ def run_probe(
     result = {
         "checkpoint": str(checkpoint.folder),
         "step": checkpoint.state["step"],
-        "label_share": label_share,
+        "label_fraction": label_fraction,
         "accuracy": {
             label: {kind: sum(found) / len(found) for kind, found in by_kind.items()}
             for label, by_kind in draws.items()
@@ -160,33 +160,3 @@ def _chance(train: Clips, test: Clips, label: str) -> float:
     """Test accuracy of always answering the commonest training class."""
     commonest = train.labels[label].mode().values
     return (test.labels[label] == commonest).float().mean().item()
-
-
-def probe_table(result: dict) -> str:
-    """The result as a short table for people."""
-    accuracy, kinds = result["accuracy"], (PRETRAINED, RANDOM, PIXELS)
-    share = result["label_share"]
-    labelled = (
-        "" if share == 1.0 else f", {share:.0%} of the labels, mean of {LOW_SHOT_DRAWS} draws"
-    )
-    lines = [
-        f"attentive probe on frozen features{labelled}; accuracy on held-out videos, step "
-        f"{result['step']}",
-        f"{'':20}" + "".join(f"{label:>12}" for label in accuracy),
-    ]
-    for kind in kinds:
-        lines.append(f"{kind:20}" + "".join(f"{row[kind]:12.3f}" for row in accuracy.values()))
-    lines.append(f"{'chance':20}" + "".join(f"{c:12.3f}" for c in result["chance"].values()))
-    for name, videos in result["videos"].items():
-        if left_out := len(videos["left_out"]):
-            count = videos["used"] + left_out
-            lines.append(f"left out: {left_out} of {count} {name} videos, which do not decode")
-    margins = [row[PRETRAINED] - row[RANDOM] for row in accuracy.values()]
-    lines.append(f"{'pretrained - random':20}" + "".join(f"{m:+12.3f}" for m in margins))
-    ahead = [label for label, row in accuracy.items() if row[PIXELS] > row[PRETRAINED]]
-    if ahead:
-        lines.append(
-            f"Raw pixels win on {' and '.join(ahead)}: there the probe itself learns filters from "
-            "labelled pixels, end to end, which frozen features do not allow."
-        )
-    return "\n".join(lines)

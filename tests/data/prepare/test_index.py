@@ -20,7 +20,7 @@ from vjepa_fast.data.manifest.files import read_manifest, write_manifest
 from vjepa_fast.data.plan.clip_plan import ClipPlan
 from vjepa_fast.data.prepare import index
 from vjepa_fast.data.prepare.findings import Candidate, Finding
-from vjepa_fast.data.prepare.index import index_command, index_directory
+from vjepa_fast.data.prepare.index import index_directory
 from vjepa_fast.data.prepare.inspect import probe_video
 from vjepa_fast.data.prepare.scan import scan
 from vjepa_fast.errors import UserError
@@ -47,7 +47,7 @@ def test_bad_files_are_reported_with_their_reason_and_left_out(tmp_path, capsys)
     (tmp_path / "notes.txt").write_text("no video extension: not looked at")
 
     output = tmp_path / "manifest.csv"
-    assert index_command(tmp_path, output, workers=2) == 0
+    assert main(["index", str(tmp_path), "--output", str(output), "--workers", "2"]) == 0
 
     entries = read_manifest(output)
     assert [entry.path for entry in entries] == [str(also_good), str(good)]
@@ -122,9 +122,10 @@ def test_vp8_reference_frames_that_are_never_shown_are_not_counted(tmp_path):
 def test_nothing_usable_is_an_error_and_writes_nothing(tmp_path, capsys):
     (tmp_path / "empty.mp4").touch()
     output = tmp_path / "manifest.csv"
-    with pytest.raises(UserError, match="1 unusable files and no usable video"):
-        index_command(tmp_path, output, workers=1)
-    assert "empty.mp4: empty" in capsys.readouterr().out
+    assert main(["index", str(tmp_path), "--output", str(output), "--workers", "1"]) == 2
+    printed = capsys.readouterr()
+    assert "1 unusable files and no usable video" in printed.err
+    assert "empty.mp4: empty" in printed.out
     assert not output.exists()
 
 

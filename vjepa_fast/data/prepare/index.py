@@ -7,7 +7,6 @@ import logging
 import os
 import stat
 import tarfile
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
@@ -25,7 +24,6 @@ _CONTAINERS = "3gp avi flv m2ts m4v mkv mov mp4 mpeg mpg ogv ts webm wmv"
 VIDEO_EXTENSIONS = frozenset(f".{name}" for name in _CONTAINERS.split())
 IMAGE_EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp"})
 _KNOWN = VIDEO_EXTENSIONS | IMAGE_EXTENSIONS
-_SHOWN = 20  # refused files that are printed; all are in the report
 _logger = logging.getLogger("vjepa_fast")
 
 
@@ -130,32 +128,6 @@ def _scan(
     yield from tqdm(
         findings, "indexing", known + len(new), initial=known, unit="video", disable=not progress
     )
-
-
-def index_command(
-    directory: Path, output: Path, workers: int | None = None, deep: bool = False
-) -> int:
-    """Run `vjepa-fast index`: print refused files with their reasons and a summary; returns the
-    exit status 0.
-
-    Raises UserError if no file is usable.
-    """
-    entries, refused = index_directory(directory, output, workers, progress=True, deep=deep)
-    for path, reason in refused[:_SHOWN]:
-        print(f"refused {path}: {reason}")
-    if len(refused) > _SHOWN:
-        print(f"… and {len(refused) - _SHOWN} more, see {output}.refused.csv")
-    counts = Counter(reason.split(" (")[0] for _, reason in refused)
-    for reason, count in counts.most_common():
-        print(f"{count:>8} refused: {reason}")
-    if not entries:
-        raise UserError(
-            f"found {len(refused)} unusable files and no usable video in {directory}, expected at "
-            "least one, see the reasons above"
-        )
-    frames = sum(entry.frames for entry in entries)
-    print(f"{output}: {len(entries)} videos, {frames} frames; {len(refused)} files refused")
-    return 0
 
 
 def _candidates(directory: Path, refused: list[Finding]) -> Iterator[Candidate]:

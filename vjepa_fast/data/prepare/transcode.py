@@ -2,24 +2,19 @@
 
 import errno
 import os
-from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from time import process_time
 
 import av
-import numpy as np
 from tqdm import tqdm
 
-from vjepa_fast.data.decode.pyav import decode_clip
 from vjepa_fast.data.ffmpeg import BadVideo, open_video
 from vjepa_fast.data.manifest.entry import Entries, ManifestEntry
 from vjepa_fast.data.manifest.files import is_text_list, read_manifest, write_manifest
 from vjepa_fast.data.manifest.location import file_of, is_in_place, source_url
-from vjepa_fast.data.plan.clip_plan import ClipPlan
-from vjepa_fast.data.plan.windows import Windows
 from vjepa_fast.data.prepare.encode import CODECS, STAMP, Settings, encode_copy
 from vjepa_fast.data.prepare.findings import Candidate, Finding, write_report
 from vjepa_fast.data.prepare.inspect import probe_video
@@ -28,8 +23,6 @@ from vjepa_fast.data.prepare.text_list import read_text_list
 from vjepa_fast.errors import UserError
 
 _LIMIT = 3600  # seconds that a file may take, beside those for its size
-_MEASURED = 20  # videos whose decoding is timed
-_CLIP = Windows(num_frames=16, frame_step=4)
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 
 
@@ -116,69 +109,6 @@ def transcode_manifest(
 
 def _opened(manifest: Path) -> Entries:
     return read_text_list(manifest) if is_text_list(manifest) else read_manifest(manifest)
-
-
-def transcode_command(
-    manifest: Path, output: Path, codec: str, short_side: int, gop: int, workers: int | None
-) -> int:
-    """Run `vjepa-fast transcode`: the copies, what failed, the sizes and decoding times before and
-    after; returns the exit status 0.
-    """
-    target, refused = transcode_manifest(
-        manifest, output, codec, short_side, gop, workers, progress=True
-    )
-    for path, reason in refused:
-        print(f"refused {path}: {reason}")
-    copies = read_manifest(target)
-    lost = {path for path, _ in refused}
-    originals = [entry for entry in _opened(manifest) if entry.path not in lost]
-    megabytes = [sum(e.size_bytes for e in entries) / 1e6 for entries in (originals, copies)]
-    print(
-        f"{target}: {len(copies)} videos, {megabytes[0]:.1f} MB before and {megabytes[1]:.1f} MB "
-        f"after; {len(refused)} videos refused"
-    )
-    places = np.linspace(0, len(copies) - 1, min(_MEASURED, len(copies))).astype(int)
-    pairs = [(originals[i], copies[i]) for i in places]
-    seconds = measure(pairs)
-    lacking = len(pairs) - len(seconds)
-    if seconds:
-        before, after = np.mean(seconds, axis=0).tolist()
-        print(
-            f"decoding a clip of {_CLIP.num_frames} frames, one in {_CLIP.frame_step}, to 224 px "
-            f"with PyAV, CPU time: {1e3 * before:.1f} ms before, {1e3 * after:.1f} ms after "
-            f"({before / after:.1f} x; mean of {len(seconds)} videos)"
-        )
-    if lacking:
-        print(
-            f"not timed: {lacking} of {len(pairs)} videos, whose original or copy cannot be decoded"
-        )
-    return 0
-
-
-def measure(pairs: Sequence[tuple[ManifestEntry, ManifestEntry]]) -> list[tuple[float, float]]:
-    """CPU seconds to decode a clip of each original and of its copy, the same frames of both.
-
-    Pairs of which one cannot be decoded are left out.
-    """
-    seconds = []
-    for i, (original, copy) in enumerate(pairs):
-        place = (i + 0.5) / len(pairs)
-        with suppress(UserError):
-            seconds.append((_decoding_time(original, place), _decoding_time(copy, place)))
-    return seconds
-
-
-def _decoding_time(entry: ManifestEntry, place: float) -> float:
-    frames = _CLIP.frames_at_step(
-        np.array([entry.frames]),
-        np.zeros(1, dtype=np.int64),
-        lambda room: (room * place).astype(np.int64),
-    )[0]
-    plan = ClipPlan(0, entry.path, 0, frames, (0.0, 0.0, 1.0, 1.0), False, {})
-    decode_clip(plan, entry, 224)  # into the page cache
-    start = process_time()
-    decode_clip(plan, entry, 224)
-    return process_time() - start
 
 
 def _checked(codec: str, short_side: int, gop: int) -> Settings:

@@ -1,0 +1,36 @@
+"""`vjepa-fast demo-data`: write a small labeled data set of real video files."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from vjepa_fast.commands.terminal import add_workers_argument, positive_int
+
+HELP = "write a small labeled data set of real video files"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's own arguments."""
+    parser.add_argument("--output", type=Path, default=Path("data/demo"), help="default: data/demo")
+    parser.add_argument("--clips", type=positive_int, default=4000, help="training clips (4000)")
+    parser.add_argument("--test-clips", type=positive_int, default=1000, help="test clips (1000)")
+    parser.add_argument("--codec", default="vp9", help="vp9 (default) or h264")
+    parser.add_argument("--seed", type=int, default=0, help="of all random choices (0)")
+    add_workers_argument(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Write the videos and the two manifests, and print where they are."""
+    from vjepa_fast.data.prepare.demo import make_demo
+
+    train, test = make_demo(
+        options.output,
+        clips=options.clips,
+        test_clips=options.test_clips,
+        codec=options.codec,
+        seed=options.seed,
+        workers=options.workers,
+    )
+    print(f"demo data: {train} and {test}")
+    return 0
