@@ -20,8 +20,8 @@ from vjepa_fast.training.distributed.launch import init_process_group
 from vjepa_fast.training.distributed.peer_watch import PeerWatch
 from vjepa_fast.training.distributed.preemption import StopRequests
 from vjepa_fast.training.distributed.process import ManualGarbageCollection, prepare_cpu
+from vjepa_fast.training.monitoring.curves import draw_curves
 from vjepa_fast.training.monitoring.reporter import Reporter
-from vjepa_fast.training.monitoring.writer import draw_curves
 from vjepa_fast.training.recipe import settings_of
 from vjepa_fast.training.timers import TimedIterator
 from vjepa_fast.training.trainer import Trainer
@@ -95,7 +95,7 @@ def _train(
     ):
         clips = TimedIterator(loader)
         with (
-            Reporter(config, run, trainer, batches, clips) as report,
+            Reporter(config, run, trainer, batches, clips) as reporter,
             ManualGarbageCollection() as garbage,
         ):
             for step in range(first, last):
@@ -103,16 +103,16 @@ def _train(
                 done = step + 1
                 stop, saving = host_group.any(stopping.reason is not None, saver.in_flight)
                 save = stop or done == last or saver.due(done)
-                report.tick()
+                reporter.tick()
                 if due(done, config.log.every) or step == first or save:
-                    report.measure(step, result)
+                    reporter.log_metrics(step, result)
                     garbage.collect()
                 if due(done, config.log.collapse_every):
-                    report.monitor(step, result)
+                    reporter.check_collapse(step, result)
                 if due(done, config.log.pictures_every):
-                    report.pictures(step)
+                    reporter.draw_pictures(step)
                 if config.log.histograms_every and due(done, config.log.histograms_every):
-                    report.histograms(step, result)
+                    reporter.write_histograms(step, result)
                 if save:
                     saver.save(trainer)
                 elif not saving:

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from vjepa_fast.training.monitoring.collapse import CollapseMonitor, feature_health, rank_me
-from vjepa_fast.training.monitoring.writer import MetricsWriter, draw_curves, read_metrics
+from vjepa_fast.training.monitoring.curves import draw_curves
+from vjepa_fast.training.monitoring.writer import MetricsWriter, read_metrics
 
 
 def test_features_that_are_a_function_of_the_position_are_collapsed() -> None:

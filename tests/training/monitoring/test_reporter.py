@@ -22,7 +22,7 @@ from vjepa_fast.training.monitoring.environment import environment
 from vjepa_fast.training.monitoring.pictures import (
     feature_picture,
     mask_picture,
-    principal_colours,
+    principal_colors,
     shown_frames,
     tiles,
 )
@@ -93,8 +93,8 @@ def test_what_a_run_leaves(
     logged = [call for call in wandb.calls if call[0] == "log"]
     assert {call[1] for call in logged if "loss" in call[2]} == {row["step"] for row in rows}
 
-    around = json.loads((run / "environment.json").read_text())
-    assert around["torch"] == torch.__version__ and around["processes"] == "1"
+    found = json.loads((run / "environment.json").read_text())
+    assert found["torch"] == torch.__version__ and found["processes"] == "1"
 
 
 def test_a_missing_package_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,21 +109,21 @@ def test_environment_names_commit_and_device() -> None:
     assert set(found["commit"].removesuffix("-dirty")) <= set("0123456789abcdef")
 
 
-def test_colours_follow_what_varies_most() -> None:
-    """Features that hold one pattern beside little noise show that pattern as the first colour."""
+def test_colors_follow_what_varies_most() -> None:
+    """Features that hold one pattern beside little noise show that pattern as the first color."""
     grid, clips = (2, 4, 4), 2
     generator = torch.Generator().manual_seed(0)
     pattern = torch.linspace(-1, 1, 32).repeat(clips, 1)
     base = torch.randn(24, generator=generator)
     features = 0.01 * torch.randn(clips, 32, 24, generator=generator) + pattern[..., None] * base
     features = features + torch.randn(24, generator=generator)
-    colours = principal_colours(features, grid)
-    assert colours.shape == (clips, *grid, 3) and colours.min() >= 0 and colours.max() <= 1
-    red = colours[..., 0].reshape(clips, 32)
+    colors = principal_colors(features, grid)
+    assert colors.shape == (clips, *grid, 3) and colors.min() >= 0 and colors.max() <= 1
+    red = colors[..., 0].reshape(clips, 32)
     correlation = np.corrcoef(red[0], pattern[0].numpy())[0, 1]
     assert abs(correlation) > 0.9
     assert np.allclose(red[0], red[1], atol=0.1)
-    assert np.array_equal(colours, principal_colours(features, grid))
+    assert np.array_equal(colors, principal_colors(features, grid))
 
 
 def test_features_that_are_all_alike_have_a_picture() -> None:

@@ -1,4 +1,4 @@
-"""What a run ran on: versions, device, commit."""
+"""The environment of a run: versions, device, commit."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def _version(package: str) -> str:
 
 
 def _commit() -> str | None:
-    """Of the checkout that this code runs from; None where it is no checkout, or git is missing."""
+    """Commit of the checkout that this code runs from; None without a checkout or git."""
 
     def git(*arguments: str) -> str | None:
         command = ["git", "-c", "safe.directory=*", "-C", str(Path(__file__).parent), *arguments]
@@ -36,7 +36,7 @@ def _commit() -> str | None:
         return None if done.returncode else done.stdout.strip()
 
     if git("ls-files", "--error-unmatch", __file__) is None:
-        return None  # perhaps somebody else's repository around an installed package
+        return None  # an installed package, perhaps inside another repository
     return git("describe", "--always", "--dirty", "--abbrev=12")
 
 
@@ -50,11 +50,11 @@ def _processor() -> str:
 
 
 def environment(device: torch.device, world: int) -> dict[str, str]:
-    """Names and values, for people.
+    """Names and values as shown to people.
 
     Args:
         device: of this process.
-        world: processes of the run.
+        world: number of processes of the run.
     """
     if device.type == "cuda":
         name = f"{torch.cuda.get_device_name(device)}, CUDA {torch.version.cuda}"

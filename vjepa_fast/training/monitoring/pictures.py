@@ -1,4 +1,4 @@
-"""Pictures of a run: its masks, and what the target encoder makes of a few fixed clips."""
+"""Pictures of a run: its masks, and the target encoder's features of a few fixed clips."""
 
 from __future__ import annotations
 
@@ -10,23 +10,24 @@ from torch import Tensor
 from vjepa_fast.masks import MaskBatch
 from vjepa_fast.masks.overlay import overlay, token_kinds
 
-CLIPS = 3  # fixed ones
-FRAMES = 4  # at most, of each
+CLIPS = 3  # fixed clips
+FRAMES = 4  # of each clip, at most
 SPECS = 4  # at most
 SIDE = 96  # pixels of a frame in a picture, at least
-GAP = 4
+GAP = 4  # pixels
 
 
 def shown_frames(length: int) -> np.ndarray:
-    """Up to `FRAMES` places in time of a grid with `length`, spread evenly."""
+    """Up to `FRAMES` time positions of a grid with `length`, evenly spaced."""
     return np.unique(np.linspace(0, length - 1, FRAMES).round().astype(int))
 
 
-def principal_colours(features: Tensor, grid: tuple[int, int, int]) -> np.ndarray:
+def principal_colors(features: Tensor, grid: tuple[int, int, int]) -> np.ndarray:
     """The first three principal components of token features as red, green and blue.
 
-    Components are those of all tokens of all clips together, so that a colour means the same in
-    each. Each has the sign that makes its largest entry positive, and is cut to its middle 98 %.
+    The components are computed over the tokens of all clips, so that a color means the same in
+    each clip. Each has the sign that makes its largest entry positive and is clipped to its middle
+    98 %.
 
     Args:
         features: [B, N, D], any float dtype.
@@ -47,20 +48,20 @@ def principal_colours(features: Tensor, grid: tuple[int, int, int]) -> np.ndarra
 
 
 def feature_picture(video: Tensor, features: Tensor, grid: tuple[int, int, int]) -> np.ndarray:
-    """Clips, and below each its features in colours.
+    """Draw clips and, below each, its features as colors.
 
     Args:
         video: uint8 [B, T, H, W, 3].
-        features: target encoder's, [B, N, D].
+        features: of the target encoder, [B, N, D].
         grid: tokens (T', H', W').
 
     Returns:
         uint8 RGBA [height, width, 4], transparent between the frames.
     """
     tubelet = video.shape[1] // grid[0]
-    colours = torch.from_numpy(principal_colours(features, grid))
+    colors = torch.from_numpy(principal_colors(features, grid))
     rows = []
-    for clip, values in zip(video.cpu(), colours, strict=True):
+    for clip, values in zip(video.cpu(), colors, strict=True):
         times = shown_frames(grid[0])
         smooth = F.interpolate(values[times].permute(0, 3, 1, 2), clip.shape[1:3], mode="bilinear")
         pixels = (255 * smooth).round().to(torch.uint8).permute(0, 2, 3, 1)
@@ -86,14 +87,14 @@ def mask_picture(video: Tensor, masks: MaskBatch, grid: tuple[int, int, int]) ->
 
 
 def tiles(rows: list) -> np.ndarray:
-    """Rows of equal pictures, uint8 [H, W, 3], laid out with gaps; small ones are enlarged."""
+    """Arrange rows of equal pictures, uint8 [H, W, 3], with gaps; small ones are enlarged."""
     height, width = rows[0][0].shape[:2]
     scale = -(-SIDE // height)
     high, wide = height * scale + GAP, width * scale + GAP
     out = np.zeros((len(rows) * high - GAP, len(rows[0]) * wide - GAP, 4), dtype=np.uint8)
     for i, row in enumerate(rows):
         for j, picture in enumerate(row):
-            place = out[i * high :, j * wide :][: height * scale, : width * scale]
-            place[..., :3] = picture.repeat(scale, axis=0).repeat(scale, axis=1)
-            place[..., 3] = 255
+            tile = out[i * high :, j * wide :][: height * scale, : width * scale]
+            tile[..., :3] = picture.repeat(scale, axis=0).repeat(scale, axis=1)
+            tile[..., 3] = 255
     return out

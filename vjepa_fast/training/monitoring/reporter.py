@@ -1,4 +1,4 @@
-"""What a run tells while it runs: progress, metrics, pictures, warnings, a stop at bad numbers."""
+"""Reports a run while it runs: progress, metrics, pictures, and an end at non-finite numbers."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ log = logging.getLogger("vjepa_fast")
 
 
 class Reporter:
-    """Measures when the loop says so. Rank 0 shows and writes; every rank must call `measure`.
+    """Shows and writes what a run does. Only rank 0 writes; every rank calls the methods.
 
     Args:
         config: of the run.
-        run: its folder.
-        trainer: at its first step.
-        batches: what it is fed with.
-        clips: the loader, which knows how long the training waited for it.
+        run: the run's folder.
+        trainer: before its first step.
+        batches: of this rank.
+        clips: the loader, which knows how long the training has waited for it.
     """
 
     def __init__(
@@ -54,8 +54,8 @@ class Reporter:
         if self._first:
             settings = settings_of(config)
             self._writer = MetricsWriter(run, trainer.step_number, config.log.wandb, settings)
-            around = environment(trainer.device, dist.get_world_size())
-            text = json.dumps(around, indent=2, ensure_ascii=False) + "\n"
+            found = environment(trainer.device, dist.get_world_size())
+            text = json.dumps(found, indent=2, ensure_ascii=False) + "\n"
             (run / "environment.json").write_text(text, encoding="utf-8")
             if trainer.micro_batch == 1:
                 log.info(
@@ -65,7 +65,7 @@ class Reporter:
         self._skipped = trainer.guard.counts().total
         self._examples: Tensor | None = None
         self._steps, self._clock = 0, time.perf_counter()
-        # A file or a pipe gets a line where a terminal has its bar.
+        # lines instead of a bar where stderr is a file or a pipe
         self._lines = self._first and not sys.stderr.isatty()
         self._bar = tqdm(
             total=config.optim.steps,
@@ -85,13 +85,12 @@ class Reporter:
             self._writer.close()
 
     def tick(self) -> None:
-        """A step is done. No device sync."""
+        """Count a step. No host sync."""
         self._steps += 1
         self._bar.update()
 
-    def measure(self, step: int, result: StepResult) -> None:
-        """Write a line of metrics; what is not finite is left out of it. Collective; waits for the
-        device.
+    def log_metrics(self, step: int, result: StepResult) -> None:
+        """Write the finite scalars of a step. Collective; host sync.
 
         Raises:
             UserError: `optim.max_nonfinite_steps` bad steps in a row.
@@ -110,7 +109,7 @@ class Reporter:
         wait = self._clips.take() / seconds
         parts = {f"ms_{part}": ms for part, ms in self._trainer.timer.take().items()}
         steps, self._steps = self._steps, 0
-        skipped = self._look_at_bad_steps()
+        skipped = self._check_nonfinite()
         if self._writer:
             finite = {name: value for name, value in values.items() if math.isfinite(value)}
             more = {"skipped_steps": skipped, "clips_per_second": speed, "data_wait": wait}
@@ -122,8 +121,8 @@ class Reporter:
             left = tqdm.format_interval((last - done) * seconds / steps)
             log.info("step %d of %d: %s, %s left", done, last, text, left)
 
-    def monitor(self, step: int, result: StepResult) -> None:
-        """Look at the health of rank 0's target features; waits for its device."""
+    def check_collapse(self, step: int, result: StepResult) -> None:
+        """Measure the collapse of rank 0's target features. Host sync on rank 0."""
         if self._writer and len(result.features) > 1:  # one clip has no spread across clips
             health = feature_health(result.features)
             self._collapse.check(step, health)
@@ -132,9 +131,11 @@ class Reporter:
                 health["teacher_distance"] = teacher_distance(teacher.shards, teacher.ema)
             self._writer.write(step, health)
 
-    def pictures(self, step: int) -> None:
-        """Draw the step's masks, and the target encoder's features of a few fixed clips, on rank 0;
-        waits for its device. What can't be drawn is a warning: no run ends over a picture."""
+    def draw_pictures(self, step: int) -> None:
+        """Draw the step's masks, and the target encoder's features of a few fixed clips.
+
+        Host sync on rank 0. A picture that cannot be written is a warning, not the run's end.
+        """
         if self._writer is None:
             return
         try:
@@ -142,7 +143,9 @@ class Reporter:
                 self._examples = self._batches.examples(pictures.CLIPS)
             video, trainer = self._examples, self._trainer
             if video is None:
-                log.warning("step %d: no pictures, since none of the first clips decodes", step)
+                log.warning(
+                    "step %d: no pictures, since none of the first clips could be decoded", step
+                )
                 return
             features = trainer.target_features(video.to(trainer.device))
             features = features.view(len(video), -1, features.shape[-1])
@@ -156,9 +159,11 @@ class Reporter:
         except OSError as error:
             log.warning("step %d: no pictures (%s)", step, error)
 
-    def histograms(self, step: int, result: StepResult) -> None:
-        """TensorBoard's histograms of rank 0's target features and of the target encoder's weights
-        by block; waits for its device."""
+    def write_histograms(self, step: int, result: StepResult) -> None:
+        """Write histograms of target features and of the target encoder's weights by block.
+
+        To TensorBoard; host sync on rank 0.
+        """
         if self._writer is None:
             return
         self._writer.histogram(step, "target_features", result.features[:, ::4])
@@ -170,24 +175,23 @@ class Reporter:
             weights = [p.detach().flatten() for p in module.parameters() if p.ndim >= 2]
             self._writer.histogram(step, f"target_encoder/{name}", torch.cat(weights))
 
-    def _look_at_bad_steps(self) -> int:
-        """Steps skipped so far. Says when there are more, and stops where it is hopeless."""
+    def _check_nonfinite(self) -> int:
+        """Number of steps skipped so far; warns of new ones and ends a run of too many in a row."""
         bad, limit = self._trainer.guard.counts(), self._config.optim.max_nonfinite_steps
         before, self._skipped = self._skipped, bad.total
         what = ", ".join(bad.what)
         if bad.in_a_row >= limit:
-            good = checkpoints(self._run)
-            keep = f"the last checkpoint is {good[-1]}" if good else "there is no checkpoint yet"
+            saved = checkpoints(self._run)
+            keep = f"the last checkpoint is {saved[-1]}" if saved else "there is no checkpoint yet"
             raise UserError(
                 f"optim.max_nonfinite_steps: found {bad.in_a_row} steps in a row, up to step "
-                f"{bad.last}, whose {what} was not finite, expected fewer than {limit}; they "
-                f"changed nothing ({keep}): lower optim.lr or optim.clip_grad, or look at the "
-                "data, and start again in a new output folder"
+                f"{bad.last}, whose {what} was not finite, expected fewer than {limit}; lower "
+                "optim.lr or optim.clip_grad, or check the data, and start in a new output folder "
+                f"(these steps changed no weights; {keep})"
             )
         if bad.total > before and self._first:
             log.warning(
-                "step %d: %s not finite; weights and target encoder stay as they were (steps "
-                "skipped so far: %d)",
+                "step %d: skipped, since its %s was not finite (steps skipped so far: %d)",
                 bad.last,
                 what,
                 bad.total,
