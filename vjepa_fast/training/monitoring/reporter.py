@@ -191,7 +191,7 @@ class Reporter:
             )
         if bad.total > before and self._first:
             log.warning(
-                "step %d: skipped, since its %s was not finite (steps skipped so far: %d)",
+                "step %d: %s not finite; the step was skipped (%d so far)",
                 bad.last,
                 what,
                 bad.total,
