@@ -15,7 +15,9 @@ from vjepa_fast.data.decode.pyav import PyavDecoder
 from vjepa_fast.data.ffmpeg import BadVideo
 from vjepa_fast.data.manifest.entry import ManifestEntry
 from vjepa_fast.data.plan.clip_plan import ClipPlan
-from vjepa_fast.data.prepare.inspect import probe_video, probe_videos
+from vjepa_fast.data.prepare.findings import ScannedFile
+from vjepa_fast.data.prepare.inspect import probe_video
+from vjepa_fast.data.prepare.scan import scan
 
 CLIPS = [[0, 1, 2, 3], [2, 14, 15, 39], [30, 33, 36, 39], [33, 34, 35, 36]]
 SECONDS = 60.0  # for one clip; a hang, if it takes them
@@ -99,11 +101,14 @@ def test_a_video_that_changes_its_size_is_reported(cases, decoder):
 
 @few_or_all
 def test_the_index_takes_or_refuses_each(cases, count):
-    paths = [case.path for case in cases(count)]
-    taken, refused = probe_videos(paths, workers=2)
-    assert len(taken) + len(refused) == count
-    reasons = {Path(path).name: reason for path, reason in refused}
+    files = [ScannedFile(str(case.path), case.path.stat().st_size, 0) for case in cases(count)]
+    results = list(scan(files, workers=2))
+    assert len(results) == count
+    taken = [result.entry for result in results if result.entry is not None]
+    refused = [result for result in results if result.entry is None]
+    reasons = {Path(result.file.path).name: result.reason for result in refused}
     assert all(isinstance(entry, ManifestEntry) and entry.frames >= 2 for entry in taken)
+    assert not [reason for reason in reasons.values() if "crashes or hangs" in reason]
     assert all(reasons.values())
     whole = {case.path.name for case in cases(count) if case.whole}
     assert not whole & reasons.keys()

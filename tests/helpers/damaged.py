@@ -1,7 +1,9 @@
-"""Damaged and odd video files, some hundreds of them, the same ones every time."""
+"""Damaged and odd video files, the same ones every time; functions that crash or hang."""
 
 from __future__ import annotations
 
+import os
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -11,8 +13,12 @@ import av
 import numpy as np
 
 from tests.helpers import videos
+from vjepa_fast.data.decode.pyav import decode_pixels
 from vjepa_fast.data.manifest.entry import ManifestEntry
+from vjepa_fast.data.plan.clip_plan import ClipPlan
+from vjepa_fast.data.prepare.findings import ScannedFile, ScanResult
 from vjepa_fast.data.prepare.inspect import probe_video
+from vjepa_fast.data.prepare.scan import probe_file
 
 FRAMES = 40
 # Pixel formats and what the encoder needs for them. (libvpx is mostly built without 10 bits.)
@@ -33,6 +39,36 @@ class Case:
     path: Path
     entry: ManifestEntry
     whole: bool = False
+
+
+def crash_or_hang(file: ScannedFile) -> ScanResult:
+    """Probe a file: its name tells whether the process crashes, hangs or returns a result."""
+    if "crash" in os.path.basename(file.path):
+        os.abort()
+    if "hang" in os.path.basename(file.path):
+        threading.Event().wait()
+    return ScanResult(file, reason="probed")
+
+
+def crash_or_probe(file: ScannedFile) -> ScanResult:
+    """The same, but other files are really probed."""
+    crash_or_hang(file)
+    return probe_file(file)
+
+
+def crash_once(file: ScannedFile) -> ScanResult:
+    """Probe a file: one named "once" crashes the first process that probes it."""
+    if file.path.endswith("once") and not os.path.exists(file.path):
+        Path(file.path).touch()
+        os.abort()
+    return ScanResult(file, reason="probed")
+
+
+def crash_or_decode(plan: ClipPlan, entry: ManifestEntry, crop_size: int) -> np.ndarray:
+    """Decode a clip, but crash on a video whose name has "crash" in it."""
+    if "crash" in os.path.basename(entry.path):
+        os.abort()
+    return decode_pixels(plan, entry, crop_size)
 
 
 def make_cases(folder: Path, count: int) -> list[Case]:

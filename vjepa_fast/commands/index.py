@@ -38,7 +38,7 @@ def run(options: argparse.Namespace) -> int:
     for path, reason in rejected[:SHOWN]:
         print(f"refused {path}: {reason}")
     if len(rejected) > SHOWN:
-        print(f"… and {len(rejected) - SHOWN} more, see {output}.refused.csv")
+        print(f"… and {len(rejected) - SHOWN} more, see {output}.rejected.csv")
     counts = Counter(reason.split(" (")[0] for _, reason in rejected)
     for reason, count in counts.most_common():
         print(f"{count:>8} refused: {reason}")

@@ -6,9 +6,9 @@ import pytest
 from tests.helpers import videos
 from vjepa_fast.data.ffmpeg import BadVideo
 from vjepa_fast.data.manifest.files import read_manifest, write_manifest
-from vjepa_fast.data.prepare.findings import Candidate
+from vjepa_fast.data.prepare.findings import ScannedFile
 from vjepa_fast.data.prepare.inspect import probe_video
-from vjepa_fast.data.prepare.scan import probe_candidate
+from vjepa_fast.data.prepare.scan import probe_file
 from vjepa_fast.errors import UserError
 
 # (a, b, c, d): the stored place (x, y), y downwards, is shown at (a x + c y, b x + d y).
@@ -40,8 +40,9 @@ def test_the_index_tells_the_quarter_turn_and_the_size_that_is_shown(tmp_path, m
     turned = np.rot90([["top left", ""], ["", ""]], -degrees // 90)
     assert turned[tuple((corner[::-1] + 1) // 2)] == "top left"
     status = path.stat()
-    finding = probe_candidate(Candidate(str(path), status.st_size, status.st_mtime_ns), deep=True)
-    assert finding.entry == entry, finding.reason
+    file = ScannedFile(str(path), status.st_size, status.st_mtime_ns)
+    result = probe_file(file, deep=True)
+    assert result.entry == entry, result.reason
     for name in ("m.csv", "m.parquet"):
         write_manifest(tmp_path / name, [entry])
         assert list(read_manifest(tmp_path / name)) == [entry]

@@ -101,12 +101,12 @@ def test_unusable_videos_of_a_text_list_are_left_out_and_remembered(tmp_path, ca
         caplog.clear()
         assert [entry.labels for entry in open_manifest(listed)] == [{"label": 3}]
         assert re.search(r"2 unusable .*empty\.mp4: empty.*missing\.mp4: unread", caplog.text)
-    assert "looking into 1 videos" in caplog.text  # only what is not there: it may come
+    assert "probing 1 videos" in caplog.text  # only what is not there: it may come
     videos.write_numbered(tmp_path, "h264", 6, "empty")
     assert [entry.frames for entry in open_manifest(listed)] == [5, 6]
     good.unlink()
     (tmp_path / "empty.mp4").write_bytes(b"")
-    with pytest.raises(UserError, match=r"3 unusable .*expected at least one that is sound"):
+    with pytest.raises(UserError, match=r"3 unusable .*expected at least one valid video"):
         open_manifest(listed)
 
 

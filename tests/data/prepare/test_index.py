@@ -4,26 +4,29 @@ import dataclasses
 import os
 import re
 import tarfile
-import threading
 import time
 from fractions import Fraction
+from functools import partial
+from pathlib import Path
 
 import av
 import numpy as np
 import pytest
 
-from tests.helpers import videos
+from tests.helpers import damaged, videos
 from vjepa_fast.cli import main
 from vjepa_fast.data.decode.pyav import decode_clip
 from vjepa_fast.data.ffmpeg import BadVideo
 from vjepa_fast.data.manifest.files import read_manifest, write_manifest
 from vjepa_fast.data.plan.clip_plan import ClipPlan
 from vjepa_fast.data.prepare import index
-from vjepa_fast.data.prepare.findings import Candidate, Finding
+from vjepa_fast.data.prepare.findings import ScannedFile
 from vjepa_fast.data.prepare.index import index_directory
 from vjepa_fast.data.prepare.inspect import probe_video
 from vjepa_fast.data.prepare.scan import scan
 from vjepa_fast.errors import UserError
+
+DAMAGED = (damaged.__name__,)  # imported before the time limit of a file starts
 
 
 def cut(path, fraction):
@@ -155,27 +158,42 @@ def test_indexing_again_keeps_the_labels(tmp_path):
     assert len(index_directory(tmp_path, manifest)[0]) == 2
 
 
-def crash_or_hang(candidate):
-    if "crash" in candidate.path:
-        os.abort()
-    if "hang" in candidate.path:
-        threading.Event().wait()
-    return Finding(candidate, reason="probed")
-
-
 def test_a_file_that_ends_or_hangs_its_process_costs_only_itself():
     names = [f"crash{i}" if i in (3, 12) else f"fine{i}" for i in range(20)]
     names[15] = "hang"
-    candidates = [Candidate(name, 1, 0) for name in names]
-    findings = list(scan(candidates, 2, crash_or_hang, seconds=3))
-    assert sorted(finding.candidate.path for finding in findings) == sorted(names)
-    for finding in findings:
-        fine = finding.candidate.path.startswith("fine")
-        assert finding.reason == ("probed" if fine else "damaged (FFmpeg crashes or hangs)")
+    files = [ScannedFile(name, 1, 0) for name in names]
+    results = list(scan(files, 2, damaged.crash_or_hang, 3, DAMAGED))
+    assert sorted(result.file.path for result in results) == sorted(names)
+    for result in results:
+        fine = result.file.path.startswith("fine")
+        assert result.reason == ("probed" if fine else "damaged (FFmpeg crashes or hangs)")
+
+
+def test_crashes_and_hangs_are_rejected_files_of_an_index(tmp_path, monkeypatch):
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    for name in ("a", "b", "crash", "hang"):
+        videos.write_numbered(folder, "mjpeg", 5, name)
+    probe = partial(scan, probe=damaged.crash_or_probe, seconds=3, modules=DAMAGED)
+    monkeypatch.setattr(index, "scan", lambda files, workers, _: probe(files, workers))
+    entries, rejected = index_directory(folder, tmp_path / "m.csv", workers=2)
+    assert [Path(entry.path).stem for entry in entries] == ["a", "b"]
+    assert [Path(path).stem for path, _ in rejected] == ["crash", "hang"]
+    assert {reason for _, reason in rejected} == {"damaged (FFmpeg crashes or hangs)"}
+    monkeypatch.setattr(index, "scan", lambda *_: pytest.fail("scanned again"))
+    assert index_directory(folder, tmp_path / "m.csv") == (entries, rejected)
+
+
+def test_a_process_that_was_killed_once_costs_no_file(tmp_path):
+    files = [ScannedFile(str(tmp_path / name), 1, 0) for name in ("once", "fine")]
+    results = list(scan(files, 1, damaged.crash_once))
+    assert {Path(result.file.path).name for result in results} == {"once", "fine"}
+    assert {result.reason for result in results} == {"probed"}
 
 
 def test_a_scan_that_is_ended_waits_for_nobody():
-    found = scan([Candidate("fine", 1, 0), Candidate("hang", 1, 0)], 1, crash_or_hang, 90, 1)
+    files = [ScannedFile("fine", 1, 0), ScannedFile("hang", 1, 0)]
+    found = scan(files, 1, damaged.crash_or_hang, 90, DAMAGED)
     assert next(found).reason == "probed"
     start = time.monotonic()
     found.close()  # as an interrupt does
@@ -209,8 +227,8 @@ def test_an_interrupted_scan_goes_on_where_it_stopped(tmp_path, monkeypatch):
     (folder / "empty.mp4").touch()
     output = tmp_path / "m.csv"
 
-    def two_only(candidates, workers, probe):
-        yield from (probe(candidate) for candidate in candidates[:2])
+    def two_only(files, workers, probe):
+        yield from (probe(file) for file in files[:2])
         raise KeyboardInterrupt
 
     monkeypatch.setattr(index, "scan", two_only)
@@ -218,7 +236,7 @@ def test_an_interrupted_scan_goes_on_where_it_stopped(tmp_path, monkeypatch):
         index_directory(folder, output)
     journal = tmp_path / "m.csv.partial.jsonl"
     with journal.open("a") as file:
-        file.write('{"deep": false, "candi')  # the power went
+        file.write('{"deep": false, "fil')  # the power went
     monkeypatch.undo()
     for path in paths[:2]:
         status = path.stat()
@@ -267,7 +285,7 @@ def test_videos_in_tar_shards_are_indexed_where_they_are(tmp_path):
     assert entries[1].offset % 512 == 0 and entries[1].size_bytes == video.stat().st_size
     assert [(name.rpartition("/")[2], reason.split(" (")[0]) for name, reason in refused] == [
         ("0.tar::empty.mp4", "empty"),
-        ("broken.tar", "unreadable tar shard"),
+        ("broken.tar", "unreadable tar archive"),
     ]
     assert index_directory(folder, tmp_path / "m.csv") == (entries, refused)
 

@@ -44,10 +44,10 @@ def originals(tmp_path):
 
 @pytest.fixture
 def in_process(monkeypatch):
-    """Copies made here, one after the other: a process takes seconds to start."""
+    """Copies made in this process, one after the other."""
 
-    def scan(candidates, workers, copy, seconds, chunk_size):
-        yield from map(copy, candidates)
+    def scan(files, workers, copy, seconds, modules):
+        yield from map(copy, files)
 
     monkeypatch.setattr(transcode, "scan", scan)
 
@@ -76,9 +76,9 @@ def test_an_interrupted_call_goes_on_and_keeps_what_is_made(originals, tmp_path,
     copies = tmp_path / "copies"
     real = transcode.scan
 
-    def one_only(candidates, workers, copy, seconds, chunk_size):
-        yield copy(next(iter(candidates)))
-        (copies / "v.mp4.part").touch()  # who makes it is killed
+    def one_only(files, workers, copy, seconds, modules):
+        yield copy(next(iter(files)))
+        (copies / "v.mp4.part").touch()  # of a process that was killed
         raise KeyboardInterrupt
 
     monkeypatch.setattr(transcode, "scan", one_only)
@@ -104,7 +104,7 @@ def test_a_damaged_video_is_left_out_with_its_reason(originals, tmp_path):
     [(name, reason)] = refused
     assert name == str(path) and reason.startswith("damaged (FFmpeg: ")
     assert [entry.labels["kind"] for entry in read_manifest(target)] == [1, 0]
-    assert (tmp_path / "copies" / "m.csv.refused.csv").read_text().count(str(path)) == 1
+    assert (tmp_path / "copies" / "m.csv.rejected.csv").read_text().count(str(path)) == 1
     assert not list((tmp_path / "copies").rglob("*.part"))
 
 
@@ -158,7 +158,7 @@ def test_originals_outside_the_manifests_folder_are_kept(originals, tmp_path):
         ("other/m.csv", "originals", "which holds the manifest itself"),  # a link to that file
         ("up.csv", "originals", r"the copy of .*/v.mp4 would overwrite .*/originals/v.mp4, a vid"),
         ("up.csv", "link", r"the copy of .*/v.mp4 would overwrite .*/originals/v.mp4, a video"),
-        ("originals/m.csv", "linked", r"would be written to .*/originals/sub/.*, expected a place"),
+        ("originals/m.csv", "linked", r"would be written to .*/originals/sub/.*, expected a path"),
         ("originals/m.csv", "parts", r"would overwrite .*/originals/v.mp4, a video of the"),
     ],
 )

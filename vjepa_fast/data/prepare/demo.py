@@ -1,21 +1,19 @@
-"""Demo data: real handwritten digits glide over textured backgrounds, as labelled video files.
+"""Demo data: labelled videos of handwritten digits that move over textured backgrounds.
 
-`digit` (10 classes) is appearance, `direction` (8 classes, clockwise in steps of 45 degrees from
-"right") is motion. A digit starts anywhere, has a speed of its own and wraps around the frame, so
-its place in any one frame is uniform whatever the direction: no single frame tells the direction.
-The camera is held by hand and pans: background and digit shake together from frame to frame, and
-the background drifts in a direction of its own, so that neither the change between two frames nor
-the motion of most pixels gives the direction away.
-The test split shows digit images that training never shows. The images are scikit-learn's
-`load_digits` (1,797 scans of 8x8 pixels, UCI machine learning repository).
+`digit` (10 classes) is appearance; `direction` (8 classes, clockwise in steps of 45 degrees from
+"right") is motion. A digit starts at a random position, moves at a random speed and wraps around
+the frame, so its position in any single frame is uniform and independent of the direction. The
+camera shakes and pans: digit and background shake together, and the background moves in a random
+direction, so neither the difference of two frames nor the motion of most pixels gives the direction
+away. The images are scikit-learn's `load_digits` (1,797 scans of 8x8 pixels, UCI machine learning
+repository); the test split has images that are not in the training split.
 """
 
+from __future__ import annotations
+
 import os
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
-from itertools import repeat
-from multiprocessing import get_context
+from functools import lru_cache, partial
 from pathlib import Path
 
 import av
@@ -26,6 +24,8 @@ from tqdm import tqdm
 from vjepa_fast.data.manifest.entry import ManifestEntry
 from vjepa_fast.data.manifest.files import read_csv, write_manifest
 from vjepa_fast.data.manifest.location import is_in_place
+from vjepa_fast.data.workers.process_pool import ProcessPool
+from vjepa_fast.data.workers.thread_pool import WorkerError
 from vjepa_fast.errors import UserError
 
 SIZE = 32  # pixels, height and width of the frame
@@ -34,7 +34,7 @@ FPS = 8
 DIGITS = 10
 DIRECTIONS = 8
 
-_VERSION = 3  # raise it when pictures or encoding change: other versions are written again
+_VERSION = 3  # raise it when frames or encoding change: files of other versions are written again
 _DIGIT_SIZE = 20.0  # pixels that the 8 scanned ones are stretched to
 _SPEED = (2.0, 4.0)  # of the digit, pixels per frame
 _PAN = (1.5, 3.0)  # of the background, pixels per frame
@@ -76,7 +76,7 @@ def render_clip(seed: int, split: str, index: int) -> tuple[np.ndarray, dict[str
     Raises ValueError for a split other than "train" and "test".
     """
     if split not in _SPLITS:
-        raise ValueError(f"found split {split!r}, expected one of {_SPLITS}, name one of them")
+        raise ValueError(f"found split {split!r}, expected one of {_SPLITS}; name one of them")
     counter = [0, 0, _SPLITS.index(split), index]  # the two zeros count what this clip draws
     random = np.random.Generator(np.random.Philox(key=seed, counter=counter))
     direction, digit = index % DIRECTIONS, index // DIRECTIONS % DIGITS
@@ -114,33 +114,44 @@ def make_demo(
     seed: int = 0,
     workers: int | None = None,
 ) -> tuple[Path, Path]:
-    """Write the demo data below `directory` and return its two manifests, train.csv and test.csv.
+    """Write the demo data: train/00000.webm …, test/00000.webm …, train.csv and test.csv.
 
-    The videos are train/00000.webm … and test/00000.webm … (codec "vp9", which DALI decodes on a
-    CPU, or "h264": .mp4). Good files of the same settings are kept as they are, so an interrupted
-    call goes on where it stopped. `workers` processes draw and encode (None: one per core).
-    Raises UserError for settings that cannot be used.
+    Valid files of the same settings are kept, so an interrupted call can be run again to resume.
+
+    Args:
+        directory: where to write.
+        clips: number of training clips.
+        test_clips: number of test clips.
+        codec: "vp9" (which DALI decodes on a CPU) or "h264" (.mp4).
+        seed: of all random draws.
+        workers: number of processes that draw and encode; None: one a core.
+
+    Returns:
+        The manifests of the training and the test split.
+
+    Raises:
+        UserError: a setting is out of range or the folder cannot be made.
     """
     directory = Path(directory)
     if codec not in _CODECS:
         raise UserError(
-            f"found codec {codec!r} for the demo data, expected one of {', '.join(_CODECS)}, "
+            f"found codec {codec!r} for the demo data, expected one of {', '.join(_CODECS)}; "
             "choose one of them"
         )
     if clips < 1 or test_clips < 1:
         raise UserError(
-            f"found {clips} training and {test_clips} test clips, expected at least 1 of each, "
+            f"found {clips} training and {test_clips} test clips, expected at least 1 of each; "
             "ask for more"
         )
     if not 0 <= seed < 2**64:
-        raise UserError(f"found seed {seed}, expected 0 .. 2**64-1, choose one in that range")
+        raise UserError(f"found seed {seed}, expected 0 .. 2**64-1; choose one in that range")
     for split in _SPLITS:
         try:
             (directory / split).mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(
                 f"found {directory}, where no folder can be made ({error.strerror}), "
-                "expected a folder to write to, name another"
+                "expected a folder to write to; name another"
             ) from None
 
     jobs = [("train", index) for index in range(clips)]
@@ -149,40 +160,39 @@ def make_demo(
     known = _unchanged(directory, codec, seed, manifests)
     missing = [job for job in jobs if job not in known]
     workers = workers or len(os.sched_getaffinity(0))
-    # "spawn": a fork of a process that runs torch's threads may hang.
     if missing:
-        splits, indices = zip(*missing, strict=True)
-        arguments = (repeat(directory), repeat(codec), repeat(seed), splits, indices)
-        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-            written = pool.map(_write_clip, *arguments, chunksize=20)
-            bar = tqdm(written, total=len(missing), desc="demo data", unit="clip")
-            known |= dict(zip(missing, bar, strict=True))
+        with ProcessPool(workers, "vjepa-demo", modules=(__name__,)) as pool:
+            written = pool.imap(partial(_write_clip, directory, codec, seed), missing)
+            for job, entry in tqdm(written, total=len(missing), desc="demo data", unit="clip"):
+                if isinstance(entry, WorkerError):
+                    raise UserError(f"{directory}, {job[0]} clip {job[1]}: {entry}")
+                known[job] = entry
     entries = [known[job] for job in jobs]
 
     write_manifest(manifests[1], entries[clips:])
-    write_manifest(manifests[0], entries[:clips])  # last: who finds it finds the whole
+    write_manifest(manifests[0], entries[:clips])  # last: if it exists, all files do
     return manifests
 
 
 def _unchanged(
     directory: Path, codec: str, seed: int, manifests: tuple[Path, Path]
 ) -> dict[tuple[str, int], ManifestEntry]:
-    """The clips of these settings that manifests of an earlier call list, by (split, index), whose
-    files have not changed since: nobody needs to draw or decode them.
+    """The entries of an earlier call's manifests, by (split, index), that have these settings and
+    whose files are unchanged: these need not be drawn or decoded.
     """
     found = {}
     for split, manifest in zip(_SPLITS, manifests, strict=True):
         if not manifest.is_file():
             continue
         for index, entry in enumerate(read_csv(manifest)):
-            path, stamp = _place(directory, codec, seed, split, index)
+            path, stamp = _file_of(directory, codec, seed, split, index)
             if entry.path == str(path.resolve()) and is_in_place(entry) and _stamp(path) == stamp:
                 found[split, index] = entry
     return found
 
 
-def _place(directory: Path, codec: str, seed: int, split: str, index: int) -> tuple[Path, str]:
-    """Where a clip is, and what its file's comment says."""
+def _file_of(directory: Path, codec: str, seed: int, split: str, index: int) -> tuple[Path, str]:
+    """The path of a clip, and the comment of its file."""
     path = directory / split / f"{index:05d}{_CODECS[codec].suffix}"
     return path, f"vjepa_fast demo {_VERSION}, {codec}, seed {seed}, {split} {index}"
 
@@ -195,13 +205,15 @@ def _stamp(path: Path) -> str | None:
         return None
 
 
-def _write_clip(directory: Path, codec: str, seed: int, split: str, index: int) -> ManifestEntry:
-    path, stamp = _place(directory, codec, seed, split, index)
+def _write_clip(directory: Path, codec: str, seed: int, job: tuple[str, int]) -> ManifestEntry:
+    """Draw and encode a clip (split, index) unless its file is complete."""
+    split, index = job
+    path, stamp = _file_of(directory, codec, seed, split, index)
     video, labels = render_clip(seed, split, index)
     if not _is_complete(path, stamp):
         temporary = path.with_name(path.name + ".part")
         _encode(temporary, video, _CODECS[codec], stamp)
-        os.replace(temporary, path)  # a file of this name is always whole
+        os.replace(temporary, path)  # a file of this name is complete
     found = path.stat()
     return ManifestEntry(
         path=str(path.resolve()),
@@ -217,7 +229,7 @@ def _write_clip(directory: Path, codec: str, seed: int, split: str, index: int) 
 
 
 def _is_complete(path: Path, stamp: str) -> bool:
-    """Whether the file is there, carries the stamp and decodes to the end."""
+    """Whether the file exists, has this comment and decodes to the end."""
     if not path.is_file() or _stamp(path) != stamp:
         return False
     try:
@@ -241,7 +253,7 @@ def _encode(path: Path, video: np.ndarray, codec: _Codec, stamp: str) -> None:
 
 
 def _line(speed: float, angle: float) -> np.ndarray:
-    """Places of something that moves at `speed` pixels a frame, from 0 on: (y, x), [T, 2]."""
+    """Positions of a motion at `speed` pixels a frame from 0 on: (y, x), [T, 2]."""
     return speed * np.arange(FRAMES)[:, None] * np.array([np.sin(angle), np.cos(angle)])
 
 

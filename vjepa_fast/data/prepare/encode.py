@@ -1,4 +1,4 @@
-"""One small upright copy of a video, with close key frames, each frame with its time stamp."""
+"""Encoding one small upright copy of a video with frequent key frames and its time stamps."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from av.video.reformatter import Interpolation, VideoReformatter
 from vjepa_fast.data.decode.rotation import rotation_of
 from vjepa_fast.data.ffmpeg import BadVideo, open_video, video_stream
 
-STAMP = "vjepa_fast transcode"  # how every copy's comment starts
+STAMP = "vjepa_fast transcode"  # the beginning of every copy's comment
 CODECS = {  # name -> (encoder, suffix, options, muxer's options)
     "h264": (
         "libx264",
@@ -37,8 +37,12 @@ _TURNS = {  # degrees clockwise -> FFmpeg's filters
 
 @dataclass(frozen=True)
 class Settings:
-    """How a copy is made: height or width, whichever is less, of at most `short_side` pixels, and a
-    key frame every `gop` frames.
+    """How a copy is made.
+
+    Attributes:
+        codec: a key of `CODECS`.
+        short_side: pixels that the shorter side has at most.
+        gop: frames from one key frame to the next.
     """
 
     codec: str
@@ -47,20 +51,27 @@ class Settings:
 
     @property
     def stamp(self) -> str:
-        """What a copy's comment says of them."""
+        """The settings as a copy's comment has them."""
         return f"{STAMP} {self.codec} {self.short_side} px, key frame every {self.gop}, upright"
 
     @property
     def suffix(self) -> str:
-        """How the name of a copy ends."""
+        """The extension of a copy."""
         return CODECS[self.codec][1]
 
 
 def encode_copy(url: str, target: Path, settings: Settings, stamp: str) -> None:
-    """Copy the video that FFmpeg opens as `url`, never enlarged, without sound, to `target`; its
-    comment is `stamp`.
+    """Write a copy of a video, without its audio and never enlarged.
 
-    Raises BadVideo for a video that has no sound copy, and what FFmpeg raises.
+    Args:
+        url: what FFmpeg opens.
+        target: the copy.
+        settings: its codec, size and key frames.
+        stamp: its comment.
+
+    Raises:
+        BadVideo: a copy would hide that the video is damaged, or it has no usable stream.
+        av.error.FFmpegError: reading or writing fails.
     """
     encoder, suffix, options, muxing = CODECS[settings.codec]
     reformatter = VideoReformatter()
@@ -105,7 +116,7 @@ def encode_copy(url: str, target: Path, settings: Settings, stamp: str) -> None:
 
 
 def _turner(rotation: int, width: int, height: int) -> Callable[[av.VideoFrame], av.VideoFrame]:
-    """What turns yuv420p frames of that size clockwise by so many degrees."""
+    """A function that rotates yuv420p frames of that size clockwise by `rotation` degrees."""
     if not rotation:
         return lambda frame: frame
     graph = av.filter.Graph()
@@ -123,7 +134,7 @@ def _turner(rotation: int, width: int, height: int) -> Callable[[av.VideoFrame],
 
 
 def _check_frame(index: int, frame: av.VideoFrame, size: tuple[int, int]) -> None:
-    """Raise BadVideo for a frame that the copy would make look sound."""
+    """Raise BadVideo for a frame whose copy would look valid though the frame is not."""
     if frame.is_corrupt:
         raise BadVideo(f"damaged (frame {index} is corrupt)")
     if (frame.width, frame.height) != size:
@@ -134,6 +145,6 @@ def _check_frame(index: int, frame: av.VideoFrame, size: tuple[int, int]) -> Non
 
 
 def _size(width: int, height: int, short_side: int) -> tuple[int, int]:
-    """Width and height of the copy: even numbers, never larger than the original's."""
+    """Width and height of the copy: even, and no larger than the original's."""
     scale = min(1.0, short_side / min(width, height))
     return tuple(max(2, round(side * scale / 2) * 2) for side in (width, height))

@@ -1,4 +1,6 @@
-"""What a scan found out about files: its journal while it runs, the report of refused files."""
+"""What a scan found out about files: its journal while it runs, the list of rejected files."""
+
+from __future__ import annotations
 
 import csv
 import json
@@ -9,12 +11,12 @@ from pathlib import Path
 from vjepa_fast.data.manifest.entry import ManifestEntry
 from vjepa_fast.data.manifest.files import TEXT, replaced_atomically
 
-_REPORT = ["reason", "path", "size_bytes", "mtime_ns", "offset"]
+_COLUMNS = ["reason", "path", "size_bytes", "mtime_ns", "offset"]
 
 
 @dataclass(frozen=True, slots=True)
-class Candidate:
-    """A file, or a member of a shard (`offset` of its first byte), that may be a video."""
+class ScannedFile:
+    """A file that may be a video, or a member of a tar archive with the `offset` of its data."""
 
     path: str
     size_bytes: int
@@ -23,24 +25,27 @@ class Candidate:
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
-    """What a scan found: the manifest's `entry`, or the reason why the file is refused."""
+class ScanResult:
+    """What a scan found: the manifest's `entry`, or the reason why the file is rejected."""
 
-    candidate: Candidate
+    file: ScannedFile
     entry: ManifestEntry | None = None
     reason: str = ""
 
 
-class Journal:
-    """The findings of a scan that is under way: JSON lines in a file that goes once it is done."""
+class ScanJournal:
+    """The results of a running scan as JSON lines, so that an interrupted one can resume."""
 
     def __init__(self, path: Path, deep: bool) -> None:
         self._path = path
         self._deep = deep
 
-    def read(self) -> list[Finding]:
-        """What an interrupted scan found; without a line that was only half written."""
-        findings = []
+    def read(self) -> list[ScanResult]:
+        """The results of an interrupted scan; lines that are incomplete are left out.
+
+        A deep scan takes only the results of deep scans.
+        """
+        results = []
         try:
             lines = self._path.read_text(encoding="utf-8").splitlines()
         except FileNotFoundError:
@@ -49,45 +54,52 @@ class Journal:
             try:
                 row = json.loads(line)
                 entry = ManifestEntry(**row["entry"]) if row["entry"] else None
-                finding = Finding(Candidate(**row["candidate"]), entry, row["reason"])
-                enough = row["deep"] or not self._deep
-            except (json.JSONDecodeError, KeyError, TypeError):  # cut off, or of another version
+                result = ScanResult(ScannedFile(**row["file"]), entry, row["reason"])
+                deep = row["deep"]
+            except (json.JSONDecodeError, KeyError, TypeError):  # truncated, or an older format
                 continue
-            if enough:
-                findings.append(finding)
-        return findings
+            if deep or not self._deep:
+                results.append(result)
+        return results
 
     def open(self) -> None:
-        """Open it, to add to what it holds. Raises OSError."""
+        """Open the journal for more results. Raises OSError."""
         self._path.parent.mkdir(parents=True, exist_ok=True)
         self._file = open(self._path, "a", encoding="utf-8")  # noqa: SIM115
-        self._file.write("\n")  # ends a line that was only half written
+        self._file.write("\n")  # ends a truncated line
 
-    def add(self, finding: Finding) -> None:
-        """Write a finding down at once."""
-        json.dump({"deep": self._deep} | asdict(finding), self._file)
+    def add(self, result: ScanResult) -> None:
+        """Write a result at once."""
+        json.dump({"deep": self._deep} | asdict(result), self._file)
         self._file.write("\n")
         self._file.flush()
 
     def close(self) -> None:
-        """Keep what has been added."""
+        """Close the file, which stays."""
         self._file.close()
 
     def remove(self) -> None:
-        """Remove the file, once its findings are elsewhere."""
+        """Remove the file; its results are in the manifest and the list of rejected files."""
         self._path.unlink(missing_ok=True)
 
 
-def read_report(path: Path, unreadable: bool = False) -> list[Finding]:
-    """The refused files of a report; empty where there is none. Those that were unreadable only if
-    asked for: permissions change and the file's time does not.
+def rejected_path(manifest: Path) -> Path:
+    """Where the rejected files of a manifest or text list are: `<manifest>.rejected.csv`."""
+    return manifest.with_name(manifest.name + ".rejected.csv")
+
+
+def read_rejected(path: Path, unreadable: bool = False) -> list[ScanResult]:
+    """Read a list of rejected files; empty if there is none.
+
+    Files that could not be read are included only with `unreadable`: changing a file's permissions
+    does not change its modification time, so they have to be probed again.
     """
     if not path.is_file():
         return []
     with open(path, **TEXT) as file:
         return [
-            Finding(
-                Candidate(
+            ScanResult(
+                ScannedFile(
                     row["path"],
                     int(row["size_bytes"]),
                     int(row["mtime_ns"]),
@@ -100,13 +112,13 @@ def read_report(path: Path, unreadable: bool = False) -> list[Finding]:
         ]
 
 
-def write_report(path: Path, refused: Iterable[Finding]) -> None:
-    """Write refused files, with their reasons, as the CSV file `path`. Raises OSError."""
+def write_rejected(path: Path, rejected: Iterable[ScanResult]) -> None:
+    """Write rejected files with their reasons as the CSV file `path`. Raises OSError."""
     with replaced_atomically(path) as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(_REPORT)
-        for finding in refused:
-            found = finding.candidate
+        writer.writerow(_COLUMNS)
+        for result in rejected:
+            found = result.file
             writer.writerow(
-                [finding.reason, found.path, found.size_bytes, found.mtime_ns, found.offset]
+                [result.reason, found.path, found.size_bytes, found.mtime_ns, found.offset]
             )

@@ -1,6 +1,7 @@
-"""`vjepa-fast index`: scan a folder for videos or images, refuse what cannot be trained on, write
-the manifest.
-"""
+"""Scanning a folder for videos or images, rejecting what cannot be trained on, and writing the
+manifest of the rest (`vjepa-fast index`)."""
+
+from __future__ import annotations
 
 import errno
 import logging
@@ -16,15 +17,22 @@ from tqdm import tqdm
 
 from vjepa_fast.data.manifest.entry import ManifestEntry
 from vjepa_fast.data.manifest.files import read_manifest, write_manifest
-from vjepa_fast.data.prepare.findings import Candidate, Finding, Journal, read_report, write_report
-from vjepa_fast.data.prepare.scan import probe_candidate, scan
+from vjepa_fast.data.prepare.findings import (
+    ScanJournal,
+    ScannedFile,
+    ScanResult,
+    read_rejected,
+    rejected_path,
+    write_rejected,
+)
+from vjepa_fast.data.prepare.scan import probe_file, scan
 from vjepa_fast.errors import UserError
 
 _CONTAINERS = "3gp avi flv m2ts m4v mkv mov mp4 mpeg mpg ogv ts webm wmv"
 VIDEO_EXTENSIONS = frozenset(f".{name}" for name in _CONTAINERS.split())
 IMAGE_EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp"})
 _KNOWN = VIDEO_EXTENSIONS | IMAGE_EXTENSIONS
-_logger = logging.getLogger("vjepa_fast")
+log = logging.getLogger("vjepa_fast")
 
 
 def index_directory(
@@ -34,43 +42,54 @@ def index_directory(
     progress: bool = False,
     deep: bool = False,
 ) -> tuple[list[ManifestEntry], list[tuple[str, str]]]:
-    """Probe every video file below `directory`, and every one in a .tar shard there, and write the
-    usable ones, sorted by path, as the manifest `output`. Where there is no video, images are
-    probed instead; beside videos they are left out, as thumbnails mostly are no data.
+    """Probe every video below a folder, in files and in tar archives, and write the manifest.
 
-    Returns them and the refused ones as (path, reason), which `<output>.refused.csv` lists too.
-    Files with the size and modification time that they have in either list are not opened again,
-    unless `deep` asks for pictures to be decoded. What an interrupted call found is in
-    `<output>.partial.jsonl`, with which the next one goes on. Labels that `output` holds already
-    are kept by path. Links to folders are followed, each folder once. If nothing is usable no
-    manifest is written. Raises UserError where there is no video file at all, or if only some of
-    the videos have labels there.
+    Images are probed only where there is no video: beside videos they are mostly thumbnails. Links
+    to folders are followed, each folder once. Files whose size and modification time are still
+    those in the manifest, or in its list of rejected files, are not opened again. An interrupted
+    call leaves its results in `<output>.partial.jsonl`, and the next call resumes from it. Labels
+    in an existing manifest are kept, by path.
+
+    Args:
+        directory: the folder.
+        output: the manifest, .csv or .parquet. Not written if no file is usable.
+        workers: number of processes; None: one a core.
+        progress: show a progress bar.
+        deep: decode a few frames of every file, also of files that are unchanged.
+
+    Returns:
+        The usable videos, sorted by path, and (path, reason) of the rejected files, which
+        `<output>.rejected.csv` lists as well.
+
+    Raises:
+        UserError: there is no video file at all, the output cannot be written, or only some of the
+            videos have labels.
     """
     directory, output = Path(directory), Path(output)
     if not directory.is_dir():
         raise UserError(
-            f"found no folder at {directory}, expected one with videos, correct the path"
+            f"found no folder at {directory}, expected one with videos; correct the path"
         )
-    refused: list[Finding] = []
-    candidates = _videos_or_images(list(_candidates(directory, refused)), directory)
-    if not candidates and not refused:
+    rejected: list[ScanResult] = []
+    files = _videos_or_images(list(_list_files(directory, rejected)), directory)
+    if not files and not rejected:
         known = ", ".join(sorted(VIDEO_EXTENSIONS | IMAGE_EXTENSIONS))
         raise UserError(
-            f"found no video file and no image in {directory}, expected .tar or {known}, give the "
+            f"found no video file and no image in {directory}, expected .tar or {known}; give the "
             "folder that holds them"
         )
     try:
-        return _index(candidates, refused, output, workers, progress, deep)
+        return _index(files, rejected, output, workers, progress, deep)
     except OSError as error:
         raise UserError(
-            f"--output: found that {output} cannot be written or read there ({error.strerror}), "
-            "expected a file in a folder of yours, name another"
+            f"--output: found that {output} cannot be written or read ({error.strerror}), "
+            "expected a file in a folder of yours; name another"
         ) from None
 
 
 def _index(
-    candidates: list[Candidate],
-    refused: list[Finding],
+    files: list[ScannedFile],
+    rejected: list[ScanResult],
     output: Path,
     workers: int | None,
     progress: bool,
@@ -80,79 +99,81 @@ def _index(
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
     if output.suffix not in (".csv", ".parquet"):
         raise UserError(
-            f"--output: found {output}, expected a name that ends in .csv or .parquet, add one"
+            f"--output: found {output}, expected a name that ends in .csv or .parquet; add one"
         )
-    report = output.with_name(output.name + ".refused.csv")
-    journal = Journal(output.with_name(output.name + ".partial.jsonl"), deep)
+    list_of_rejected = rejected_path(output)
+    journal = ScanJournal(output.with_name(output.name + ".partial.jsonl"), deep)
     old = read_manifest(output) if output.exists() else []
-    known = {} if deep else {f.candidate: f for f in [*_of_manifest(old), *read_report(report)]}
-    known |= {finding.candidate: finding for finding in journal.read()}
-    findings = [known[candidate] for candidate in candidates if candidate in known]
-    new = [candidate for candidate in candidates if candidate not in known]
+    known = {}
+    if not deep:
+        known = {r.file: r for r in [*_results_in(old), *read_rejected(list_of_rejected)]}
+    known |= {result.file: result for result in journal.read()}
+    results = [known[file] for file in files if file in known]
+    new = [file for file in files if file not in known]
     labels = {entry.path: entry.labels for entry in old if entry.labels}
-    before = {finding.candidate.path for finding in read_report(report, unreadable=True)}
-    _check_labelled([c.path for c in new if c.path not in before], labels, output)
+    before = {r.file.path for r in read_rejected(list_of_rejected, unreadable=True)}
+    _check_labels([file.path for file in new if file.path not in before], labels, output)
     journal.open()
     try:
-        for finding in _scan(new, workers, deep, progress, len(findings)):
-            journal.add(finding)
-            findings.append(finding)
+        for result in _scan(new, workers, deep, progress, len(results)):
+            journal.add(result)
+            results.append(result)
     except KeyboardInterrupt:
         raise UserError(
-            f"found an interrupt after {len(findings)} of {len(candidates)} files, expected to go "
-            "through them all, run the same command again to go on from here"
+            f"found an interrupt after {len(results)} of {len(files)} files, expected to probe all "
+            "of them; run the same command again to resume"
         ) from None
     finally:
         journal.close()
-    refused += [finding for finding in findings if finding.entry is None]
-    refused.sort(key=lambda finding: finding.candidate.path)
-    entries = [finding.entry for finding in findings if finding.entry is not None]
+    rejected += [result for result in results if result.entry is None]
+    rejected.sort(key=lambda result: result.file.path)
+    entries = [result.entry for result in results if result.entry is not None]
     entries.sort(key=lambda entry: entry.path)
     if entries:
         if labels:
-            _check_labelled([entry.path for entry in entries], labels, output)
+            _check_labels([entry.path for entry in entries], labels, output)
             entries = [replace(entry, labels=labels[entry.path]) for entry in entries]
         write_manifest(output, entries)
-    write_report(report, refused)
+    write_rejected(list_of_rejected, rejected)
     journal.remove()
-    return entries, [(finding.candidate.path, finding.reason) for finding in refused]
+    return entries, [(result.file.path, result.reason) for result in rejected]
 
 
 def _scan(
-    new: list[Candidate], workers: int | None, deep: bool, progress: bool, known: int
-) -> Iterator[Finding]:
+    new: list[ScannedFile], workers: int | None, deep: bool, progress: bool, known: int
+) -> Iterator[ScanResult]:
     if not new:
         return
     workers = min(workers or len(os.sched_getaffinity(0)), len(new))
-    findings = scan(new, workers, partial(probe_candidate, deep=deep))
+    results = scan(new, workers, partial(probe_file, deep=deep))
     yield from tqdm(
-        findings, "indexing", known + len(new), initial=known, unit="video", disable=not progress
+        results, "indexing", known + len(new), initial=known, unit="video", disable=not progress
     )
 
 
-def _candidates(directory: Path, refused: list[Finding]) -> Iterator[Candidate]:
-    """Every file that may be a video or an image, by path; what can't even be listed goes to
-    `refused`.
+def _list_files(directory: Path, rejected: list[ScanResult]) -> Iterator[ScannedFile]:
+    """Every file that may be a video or an image, by path. What cannot be listed goes to
+    `rejected`.
     """
 
-    def refuse(path: str, reason: str) -> None:
-        refused.append(Finding(Candidate(path, 0, 0), reason=reason))
+    def reject(path: str, reason: str) -> None:
+        rejected.append(ScanResult(ScannedFile(path, 0, 0), reason=reason))
 
     def unreadable(error: OSError) -> None:
-        refuse(os.path.abspath(error.filename), f"unreadable folder ({error.strerror})")
+        reject(os.path.abspath(error.filename), f"unreadable folder ({error.strerror})")
 
-    seen = set()
+    visited = set()
     start = os.path.abspath(directory)
     for folder, folders, names in os.walk(start, onerror=unreadable, followlinks=True):
         try:
             status = os.stat(folder)
-        except OSError as error:  # gone since it was listed
+        except OSError as error:  # removed since it was listed
             unreadable(error)
             continue
-        if (status.st_dev, status.st_ino) in seen:  # a link to a folder that is indexed already
+        if (status.st_dev, status.st_ino) in visited:  # by a link
             folders.clear()
             continue
-        seen.add((status.st_dev, status.st_ino))
+        visited.add((status.st_dev, status.st_ino))
         for name in sorted(names):
             extension = os.path.splitext(name)[1].lower()
             if extension not in _KNOWN and extension != ".tar":
@@ -161,60 +182,60 @@ def _candidates(directory: Path, refused: list[Finding]) -> Iterator[Candidate]:
             try:
                 found = os.stat(path)
             except OSError as error:
-                refuse(path, f"unreadable ({error.strerror})")
+                reject(path, f"unreadable ({error.strerror})")
                 continue
             if not stat.S_ISREG(found.st_mode):
-                refuse(path, "not a regular file")
+                reject(path, "not a regular file")
             elif extension != ".tar":
-                yield Candidate(path, found.st_size, found.st_mtime_ns)
+                yield ScannedFile(path, found.st_size, found.st_mtime_ns)
             else:
                 try:
                     yield from _members(path, found.st_mtime_ns)
                 except (tarfile.TarError, OSError, EOFError) as error:
-                    refuse(path, f"unreadable tar shard ({error})")
+                    reject(path, f"unreadable tar archive ({error})")
 
 
-def _videos_or_images(candidates: list[Candidate], directory: Path) -> list[Candidate]:
-    """The videos, or, where there is none, the images."""
-    videos = [c for c in candidates if os.path.splitext(c.path)[1].lower() in VIDEO_EXTENSIONS]
-    images = len(candidates) - len(videos)
+def _videos_or_images(files: list[ScannedFile], directory: Path) -> list[ScannedFile]:
+    """The videos, or the images if there is no video."""
+    videos = [f for f in files if os.path.splitext(f.path)[1].lower() in VIDEO_EXTENSIONS]
+    images = len(files) - len(videos)
     if videos and images:
-        _logger.warning(
+        log.warning(
             "%s: images beside videos are left out (%d); index them in a folder of their own",
             directory,
             images,
         )
-    return videos or candidates
+    return videos or files
 
 
-def _members(shard: str, mtime_ns: int) -> list[Candidate]:
-    """The videos and images in a tar shard; only the members' headers are read."""
-    with tarfile.open(shard, "r:") as tar:
+def _members(archive: str, mtime_ns: int) -> list[ScannedFile]:
+    """The videos and images in a tar archive; reads only the members' headers."""
+    with tarfile.open(archive, "r:") as tar:
         return [
-            Candidate(f"{shard}::{member.name}", member.size, mtime_ns, member.offset_data)
+            ScannedFile(f"{archive}::{member.name}", member.size, mtime_ns, member.offset_data)
             for member in tar
             if member.isreg() and os.path.splitext(member.name)[1].lower() in _KNOWN
         ]
 
 
-def _of_manifest(entries: list[ManifestEntry]) -> list[Finding]:
-    """What a manifest says about its files, without their labels."""
+def _results_in(entries: list[ManifestEntry]) -> list[ScanResult]:
+    """The entries of a manifest, without their labels, as results of a scan."""
     return [
-        Finding(
-            Candidate(entry.path, entry.size_bytes, entry.mtime_ns, entry.offset),
+        ScanResult(
+            ScannedFile(entry.path, entry.size_bytes, entry.mtime_ns, entry.offset),
             replace(entry, labels={}),
         )
         for entry in entries
-        if entry.rotation is not None  # else it is of a version that found out less
+        if entry.rotation is not None  # else an older version wrote it, without the rotation
     ]
 
 
-def _check_labelled(paths: list[str], labels: dict[str, dict[str, int]], output: Path) -> None:
+def _check_labels(paths: list[str], labels: dict[str, dict[str, int]], output: Path) -> None:
     """Indexing again must not lose the label columns that somebody added to the manifest."""
     unlabelled = [path for path in paths if path not in labels]
     if labels and unlabelled:
         raise UserError(
             f"found {len(unlabelled)} videos without labels in {output} (the first: "
-            f"{unlabelled[0]}), expected all or none of them labelled, write to another --output "
+            f"{unlabelled[0]}), expected all or none of them labelled; write to another --output "
             "and add the labels there"
         )

@@ -1,18 +1,16 @@
-"""What a video file really holds, found by demuxing all of it and decoding a little.
+"""Probing one video file: it demuxes the whole file and decodes a few frames.
 
-Headers are not trusted: WebM gives no frame count at all, and a truncated file keeps the header of
-the whole one.
+Headers are not trusted: WebM has no frame count, and a truncated file keeps its header.
 """
+
+from __future__ import annotations
 
 import os
 from codecs import getincrementaldecoder
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
 import av
 import numpy as np
-from tqdm import tqdm
 
 from vjepa_fast.data.decode.rotation import is_mirrored_photograph, rotation_of
 from vjepa_fast.data.ffmpeg import (
@@ -35,16 +33,26 @@ _CONTAINER_MAGIC = (b"\x1aE\xdf\xa3", b"RIFF", b"OggS", b"FLV", b"\x30\x26\xb2\x
 
 @dataclass
 class _Packets:
-    """What demuxing found: frames to expect in all and from the last key frame on, the most frames
-    from a key frame to the next, their time stamps in the stream's time base as far as they have
-    any, and where the file ends; in stored order the last one's place and the largest step to one.
+    """What demuxing found in the video stream; times are in units of its time base.
+
+    Attributes:
+        total: packets that are not empty.
+        frames: packets that decode to a frame.
+        corrupt: packets that FFmpeg marks as corrupt.
+        gop: the most frames from one key frame to the next.
+        stamps: time stamps of the frames that have one.
+        end: when the last packet of any stream ends, in seconds.
+        last_key_pts: time stamp of the last key frame.
+        tail_frames: frames from the last key frame on.
+        last_dts: decoding time stamp of the last packet.
+        step: the largest difference between two successive decoding time stamps.
     """
 
     total: int = 0
-    gop: int = 0
-    stamps: list[int] = field(default_factory=list)
     frames: int = 0
     corrupt: int = 0
+    gop: int = 0
+    stamps: list[int] = field(default_factory=list)
     end: float = 0.0
     last_key_pts: int | None = None
     tail_frames: int = 0
@@ -55,16 +63,20 @@ class _Packets:
 def probe_video(
     path: str | os.PathLike, min_frames: int = 2, member: tuple[int, int] | None = None
 ) -> ManifestEntry:
-    """The manifest entry (without labels) of one video file; its path is made absolute.
+    """Demux a video file, decode its first frame and everything from its last key frame on.
 
-    An image (JPEG, PNG, WebP, BMP) is a video of one frame, without a frame rate (fps 0).
+    Args:
+        path: of the file; of a member of a tar archive `archive.tar::member`.
+        min_frames: fewer frames are an error, except in an image. An image (JPEG, PNG, WebP, BMP)
+            is a video of one frame without a frame rate (fps 0).
+        member: (offset, size) in bytes of a member of a tar archive.
 
-    A video in a tar shard has a path `shard.tar::member` and is the `member` (offset, size), in
-    bytes, of that shard.
+    Returns:
+        The manifest entry, without labels; its path is absolute.
 
-    Demuxes the whole file, decodes the first frame and everything after the last key frame. Raises
-    BadVideo with the reason for a file that is unreadable, empty, text, audio only, truncated,
-    damaged, has fewer than `min_frames`, or is to be shown mirrored or turned by no quarter turn.
+    Raises:
+        BadVideo: the file is unreadable, empty, text, audio only, truncated, damaged, too short,
+            mirrored, or rotated by other than a quarter turn.
     """
     path = os.path.abspath(path)
     try:
@@ -97,34 +109,9 @@ def probe_video(
     return replace(entry, size_bytes=size, mtime_ns=status.st_mtime_ns, offset=offset)
 
 
-def probe_videos(
-    paths: Sequence[str | os.PathLike], workers: int | None = None, progress: bool = False
-) -> tuple[list[ManifestEntry], list[tuple[str, str]]]:
-    """Probe files in `workers` threads (default: one a core): the usable entries, and (path,
-    reason) for the others.
-
-    Both lists keep the order of `paths`. FFmpeg works without the interpreter lock, so threads are
-    enough.
-    """
-
-    def probe(path: str | os.PathLike) -> ManifestEntry | tuple[str, str]:
-        try:
-            return probe_video(path)
-        except BadVideo as reason:
-            return str(path), str(reason)
-
-    with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
-        bar = tqdm(
-            pool.map(probe, paths), "indexing", len(paths), unit="video", disable=not progress
-        )
-        results = list(bar)
-    good = [result for result in results if isinstance(result, ManifestEntry)]
-    return good, [result for result in results if not isinstance(result, ManifestEntry)]
-
-
 def _is_text(head: bytes) -> bool:
     try:
-        text = getincrementaldecoder("utf-8")().decode(head)  # the last character may be cut in two
+        text = getincrementaldecoder("utf-8")().decode(head)  # the last character may be truncated
     except UnicodeDecodeError:
         return False
     return all(character.isprintable() or character.isspace() for character in text)
@@ -176,7 +163,7 @@ def _inspect_still(container: av.container.InputContainer, path: str, head: byte
     stream.codec_context.options = {"err_detect": "explode"}
     frame = next(container.decode(stream), None)
     if frame is None or frame.is_corrupt:
-        raise BadVideo("damaged (the picture cannot be decoded)")
+        raise BadVideo("damaged (the image cannot be decoded)")
     rotation = _checked_rotation(frame, mirrored=is_mirrored_photograph(head))
     turned = rotation in (90, 270)
     return ManifestEntry(
@@ -197,8 +184,8 @@ def _inspect_still(container: av.container.InputContainer, path: str, head: byte
 def _timing(times: np.ndarray | None, frames: int, fps: float) -> tuple[float, float, bool]:
     """The rate in frames per second, the duration in seconds, and whether the rate is variable.
 
-    The container's rate `fps` is kept unless the time stamps contradict it: then the last frame
-    would be more than half a frame off.
+    The container's rate `fps` is kept unless it puts the last frame more than half a frame off its
+    time stamp.
     """
     if times is None or times[-1] <= 0:
         return fps, frames / fps if fps else 0.0, False
@@ -244,9 +231,9 @@ def _check_length(
     packets: _Packets,
     fps: float,
 ) -> None:
-    # MP4 counts frames that an edit list cuts away, so its count says nothing; its duration does.
+    # The frame count of an MP4 includes frames that an edit list removes; its duration does not.
     total = packets.total
-    if container.format.name == "avi":  # it counts empty places too, where a frame stays longer
+    if container.format.name == "avi":  # it also counts empty chunks, which repeat a frame
         total = max(total, packets.last_dts + packets.step)
     if "mp4" not in container.format.name and stream.frames > total:
         raise BadVideo(f"truncated ({total} of {stream.frames} frames)")
@@ -255,7 +242,7 @@ def _check_length(
     duration = container.duration / av.time_base
     start = (container.start_time or 0) / av.time_base
     end = max(packets.end, packets.end - start)
-    # Rounding, audio padding, variable frame rates. What a slightly cut file lacks isn't counted.
+    # Rounding, audio padding, variable frame rates. A file may lack this much at its end.
     slack = max(0.1, 0.05 * duration, 2 / fps if fps else 0)
     if end < duration - slack:
         raise BadVideo(f"truncated (ends at {end:.2f} s of {duration:.2f} s)")
@@ -264,7 +251,7 @@ def _check_length(
 def _decode_first(
     container: av.container.InputContainer, stream: av.video.stream.VideoStream
 ) -> int:
-    """Decode the first frame: its rotation."""
+    """Decode the first frame; returns its rotation."""
     try:
         container.seek(0)
         frame = next(container.decode(stream), None)
@@ -287,7 +274,7 @@ def _decode_end(
     stream: av.video.stream.VideoStream,
     packets: _Packets,
 ) -> int:
-    """Count the frames decoded from the last key frame on (-1 where that is unknown)."""
+    """Count the frames decoded from the last key frame on; -1 if it has no time stamp."""
     try:
         if packets.last_key_pts is None:
             return -1

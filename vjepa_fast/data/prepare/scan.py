@@ -1,92 +1,79 @@
-"""Probing many files at once, in processes: one that FFmpeg crashes on costs only itself."""
+"""Probing many files at once, in processes: a file on which FFmpeg crashes is rejected, no more."""
 
-import os
-import signal
-import threading
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
-from itertools import islice
-from multiprocessing import get_context
-from multiprocessing.connection import Connection
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterable, Sequence
 
 import av
 
 from vjepa_fast.data.ffmpeg import BadVideo, open_video, video_stream
 from vjepa_fast.data.manifest.entry import ManifestEntry
 from vjepa_fast.data.manifest.location import entry_url
-from vjepa_fast.data.prepare.findings import Candidate, Finding
+from vjepa_fast.data.prepare.findings import ScannedFile, ScanResult
 from vjepa_fast.data.prepare.inspect import probe_video
+from vjepa_fast.data.workers.process_pool import ProcessPool
+from vjepa_fast.data.workers.thread_pool import WorkerError
 
+_SECONDS = 60.0  # time limit for a file, without the time for its size
 _BYTES_PER_SECOND = 10_000_000
-_PICTURES = 8  # that --deep decodes at each place
+_DEEP_FRAMES = 8  # that --deep decodes at each position
 
 
-def probe_candidate(candidate: Candidate, deep: bool) -> Finding:
-    """Probe one file; with `deep`, decode a few of its pictures as well (`decode_a_little`)."""
+def probe_file(file: ScannedFile, deep: bool = False) -> ScanResult:
+    """Probe one file; with `deep`, decode a few of its frames as well (`decode_a_little`)."""
     try:
-        member = None if candidate.offset is None else (candidate.offset, candidate.size_bytes)
-        entry = probe_video(candidate.path, member=member)
+        member = None if file.offset is None else (file.offset, file.size_bytes)
+        entry = probe_video(file.path, member=member)
         if deep:
             decode_a_little(entry)
     except BadVideo as reason:
-        return Finding(candidate, reason=str(reason))
-    return Finding(candidate, entry)
+        return ScanResult(file, reason=str(reason))
+    return ScanResult(file, entry)
 
 
 def scan(
-    candidates: Iterable[Candidate],
+    files: Iterable[ScannedFile],
     workers: int,
-    probe: Callable[[Candidate], Finding],
-    seconds: int = 60,
-    chunk_size: int = 8,
-) -> Generator[Finding, None, None]:
-    """Run `probe` (to be pickled) on every candidate in `workers` processes; the findings as they
-    come, in no particular order.
+    probe: Callable[[ScannedFile], ScanResult] = probe_file,
+    seconds: float = _SECONDS,
+    modules: Sequence[str] = (__name__,),
+) -> Generator[ScanResult, None, None]:
+    """Call `probe` for every file in `workers` processes; yields the results as they come.
 
-    A process gets `chunk_size` files at a time. A file that ends its process, or takes longer than
-    `seconds` and one more for every 10 MB, is refused. Closing the iterator kills what is running.
+    A file on which its process ends, or takes too long, is probed once more and then rejected.
+    Closing the generator kills what is running.
+
+    Args:
+        probe: an importable function, or a `functools.partial` of one.
+        seconds: time limit for a file; it gets one second more for every 10 MB.
+        modules: to import before the processes are forked: that of `probe`.
     """
-    rest = iter(candidates)
-    suspects: deque[Candidate] = deque()
-    while True:
-        broken: list[Candidate] = []
-        with _processes(workers) as pool:
-            running: dict[Future, list[Candidate]] = {}
-            while not broken:
-                # A suspect runs alone, so that a process that ends tells of it and of nothing else.
-                if suspects and not running:
-                    chunk = [suspects.popleft()]
-                    running[pool.submit(_run, probe, chunk, seconds)] = chunk
-                while not suspects and len(running) < 2 * workers:
-                    if not (chunk := list(islice(rest, chunk_size))):
-                        break
-                    running[pool.submit(_run, probe, chunk, seconds)] = chunk
-                if not running:
-                    return
-                done, _ = wait(running, return_when=FIRST_COMPLETED)
-                for future in done:
-                    chunk = running.pop(future)
-                    try:
-                        yield from future.result()
-                    except BrokenProcessPool:
-                        broken += chunk
-            for chunk in running.values():  # they fail with the pool
-                broken += chunk
-        if len(broken) == 1:
-            yield Finding(broken[0], reason="damaged (FFmpeg crashes or hangs)")
-        else:
-            suspects.extend(broken)
+
+    def limit(file: ScannedFile) -> float:
+        return seconds + file.size_bytes / _BYTES_PER_SECOND
+
+    lost = []
+    with ProcessPool(workers, "vjepa-scan", modules=modules) as pool:
+        for file, result in pool.imap(probe, files, limit):
+            if isinstance(result, WorkerError):
+                lost.append(file)
+            else:
+                yield result
+    # One at a time, without the others: memory may have run out, or somebody killed the process.
+    with ProcessPool(1, "vjepa-scan", modules=modules) as pool:
+        for file, result in pool.imap(probe, lost, limit):
+            if isinstance(result, WorkerError):
+                result = ScanResult(file, reason="damaged (FFmpeg crashes or hangs)")
+            yield result
 
 
 def decode_a_little(entry: ManifestEntry) -> None:
-    """Decode a few pictures at the start, in the middle and at the end.
+    """Decode a few frames at the start, in the middle and at the end.
 
-    Raises BadVideo where that fails, a picture is damaged, or not of the size of the entry.
+    Raises:
+        BadVideo: that fails, or a frame is corrupt or not of the size of the entry.
     """
-    if entry.frames == 1:  # an image: probing has decoded it
+    if entry.frames == 1:  # an image, which probing has decoded
         return
     try:
         with open_video(entry_url(entry)) as container:
@@ -94,15 +81,16 @@ def decode_a_little(entry: ManifestEntry) -> None:
             if stream is None:
                 raise BadVideo("no video stream")
             stream.codec_context.options = {"err_detect": "explode"}
-            for place in (0.0, 0.5, 0.95):
-                seconds = place * (entry.duration or 0) + (container.start_time or 0) / av.time_base
+            for position in (0.0, 0.5, 0.95):
+                start = (container.start_time or 0) / av.time_base
+                seconds = start + position * (entry.duration or 0)
                 container.seek(int(seconds * av.time_base))
-                _check_pictures(container, stream, entry)
+                _check_frames(container, stream, entry)
     except (av.error.FFmpegError, EOFError) as error:
         raise BadVideo(f"damaged (decoding fails: {error.strerror})") from None
 
 
-def _check_pictures(
+def _check_frames(
     container: av.container.InputContainer,
     stream: av.video.stream.VideoStream,
     entry: ManifestEntry,
@@ -110,50 +98,12 @@ def _check_pictures(
     count = 0
     for frame in container.decode(stream):
         if frame.is_corrupt:
-            raise BadVideo("damaged (a picture is corrupt)")
+            raise BadVideo("damaged (a frame is corrupt)")
         width, height = entry.stored_size
         if (frame.width, frame.height) != (width, height):
             raise BadVideo(f"changes its size ({width}x{height}, {frame.width}x{frame.height})")
         count += 1
-        if count == _PICTURES:
+        if count == _DEEP_FRAMES:
             return
     if not count:
-        raise BadVideo("damaged (no picture can be decoded)")
-
-
-@contextmanager
-def _processes(workers: int) -> Iterator[ProcessPoolExecutor]:
-    context = get_context("spawn")
-    theirs, ours = context.Pipe(duplex=False)
-    with theirs, ours, ProcessPoolExecutor(workers, context, _start_process, (theirs,)) as pool:
-        try:
-            yield pool
-        except BaseException:  # an interrupt: nobody waits for an hour's video to be copied
-            ours.close()
-            raise
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
-
-
-def _start_process(parent: Connection) -> None:
-    """The parent ends the scan: an interrupt is its to take, and where it is killed so is this."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-
-
-def _end_with(parent: Connection) -> None:
-    """End this process, whatever it is doing, once the other end is closed."""
-    parent.poll(None)
-    os._exit(1)
-
-
-def _run(
-    probe: Callable[[Candidate], Finding], chunk: Sequence[Candidate], seconds: int
-) -> list[Finding]:
-    """In a process of its own, which the alarm ends: no handler would run inside FFmpeg."""
-    findings = []
-    for candidate in chunk:
-        signal.alarm(seconds + candidate.size_bytes // _BYTES_PER_SECOND)
-        findings.append(probe(candidate))
-        signal.alarm(0)
-    return findings
+        raise BadVideo("damaged (no frame can be decoded)")
