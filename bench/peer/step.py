@@ -52,7 +52,7 @@ class Step:
             parts.VisionTransformerPredictor(
                 predictor_embed_dim=predictor.width,
                 depth=predictor.depth,
-                num_heads=config.predictor_heads,
+                num_heads=config.model.predictor_heads,
                 use_mask_tokens=True,
                 num_mask_tokens=len(config.masks.specs),
                 **common,

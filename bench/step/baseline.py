@@ -115,7 +115,7 @@ class Predictor(nn.Module):
         table = position_table(shape.width, config.grid, config.model.uniform_power)
         self.register_buffer("positions", table.unsqueeze(0), persistent=False)
         self.blocks = nn.ModuleList(
-            Block(shape.width, config.predictor_heads) for _ in range(shape.depth)
+            Block(shape.width, config.model.predictor_heads) for _ in range(shape.depth)
         )
         self.norm = nn.LayerNorm(shape.width, eps=1e-6)
         self.proj = nn.Linear(shape.width, encoder_width)

@@ -5,8 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from tests.helpers.paths import GOLDEN
-from vjepa_fast.training.schedules import Schedules
+from tests.helpers.paths import GOLDEN, REPOSITORY
+from vjepa_fast.config import load_config
+from vjepa_fast.training.schedules import Schedules, make_schedules
 
 
 def _recipe(name: str) -> tuple[Schedules, list[list[float]]]:
@@ -101,3 +102,12 @@ def test_warmup_as_long_as_the_horizon_divides_by_nothing() -> None:
     schedules = _schedules(warmup_steps=20)
     assert schedules.lr(19) == 1e-3
     assert schedules.lr(20) == pytest.approx(1e-6)
+
+
+def test_schedules_of_the_papers_recipe() -> None:
+    """The recipe as shipped gives the published trainer's numbers (first, peak and last step)."""
+    schedules = make_schedules(load_config(REPOSITORY / "configs" / "vith16.json"))
+    rows = json.loads((GOLDEN / "schedules.json").read_text())["vith16"]
+    for step, lr, weight_decay, momentum in rows["rows"]:
+        found = (schedules.lr(step), schedules.weight_decay(step), schedules.momentum(step))
+        assert found == pytest.approx((lr, weight_decay, momentum), rel=1e-9, abs=0)

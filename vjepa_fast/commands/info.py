@@ -54,7 +54,7 @@ def info_text(config: Config) -> str:
     for name, part, heads, count in zip(
         ("encoder", "predictor"),
         (encoder, predictor),
-        (encoder.heads, config.predictor_heads),
+        (encoder.heads, config.model.predictor_heads),
         cost.parameter_counts(config),
         strict=True,
     ):

@@ -1,10 +1,11 @@
-"""The configuration of a run: one typed JSON file, checked as a whole before anything starts.
+"""What a run's config says: one typed JSON file, checked as a whole before anything starts.
 
-Imports errors, masks and models (for their value types), and nothing that trains.
-What a key does belongs in the room that does it; import the names below from here.
+May import errors, masks and models; imports nothing that trains, decodes or evaluates.
+What a key does belongs to the room that does it. Import the door's names from here.
 """
 
-from vjepa_fast.config.load import translate_stored
-from vjepa_fast.config.schema import Config, load_config, parse_config
+from vjepa_fast.config.load import load_config, parse_config
+from vjepa_fast.config.renamed import translate_stored
+from vjepa_fast.config.schema import Config
 
 __all__ = ["Config", "load_config", "parse_config", "translate_stored"]

@@ -1,15 +1,38 @@
-"""Sections of the config, and value types whose rules pydantic cannot put into a sentence."""
+"""The base class of the config's sections, and value types with a sentence for every mistake."""
 
+import json
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
-from vjepa_fast.config.load import show
-from vjepa_fast.models.presets import ENCODER_PRESETS
+
+def show(value: Any) -> str:
+    """A value as the user would write it in JSON, shortened to 60 characters."""
+    text = json.dumps(value, default=repr)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def divisors(number: int) -> list[int]:
+    """All divisors of a number, ascending."""
+    small = [d for d in range(1, int(number**0.5) + 1) if number % d == 0]
+    return sorted({*small, *(number // d for d in small)})
+
+
+def nearest(candidates: list[int], wanted: int) -> int:
+    """The candidate nearest to a number; of two, the smaller one."""
+    return min(candidates, key=lambda candidate: (abs(candidate - wanted), candidate))
+
+
+def multiple(number: int, of: int) -> int:
+    """The positive multiple of `of` that is nearest to `number`."""
+    return max(1, round(number / of)) * of
 
 
 class Section(BaseModel):
-    """A section of the config: no unknown key, no silent conversion."""
+    """A section of the config: no unknown key, no silent conversion.
+
+    The docstring below a field is its documentation for users (`FieldInfo.description`).
+    """
 
     model_config = ConfigDict(
         extra="forbid",
@@ -18,6 +41,19 @@ class Section(BaseModel):
         allow_inf_nan=False,
         use_attribute_docstrings=True,
     )
+
+
+class FieldError(ValueError):
+    """A mistake that a section finds among its own keys.
+
+    Args:
+        key: the key of the section that the sentence is about.
+        text: "found …, expected …; what to do", without the key.
+    """
+
+    def __init__(self, key: str, text: str) -> None:
+        super().__init__(text)
+        self.key = key
 
 
 def _pair(value: Any) -> Any:
@@ -41,49 +77,6 @@ def _stage(value: int) -> int:
     if value not in (0, 1, 2, 3):
         raise ValueError(f"found {value}, expected a ZeRO stage of 0, 1, 2 or 3; choose e.g. 1")
     return value
-
-
-def preset_shape(value: Any) -> Any:
-    """A preset's name as its shape; anything else unchanged, for EncoderConfig to check."""
-    if not isinstance(value, str):
-        return value
-    if value not in ENCODER_PRESETS:
-        raise ValueError(
-            f"found {show(value)}, expected one of {', '.join(ENCODER_PRESETS)} or an object; "
-            'write e.g. "vit_large" or {"width": 1024, "depth": 24, "heads": 16}'
-        )
-    return dict(vars(ENCODER_PRESETS[value]))
-
-
-RANDOM_MASKS = ("random_tube", "random_tokens")
-
-
-def mask_strategy(value: Any) -> Any:
-    """The strategy that a mask spec names, "multi_block" unless it does."""
-    given = value.get("strategy") if isinstance(value, dict) else getattr(value, "strategy", None)
-    return "multi_block" if given is None else given
-
-
-def _with_strategy(value: Any, known: tuple[str, ...]) -> Any:
-    strategy = mask_strategy(value)
-    if strategy not in known:
-        raise ValueError(
-            f"found strategy {show(strategy)}, expected one of {', '.join(known)}; write e.g. "
-            f'"strategy": "{known[0]}"'
-        )
-    if isinstance(value, dict) and strategy == "multi_block":  # the one that need not be named
-        return {key: item for key, item in value.items() if key != "strategy"}
-    return value
-
-
-def plain_mask_strategy(value: Any) -> Any:
-    """A spec inside a mixture, its strategy checked."""
-    return _with_strategy(value, ("multi_block", *RANDOM_MASKS))
-
-
-def any_mask_strategy(value: Any) -> Any:
-    """A mask spec, its strategy checked."""
-    return _with_strategy(value, ("multi_block", *RANDOM_MASKS, "mixture"))
 
 
 Count = Annotated[int, Field(ge=1, le=2**31 - 1)]

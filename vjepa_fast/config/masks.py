@@ -1,4 +1,4 @@
-"""The config's section of masks."""
+"""The config's section of masks, and the sampler that it describes."""
 
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
@@ -6,119 +6,161 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Discriminator, Field, Tag
 
 from vjepa_fast.config.fields import (
-    RANDOM_MASKS,
     Count,
     Fraction,
     FractionRange,
     Positive,
     PositiveRange,
     Section,
-    any_mask_strategy,
-    mask_strategy,
-    plain_mask_strategy,
+    show,
 )
 from vjepa_fast.errors import UserError
 from vjepa_fast.masks import MaskBatch, MaskSampler, Mixture, MultiBlock, RandomTokens, RandomTube
 
+_RANDOM = ("random_tube", "random_tokens")
+
 
 class MaskSpecConfig(Section):
-    """One multi-block mask: the union of its blocks is the target, the rest the context."""
+    """A multi-block mask: the union of its blocks is the target, the rest the context."""
 
     num_blocks: Count = Field(examples=[8])
-    """Blocks in the union."""
+    """Number of blocks."""
     spatial_scale: FractionRange = Field(examples=[[0.15, 0.15]])
-    """Area of a block, as a fraction of the frame: smallest, largest."""
+    """Area of a block as a fraction of the frame: smallest, largest."""
     temporal_scale: FractionRange = (1.0, 1.0)
-    """Length of a block, as a fraction of the clip: smallest, largest."""
+    """Length of a block as a fraction of the clip: smallest, largest."""
     aspect_ratio: PositiveRange = (0.75, 1.5)
     """Height over width of a block: smallest, largest."""
     max_temporal_keep: Fraction = 1.0
-    """Fraction of the clip, from its start, that may be context at all."""
+    """Fraction of the clip, from its start, that may be context."""
     max_keep: Count | None = None
-    """Most context tokens of a clip; null: no limit."""
+    """Maximum number of context tokens in a clip; null: no limit."""
 
     def spec(self) -> MultiBlock:
-        """The spec as the sampler takes it."""
+        """The spec as `MaskSampler` takes it."""
         return MultiBlock(**dict(self))
 
 
 class RandomMaskConfig(Section):
-    """Random places (the same in every frame) or random tokens of the clip are the target."""
+    """The target is a random set of positions (the same in every frame) or of tokens."""
 
     strategy: Literal["random_tube", "random_tokens"]
-    """Which of the two."""
+    """random_tube: positions of the frame; random_tokens: tokens of the clip."""
     ratio: Annotated[float, Field(gt=0, lt=1)] = Field(examples=[0.9])
-    """Fraction of the places, or of the tokens, that is target."""
+    """Fraction of the positions, or of the tokens, that is target."""
 
     def spec(self) -> RandomTube | RandomTokens:
-        """The spec as the sampler takes it."""
+        """The spec as `MaskSampler` takes it."""
         return (RandomTube if self.strategy == "random_tube" else RandomTokens)(self.ratio)
 
 
-def _plain_model(value: Any) -> str:
-    return "RandomMaskConfig" if mask_strategy(value) in RANDOM_MASKS else "MaskSpecConfig"
+def _strategy(value: Any) -> Any:
+    """The strategy that a mask spec names; "multi_block" if it names none."""
+    given = value.get("strategy") if isinstance(value, dict) else getattr(value, "strategy", None)
+    return "multi_block" if given is None else given
 
 
-PlainMask = Annotated[
+def _checked(value: Any, strategies: tuple[str, ...]) -> Any:
+    """A mask spec whose strategy is one of these, without "multi_block", which is no field."""
+    strategy = _strategy(value)
+    if strategy not in strategies:
+        raise ValueError(
+            f"found strategy {show(strategy)}, expected one of {', '.join(strategies)}; write e.g. "
+            f'"strategy": "{strategies[0]}"'
+        )
+    if isinstance(value, dict) and strategy == "multi_block":
+        return {key: item for key, item in value.items() if key != "strategy"}
+    return value
+
+
+def _single_mask(value: Any) -> Any:
+    return _checked(value, ("multi_block", *_RANDOM))
+
+
+def _any_mask(value: Any) -> Any:
+    return _checked(value, ("multi_block", *_RANDOM, "mixture"))
+
+
+def _kind(value: Any) -> str:
+    """The tag of a mask spec. Pydantic puts it into the location of a mistake."""
+    strategy = _strategy(value)
+    if strategy == "mixture":
+        return "MixtureConfig"
+    return "RandomMaskConfig" if strategy in _RANDOM else "MaskSpecConfig"
+
+
+SingleMask = Annotated[
     Annotated[MaskSpecConfig, Tag("MaskSpecConfig")]
     | Annotated[RandomMaskConfig, Tag("RandomMaskConfig")],
-    Discriminator(_plain_model),
-    BeforeValidator(plain_mask_strategy),
+    Discriminator(_kind),
+    BeforeValidator(_single_mask),
 ]
 
 
 class MixtureConfig(Section):
-    """Each clip is masked by one of several specs, by chance."""
+    """Each clip is masked by one of several specs, drawn at random."""
 
     strategy: Literal["mixture"]
-    """Says that this is a mixture."""
-    specs: list[PlainMask] = Field(
+    """Always "mixture"."""
+    specs: list[SingleMask] = Field(
         min_length=1, max_length=4095, examples=[[{"strategy": "random_tube", "ratio": 0.9}]]
     )
-    """What it chooses from; no mixtures."""
+    """The specs to draw from. A mixture cannot contain a mixture."""
     weights: list[Positive] | None = None
-    """How often each is chosen, relative to the others; null: all alike."""
+    """Relative frequency of each spec; null: all the same."""
 
     def spec(self) -> Mixture:
-        """The spec as the sampler takes it."""
+        """The spec as `MaskSampler` takes it."""
         return Mixture([spec.spec() for spec in self.specs], self.weights)
-
-
-def _mask_model(value: Any) -> str:
-    return "MixtureConfig" if mask_strategy(value) == "mixture" else _plain_model(value)
 
 
 AnyMask = Annotated[
     Annotated[MaskSpecConfig, Tag("MaskSpecConfig")]
     | Annotated[RandomMaskConfig, Tag("RandomMaskConfig")]
     | Annotated[MixtureConfig, Tag("MixtureConfig")],
-    Discriminator(_mask_model),
-    BeforeValidator(any_mask_strategy),
+    Discriminator(_kind),
+    BeforeValidator(_any_mask),
 ]
 
 
 class MasksConfig(Section):
-    """The masks. Each clip is masked once by every spec."""
+    """The masks. Every spec masks each clip once."""
 
     specs: list[AnyMask] = Field(
+        default=[
+            MaskSpecConfig(num_blocks=8, spatial_scale=(0.15, 0.15)),
+            MaskSpecConfig(num_blocks=2, spatial_scale=(0.7, 0.7)),
+        ],
         min_length=1,
         max_length=4096,
         examples=[[{"num_blocks": 8, "spatial_scale": [0.15, 0.15]}]],
     )
-    """The mask specs; their "strategy" is "multi_block" unless given."""
+    """The mask specs. Their "strategy" is "multi_block" unless given. The default is the paper's
+    pair: eight short-range blocks, and two long-range ones."""
     truncate: Literal["batch", "batch-random", "none"] = "batch"
-    """batch: cut all clips of a group to the smallest count in it, as published; batch-random: as
-    far, but keep random tokens instead of the first ones; none: only max_keep and round_to cut."""
+    """batch: truncate all clips of a group to the smallest token count in it, as published;
+    batch-random: to the same counts, but keep random tokens instead of the first ones; none: only
+    max_keep and round_to truncate."""
     truncate_group: Count = 24
-    """Consecutive sample ids that form a group. Plays no part where truncate is none."""
+    """Number of consecutive sample ids in a group, in the paper the clips of one GPU. Ignored where
+    truncate is none."""
     round_to: Count | None = None
-    """Cut lengths down to a multiple of it, for few shapes under compilation; null: don't."""
+    """Truncate lengths to a multiple of this, for fewer shapes under compilation; null: off."""
     complement: Literal["target", "context"] | None = None
-    """target: all that is not context is target, also what was cut; context: the reverse; null:
-    what was cut is neither."""
+    """target: every token that is not context becomes target, including truncated ones; context:
+    the reverse; null: truncated tokens are neither."""
 
     def sampler(self, grid: tuple[int, int, int], seed: int, num_threads: int = 0) -> MaskSampler:
-        """The sampler of these masks. Raises ValueError for what is impossible on this grid."""
+        """Make the sampler of these masks.
+
+        Args:
+            grid: tokens of a clip by axis, (T', H', W').
+            seed: of the masks' random stream.
+            num_threads: CPU threads; 0 takes all cores.
+
+        Raises:
+            ValueError: masks that are impossible on this grid.
+        """
         return MaskSampler(
             [spec.spec() for spec in self.specs],
             grid=grid,
@@ -132,8 +174,10 @@ class MasksConfig(Section):
 
 
 def sample_masks(sampler: MaskSampler, step: int, sample_ids: Sequence[int]) -> MaskBatch:
-    """`sampler.sample`; UserError for a spec that all but never leaves context, which only shows in
-    its blocks' places."""
+    """`sampler.sample`, with a UserError for a spec that almost never leaves context.
+
+    Such a spec passes the checks, because only the drawn block positions show it.
+    """
     try:
         return sampler.sample(step, sample_ids)
     except ValueError as error:

@@ -14,7 +14,7 @@ def build_model(config: Config) -> VJEPA:
         predictor={
             "width": model.predictor.width,
             "depth": model.predictor.depth,
-            "heads": config.predictor_heads,
+            "heads": model.predictor_heads,
         },
         grid=config.grid,
         patch_size=model.patch_size,

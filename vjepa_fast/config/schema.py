@@ -1,21 +1,16 @@
-"""The configuration of a run: one typed JSON file. Every mistake becomes one UserError sentence."""
+"""The sections of a config: every key with its type, its default and its documentation.
 
-from collections.abc import Sequence
-from pathlib import Path
+The defaults are the recipe of the paper (V-JEPA, arXiv 2404.08471) where it has one.
+"""
+
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    BeforeValidator,
-    Field,
-    ValidationError,
-    ValidatorFunctionWrapHandler,
-    model_validator,
-)
+from pydantic import BeforeValidator, Field, model_validator
 
-from vjepa_fast.config.checks import check_combinations
 from vjepa_fast.config.fields import (
     Betas,
     Count,
+    FieldError,
     FractionRange,
     NonNegative,
     Positive,
@@ -24,63 +19,110 @@ from vjepa_fast.config.fields import (
     Stage,
     Unit,
     UnitRange,
-    preset_shape,
+    divisors,
+    multiple,
+    nearest,
+    show,
 )
-from vjepa_fast.config.load import apply_override, read_json_object, sentence
 from vjepa_fast.config.masks import MasksConfig
+from vjepa_fast.models.presets import ENCODER_PRESETS
 
 
 class DataConfig(Section):
-    """Which videos, and how a clip is cut from one."""
+    """Which videos, and how a clip is taken from a video."""
 
     manifests: list[Annotated[str, Field(min_length=1)]] = Field(
         min_length=1, examples=[["data/train.csv"]]
     )
-    """CSV files that list the videos, as `vjepa-fast index` writes them."""
+    """The files that list the videos: CSV files as `vjepa-fast index` writes them, Parquet files or
+    text lists."""
     weights: list[Positive] | None = None
-    """How often each manifest is drawn from, relative to the others; null: all videos alike."""
+    """Relative sampling frequency of each manifest; null: every video alike."""
     num_frames: Count = 16
     """Frames in a clip."""
     frame_step: Count = 4
-    """Every how many frames of the video one is taken."""
+    """Distance of the clip's frames, in frames of the video."""
     fps: Positive | None = None
-    """Frames of the clip per second of the video, by time stamps; null: as frame_step says."""
+    """Frames of the clip per second of the video, by its time stamps; null: use frame_step."""
     clips_per_video: Count = 1
-    """Clips that a video gives when its turn comes, from equal parts of it, one after another."""
+    """Consecutive clips from each draw of a video, one from each of as many equal parts of it."""
     short_videos: Literal["repeat_last", "wrap", "drop"] = "repeat_last"
-    """Videos shorter than a clip: repeat the last frame, start over, or leave them out."""
+    """Videos shorter than a clip: repeat the last frame, start again from the first frame, or leave
+    the video out."""
     crop_size: Count = 224
     """Height and width of a clip, in pixels."""
     area: FractionRange = (0.3, 1.0)
-    """Area of the random crop, as a fraction of the frame: smallest, largest."""
+    """Area of the random crop as a fraction of the frame: smallest, largest."""
     aspect_ratio: PositiveRange = (0.75, 1.35)
     """Width over height of the random crop: smallest, largest."""
     flip: bool = True
-    """Whether every other clip, by chance, is mirrored. Off where left and right have a meaning."""
+    """Mirror half of the clips, at random. Set to false where left and right have a meaning."""
     backend: Literal["auto", "dali", "pyav"] = "auto"
-    """What decodes; auto: DALI where it can decode half of the videos or more, else PyAV. With
-    DALI, PyAV decodes those that it can't."""
+    """The decoder. auto: DALI if it can decode at least half of the videos, else PyAV. With DALI,
+    PyAV decodes the videos that DALI cannot decode."""
     num_workers: Count = 2
-    """What decodes at the same time, for each training process: processes of their own where PyAV
-    decodes (so that a file that crashes FFmpeg costs its clip only), threads where DALI does."""
+    """Clips that each training process decodes at the same time: worker processes with PyAV (a file
+    that crashes FFmpeg loses only its own clip), threads with DALI."""
     prefetch: Count = 2
     """Micro-batches that are decoded ahead."""
     max_bad_fraction: Unit = 0.05
-    """Clips that may turn out undecodable and be replaced, as a share of all; beyond, a process
-    stops the run."""
+    """Largest fraction of clips that may fail to decode and be replaced. Above it, the run stops
+    with an error."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "DataConfig":
+        if self.weights is not None and len(self.weights) != len(self.manifests):
+            raise FieldError(
+                "weights",
+                f"found a list of {len(self.weights)}, expected one weight for each of the "
+                f"data.manifests ({len(self.manifests)}); add or remove weights, or write null",
+            )
+        return self
+
+
+def _check_heads(width: int, heads: int, key: str) -> None:
+    if width % heads:
+        raise FieldError(
+            "width",
+            f"found {width}, expected a multiple of its {heads} heads; choose e.g. "
+            f"{multiple(width, heads)}, or set {key}.heads to {nearest(divisors(width), heads)}",
+        )
 
 
 class EncoderConfig(Section):
-    """The shape of the encoder (and of its target encoder)."""
+    """The shape of the encoder, and of the target encoder."""
 
     width: Count = Field(examples=[1024])
     """Features of a token."""
     depth: Count = Field(examples=[24])
-    """Transformer blocks."""
+    """Number of transformer blocks."""
     heads: Count = Field(examples=[16])
-    """Attention heads; they divide the width."""
+    """Number of attention heads, a divisor of the width."""
     mlp_ratio: Positive = 4.0
     """Hidden width of the MLP, relative to the width."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "EncoderConfig":
+        _check_heads(self.width, self.heads, "model.encoder")
+        if not (self.width * self.mlp_ratio).is_integer():
+            raise FieldError(
+                "mlp_ratio",
+                f"found {self.mlp_ratio}, expected a whole hidden width from model.encoder.width "
+                f"{self.width}; choose e.g. {max(1, round(self.mlp_ratio))}",
+            )
+        return self
+
+
+def _preset_shape(value: Any) -> Any:
+    """The shape of a preset given by name; anything else unchanged, for EncoderConfig to check."""
+    if not isinstance(value, str):
+        return value
+    if value not in ENCODER_PRESETS:
+        raise ValueError(
+            f"found {show(value)}, expected one of {', '.join(ENCODER_PRESETS)} or an object; "
+            'write e.g. "vit_large" or {"width": 1024, "depth": 24, "heads": 16}'
+        )
+    return dict(vars(ENCODER_PRESETS[value]))
 
 
 class PredictorConfig(Section):
@@ -89,144 +131,212 @@ class PredictorConfig(Section):
     width: Count = 384
     """Features of a token inside the predictor."""
     depth: Count = 12
-    """Transformer blocks."""
+    """Number of transformer blocks."""
     heads: Count | None = None
-    """Attention heads; null: as many as the encoder has."""
+    """Number of attention heads; null: as many as the encoder has."""
 
 
 class ModelConfig(Section):
     """Encoder, predictor, and how a clip becomes tokens."""
 
-    encoder: Annotated[EncoderConfig, BeforeValidator(preset_shape)] = Field(examples=["vit_large"])
+    encoder: Annotated[EncoderConfig, BeforeValidator(_preset_shape)] = Field(
+        examples=["vit_large"]
+    )
     """The encoder's shape: an object, or vit_tiny, vit_small, vit_base, vit_large or vit_huge."""
     patch_size: Count = 16
     """Height and width of a patch, in pixels."""
     tubelet_size: Count = 2
     """Frames in a tubelet, the time step of a token."""
     uniform_power: bool = True
-    """Position table: true gives time, height and width equal shares; false gives time half."""
+    """Position table: true gives time, height and width equal fractions of the features; false
+    gives half of them to time."""
     predictor: PredictorConfig = PredictorConfig()
     """The predictor's shape."""
     depth_scaled_init: bool = False
-    """Whether block l starts with output projections divided by sqrt(2 l), as V-JEPA's did not."""
+    """Divide the initial output projections of block l by sqrt(2 l). The paper's models did not."""
+
+    @property
+    def predictor_heads(self) -> int:
+        """The predictor's attention heads, by default as many as the encoder has."""
+        return self.predictor.heads or self.encoder.heads
+
+    @model_validator(mode="after")
+    def _check(self) -> "ModelConfig":
+        self._check_positions("encoder", self.encoder.width)
+        try:
+            _check_heads(self.predictor.width, self.predictor_heads, "model.predictor")
+        except FieldError as error:
+            raise FieldError(f"predictor.{error.key}", str(error)) from None
+        self._check_positions("predictor", self.predictor.width)
+        return self
+
+    def _check_positions(self, network: str, width: int) -> None:
+        """The position table holds sine and cosine pairs for three axes.
+
+        Equal fractions are rounded up to pairs, and the last axis takes the rest. Otherwise time
+        has half of the width, and the others a quarter each.
+        """
+        if self.uniform_power and (width % 2 or width < 10):
+            raise FieldError(
+                f"{network}.width",
+                f"found {width}, expected an even number of at least 10, so that each of the three "
+                f"position axes has features; choose e.g. {max(12, width + 1)}",
+            )
+        if not self.uniform_power and width % 8:
+            raise FieldError(
+                f"{network}.width",
+                f"found {width}, expected a multiple of 8, which the position table needs when "
+                f"model.uniform_power is false; choose e.g. {multiple(width, 8)}",
+            )
 
 
 class OptimConfig(Section):
-    """Optimiser steps, batch, AdamW and the schedules."""
+    """Optimizer steps, batch, AdamW, and the schedules of learning rate and weight decay."""
 
-    steps: Count = Field(examples=[90000])
-    """Optimiser steps of the run."""
-    global_batch: Count = Field(examples=[3072])
-    """Clips per step, over all processes."""
-    micro_batch: Count = Field(examples=[24])
-    """Clips that one process runs at a time, at most; the rest of its share accumulates."""
+    steps: Count = 90_000
+    """Optimizer steps of the run. The default is the paper's, for its batch of 3072 clips."""
+    global_batch: Count = 3072
+    """Clips in a step, over all processes. With another batch, change lr, start_lr, final_lr and
+    teacher.momentum too (docs/training.md says how)."""
+    micro_batch: Count = 24
+    """Largest number of clips that one process runs at a time; gradients are accumulated over the
+    rest. Lower it if the GPU runs out of memory. The default is the paper's batch on each GPU."""
     start_lr: NonNegative = 2e-4
-    """Learning rate where the warm-up starts."""
-    lr: Positive = Field(examples=[6.25e-4])
-    """Learning rate where the warm-up ends: its peak."""
+    """Learning rate at the start of the warm-up."""
+    lr: Positive = 6.25e-4
+    """Learning rate at the end of the warm-up, its peak."""
     final_lr: NonNegative = 1e-6
     """Learning rate at the schedules' horizon."""
-    warmup_steps: Annotated[int, Field(ge=0, le=2**31 - 1)] = Field(examples=[12000])
-    """Steps of the linear warm-up."""
+    warmup_steps: Annotated[int, Field(ge=0, le=2**31 - 1)] = 12_000
+    """Steps of the linear warm-up. The default is the paper's, for its 90,000 steps."""
     weight_decay: NonNegative = 0.04
-    """Weight decay of the matrices at the start."""
+    """Weight decay of the weight matrices at the start."""
     final_weight_decay: NonNegative = 0.4
-    """Weight decay of the matrices at the schedules' horizon."""
+    """Weight decay of the weight matrices at the schedules' horizon."""
     betas: Betas = (0.9, 0.999)
-    """AdamW's two decay rates."""
+    """AdamW's decay rates of the two moments."""
     eps: Positive = 1e-8
     """AdamW's epsilon."""
     clip_grad: Positive | None = 10.0
-    """Largest gradient norm, of encoder and predictor apart; null: no clipping."""
+    """Largest gradient norm, for encoder and predictor separately; null: no clipping."""
     schedule_stretch: Annotated[float, Field(ge=1)] = 1.25
-    """The schedules' horizon, relative to the steps."""
+    """Horizon of the schedules, relative to the steps: a run ends before its schedules do."""
     loss_exponent: Annotated[float, Field(ge=1)] = 1.0
     """p of the loss |prediction - target|^p / p."""
     max_nonfinite_steps: Count = 10
-    """Steps in a row with a loss or a gradient that is not finite, each of which is skipped, that
-    stop the run."""
+    """Consecutive steps with a non-finite loss or gradient that stop the run. Each such step is
+    skipped."""
 
 
 class TeacherConfig(Section):
     """The target encoder."""
 
     mode: Literal["ema", "frozen"] = "ema"
-    """ema: the average of the encoder's weights; frozen: one that was trained before, and stays."""
-    momentum: UnitRange = (0.998, 1.0)
-    """The EMA's momentum at the start and at the schedules' horizon. Ignored where frozen."""
+    """ema: an exponential moving average of the encoder's weights; frozen: the target encoder of
+    another run, which does not change."""
     checkpoint: Annotated[str, Field(min_length=1)] | None = None
-    """Where frozen: the run, or the checkpoint, whose target encoder it is."""
+    """For frozen only: the run, or the checkpoint, whose target encoder to take."""
+    momentum: UnitRange = (0.998, 1.0)
+    """Momentum of the EMA at the start and at the schedules' horizon. Ignored by frozen."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "TeacherConfig":
+        if (self.mode == "frozen") != (self.checkpoint is not None):
+            expected = "a run or a checkpoint folder" if self.mode == "frozen" else "null"
+            raise FieldError(
+                "checkpoint",
+                f"found {self.checkpoint or 'null'} with teacher.mode {self.mode}, expected "
+                f"{expected}; a frozen target encoder comes from a checkpoint, an EMA starts as "
+                "the encoder",
+            )
+        return self
 
 
 class ZeroConfig(Section):
-    """DeepSpeed's ZeRO."""
+    """DeepSpeed's ZeRO: what the processes shard."""
 
     stage: Stage = 1
-    """What the processes share out: 0 nothing, 1 the optimiser's state, 2 the gradients as well,
-    3 encoder's and predictor's weights too, gathered layer by layer as they are used. A single
-    process in fp32 has nothing to share and always steps as at stage 0, unless it offloads."""
+    """0: nothing is sharded; 1: optimizer state; 2: gradients too; 3: the weights of encoder and
+    predictor too, gathered layer by layer. A single process in fp32 always runs as stage 0, unless
+    it offloads."""
     offload_optimizer: bool = False
-    """Masters, moments and the teacher's average in the host's memory, where AdamW then runs."""
+    """Keep master weights, Adam moments and EMA weights in host memory, and run AdamW there."""
     offload_parameters: bool = False
-    """At stage 3, the shards of the weights in the host's memory."""
+    """At stage 3, keep the shards of the weights in host memory."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "ZeroConfig":
+        if self.offload_parameters and self.stage != 3:
+            raise FieldError(
+                "offload_parameters",
+                f"found true at zero.stage {self.stage}, expected it at stage 3 alone, which "
+                "shards the weights; set zero.stage to 3, or this to false",
+            )
+        if self.offload_optimizer and not self.stage:
+            raise FieldError(
+                "offload_optimizer",
+                "found true at zero.stage 0, expected stage 1, 2 or 3, which keep master weights "
+                "apart from the weights; set zero.stage to 1, or this to false",
+            )
+        return self
 
 
 class LogConfig(Section):
-    """What is written down, and when."""
+    """What is logged, and how often."""
 
     every: Count = 10
-    """Steps between lines of metrics. Each line waits for the device once."""
+    """Steps between lines of metrics. Each line costs one host sync."""
     collapse_every: Count = 100
-    """Steps between the collapse monitor's measurements."""
+    """Steps between measurements of the target features' health (collapse monitor)."""
     pictures_every: Count | None = None
     """Steps between pictures of masks and features; null: only at the end."""
     histograms_every: Count | None = None
-    """Steps between TensorBoard's histograms of weights and target features; null: none."""
+    """Steps between TensorBoard histograms of weights and target features; null: none."""
     wandb: Annotated[str, Field(min_length=1)] | None = None
-    """The Weights & Biases project that also gets the metrics; null: none."""
+    """Weights & Biases project that also receives the metrics; null: none."""
 
 
 class CheckpointConfig(Section):
-    """When the run is saved."""
+    """When the run is saved, and what is kept."""
 
     every: Count = 1000
     """Steps between checkpoints."""
     keep_last: Count = 2
-    """Newest checkpoints that are kept."""
+    """Number of newest checkpoints to keep."""
     keep_every: Count | None = None
-    """Checkpoints at multiples of so many steps are kept for good; null: none."""
+    """Checkpoints at multiples of this many steps are never deleted; null: none."""
     background: bool = False
-    """Whether training goes on while a checkpoint is written, from a copy in the host's memory."""
+    """Continue training while a checkpoint is written, from a copy in host memory."""
 
 
 class Config(Section):
-    """A whole pretraining run."""
+    """A whole pretraining run. `output`, `data.manifests` and `model.encoder` have no default."""
 
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
-    """Every random choice of the run is a function of this seed and its position."""
+    """Seed of the initial weights, and of every random choice of the data and the masks."""
     output: Annotated[str, Field(min_length=1)] = Field(examples=["runs/my_run"])
     """The run's folder: checkpoints, metrics, curves."""
     data: DataConfig
     """Videos and clips."""
     model: ModelConfig
     """Encoder and predictor."""
-    masks: MasksConfig
+    masks: MasksConfig = MasksConfig()
     """Mask specs and truncation."""
-    optim: OptimConfig
+    optim: OptimConfig = OptimConfig()
     """Steps, batch, AdamW, schedules."""
     teacher: TeacherConfig = TeacherConfig()
-    """The target encoder: averaged, or frozen."""
+    """The target encoder: EMA or frozen."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
-    """Precision of forward and backward (masters are fp32); auto: bf16 on CUDA, fp32 on CPU."""
+    """Precision of forward and backward; master weights are fp32. auto: bf16 on CUDA, else fp32."""
     zero: ZeroConfig = ZeroConfig()
     """DeepSpeed's ZeRO."""
     compile: bool = False
-    """Whether torch.compile runs on each transformer block."""
+    """Run torch.compile on each transformer block."""
     activation_checkpointing: Literal["none", "selective", "full"] = "none"
-    """What is computed again in the backward pass rather than kept: nothing; norms and GELU; whole
-    blocks. The gradients are the same."""
+    """What is recomputed in the backward pass: nothing; norms and GELU; whole blocks. The gradients
+    are the same."""
     log: LogConfig = LogConfig()
-    """Metrics."""
+    """Metrics and pictures."""
     checkpoint: CheckpointConfig = CheckpointConfig()
     """Checkpoints."""
 
@@ -236,45 +346,8 @@ class Config(Section):
         side = self.data.crop_size // self.model.patch_size
         return self.data.num_frames // self.model.tubelet_size, side, side
 
-    @property
-    def predictor_heads(self) -> int:
-        """The predictor's attention heads, the encoder's unless given."""
-        return self.model.predictor.heads or self.model.encoder.heads
-
     def precision_on(self, device: str) -> Literal["bf16", "fp32"]:
         """The precision on a device type such as "cuda" or "cpu", with "auto" resolved."""
         if self.precision != "auto":
             return self.precision
         return "bf16" if device == "cuda" else "fp32"
-
-    @model_validator(mode="after")
-    def _combinations(self) -> "Config":
-        check_combinations(self)
-        return self
-
-    @model_validator(mode="wrap")
-    @classmethod
-    def _one_sentence(cls, data: Any, handler: ValidatorFunctionWrapHandler) -> "Config":
-        try:
-            return handler(data)
-        except ValidationError as error:
-            raise sentence(error, cls) from None
-
-
-def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """Reads a JSON config, applies `key.path=value` overrides in order, and checks the whole.
-
-    Raises UserError: one sentence with the key, what was found, what was expected and the fix.
-    """
-    data = read_json_object(path)
-    for override in overrides:
-        apply_override(Config, data, override)
-    return parse_config(data)
-
-
-def parse_config(data: Any) -> Config:
-    """Checks a whole config, given as plain data.
-
-    Raises UserError: one sentence with the key, what was found, what was expected and the fix.
-    """
-    return Config.model_validate(data)

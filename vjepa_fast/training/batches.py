@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from vjepa_fast.config import Config
-from vjepa_fast.config.checks import divisors, fits_group, nearest
+from vjepa_fast.config.checks import fits_group
+from vjepa_fast.config.fields import divisors, nearest
 from vjepa_fast.config.masks import sample_masks
 from vjepa_fast.data.decode.pyav import decode_clip
 from vjepa_fast.data.loader import ClipLoader, make_loader

@@ -1,0 +1,167 @@
+"""Keys that are valid one by one but impossible together: each gives one sentence."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.bad_configs import check_sentence
+from tests.helpers.paths import REPOSITORY
+from vjepa_fast.config import load_config
+from vjepa_fast.errors import UserError
+
+CONFIGS = REPOSITORY / "configs"
+NO_CONTEXT = (
+    "found that a block can fill the whole grid {} and leave no context, expected free tokens for "
+    "some place of its blocks, lower spatial_scale's or temporal_scale's upper end"
+)
+NO_TARGET = (
+    "found that a block can have the size {} and give no target, expected at least one token, "
+    "raise spatial_scale's lower end or narrow aspect_ratio"
+)
+
+# What is changed in configs/vith16.json (key: new value), the key with which the sentence must
+# start, and the rest of it.
+BAD = {
+    "crop and patch": (
+        {"data.crop_size": 225},
+        "data.crop_size",
+        "found 225, expected a multiple of model.patch_size 16; choose e.g. 224",
+    ),
+    "crop below patch": (
+        {"data.crop_size": 8},
+        "data.crop_size",
+        "found 8, expected a multiple of model.patch_size 16; choose e.g. 16",
+    ),
+    "frames and tubelet": (
+        {"data.num_frames": 15},
+        "data.num_frames",
+        "found 15, expected a multiple of model.tubelet_size 2; choose e.g. 16",
+    ),
+    "encoder heads": (
+        {"model.encoder": {"width": 100, "depth": 2, "heads": 3}},
+        "model.encoder.width",
+        "found 100, expected a multiple of its 3 heads; choose e.g. 99, or set model.encoder.heads "
+        "to 2",
+    ),
+    "predictor heads": (
+        {"model.predictor.heads": 7},
+        "model.predictor.width",
+        "found 384, expected a multiple of its 7 heads; choose e.g. 385, or set "
+        "model.predictor.heads to 6",
+    ),
+    "predictor with the encoder's heads": (
+        {"model.predictor.width": 100},
+        "model.predictor.width",
+        "found 100, expected a multiple of its 16 heads; choose e.g. 96, or set "
+        "model.predictor.heads to 20",
+    ),
+    "odd width": (
+        {"model.predictor.width": 33, "model.predictor.heads": 3},
+        "model.predictor.width",
+        "found 33, expected an even number of at least 10, so that each of the three position axes "
+        "has features; choose e.g. 34",
+    ),
+    "width for positions by halves": (
+        {"model.uniform_power": False, "model.predictor.width": 100, "model.predictor.heads": 4},
+        "model.predictor.width",
+        "found 100, expected a multiple of 8, which the position table needs when "
+        "model.uniform_power is false; choose e.g. 96",
+    ),
+    "hidden width": (
+        {"model.encoder": {"width": 64, "depth": 2, "heads": 16, "mlp_ratio": 2.7}},
+        "model.encoder.mlp_ratio",
+        "found 2.7, expected a whole hidden width from model.encoder.width 64; choose e.g. 3",
+    ),
+    "micro-batch": (
+        {"optim.global_batch": 100, "optim.micro_batch": 48},
+        "optim.micro_batch",
+        "48 does not divide optim.global_batch 100; choose a divisor, e.g. 50",
+    ),
+    "micro-batch, with the group in mind": (
+        {"optim.micro_batch": 100},
+        "optim.micro_batch",
+        "100 does not divide optim.global_batch 3072; choose a divisor, e.g. 96",
+    ),
+    "micro-batch above the batch": (
+        {"optim.global_batch": 24, "optim.micro_batch": 48},
+        "optim.micro_batch",
+        "48 does not divide optim.global_batch 24; choose a divisor, e.g. 24",
+    ),
+    "group and batch": (
+        {"masks.truncate_group": 7},
+        "masks.truncate_group",
+        "7 does not divide optim.global_batch 3072; choose a divisor, e.g. 6, or set "
+        "masks.truncate to "
+        '"none"',
+    ),
+    "group and micro-batch": (
+        {"optim.micro_batch": 16},
+        "optim.micro_batch",
+        "16 is neither a multiple nor a divisor of masks.truncate_group 24; choose e.g. 12",
+    ),
+    "weights and manifests": (
+        {"data.weights": [1.0, 2.0]},
+        "data.weights",
+        "found a list of 2, expected one weight for each of the data.manifests (1); add or remove "
+        "weights, or write null",
+    ),
+    "no context, by rounding": (
+        {"masks.specs.1.spatial_scale": [0.7, 1.0], "masks.specs.1.aspect_ratio": [1, 1]},
+        "masks.specs[1]",
+        NO_CONTEXT.format("8x14x14"),
+    ),
+    "no context, one block of everything": (
+        {"masks.specs.0.spatial_scale": [1.0, 1.0], "masks.specs.0.aspect_ratio": [1, 1]},
+        "masks.specs[0]",
+        NO_CONTEXT.format("8x14x14"),
+    ),
+    "no context on a small grid": (
+        {"masks.specs.1.spatial_scale": [0.7, 0.95], "data.crop_size": 64},
+        "masks.specs[1]",
+        NO_CONTEXT.format("8x4x4"),
+    ),
+    "recomputation that the compiler does": (
+        {"compile": True, "activation_checkpointing": "selective"},
+        "activation_checkpointing",
+        "found selective with compile, expected none or full",
+    ),
+    "no target": (
+        {"masks.specs.0.spatial_scale": [0.001, 0.01]},
+        "masks.specs[0]",
+        NO_TARGET.format("8x0x0"),
+    ),
+    "offloaded weights that are not sharded": (
+        {"zero.stage": 2, "zero.offload_parameters": True},
+        "zero.offload_parameters",
+        "found true at zero.stage 2, expected it at stage 3 alone",
+    ),
+    "an offloaded optimizer without master weights": (
+        {"zero.stage": 0, "zero.offload_optimizer": True, "precision": "fp32"},
+        "zero.offload_optimizer",
+        "found true at zero.stage 0, expected stage 1, 2 or 3",
+    ),
+    "compiled blocks whose weights come and go": (
+        {"zero.stage": 3, "compile": True},
+        "zero.stage",
+        "found 3 with compile, expected 0, 1 or 2",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", list(BAD))
+def test_bad_config(name: str, tmp_path: Path) -> None:
+    check_sentence(*BAD[name], tmp_path)
+
+
+def test_mask_specs_are_checked_on_the_grid_of_the_config() -> None:
+    """The same scale is fine on a fine grid and leaves no context on a coarse one."""
+    spec = 'masks.specs=[{"num_blocks": 1, "spatial_scale": [0.9, 0.9]}]'
+    load_config(CONFIGS / "vith16.json", [spec])
+    with pytest.raises(
+        UserError, match=r"^masks\.specs\[0\]: found that a block can fill the whole"
+    ):
+        load_config(CONFIGS / "vith16.json", [spec, "data.crop_size=64"])
+    fine = 'masks.specs=[{"num_blocks": 1, "spatial_scale": [0.005, 0.005]}]'
+    with pytest.raises(UserError, match=r"^masks\.specs\[0\]: .* give no target"):
+        load_config(CONFIGS / "vith16.json", [fine])
+    load_config(CONFIGS / "vith16.json", [fine, "data.crop_size=512"])
