@@ -48,7 +48,7 @@ bench: $(STAMP) ## the benchmarks at a CPU's sizes, in minutes; figures and pict
 	mkdir -p $(BENCH)
 	OMP_NUM_THREADS=1 $(BIN)/python bench/throughput.py --config $(CONFIG) --steps 10 --json $(BENCH)/throughput.json
 	$(BIN)/python bench/scaling.py $(BENCH)/throughput.json --json $(BENCH)/scaling.json
-	OMP_NUM_THREADS=1 $(BIN)/python bench/growth.py --config $(CONFIG) --turns 3 --json $(BENCH)/growth.json
+	OMP_NUM_THREADS=1 $(BIN)/python bench/growth.py --config $(CONFIG) --repeats 3 --json $(BENCH)/growth.json
 	$(BIN)/python bench/kernels.py --no-compile --clips 1 --repeats 5 --output $(BENCH)/kernels.jsonl
 	$(BIN)/python bench/decode.py --sizes 320x240 --gops 12 --lengths 16 --output $(BENCH)/decode.jsonl
 	$(BIN)/python bench/masks.py --repeats 5 --check-steps 50 --output $(BENCH)/masks.jsonl

@@ -21,10 +21,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+
 from gpu.parts import parts
 from gpu.report import as_json, headline, markdown
 from gpu.run_part import Outcome, Part, run_part
-
 from vjepa_fast.errors import UserError, exit_status
 
 SECONDS = 590.0  # of the whole check

@@ -21,11 +21,11 @@ from pathlib import Path
 import numpy as np
 import torch
 import triton
+from torch import Tensor
+
 from kernel.cases import OPS, cases
 from kernel.shapes import Case, Provider
 from kernel.stopwatch import Lap, Stopwatch
-from torch import Tensor
-
 from vjepa_fast import __version__
 
 OURS = "ours"

@@ -1,44 +1,42 @@
-"""What a training step costs, beside the straightforward one in the same run:
+"""Time one training step against a plain-PyTorch baseline, in the same run:
 
     python bench/throughput.py
 
-The shipped trainer (DeepSpeed, one process) and bench/step/baseline.py start from the same weights;
-if their losses differ, nothing is timed. Whole steps run in turns, then steps whose parts are timed
-one by one. Without arguments: configs/vitl16.json on a GPU, else configs/tiny.json, on synthetic
-video that lies on the device. --peer adds a checkout of facebookresearch/jepa as a third side.
+Both sides, the shipped trainer (DeepSpeed, one process) and bench/step/baseline.py, start from the
+same weights. If their losses, gradient norms or EMA weights differ, nothing is timed. Whole steps
+are interleaved; then the parts of a step are timed one by one beside their roofline bounds. Without
+arguments: configs/vitl16.json on a GPU, else configs/tiny.json, on synthetic video that is on the
+device already. --peer adds a checkout of facebookresearch/jepa as a third side.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from kernels import describe
-from step.clock import Clock, Rates, datasheet_flops
-from step.gate import STEPS, differences
-from step.gemms import products_alone
-from step.measure import PER_TURN, Measurement
-from step.report import (
-    part_rows,
-    parts_text,
-    peer_row,
-    products_text,
-    rates_text,
-    side_rows,
-    spread,
-    whole_text,
-)
-from step.roofline import mean_work, step_work
-from step.sides import Clips, Ours, Plain, demo_manifest, draw_masks, read_config
 
+from common import (
+    CONFIGS,
+    DEFAULT_CONFIG,
+    check_json,
+    check_one_process,
+    count,
+    describe,
+    pairs_text,
+    write_json,
+)
+from step import report
+from step.clock import Clock, Rates
+from step.gate import STEPS, compare
+from step.measure import Measured, Measurement
+from step.roofline import mean_work, step_work
+from step.sides import Baseline, Clips, Ours, demo_manifest, read_config
 from vjepa_fast.commands.cost_of_config import clip_flops
 from vjepa_fast.config import Config, load_config
 from vjepa_fast.errors import UserError, exit_status
@@ -48,15 +46,7 @@ from vjepa_fast.training.distributed.process import prepare_cpu
 if TYPE_CHECKING:
     from peer.side import Peer
 
-CONFIGS = Path(__file__).resolve().parent.parent / "configs"
-DEFAULTS = {"cuda": "vitl16.json", "cpu": "tiny.json"}
 STEPS_TIMED = {"cuda": 100, "cpu": 30}
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"found {text!r}, expected a whole number from 1 on")
-    return int(text)
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -64,146 +54,124 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--config", type=Path, help="JSON file, see configs/")
-    parser.add_argument("--batch", type=_count, help="clips of a step (default: the micro-batch)")
-    parser.add_argument("--steps", type=_count, help="timed steps of each side")
+    parser.add_argument("--batch", type=count, help="clips of a step (default: optim.micro_batch)")
+    parser.add_argument("--steps", type=count, help="timed steps of each side (100; 30 on a CPU)")
     parser.add_argument(
         "--data",
         default="synthetic",
         metavar="synthetic|demo|MANIFEST",
-        help="video from the device, or decoded by the loader: the demo's files, or a manifest's",
+        help="random video on the device, or video decoded by the loader: demo files or a manifest",
     )
     parser.add_argument("--compile", action="store_true", help="torch.compile, on both sides")
-    parser.add_argument("--zero", type=int, metavar="STAGE", help="ZeRO stage (ours)")
-    parser.add_argument("--peer", type=Path, metavar="DIR", help="a checkout to time beside us")
-    parser.add_argument("--profile", type=Path, metavar="DIR", help="traces and operators, by side")
+    parser.add_argument("--zero", type=int, metavar="STAGE", help="ZeRO stage of our side")
+    parser.add_argument("--peer", type=Path, metavar="DIR", help="a checkout to time as well")
+    parser.add_argument("--profile", type=Path, metavar="DIR", help="write each side's trace here")
     parser.add_argument("--json", type=Path, metavar="FILE", help="all figures; a picture beside")
     return parser.parse_args(arguments)
 
 
-def check_world() -> None:
-    """Raises UserError under a launcher of several processes."""
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    if world != 1:
-        raise UserError(
-            f"WORLD_SIZE: found {world}, expected 1; start bench/throughput.py without a launcher"
-        )
-
-
-def check_places(options: argparse.Namespace) -> None:
-    """Make the profile's folder; raises UserError where nothing can be written later."""
-    file, folder = options.json, options.profile
-    if file and (file.is_dir() or not file.parent.is_dir() or file.suffix == ".png"):
-        raise UserError(
-            f"--json: found {file}, expected a file in a folder that is there, and a .png beside "
-            "it to be free for the picture; name another, e.g. throughput.json"
-        )
+def make_folder(folder: Path | None) -> None:
+    """Make the profile's folder; raises UserError if a file has its name."""
     if folder:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError):
             raise UserError(
-                f"--profile: found {folder}, which is not a folder, expected one or a free name"
+                f"--profile: found {folder}, which is not a folder, expected a folder or a free "
+                "name; name another"
             ) from None
 
 
 def start_peer(options: argparse.Namespace, config: Config) -> Peer:
-    """The peer's process, which has trained for a few steps; raises UserError."""
+    """Start the peer's process and its warm-up steps; raises UserError if it cannot take part."""
     from peer.side import Peer
 
     if options.data != "synthetic" or config.compile:
         found = "compile" if config.compile else f"--data {options.data}"
         raise UserError(
-            f"--peer: found it with {found}, expected eager steps on synthetic video, which is "
-            "all that a peer is asked for; leave one of the two out"
+            f"--peer: found it with {found}, expected eager steps on synthetic video, the only "
+            "ones that a peer runs; leave one of the two out"
         )
     return Peer(options.peer, config)
 
 
-def counts(ours: Ours, number: int) -> tuple[list[list[int]], list[list[int]]]:
-    """Context and target tokens of a step, a row for each clip."""
-    masks = draw_masks(ours.sampler, number, ours.clips)
-    return masks.context_seqlens.T.tolist(), masks.target_seqlens.T.tolist()
+def figures(
+    config: Config, ours: Ours, measured: Measured, facts: dict[str, Any], peer: Peer | None
+) -> dict[str, Any]:
+    """`rates` to `gemms` of the schema in step/report.py, from the measurements and the work that
+    the masks of the timed steps amount to."""
+    clips, bf16 = config.optim.micro_batch, facts["precision"] == "bf16"
+
+    def flops(step: int) -> float:
+        return clips * clip_flops(config, *ours.token_counts(step)).total
+
+    result = report.step_fields(
+        measured,
+        clips,
+        float(np.mean([flops(step) for step in measured.steps])),
+        facts["device"] if bf16 else None,
+    )
+    if peer:
+        networks = {name: getattr(ours.trainer.model, name) for name in ("encoder", "predictor")}
+        own = {name: sum(p.numel() for p in net.parameters()) for name, net in networks.items()}
+        result["peer"] = report.peer_fields(measured.times, peer.commit, peer.parameters, own)
+    work = [
+        step_work(config, *ours.token_counts(step), 2 if bf16 else 4)
+        for step in measured.parts_steps
+    ]
+    result["parts"] = report.part_fields(measured, mean_work(work))
+    if measured.gemms:
+        result["gemms"] = measured.gemms | {"step_flops": flops(measured.gemms_step)}
+    return result
 
 
 def measure(
-    config: Config, options: argparse.Namespace, result: dict, peer: Peer | None = None
-) -> int:
-    """Check, time, print, and fill in `result`; the exit status."""
+    config: Config, options: argparse.Namespace, name: str, peer: Peer | None
+) -> dict[str, Any] | None:
+    """Run the gate, then time the sides.
+
+    Args:
+        name: of the config's file.
+
+    Returns:
+        The JSON file's content, see step/report.py; None if the sides do not train alike.
+    """
     ours = Ours(config)
     device, decodes = ours.device, options.data != "synthetic"
-    plain = Plain(config, device)
-    clock = Clock(device, decodes)
+    baseline, clock = Baseline(config, device), Clock(device, decodes)
     precision = config.precision_on(device.type)
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    clips = config.optim.micro_batch
     machine = describe(device) | {"clock": clock.name, "threads": torch.get_num_threads()}
-    result |= machine | {"clips": clips, "precision": precision, "steps": options.steps}
+    facts = {"config": name, "data": options.data, "compile": config.compile}
+    facts |= {"zero": config.zero.stage, **machine, "clips": config.optim.micro_batch}
+    facts |= {"precision": precision, "steps": options.steps}
     print(
-        f"{result['config']}, {clips} clips a step, {precision}, data: {options.data}; "
-        + ", ".join(f"{name}: {value}" for name, value in machine.items())
+        f"{name}, {facts['clips']} clips a step, {precision}, data: {options.data}\n"
+        f"{pairs_text(machine)}"
     )
-    with closing(Clips(config, device, decodes)) as videos:
-        losses, largest, wrong = differences(ours, plain, videos, precision)
-        for sentence in wrong:
+    with closing(Clips(config, device, decodes)) as clips:
+        gate = compare(ours, baseline, clips, precision)
+        for sentence in gate.errors:
             print("error:", sentence, file=sys.stderr)
-        if wrong:
-            return 1
-        result["check"] = {"losses": losses, "largest_relative_difference": largest}
-        print(
-            f"same weights, {STEPS} steps: losses {', '.join(f'{loss:.6f}' for loss in losses)}; "
-            "largest difference: " + ", ".join(f"{item} {gap:.1e}" for item, gap in largest.items())
-        )
-        rates = Rates(device, dtype, clock)
-        run = Measurement((plain, ours), videos, clock, first=STEPS, peer=peer)
-        first = run.numbers["ours"] + PER_TURN[device.type]  # behind the warm-up
-        times = run.in_turns(-(-options.steps // PER_TURN[device.type]), rates)
-        tokens = [counts(ours, n) for n in range(first, run.numbers["ours"])]
-        memory = run.memory()
-        first = run.numbers["ours"]
-        parts = run.parts(max(3, options.steps // 2))
-        tokens_of_parts = [counts(ours, n) for n in range(first, run.numbers["ours"])]
-        if not config.compile:
-            number, video = run.numbers["ours"], next(videos)
-            products = products_alone(lambda: ours.step(number, video, None), clock, device)
-            flops = clips * clip_flops(config, *counts(ours, number)).total
-            result["products"] = products | {"step_flops": flops}
-            run.numbers["ours"] += 1
-        written = run.profile(options.profile) if options.profile else []
-
-    flops = float(np.mean([clips * clip_flops(config, *step).total for step in tokens]))
-    work = mean_work([step_work(config, *step, dtype.itemsize) for step in tokens_of_parts])
-    gemm, copy = (float(np.median(times[name])) for name in ("gemm", "copy"))
-    result["rates"] = {
-        "gemm_gflop_per_s": spread(times["gemm"] / 1e9),
-        "copy_gb_per_s": spread(times["copy"] / 1e9),
-    }
-    result["flops_per_clip"] = flops / clips
-    datasheet = datasheet_flops(str(machine["device"])) if precision == "bf16" else None
-    result["sides"] = side_rows(times, memory, flops, clips, datasheet)
-    result["ratio_spread"] = spread(times["baseline"] / times["ours"])
-    result["ratio"] = result["ratio_spread"]["p50"]
-    if peer:
-        networks = ours.trainer.model.encoder, ours.trainer.model.predictor
-        own = [sum(p.numel() for p in network.parameters()) for network in networks]
-        own = dict(zip(("encoder", "predictor"), own, strict=True))
-        result["peer"] = peer_row(times, peer.commit, peer.parameters, own)
-    result["parts"] = part_rows(parts, work, gemm, copy)
-    print(f"\n{rates_text(result)}\n\n{whole_text(result)}\n\n{parts_text(result['parts'])}")
-    if "products" in result:
-        print(products_text(result))
-    for path in written:
-        print(f"written: {path}")
-    return 0
+        if gate.errors:
+            return None
+        print(report.gate_text(gate))
+        rates = Rates(device, torch.bfloat16 if precision == "bf16" else torch.float32, clock)
+        run = Measurement(ours, baseline, clips, clock, STEPS, peer)
+        measured = run.measure(rates, options.steps, config.compile)
+        for path in run.profile(options.profile) if options.profile else ():
+            print(f"written: {path}")
+    return facts | report.gate_fields(gate) | figures(config, ours, measured, facts, peer)
 
 
 def run(options: argparse.Namespace) -> int:
-    """From options to printed tables and files."""
-    check_world()
-    check_places(options)
+    """Measure, print the tables, and write the files that are asked for."""
+    check_one_process("throughput.py")
+    check_json(options.json)
+    make_folder(options.profile)
     init_process_group()
     prepare_cpu(1)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    path = options.config or CONFIGS / DEFAULTS[device]
+    path = options.config or CONFIGS / DEFAULT_CONFIG[device]
     options.steps = options.steps or STEPS_TIMED[device]
     with ExitStack() as stack:
         manifest = None if options.data in ("synthetic", "demo") else Path(options.data)
@@ -211,16 +179,17 @@ def run(options: argparse.Namespace) -> int:
             micro = options.batch or load_config(path).optim.micro_batch
             manifest = stack.enter_context(demo_manifest(micro))
         config = read_config(path, options.batch, options.compile, options.zero, manifest)
-        result = {"config": path.name, "data": options.data, "compile": config.compile}
-        result["zero"] = config.zero.stage
         peer = stack.enter_context(closing(start_peer(options, config))) if options.peer else None
-        status = measure(config, options, result, peer)
-    if status == 0 and options.json:
+        result = measure(config, options, path.name, peer)
+    if result is None:
+        return 1
+    print(f"\n{report.report_text(result)}")
+    if options.json:
         from step.picture import draw
 
-        options.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        write_json(options.json, result)
         draw(result, options.json.with_suffix(".png"))
-    return status
+    return 0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

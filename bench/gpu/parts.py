@@ -13,8 +13,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from common import spread_text
 from gpu.run_part import ROOT, Part, installed
-
 from vjepa_fast.errors import UserError
 from vjepa_fast.training.monitoring.writer import read_metrics
 
@@ -56,19 +56,18 @@ def read_training(folder: Path, steps: int) -> Result:
 
 
 def read_throughput(folder: Path, name: str) -> Result:
-    """Whole steps of both sides."""
+    """Whole steps of both sides: time, rate, memory."""
     result = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
     lines = []
     for side, row in result["sides"].items():
-        share, memory = row["share_of_datasheet"], row["step_memory_bytes"]
+        mfu, memory = row["mfu"], row["step_memory_bytes"]
         lines.append(
             f"{side}: {row['ms']['p50']:.1f} ms, {row['clips_per_s']:.1f} clips/s, "
-            f"{row['share_of_gemm']['p50']:.0%} of a large product's rate"
-            + (f", {share:.0%} of the data sheet's" if share else "")
-            + (f", a step takes {memory / 1e6:.0f} MB" if memory else "")
+            f"{row['fraction_of_gemm']['p50']:.0%} of the large GEMM's rate"
+            + (f", {mfu:.0%} MFU" if mfu else "")
+            + (f", {memory / 1e6:.0f} MB per step" if memory else "")
         )
-    spread = result["ratio_spread"]
-    lines.append(f"ratio: {spread['p50']:.2f} x ({spread['p20']:.2f} … {spread['p80']:.2f})")
+    lines.append(f"baseline / ours: {spread_text(result['ratio_spread'], 2, unit=' x')}")
     return result, lines
 
 

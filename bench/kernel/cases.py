@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
-from kernel.shapes import MODELS, Case, Model, Provider, draw_masks, flat_rows, nbytes
 from torch import Tensor
 
+from kernel.shapes import MODELS, Case, Model, Provider, draw_masks, flat_rows, nbytes
 from vjepa_fast.kernels import (
     apply_masks,
     ema_update_,

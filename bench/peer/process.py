@@ -1,12 +1,14 @@
-"""A step of a checkout of facebookresearch/jepa, timed in a process of its own for
-`bench/throughput.py --peer DIR`:
+"""The process in which `bench/throughput.py --peer DIR` runs steps of a checkout of
+facebookresearch/jepa:
 
     python bench/peer/process.py DIR --config FILE --threads N
 
-The networks, their wrappers for several masks and the gather come from DIR; nothing of it is
-copied here. Reads questions from stdin and answers on stdout, one JSON object a line:
-{"steps": [3, 4]} → {"seconds": of a step, "loss": of the last}, {"memory": 5} → {"bytes": …}. The
-first answer, unasked, is {"parameters": {"encoder": …, "predictor": …}}, or {"error": sentence}.
+The networks, their multi-mask wrappers and the gather are imported from DIR; nothing is copied
+here. Requests come on stdin, answers go to stdout, one JSON object a line:
+
+    (at start)         → {"parameters": {"encoder": …, "predictor": …}} or {"error": sentence}
+    {"steps": [3, 4]}  → {"seconds": mean of a step, "loss": of the last step}
+    {"memory": 5}      → {"bytes": peak of step 5}
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import sys
 from pathlib import Path
 
 if __name__ == "__main__":
-    sys.path[0] = str(Path(__file__).resolve().parents[1])  # bench/, as for its commands
+    sys.path[0] = str(Path(__file__).resolve().parents[1])  # bench/, as its commands have it
 
 import argparse
 import importlib
@@ -26,9 +28,9 @@ from functools import partial
 from types import SimpleNamespace
 
 import torch
+
 from peer.step import Step
 from step.clock import Clock, peak_memory
-
 from vjepa_fast.config import load_config
 from vjepa_fast.errors import UserError
 
@@ -39,11 +41,11 @@ PARTS = {
     "PredictorMultiMaskWrapper": "src.models.utils.multimask",
     "apply_masks": "src.masks.utils",
 }
-WARM_UP = 3  # steps; as many as the other sides take in the gate
+WARM_UP = 3  # steps, as many as the other sides run in the gate
 
 
 def not_a_checkout(folder: Path, found: str) -> UserError:
-    """The sentence for a folder that is something else."""
+    """The error for a folder that is not a checkout."""
     return UserError(
         f"--peer: found {found}, expected a checkout of facebookresearch/jepa; name the folder "
         f"that holds its README.md and src/ instead of {folder}"
@@ -53,7 +55,7 @@ def not_a_checkout(folder: Path, found: str) -> UserError:
 def load_parts(folder: Path) -> SimpleNamespace:
     """Classes and functions of the checkout, by name.
 
-    Raises UserError if one isn't there, or a package that they need.
+    Raises UserError if one of them, or a package that it needs, is missing.
     """
     sys.path.insert(0, str(folder))
     found = SimpleNamespace()
@@ -77,29 +79,29 @@ def load_parts(folder: Path) -> SimpleNamespace:
 
 
 def answers(options: argparse.Namespace) -> Iterator[dict]:
-    """What to print: the parameters' numbers, then an answer to each line of stdin."""
+    """The first answer, then one for each line of stdin."""
     torch.set_num_threads(options.threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     config = load_config(options.config)
     step, clock = Step(load_parts(options.folder), config, device), Clock(device, decodes=False)
-    for number in range(WARM_UP):
-        step(number, step.masks(number))
+    for i in range(WARM_UP):
+        step(i, step.masks(i))
     yield {"parameters": step.parameters()}
     for line in sys.stdin:
-        question = json.loads(line)
-        if "memory" in question:
-            number = question["memory"]
-            masks = step.masks(number)
-            yield {"bytes": peak_memory(partial(step, number, masks), device)}
+        request = json.loads(line)
+        if "memory" in request:
+            i = request["memory"]
+            masks = step.masks(i)
+            yield {"bytes": peak_memory(partial(step, i, masks), device)}
         else:
-            ready = [(number, step.masks(number)) for number in question["steps"]]
+            prepared = [(i, step.masks(i)) for i in request["steps"]]
             start = clock()
-            losses = [step(*arguments) for arguments in ready]
+            losses = [step(*arguments) for arguments in prepared]
             yield {"seconds": (clock() - start) / len(losses), "loss": losses[-1]}
 
 
 def main() -> int:
-    """0; 2 for a mistake, whose sentence is the answer."""
+    """0; 2 for a mistake, which is then the answer."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -109,7 +111,7 @@ def main() -> int:
     options = parser.parse_args()
     options.folder = options.folder.resolve()
     with os.fdopen(os.dup(1), "w", encoding="utf-8") as output:
-        os.dup2(2, 1)  # what the checkout prints is no answer
+        os.dup2(2, 1)  # what the checkout prints must not mix with the answers
         try:
             for answer in answers(options):
                 print(json.dumps(answer), file=output, flush=True)

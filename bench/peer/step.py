@@ -1,5 +1,5 @@
-"""The training step of bench/peer/process.py: a checkout's networks, and around them what the paper
-describes (arXiv 2404.08471, section 3)."""
+"""The peer's training step: the checkout's networks, in the step that the paper describes (arXiv
+2404.08471, section 3)."""
 
 from __future__ import annotations
 
@@ -22,8 +22,12 @@ POOL = 4  # synthetic micro-batches
 class Step:
     """The checkout's encoder, predictor and target encoder with random weights, and AdamW.
 
-    The video, normalised fp32 [B, 3, T, H, W], lies on the device already: public trainers
-    normalise in the data loader. It is noise, of which the time doesn't depend.
+    The video, normalized fp32 [B, 3, T, H, W], is on the device already, since public trainers
+    normalize in the data loader. It is noise; the time does not depend on it.
+
+    Args:
+        parts: classes and functions of the checkout (`process.load_parts`).
+        config: of the other sides; a step is one micro-batch.
     """
 
     def __init__(self, parts: SimpleNamespace, config: Config, device: torch.device) -> None:
@@ -78,26 +82,26 @@ class Step:
         self.pool = [torch.randn(shape, generator=random).to(device) for _ in range(POOL)]
 
     def parameters(self) -> dict[str, int]:
-        """Trained weights of each network."""
+        """Number of trained parameters of each network."""
         return {
             name: sum(p.numel() for p in network.parameters() if p.requires_grad)
             for name, network in (("encoder", self.encoder), ("predictor", self.predictor))
         }
 
-    def masks(self, number: int) -> tuple[list[Tensor], list[Tensor]]:
-        """Context and target tokens of each mask spec, [B, K] int64, on the host: those that the
-        other sides have at step `number`."""
-        masks = self.sampler.sample(number, range(number * self.clips, (number + 1) * self.clips))
+    def masks(self, step: int) -> tuple[list[Tensor], list[Tensor]]:
+        """Context and target tokens of each mask spec, int64 [B, K], on the host: the other sides'
+        masks of the same step."""
+        masks = self.sampler.sample(step, range(step * self.clips, (step + 1) * self.clips))
         return [masks.context(i) for i in self.specs], [masks.target(i) for i in self.specs]
 
-    def __call__(self, number: int, masks: tuple[list[Tensor], list[Tensor]]) -> float:
-        """One optimiser step; the loss."""
+    def __call__(self, step: int, masks: tuple[list[Tensor], list[Tensor]]) -> float:
+        """One optimizer step; the loss."""
         contexts, targets = ([index.to(self.device) for index in side] for side in masks)
-        video, momentum = self.pool[number % POOL], self.schedules.momentum(number)
+        video, momentum = self.pool[step % POOL], self.schedules.momentum(step)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.schedules.lr(number)
+            group["lr"] = self.schedules.lr(step)
             if group["decays"]:
-                group["weight_decay"] = self.schedules.weight_decay(number)
+                group["weight_decay"] = self.schedules.weight_decay(step)
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16):
             with torch.no_grad():
                 features = self.teacher(video)
@@ -114,9 +118,9 @@ class Step:
         self.optimizer.zero_grad()
         with torch.no_grad():
             pairs = zip(self.teacher.parameters(), self.encoder.parameters(), strict=True)
-            for average, weight in pairs:
-                average.mul_(momentum).add_((1.0 - momentum) * weight)
-        return loss.item()
+            for ema, weight in pairs:
+                ema.mul_(momentum).add_((1.0 - momentum) * weight)
+        return loss.item()  # host sync
 
     def loss(self, predicted: list[Tensor], wanted: list[Tensor]) -> Tensor:
         """|z - y|^p / p, a mean for each mask, then over masks.

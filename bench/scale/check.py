@@ -1,8 +1,8 @@
-"""The model of bench/scaling.py against 1, 2 and 4 gloo processes on this machine.
+"""Checks the model of bench/scaling.py against 1, 2 and 4 gloo processes on this machine.
 
-Each process has one thread. What its share of a step takes is measured in as many processes that
-train at the same time, each for itself; what the link takes, by all-gathers between the processes
-that train together. So what is checked is the rest of the model: what is sent, in how many calls.
+Each process has one thread. The parts of a step are measured in as many processes that train at the
+same time, each alone on its part of the batch. The link is measured by all-gathers between the
+processes that train together. So the check covers the rest of the model: bytes sent, and calls.
 """
 
 from __future__ import annotations
@@ -25,9 +25,10 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import torch
 import torch.distributed as dist
-from scale.model import Bytes, Links, Parts, step_on
 from torch import Tensor
 
+from common import write_json
+from scale.model import Bytes, Links, Parts, step_on
 from vjepa_fast.commands.terminal import text_table
 from vjepa_fast.config import Config, load_config
 from vjepa_fast.config.masks import sample_masks
@@ -37,31 +38,32 @@ from vjepa_fast.training.batches import make_sampler, packed, split_batch
 from vjepa_fast.training.build import build_trainer
 from vjepa_fast.training.distributed.launch import free_port, init_process_group
 from vjepa_fast.training.distributed.process import prepare_cpu
+from vjepa_fast.training.monitoring.environment import processor_name
 from vjepa_fast.training.trainer import Trainer
 
 PROCESSES = (1, 2, 4)
 STAGES = (0, 1, 2, 3)
 STEPS = 12
-SENT = (1 << 16, 1 << 23)  # bytes of the all-gathers that tell latency and rate apart
+SENT = (1 << 16, 1 << 23)  # bytes of the two all-gathers that separate latency from bandwidth
 
 
 def micro_batches(
     config: Config, rank: int, world: int
 ) -> Iterator[list[tuple[Tensor, PackedMasks]]]:
-    """Step by step a rank's micro-batches, on random video; the first two steps are a warm-up."""
+    """A rank's micro-batches of each step, on random video; the first two steps are a warm-up."""
     clips, count = split_batch(config, world)
     sampler, data = make_sampler(config), config.data
     shape = (clips, data.num_frames, data.crop_size, data.crop_size, 3)
     video = torch.randint(0, 256, shape).to(torch.uint8)
     for step in range(STEPS + 2):
         first = step * config.optim.global_batch
-        starts = (first + (number * world + rank) * clips for number in range(count))
+        starts = (first + (i * world + rank) * clips for i in range(count))
         masks = [sample_masks(sampler, step, list(range(start, start + clips))) for start in starts]
         yield [(video, packed(m, torch.device("cpu"))) for m in masks]
 
 
 def link() -> tuple[float, float]:
-    """Bytes a second and seconds a message of an all-gather between these processes."""
+    """Bytes/s, and seconds per message, of an all-gather between these processes."""
     world = dist.get_world_size()
     if world == 1:
         return float("inf"), 0.0
@@ -69,27 +71,28 @@ def link() -> tuple[float, float]:
     def gather(size: int) -> float:
         own = torch.zeros(size // world // 4)
         whole = torch.zeros(own.numel() * world)
-        return together(partial(dist.all_gather_into_tensor, whole, own), 25)
+        return time_together(partial(dist.all_gather_into_tensor, whole, own), 25)
 
     small, large = (gather(size) for size in SENT)
-    share = (world - 1) / world
-    rate = share * (SENT[1] - SENT[0]) / max(large - small, 1e-9)
-    return rate, max(0.0, small - share * SENT[0] / rate) / (world - 1)
+    others = (world - 1) / world
+    rate = others * (SENT[1] - SENT[0]) / max(large - small, 1e-9)
+    return rate, max(0.0, small - others * SENT[0] / rate) / (world - 1)
 
 
-def together(call: Callable[[], object], repeats: int) -> float:
-    """Median seconds of a call that all processes start at once."""
-    laps = []
+def time_together(call: Callable[[], object], repeats: int) -> float:
+    """Median seconds of a call that all processes start at the same time."""
+    seconds = []
     for _ in range(repeats):
         dist.barrier()
         start = time.perf_counter()
         call()
-        laps.append(time.perf_counter() - start)
-    return float(np.median(laps))
+        seconds.append(time.perf_counter() - start)
+    return float(np.median(seconds))
 
 
 def train_together(path: Path) -> dict:
-    """Steps at each stage, of processes that share the config's global batch; and their link."""
+    """Median step time of each stage, of processes that divide the config's global batch; their
+    link."""
     rank, world = init_process_group()
     configs = {stage: load_config(path, [f"zero.stage={stage}"]) for stage in STAGES}
     trainers: dict[int, Trainer] = {s: build_trainer(c, world) for s, c in configs.items()}
@@ -113,8 +116,8 @@ def train_together(path: Path) -> dict:
 
 
 def train_apart(path: Path, processes: int) -> dict:
-    """Parts of a step of this process alone, on the micro-batch that it would have among so many;
-    the others do the same beside it."""
+    """Median time of each part of a step of this process alone, on the micro-batch that it would
+    have as one of `processes`. The others do the same at the same time."""
     init_process_group()
     clips, _ = split_batch(load_config(path), processes)
     keys = ("optim.global_batch", "optim.micro_batch", "masks.truncate_group")
@@ -128,13 +131,13 @@ def train_apart(path: Path, processes: int) -> dict:
 
 
 def measure(path: Path, processes: int, apart: bool) -> dict:
-    """Start the processes and wait for what the first finds. Raises UserError where one fails."""
+    """Start the processes and return the first one's result. Raises UserError if one fails."""
     common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "OMP_NUM_THREADS": 1}
     with TemporaryDirectory(prefix="vjepa_fast_scaling_") as folder:
         running = []
         for rank in range(processes):
-            place = {"WORLD_SIZE": processes, "RANK": rank, "LOCAL_RANK": rank}
-            own = {"OMP_NUM_THREADS": 1} if apart else common | place
+            ids = {"WORLD_SIZE": processes, "RANK": rank, "LOCAL_RANK": rank}
+            own = {"OMP_NUM_THREADS": 1} if apart else common | ids
             env = os.environ | {name: str(value) for name, value in own.items()}
             output = str(Path(folder) / f"{rank}.json")
             command = [sys.executable, __file__, str(path), output]
@@ -150,13 +153,13 @@ def measure(path: Path, processes: int, apart: bool) -> dict:
         if failed:
             raise UserError(
                 f"{processes} processes: found that {len(failed)} failed ({failed[0]}), expected "
-                "them to train together over gloo; see that this machine has room for them"
+                "them to train together over gloo; check the memory that this machine has free"
             )
         return json.loads((Path(folder) / "0.json").read_text(encoding="utf-8"))
 
 
 def check(path: Path, output: Path | None) -> int:
-    """Print predicted and measured steps, and how far apart they are."""
+    """Print predicted and measured step times, and the largest factor between them."""
     cores, path = len(os.sched_getaffinity(0)), path.resolve()
     optim, found = load_config(path).optim, {}
     rows, worst = [("processes", "stage", "predicted", "measured", "ratio")], 1.0
@@ -176,18 +179,18 @@ def check(path: Path, output: Path | None) -> int:
             cells = f"{predicted:.1f} ms", f"{measured:.1f} ms", f"{ratio:.2f}"
             rows.append((str(processes), str(stage), *cells))
     print(f"{path.name}, {cores} cores, one thread a process\n{text_table(rows)}")
-    print(f"predicted and measured differ by a factor of {worst:.2f} at most")
+    print(f"predicted and measured differ by a factor of at most {worst:.2f}")
     if output:
-        output.write_text(json.dumps({"cores": cores, "found": found}, indent=2) + "\n")
+        write_json(output, {"cores": cores, "cpu": processor_name(), "found": found})
     return 0
 
 
 def main() -> None:
-    """One of the processes: write what it finds."""
+    """One of the processes: measure, write the result."""
     parser = argparse.ArgumentParser(description="A process of bench/scaling.py --check.")
     parser.add_argument("config", type=Path)
     parser.add_argument("output", type=Path)
-    parser.add_argument("--apart", type=int, metavar="N", help="of N that train for themselves")
+    parser.add_argument("--apart", type=int, metavar="N", help="train alone, as one of N processes")
     options = parser.parse_args()
     prepare_cpu(1)  # one thread, as the environment says
     if options.apart:

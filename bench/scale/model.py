@@ -1,5 +1,7 @@
-"""How long a step takes on many GPUs, on paper: measured parts of a step, stated links, and what
-each ZeRO stage sends. Pure functions; bench/scaling.py feeds them."""
+"""Predicts a step's time on many GPUs from measured parts, stated bandwidths and the bytes sent.
+
+Pure functions; bench/scaling.py calls them.
+"""
 
 from __future__ import annotations
 
@@ -9,16 +11,16 @@ from typing import Literal
 
 Stage = Literal[0, 1, 2, 3]
 
-# How the engine calls its collectives (training/engine.py, DeepSpeed's defaults).
+# How the engine calls its collectives (training/zero/engine.py, DeepSpeed's defaults).
 GROUPS, TEACHER_GROUPS = 4, 2  # flat groups of parameters, each gathered by one call
-NORMS = 2  # all-reduces of a few numbers: gradient norms (stage 0 has them), what is not finite
+NORMS = 2  # small all-reduces: gradient norms (stage 0 has them already), the non-finite flag
 REDUCED, FETCHED = 5e8, 5e7  # elements of a gradient bucket, of a stage 3 prefetch
-LIVE = 1e9  # stage 3 keeps weights that are used again within so many elements
+LIVE = 1e9  # stage 3 keeps weights that are used again within this many elements
 
 
 @dataclass(frozen=True)
 class Parts:
-    """Measured seconds on one device: of one micro-batch of `clips`, and of a step's end."""
+    """Seconds measured on one device: passes of one micro-batch of `clips`, then the update."""
 
     clips: float
     target: float
@@ -30,13 +32,13 @@ class Parts:
 
     @property
     def forward(self) -> float:
-        """Before the backward pass."""
+        """Of both networks and the target encoder."""
         return self.target + self.context + self.predictor
 
 
 @dataclass(frozen=True)
 class Bytes:
-    """What is sent, whole: gradients, weights that run, and the target encoder's weights."""
+    """Unsharded sizes of what is sent: gradients, running weights, target encoder weights."""
 
     gradients: float
     weights: float
@@ -44,19 +46,19 @@ class Bytes:
 
     @property
     def bf16(self) -> bool:
-        """Whether weights run in less than the gradients' fp32."""
+        """Whether weights run in lower precision than the fp32 gradients."""
         return self.weights < self.gradients
 
 
 @dataclass(frozen=True)
 class Links:
-    """What a device can send, and receive at the same time.
+    """Bandwidth of each device, in each direction.
 
     Attributes:
         per_host: devices of a host.
         inside: bytes/s of one device to those of its host.
         between: bytes/s of one device to other hosts.
-        latency: seconds that a message takes beside its bytes.
+        latency: seconds of a message on top of its bytes.
     """
 
     per_host: int
@@ -66,10 +68,10 @@ class Links:
 
 
 def gather_seconds(size: float, devices: int, links: Links, calls: float = 1.0) -> float:
-    """An all-gather of `size` bytes, whole, or a reduce-scatter of as many: a ring within each
-    host, then rings between hosts, one for each device of a host, each with its share.
+    """Seconds of an all-gather or reduce-scatter of `size` bytes (unsharded): a ring within each
+    host, then one ring between hosts for each device of a host, each with its shard.
 
-    A ring of k devices sends (k - 1) / k of the bytes past each of them, in k - 1 messages a call.
+    In a ring of k devices each passes on (k - 1) / k of the bytes, in k - 1 messages a call.
     """
     inside = min(devices, links.per_host)
     hosts = -(-devices // links.per_host)
@@ -86,14 +88,15 @@ class Step:
 
     Attributes:
         compute: forward and backward passes of all micro-batches.
-        update: AdamW and the average.
+        update: AdamW and EMA.
         reduction: of the gradients and their norms.
-        weights: gathering the weights that run.
+        weights: gathering the running weights.
         teacher: gathering the target encoder.
-        passing: of that, what passes behind the next step's student, as the engine runs.
-        hidden: of the communication, what could pass behind computation: this, all but the last
-            bucket of a reduction behind the backward pass, a stage 3 gather behind the layer
-            before.
+        overlapped: the part of `teacher` that overlaps with the next step's student, as the engine
+            runs.
+        overlappable: the communication that could overlap with computation: `overlapped`, all but
+            the last bucket of a reduction with the backward pass, a stage 3 gather with the layer
+            before it.
     """
 
     micro_batch: float
@@ -103,23 +106,23 @@ class Step:
     reduction: float
     weights: float
     teacher: float
-    passing: float
-    hidden: float
+    overlapped: float
+    overlappable: float
 
     @property
     def communication(self) -> float:
-        """All that is sent."""
+        """All communication, overlapped or not."""
         return self.reduction + self.weights + self.teacher
 
     @property
     def exposed(self) -> float:
         """The step's time as the engine runs."""
-        return self.compute + self.update + self.communication - self.passing
+        return self.compute + self.update + self.communication - self.overlapped
 
     @property
-    def overlapped(self) -> float:
-        """The step's time if all is hidden that could be."""
-        return self.compute + self.update + self.communication - self.hidden
+    def best(self) -> float:
+        """The step's time if all communication overlapped that could."""
+        return self.compute + self.update + self.communication - self.overlappable
 
 
 def step_on(
@@ -131,25 +134,25 @@ def step_on(
     global_batch: int,
     micro_batch: int,
 ) -> Step:
-    """Predict a step of `global_batch` clips, cut into micro-batches of at most `micro_batch`.
+    """Predict a step of `global_batch` clips, split into micro-batches of at most `micro_batch`.
 
-    Stages 0 and 1 all-reduce the gradients once a step (a reduce-scatter and an all-gather; in bf16
-    stage 1 does without the gather); stage 2 does after every micro-batch, and stage 3
-    reduce-scatters them. From stage 1 on each device
-    updates its share, then weights and target encoder are gathered; stage 3 gathers the weights
-    before each forward pass instead, and of a large model a part again in the backward pass.
+    Stages 0 and 1 all-reduce the gradients once a step (a reduce-scatter and an all-gather; stage 1
+    in bf16 omits the gather). Stage 2 all-reduces after every micro-batch; stage 3 reduce-scatters
+    after every micro-batch. From stage 1 on each device updates its shard, then weights and target
+    encoder are gathered. Stage 3 gathers the weights before each forward pass instead, and part of
+    a large model's again in the backward pass.
 
     Args:
-        devices: that take equal shares of the batch.
-        parts: measured on one device; computation is taken to grow with the clips.
+        devices: that divide the batch equally.
+        parts: measured on one device; computation is assumed proportional to the clips.
     """
-    share = global_batch / devices
-    accumulation = max(1.0, -(-share // micro_batch))
-    micro = share / accumulation
+    clips = global_batch / devices
+    accumulation = max(1.0, -(-clips // micro_batch))
+    micro = clips / accumulation
     scale = micro / parts.clips
     forward, backward = scale * parts.forward, scale * parts.backward
     elements = sizes.gradients / 4  # fp32
-    own = stage == 1 and sizes.bf16  # then by `shards.reduce_gradients`, else by DeepSpeed
+    own = stage == 1 and sizes.bf16  # then reduced by our code, else by DeepSpeed
     buckets = GROUPS if own else math.ceil(elements / REDUCED)
     scatter = gather_seconds(sizes.gradients, devices, links, buckets)
     norms = 2 * gather_seconds(0.0, devices, links, NORMS if stage else 1)
@@ -160,14 +163,15 @@ def step_on(
         calls = 1 + math.ceil(elements / FETCHED)
         fetches = accumulation * (1 + again)
         weights = fetches * gather_seconds(sizes.weights, devices, links, calls)
-        weights += gather_seconds(0.0, devices, links)  # what it keeps whole, after the step
+        weights += gather_seconds(0.0, devices, links)  # persistent parameters, after the step
     else:
         weights = gather_seconds(sizes.weights, devices, links, GROUPS) if stage else 0.0
     teacher = gather_seconds(sizes.teacher, devices, links, TEACHER_GROUPS) if stage else 0.0
-    passing = min(teacher, scale * (parts.context + parts.predictor))
-    hidden = min(reductions * scatter, backward * (accumulation if stage >= 2 else 1))
+    overlapped = min(teacher, scale * (parts.context + parts.predictor))
+    overlappable = min(reductions * scatter, backward * (accumulation if stage >= 2 else 1))
     if stage == 3:
-        hidden += min(weights, accumulation * (forward + backward) - hidden - passing)
+        compute = accumulation * (forward + backward)
+        overlappable += min(weights, compute - overlappable - overlapped)
     return Step(
         micro_batch=micro,
         accumulation=accumulation,
@@ -176,6 +180,6 @@ def step_on(
         reduction=reductions * scatter + norms,
         weights=weights,
         teacher=teacher,
-        passing=passing,
-        hidden=hidden + passing,
+        overlapped=overlapped,
+        overlappable=overlappable + overlapped,
     )

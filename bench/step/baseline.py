@@ -1,11 +1,10 @@
-"""V-JEPA's training step written down plainly: what bench/throughput.py compares with.
+"""The baseline of bench/throughput.py: V-JEPA's training step in plain PyTorch.
 
-The usual choices of public trainers, in plain PyTorch: the whole video becomes normalised floats;
-every pass embeds all patches and then gathers with a repeated index; one pass of encoder and of
-predictor for each mask; all target features are layer-normed before half of them are gathered;
-clipping, AdamW and the average of the weights as torch has them, the last tensor by tensor;
-autocast for bf16; the loss is read off the device at every step. Parameters have our names, so that
-our weights fit.
+It makes the usual choices of public trainers. The whole video becomes normalized floats. Every pass
+embeds all patches, then gathers with a repeated index. Encoder and predictor run once for each
+mask. All target features are layer-normed before half of them are gathered. Clipping and AdamW are
+torch's; the EMA is updated tensor by tensor; bf16 runs by autocast; the loss is read at every step.
+Parameters have the names of our model, so that both sides start from the same weights.
 """
 
 from __future__ import annotations
@@ -18,16 +17,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vjepa_fast.config import Config
+from vjepa_fast.kernels.patchify import IMAGENET_MEAN, IMAGENET_STD
 from vjepa_fast.models.positions import position_table
 from vjepa_fast.training.schedules import make_schedules
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
-
-def normalise(video: Tensor) -> Tensor:
+def normalize(video: Tensor) -> Tensor:
     """uint8 [B, T, H, W, 3] → fp32 [B, 3, T, H, W]."""
-    mean = torch.tensor(MEAN, device=video.device).view(3, 1, 1, 1)
-    std = torch.tensor(STD, device=video.device).view(3, 1, 1, 1)
+    mean = torch.tensor(IMAGENET_MEAN, device=video.device).view(3, 1, 1, 1)
+    std = torch.tensor(IMAGENET_STD, device=video.device).view(3, 1, 1, 1)
     return (video.permute(0, 4, 1, 2, 3).float() / 255.0 - mean) / std
 
 
@@ -97,7 +95,7 @@ class Encoder(nn.Module):
         self.norm = nn.LayerNorm(shape.width, eps=1e-6)
 
     def forward(self, video: Tensor, index: Tensor | None = None) -> Tensor:
-        """Features [B, K, D] of the tokens [B, K] of a normalised video, without any of all N."""
+        """Features [B, K, D] of the tokens `index` [B, K] of a normalized video; None: of all."""
         x = self.patch_embed(video) + self.positions
         if index is not None:
             x = repeat_gather(x, index)
@@ -140,17 +138,17 @@ class Student(nn.Module):
         self.predictor = Predictor(config)
 
 
-def nothing(part: str) -> None:
-    """What a step calls as each part of it ends, where nobody times the parts."""
+def no_mark(part: str) -> None:
+    """A step's `mark` when its parts are not timed."""
 
 
-class Baseline:
-    """Student, teacher and optimiser, with the weights of one of our models.
+class BaselineTrainer:
+    """Student, teacher and optimizer, with the weights of one of our models.
 
     Args:
-        config: of the run; one micro-batch is a step.
-        weights: state of `config.model.build_model`.
-        device: where to run; in bf16 by autocast where the config says so there.
+        config: of the run; a step is one micro-batch.
+        weights: state dict of our model.
+        device: where to run; in bf16 by autocast if the config asks for it on this device.
     """
 
     def __init__(self, config: Config, weights: dict[str, Tensor], device: torch.device) -> None:
@@ -176,9 +174,9 @@ class Baseline:
         video: Tensor,
         contexts: Sequence[Tensor],
         targets: Sequence[Tensor],
-        mark: Callable[[str], None] = nothing,
+        mark: Callable[[str], None] = no_mark,
     ) -> float:
-        """One optimiser step; the loss.
+        """One optimizer step; the loss.
 
         Args:
             video: uint8 [B, T, H, W, 3].
@@ -187,7 +185,7 @@ class Baseline:
         """
         self._set_schedules(self.steps)
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16):
-            pixels = normalise(video)
+            pixels = normalize(video)
             wanted = self.targets(pixels, targets)
             mark("target")
             encoded = [self.student.encoder(pixels, index) for index in contexts]
@@ -205,15 +203,15 @@ class Baseline:
                 )
         self.optimizer.step()
         self.optimizer.zero_grad()
-        mark("optimiser")
-        self.average(self.schedules.momentum(self.steps))
-        mark("EMA")
+        mark("optimizer")
+        self.update_ema(self.schedules.momentum(self.steps))
+        mark("ema")
         self.steps += 1
-        return loss.item()
+        return loss.item()  # host sync
 
     @torch.no_grad()
     def targets(self, pixels: Tensor, targets: Sequence[Tensor]) -> list[Tensor]:
-        """Normalised features of the teacher at each mask's targets, [B, K, D]."""
+        """Normalized features of the teacher at each mask's targets, [B, K, D]."""
         features = self.teacher(pixels)
         features = F.layer_norm(features, features.shape[-1:])
         return [repeat_gather(features, index) for index in targets]
@@ -227,11 +225,11 @@ class Baseline:
         return sum(losses) / len(losses)
 
     @torch.no_grad()
-    def average(self, momentum: float) -> None:
+    def update_ema(self, momentum: float) -> None:
         """θ' ← m θ' + (1 - m) θ."""
         pairs = zip(self.teacher.parameters(), self.student.encoder.parameters(), strict=True)
-        for average, weight in pairs:
-            average.mul_(momentum).add_((1.0 - momentum) * weight)
+        for ema, weight in pairs:
+            ema.mul_(momentum).add_((1.0 - momentum) * weight)
 
     def _groups(self) -> list[dict]:
         named = list(self.student.named_parameters())

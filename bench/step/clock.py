@@ -1,28 +1,26 @@
-"""Clocks for bench/throughput.py: seconds of steps and of their parts, rates of the device, memory
-that a call takes."""
+"""Measures a step: seconds of it and of its parts, the device's rates, the memory that it takes."""
 
 from __future__ import annotations
 
 import ctypes
 import re
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
-PRODUCT = {"cuda": 8192, "cpu": 2048}  # rows and columns of the large matrix product
-COPIED = {"cuda": 1 << 30, "cpu": 128 << 20}  # bytes
+GEMM_SIZE = {"cuda": 8192, "cpu": 2048}  # rows and columns of the large GEMM
+COPY_BYTES = {"cuda": 1 << 30, "cpu": 128 << 20}
 # Dense bf16 TFLOP/s by NVIDIA's data sheets; the first name that fits counts.
 DATASHEET = {"H100 PCIe": 756, "H100 NVL": 835, "H100": 989, "H200": 989, "A100": 312}
 
 
 class Clock:
-    """Seconds, once the device has done its work. A call gives the time as it is.
+    """Reads the time in seconds after the device has finished its work (a host sync on a GPU).
 
-    One CPU thread that decodes nothing is timed by the process's own time, which leaves out what
-    others do on the machine; all else by the wall clock.
+    One CPU thread that decodes nothing is timed by process time, which excludes other processes on
+    the machine; everything else by wall time.
     """
 
     def __init__(self, device: torch.device, decodes: bool) -> None:
@@ -42,43 +40,39 @@ class Clock:
         call()
         return self() - start
 
+    def time_parts(self, call: Callable[[Callable[[str], None]], object]) -> dict[str, float]:
+        """Seconds of each part of a call, which passes a part's name to its argument as it ends.
 
-class Laps:
-    """Adds up the seconds of a step's parts, by name; `mark` says which part has just ended."""
+        A part that ends several times is summed.
+        """
+        seconds: dict[str, float] = {}
+        last = self()
 
-    def __init__(self, clock: Clock) -> None:
-        self.clock = clock
-        self.steps: list[dict[str, float]] = []
+        def mark(part: str) -> None:
+            nonlocal last
+            now = self()
+            seconds[part] = seconds.get(part, 0.0) + now - last
+            last = self()
 
-    @contextmanager
-    def step(self) -> Iterator[None]:
-        """Around one step, whose parts follow each other without a gap."""
-        self.steps.append({})
-        self._last = self.clock()
-        yield
-
-    def mark(self, part: str) -> None:
-        """The part that lasted since the last mark has ended; the clock waits for the device."""
-        now = self.clock()
-        self.steps[-1][part] = self.steps[-1].get(part, 0.0) + now - self._last
-        self._last = self.clock()
+        call(mark)
+        return seconds
 
 
 class Rates:
-    """What the device does at best: a large matrix product in the step's dtype, a large copy."""
+    """The device's peak rates: a large GEMM in the step's dtype, a large copy."""
 
     def __init__(self, device: torch.device, dtype: torch.dtype, clock: Clock) -> None:
-        n = PRODUCT[device.type]
+        n = GEMM_SIZE[device.type]
         self._a, self._b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
         self._out = torch.empty_like(self._a)
         self._flops = 2 * n**3
-        self._source = torch.zeros(COPIED[device.type], dtype=torch.uint8, device=device)
+        self._source = torch.zeros(COPY_BYTES[device.type], dtype=torch.uint8, device=device)
         self._copy = torch.empty_like(self._source)
         self._clock = clock
-        self.gemm(), self.copy()  # warm
+        self.gemm(), self.copy()  # warm-up
 
     def gemm(self) -> float:
-        """FLOP/s of one product."""
+        """FLOP/s of one GEMM."""
         return self._flops / self._clock.time(lambda: torch.mm(self._a, self._b, out=self._out))
 
     def copy(self) -> float:
@@ -88,7 +82,7 @@ class Rates:
 
 
 def datasheet_flops(device_name: str) -> float | None:
-    """Dense bf16 FLOP/s that the vendor states for a GPU, None where we don't know."""
+    """Dense bf16 FLOP/s that the vendor states for a GPU; None for a GPU not in `DATASHEET`."""
     for name, teraflops in DATASHEET.items():
         if all(word in device_name for word in name.split()):
             return teraflops * 1e12
@@ -96,9 +90,9 @@ def datasheet_flops(device_name: str) -> float | None:
 
 
 def peak_memory(call: Callable[[], object], device: torch.device) -> int | None:
-    """Bytes that a call takes at most beside what is there before it; None where unknown.
+    """Peak bytes of a call beyond what was allocated before it; None where unknown.
 
-    On a GPU as its allocator counts, else the process's resident memory, by Linux.
+    On a GPU as its allocator counts, else the process's resident memory as Linux counts.
     """
     if device.type == "cuda":
         before = torch.cuda.memory_allocated(device)
@@ -111,7 +105,7 @@ def peak_memory(call: Callable[[], object], device: torch.device) -> int | None:
         return int(re.search(rf"{name}:\s+(\d+) kB", status.read_text())[1])
 
     try:
-        ctypes.CDLL(None).malloc_trim(0)  # freed memory that glibc keeps would hide the call's
+        ctypes.CDLL(None).malloc_trim(0)  # the call would reuse freed memory that glibc keeps
         reset.write_text("5")
         before = kilobytes("VmRSS")
     except (OSError, AttributeError):  # not Linux with glibc, or a sandbox

@@ -1,5 +1,4 @@
-"""What each part of a step has to do at least: operations and bytes, counted; milliseconds at the
-device's measured rates."""
+"""Counts FLOPs and least bytes of each part of a step, for its roofline bound."""
 
 from __future__ import annotations
 
@@ -15,39 +14,42 @@ INDEX = 8  # bytes
 
 @dataclass(frozen=True)
 class Work:
-    """Of one part of one step."""
+    """FLOPs and least bytes of one part of a step."""
 
     flops: float
     bytes: float
 
-    def floor(self, gemm: float, copy: float) -> float:
-        """Seconds at these rates (FLOP/s, bytes/s): of the two, what takes longer."""
+    def seconds(self, gemm: float, copy: float) -> float:
+        """The roofline bound: the longer of FLOPs at `gemm` FLOP/s and bytes at `copy` bytes/s."""
         return max(self.flops / gemm, self.bytes / copy)
 
 
 def _block_values(rows: float, width: int, depth: int, mlp_ratio: float) -> float:
-    """Numbers that go to and from memory in a forward pass through transformer blocks.
+    """Values read and written in a forward pass through transformer blocks.
 
-    Each of the four products and the attention reads its input and writes its output; norms, GELU
-    and residuals ride along for nothing but the residual stream, which is read twice.
+    Each of the four GEMMs and the attention reads its input and writes its output. Norms, GELU and
+    residuals are taken as fused into them, except for two reads of the residual stream.
     """
     qkv, attention, out, mlp, residual = 1 + 3, 3 + 1, 1 + 1, 2 * (1 + mlp_ratio), 2
     return rows * depth * width * (qkv + attention + out + mlp + residual)
 
 
 def step_work(
-    config: Config, context: Sequence[Sequence[int]], target: Sequence[Sequence[int]], number: int
+    config: Config,
+    context: Sequence[Sequence[int]],
+    target: Sequence[Sequence[int]],
+    value_bytes: int,
 ) -> dict[str, Work]:
-    """Operations (see `models.cost`) and least bytes of a step by part.
+    """FLOPs (see `models.cost`) and least bytes of a step by part.
 
-    A product's backward is two products, so it moves twice the bytes. AdamW reads and writes
-    weight and two moments and reads the gradient, which clipping reads once before. The average is
-    read and written, its student read.
+    The backward pass of a GEMM is two GEMMs, so it moves twice the bytes. AdamW reads and writes
+    the weight and two moments and reads the gradient, which clipping has read once before. The EMA
+    update reads and writes the EMA weight and reads the student's.
 
     Args:
         config: of the run; a step is one micro-batch.
         context, target: tokens under each mask spec, a row for each clip.
-        number: bytes of a number: 2 in bf16, 4 in fp32.
+        value_bytes: of an activation or weight: 2 in bf16, 4 in fp32.
     """
     model, encoder, predictor = config.model, config.model.encoder, config.model.predictor
     clips, depth = len(context), encoder.depth
@@ -57,7 +59,7 @@ def step_work(
     width, narrow = encoder.width, predictor.width
     encoder_weights, predictor_weights = parameter_counts(config)
     weights = encoder_weights + predictor_weights
-    copies = 2 if number == 2 else 0  # bytes of the low-precision copy that training in bf16 keeps
+    copies = 2 if value_bytes == 2 else 0  # bytes of the bf16 copy of an fp32 master weight
 
     per_clip = clip_flops(config, context, target)
     target_flops, encoder_flops, predictor_flops = (
@@ -69,7 +71,7 @@ def step_work(
     backward = encoder_flops + predictor_flops - context_forward - predictor_forward
 
     def encoded(rows: int) -> float:
-        """Numbers: patches in, embedded, through the blocks, features out."""
+        """Values: patches in, embedded, through the blocks, features out."""
         blocks = _block_values(rows, width, depth, encoder.mlp_ratio)
         return rows * (pixels + width) + blocks + rows * 2 * width
 
@@ -83,21 +85,21 @@ def step_work(
         "masks": Work(0.0, INDEX * (2 * rows_c + rows_t + 2 * (rows_c + rows_t) + rows_t)),
         "target": Work(
             target_flops,
-            rows_n * pixels * (1 + number) + number * (encoded(rows_n) + encoder_weights),
+            rows_n * pixels * (1 + value_bytes) + value_bytes * (encoded(rows_n) + encoder_weights),
         ),
         "context": Work(
             context_forward,
-            rows_c * pixels * (1 + number) + number * (encoded(rows_c) + encoder_weights),
+            rows_c * pixels * (1 + value_bytes) + value_bytes * (encoded(rows_c) + encoder_weights),
         ),
-        "predictor": Work(predictor_forward, number * (predicted + loss + predictor_weights)),
-        "backward": Work(backward, number * (2 * (encoded(rows_c) + predicted) + 2 * weights)),
-        "optimiser": Work(0.0, (7 * 4 + 4 + copies) * weights),
-        "EMA": Work(0.0, (3 * 4 + copies) * encoder_weights),
+        "predictor": Work(predictor_forward, value_bytes * (predicted + loss + predictor_weights)),
+        "backward": Work(backward, value_bytes * (2 * (encoded(rows_c) + predicted) + 2 * weights)),
+        "optimizer": Work(0.0, (7 * 4 + 4 + copies) * weights),
+        "ema": Work(0.0, (3 * 4 + copies) * encoder_weights),
     }
 
 
 def mean_work(steps: Sequence[dict[str, Work]]) -> dict[str, Work]:
-    """Of several steps, whose token counts differ."""
+    """The mean of several steps, whose token counts differ."""
     return {
         part: Work(
             sum(step[part].flops for step in steps) / len(steps),

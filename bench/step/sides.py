@@ -1,4 +1,4 @@
-"""The two sides that bench/throughput.py times, and the clips that both are fed with."""
+"""The two sides that bench/throughput.py compares, and the clips that both receive."""
 
 from __future__ import annotations
 
@@ -9,12 +9,11 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import ClassVar
 
 import torch
-from step.baseline import Baseline, nothing
 from torch import Tensor
 
+from step.baseline import BaselineTrainer, no_mark
 from vjepa_fast.config import Config, load_config
 from vjepa_fast.config.model import build_model
 from vjepa_fast.data.loader import make_loader
@@ -26,17 +25,17 @@ from vjepa_fast.training.build import build_trainer
 from vjepa_fast.training.timers import TimedIterator
 
 Mark = Callable[[str], None]
-PARTS = ("masks", "target", "context", "predictor", "backward", "optimiser", "EMA")
+PARTS = ("masks", "target", "context", "predictor", "backward", "optimizer", "ema")
 POOL = 4  # synthetic micro-batches
-DEMO_BATCHES = 4  # micro-batches that the demo's files make
+DEMO_BATCHES = 4  # micro-batches in the demo's files
 
 
 def read_config(
     path: Path, batch: int | None, compiled: bool, stage: int | None, manifest: Path | None
 ) -> Config:
-    """A config whose step is one micro-batch, of one truncation group.
+    """A config whose step is one micro-batch and one truncation group.
 
-    Raises UserError for whatever does not fit together.
+    Raises UserError for settings that contradict each other.
     """
     micro = batch or load_config(path).optim.micro_batch
     changes = {"optim.global_batch": micro, "optim.micro_batch": micro}
@@ -50,36 +49,34 @@ def read_config(
     config = load_config(path, [f"{key}={json.dumps(value)}" for key, value in changes.items()])
     if config.masks.truncate == "none":
         raise UserError(
-            "masks.truncate: found 'none', which leaves clips of unequal lengths, expected 'batch' "
-            "for the baseline's passes, which take equal ones; change it in a copy of the config"
+            "masks.truncate: found 'none', expected 'batch', since the baseline needs equal token "
+            "counts in all clips; change it in a copy of the config"
         )
     return config
 
 
-def draw_masks(sampler: MaskSampler, number: int, clips: int) -> MaskBatch:
-    """The masks of step `number`."""
-    return sampler.sample(number, range(number * clips, (number + 1) * clips))
+def draw_masks(sampler: MaskSampler, step: int, clips: int) -> MaskBatch:
+    """The masks of one step."""
+    return sampler.sample(step, range(step * clips, (step + 1) * clips))
 
 
 class _Marks:
-    """Stands in for the trainer's `StepTimer`, and calls `mark` with our names of the parts."""
-
-    NAMES: ClassVar = {name: name for name in PARTS} | {"optimizer": "optimiser", "ema": "EMA"}
+    """Stands in for the trainer's `StepTimer` and passes the names of `PARTS` on to `mark`."""
 
     def __init__(self, mark: Mark) -> None:
         self._mark = mark
 
     def begin(self) -> None:
-        """The masks were drawn before."""
+        """The first part, "masks", ended before the trainer's step began."""
 
     def mark(self, part: str) -> None:
-        """A part of the trainer's step has ended; its wait for data is none here."""
-        if part in self.NAMES:
-            self._mark(self.NAMES[part])
+        """A part of the trainer's step has ended. "data" is none of ours: the clips are there."""
+        if part in PARTS:
+            self._mark(part)
 
 
 class Ours:
-    """The shipped trainer, and its masks, which are drawn within the step."""
+    """The shipped trainer. It draws its masks within the step."""
 
     name = "ours"
 
@@ -89,80 +86,76 @@ class Ours:
         self.clips = config.optim.micro_batch
         self.sampler = make_sampler(config)
 
-    def prepare(self, number: int) -> None:
-        """Nothing is made beside the step."""
+    def prepare(self, step: int) -> None:
+        """Nothing is prepared outside the step."""
 
-    def step(self, number: int, video: Tensor, ready: None, mark: Mark = nothing) -> Tensor:
+    def step(self, step: int, video: Tensor, masks: None, mark: Mark = no_mark) -> Tensor:
         """One step; the loss stays on the device."""
-        masks = packed(draw_masks(self.sampler, number, self.clips), self.device)
-        mark("masks")
-        result = self.trainer.step([(video, masks)])
+        trainer, timer = self.trainer, self.trainer.timer
+        if mark is not no_mark:
+            trainer.timer = _Marks(mark)
+        try:
+            packed_masks = packed(draw_masks(self.sampler, step, self.clips), self.device)
+            mark("masks")
+            result = trainer.step([(video, packed_masks)])
+        finally:
+            trainer.timer = timer
         self.grad_norms = result.grad_norms
         return result.loss
 
-    def averages(self) -> list[Tensor]:
-        """The target encoder's weights in fp32."""
+    def ema(self) -> list[Tensor]:
+        """The EMA weights in fp32."""
         return [t for group in self.trainer.teacher.ema.values() for t in group]
 
-    @contextmanager
-    def marked(self, mark: Mark) -> Iterator[None]:
-        """Within this context the trainer's steps call `mark` as each of their parts ends."""
-        trainer, own = self.trainer, self.trainer.timer
-        trainer.timer = _Marks(mark)
-        try:
-            yield
-        finally:
-            trainer.timer = own
+    def token_counts(self, step: int) -> tuple[list[list[int]], list[list[int]]]:
+        """Context and target tokens of a step: a row for each clip, a column for each mask spec."""
+        masks = draw_masks(self.sampler, step, self.clips)
+        return masks.context_seqlens.T.tolist(), masks.target_seqlens.T.tolist()
 
 
-class Plain:
-    """The straightforward implementation. Its masks come from the data loader's processes, as
-    public trainers have it, so that drawing them costs the step nothing."""
+class Baseline:
+    """The plain-PyTorch trainer. Its masks are drawn outside the timed step, as by the data loader
+    processes of public trainers."""
 
     name = "baseline"
 
     def __init__(self, config: Config, device: torch.device) -> None:
-        self.baseline = Baseline(config, build_model(config).state_dict(), device)
+        self.trainer = BaselineTrainer(config, build_model(config).state_dict(), device)
         self.device = device
         self.clips, self.specs = config.optim.micro_batch, len(config.masks.specs)
         self.sampler = make_sampler(config)
 
-    def prepare(self, number: int) -> tuple[list[Tensor], list[Tensor]]:
-        """Context and target tokens of each mask spec, [B, K], on the host."""
-        m = draw_masks(self.sampler, number, self.clips)
+    def prepare(self, step: int) -> tuple[list[Tensor], list[Tensor]]:
+        """Context and target tokens of each mask spec, int64 [B, K], on the host."""
+        masks = draw_masks(self.sampler, step, self.clips)
         specs = range(self.specs)
-        return [m.context(i) for i in specs], [m.target(i) for i in specs]
+        return [masks.context(i) for i in specs], [masks.target(i) for i in specs]
 
     def step(
         self,
-        number: int,
+        step: int,
         video: Tensor,
-        ready: tuple[list[Tensor], list[Tensor]],
-        mark: Mark = nothing,
+        masks: tuple[list[Tensor], list[Tensor]],
+        mark: Mark = no_mark,
     ) -> float:
         """One step; the loss."""
-        contexts, targets = ([t.to(self.device) for t in side] for side in ready)
+        contexts, targets = ([t.to(self.device) for t in side] for side in masks)
         mark("masks")
-        return self.baseline.step(video, contexts, targets, mark)
+        return self.trainer.step(video, contexts, targets, mark)
 
     @property
     def grad_norms(self) -> dict[str, Tensor]:
-        """Before clipping, of the last step."""
-        return self.baseline.grad_norms
+        """Gradient norms of the last step, before clipping."""
+        return self.trainer.grad_norms
 
-    def averages(self) -> list[Tensor]:
-        """The target encoder's weights."""
-        return list(self.baseline.teacher.parameters())
-
-    @contextmanager
-    def marked(self, mark: Mark) -> Iterator[None]:
-        """Its steps mark their parts without help."""
-        yield
+    def ema(self) -> list[Tensor]:
+        """The EMA weights in fp32."""
+        return list(self.trainer.teacher.parameters())
 
 
 @contextmanager
 def demo_manifest(clips: int) -> Iterator[Path]:
-    """A few of the demo's video files, in a temporary folder."""
+    """A manifest of a few demo videos in a temporary folder."""
     with TemporaryDirectory(prefix="vjepa_fast_bench_") as folder:
         workers = len(os.sched_getaffinity(0))
         train, _ = make_demo(folder, clips=DEMO_BATCHES * clips, test_clips=1, workers=workers)
@@ -170,7 +163,8 @@ def demo_manifest(clips: int) -> Iterator[Path]:
 
 
 class Clips(Iterator[Tensor]):
-    """Micro-batches of video on the device, without end, and the seconds spent waiting for them."""
+    """An endless iterator of micro-batches on the device, uint8 [B, T, H, W, 3], that measures the
+    time spent waiting for them."""
 
     def __init__(self, config: Config, device: torch.device, decodes: bool) -> None:
         data, clips = config.data, config.optim.micro_batch
@@ -178,7 +172,7 @@ class Clips(Iterator[Tensor]):
         if decodes:
             loader = make_loader(
                 make_planner(config),
-                (range(n * clips, (n + 1) * clips) for n in itertools.count()),
+                (range(step * clips, (step + 1) * clips) for step in itertools.count()),
                 data.crop_size,
                 backend=data.backend,
                 device=device,

@@ -36,7 +36,7 @@ def test_one_device_sends_nothing(model, parts):
     links = model.Links(8, 1.0, 1.0, 1.0)
     for stage in range(4):
         step = model.step_on(1, stage, parts, model.Bytes(100, 50, 25), links, 48, 24)
-        assert step.communication == step.hidden == 0
+        assert step.communication == step.overlappable == 0
         assert step.accumulation == 2 and step.compute == 16 and step.update == pytest.approx(1.2)
 
 
@@ -56,10 +56,10 @@ def test_what_each_stage_sends(model, parts):
     assert [step.update for step in steps] == pytest.approx([1.2, 0.6, 0.6, 0.6])
     # behind one backward pass of 4 seconds, or behind both; stage 3's gathers behind the rest
     # and the target encoder's behind the student's 2 seconds
-    assert [step.passing for step in steps] == [0, 1, 1, 1]
-    assert [step.hidden for step in steps] == [4, 5, 9, 13]
+    assert [step.overlapped for step in steps] == [0, 1, 1, 1]
+    assert [step.overlappable for step in steps] == [4, 5, 9, 13]
     assert steps[1].exposed == pytest.approx(16 + 0.6 + 6)
-    assert steps[1].overlapped == pytest.approx(16 + 0.6 + 2)
+    assert steps[1].best == pytest.approx(16 + 0.6 + 2)
     whole = model.step_on(2, 1, parts, model.Bytes(8.0, 8.0, 2.0), links, 96, 24)
     assert whole.reduction == 8  # in fp32 DeepSpeed all-reduces
 
@@ -90,7 +90,7 @@ def scaling(monkeypatch):
 
 def measured_file(folder, **changes):
     """What the throughput benchmark writes, as far as it matters here."""
-    names = ("masks", "target", "context", "predictor", "backward", "optimiser", "EMA")
+    names = ("masks", "target", "context", "predictor", "backward", "optimizer", "ema")
     parts = [{"part": name, "ours_ms": 10.0} for name in names]
     result = {"config": "vith16.json", "clips": 24, "precision": "bf16", "device": "a GPU"}
     path = folder / "step.json"
@@ -153,10 +153,10 @@ def test_a_slope_is_an_exponent(growth):
 def test_growth_runs_and_counts(growth, small_config, tmp_path, capsys):
     path, output = tmp_path / "small.json", tmp_path / "growth.json"
     path.write_text(json.dumps(small_config(data={"crop_size": 48})))
-    assert growth.main(["--config", str(path), "--turns", "2", "--json", str(output)]) == 0
+    assert growth.main(["--config", str(path), "--repeats", "2", "--json", str(output)]) == 0
     axes = json.loads(output.read_text())["axes"]
     assert len(axes) == 6
-    clips = axes["clips a step"]["points"]
+    clips = axes["clips per step"]["points"]
     assert clips[1]["gflop"] == pytest.approx(2 * clips[0]["gflop"], rel=0.2)  # other masks
     depth = axes["encoder depth"]["points"]
     assert [p["value"] for p in depth] == [1, 2, 4]

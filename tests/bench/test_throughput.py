@@ -24,13 +24,13 @@ CLIPS = 4
 
 @pytest.fixture
 def bench(monkeypatch):
-    """The modules of bench/, with a small product and a small copy."""
+    """The modules of bench/, with a small GEMM and a small copy."""
     monkeypatch.syspath_prepend(str(BENCH))
     found = SimpleNamespace(main=importlib.import_module("throughput"))
     for name in MODULES:
         setattr(found, name, importlib.import_module(f"step.{name}"))
-    monkeypatch.setattr(found.clock, "PRODUCT", {"cpu": 64})
-    monkeypatch.setattr(found.clock, "COPIED", {"cpu": 1 << 20})
+    monkeypatch.setattr(found.clock, "GEMM_SIZE", {"cpu": 64})
+    monkeypatch.setattr(found.clock, "COPY_BYTES", {"cpu": 1 << 20})
     return found
 
 
@@ -75,7 +75,7 @@ def test_it_compares_and_then_times(bench, config_file, tmp_path, capsys):
     spread = result["ratio_spread"]
     assert spread["p20"] <= result["ratio"] == spread["p50"] <= spread["p80"]
     assert len(result["check"]["losses"]) == 3
-    assert 0 < result["products"]["flops"] < result["products"]["step_flops"]
+    assert 0 < result["gemms"]["flops"] < result["gemms"]["step_flops"]
 
     rates, parts = result["rates"], result["parts"]
     assert [row["part"] for row in parts] == list(bench.sides.PARTS)
@@ -83,19 +83,19 @@ def test_it_compares_and_then_times(bench, config_file, tmp_path, capsys):
     assert flops == pytest.approx(CLIPS * result["flops_per_clip"], rel=0.2)  # other masks
     for row in parts:
         seconds = {
-            "products": row["flops"] / gemm,
+            "gemm": row["flops"] / gemm,
             "bytes": row["bytes"] / rates["copy_gb_per_s"]["p50"] / 1e9,
         }
-        assert row["floor_ms"] == pytest.approx(1e3 * max(seconds.values()))
-        assert seconds[row["bound"]] == max(seconds.values())
-        assert row["gap_ms"] == pytest.approx(row["ours_ms"] - row["floor_ms"])
+        assert row["roofline_ms"] == pytest.approx(1e3 * max(seconds.values()))
+        assert seconds[row["bound_by"]] == max(seconds.values())
+        assert row["gap_ms"] == pytest.approx(row["ours_ms"] - row["roofline_ms"])
         assert row["ratio"] == pytest.approx(row["baseline_ms"] / row["ours_ms"])
     assert output.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
     names = ("baseline.json.gz", "baseline.txt", "ours.json.gz", "ours.txt")
     assert sorted(path.name for path in traces.iterdir()) == sorted(names)
     assert "aten::addmm" in (traces / "ours.txt").read_text()
     printed = capsys.readouterr().out
-    assert "ratio, turn by turn" in printed and "patchify + target encoder" in printed
+    assert "baseline / ours, round by round" in printed and "patchify + target encoder" in printed
 
 
 @pytest.mark.parametrize("data", ["demo", "manifest"])
@@ -120,25 +120,25 @@ def wrong_gather(bench, monkeypatch):
 
 
 def wrong_pixels(bench, monkeypatch):
-    monkeypatch.setattr(bench.baseline, "STD", (0.229, 0.224, 0.226))
+    monkeypatch.setattr(bench.baseline, "IMAGENET_STD", (0.229, 0.224, 0.226))
 
 
-def no_average(bench, monkeypatch):
-    monkeypatch.setattr(bench.baseline.Baseline, "average", lambda self, momentum: None)
+def no_ema_update(bench, monkeypatch):
+    monkeypatch.setattr(bench.baseline.BaselineTrainer, "update_ema", lambda self, momentum: None)
 
 
 def no_schedule(bench, monkeypatch):
-    monkeypatch.setattr(bench.baseline.Baseline, "_set_schedules", lambda self, values: None)
+    monkeypatch.setattr(bench.baseline.BaselineTrainer, "_set_schedules", lambda self, values: None)
 
 
 def scaled_backward(bench, monkeypatch):
-    loss = bench.baseline.Baseline.loss
+    loss = bench.baseline.BaselineTrainer.loss
 
     def doubled(self, predicted, wanted):
         value = loss(self, predicted, wanted)
         return 2 * value - value.detach()
 
-    monkeypatch.setattr(bench.baseline.Baseline, "loss", doubled)
+    monkeypatch.setattr(bench.baseline.BaselineTrainer, "loss", doubled)
 
 
 @pytest.mark.parametrize(
@@ -146,7 +146,7 @@ def scaled_backward(bench, monkeypatch):
     [
         (wrong_gather, "loss of step 0"),
         (wrong_pixels, "loss of step 1"),
-        (no_average, "way of the teacher's weights"),
+        (no_ema_update, "distance of the EMA weights"),
         (no_schedule, "loss of step 1"),
         (scaled_backward, "encoder's gradient norm at step 0"),
     ],
@@ -210,40 +210,41 @@ def test_parts_follow_each_other_and_leave_nothing_behind(bench, config):
         return [set(vars(owner)) for owner in owners], hooks
 
     before, parts = state(), bench.sides.PARTS
-    first, *others, backward, optimiser, average = parts  # ours has the target encoder last
-    own = (first, "context", "predictor", "target", "predictor", backward, optimiser, average)
+    first, *others, backward, optimizer, ema = parts  # ours runs the target encoder last
+    own = (first, "context", "predictor", "target", "predictor", backward, optimizer, ema)
     assert set(own) == set(parts) and set(others) == {"context", "predictor", "target"}
-    for side, order in ((ours, own), (bench.sides.Plain(config, ours.device), parts)):
+    for side, order in ((ours, own), (bench.sides.Baseline(config, ours.device), parts)):
         marks = []
-        with side.marked(marks.append):
-            side.step(0, video, side.prepare(0), marks.append)
+        side.step(0, video, side.prepare(0), marks.append)
         assert tuple(marks) == order
         side.step(1, video, side.prepare(1))
         assert len(marks) == len(order)
     assert state() == before
 
 
-def test_laps_add_up_to_the_step(bench):
-    ticks = iter([0.0, 2.0, 2.5, 6.0, 7.0])
-    laps = bench.clock.Laps(lambda: next(ticks))
-    with laps.step():
-        laps.mark("first")
-        laps.mark("second")
-    assert laps.steps == [{"first": 2.0, "second": 3.5}]
+def test_parts_add_up_to_the_step(bench, monkeypatch):
+    clock, ticks = bench.clock.Clock(torch.device("cpu"), False), iter([0.0, 2.0, 2.5, 6.0, 7.0])
+    monkeypatch.setattr(clock, "_now", lambda: next(ticks))
+
+    def step(mark):
+        mark("first")
+        mark("second")
+
+    assert clock.time_parts(step) == {"first": 2.0, "second": 3.5}
 
 
-def test_operations_by_part_as_pytorch_counts_them(bench, config):
+def test_flops_by_part_as_pytorch_counts_them(bench, config):
     ours = bench.sides.Ours(config)
     video = next(bench.sides.Clips(config, ours.device, False))
     m = bench.sides.draw_masks(ours.sampler, 0, CLIPS)
     masks = pack_masks(
         m.context_tokens, m.context_seqlens, m.target_tokens, m.target_seqlens, m.num_tokens
     )
-    work = bench.roofline.step_work(config, *bench.main.counts(ours, 0), 4)
+    work = bench.roofline.step_work(config, *ours.token_counts(0), 4)
     model = ours.trainer.model
 
     def counted(call):
-        # the math backend spells attention out in products, which the counter knows
+        # the math backend writes attention as GEMMs, which the counter knows
         with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
             result = call()
         return counter.get_total_flops(), result
@@ -256,24 +257,24 @@ def test_operations_by_part_as_pytorch_counts_them(bench, config):
     assert work["target"].flops == target
     assert work["context"].flops == context
     assert work["predictor"].flops == predictor
-    # the mask tokens' gradient may be a small product, which the formula leaves out
+    # the mask tokens' gradient may be a small GEMM, which the formula leaves out
     rows, specs = len(masks.predictor_source), len(config.masks.specs)
     mask_tokens = 2 * specs * rows * config.model.predictor.width
     assert work["backward"].flops in (backward, backward - mask_tokens)
-    assert {part for part, w in work.items() if w.flops == 0} == {"masks", "optimiser", "EMA"}
+    assert {part for part, w in work.items() if w.flops == 0} == {"masks", "optimizer", "ema"}
 
 
 def test_bytes_by_hand(bench, config):
     ours = bench.sides.Ours(config)
-    context, target = bench.main.counts(ours, 0)
+    context, target = ours.token_counts(0)
     fp32, bf16 = (bench.roofline.step_work(config, context, target, n) for n in (4, 2))
     encoder, all_weights = (
         sum(p.numel() for p in module.parameters())
         for module in (ours.trainer.model.encoder, ours.trainer.model)
     )
-    assert fp32["EMA"].bytes == 12 * encoder and bf16["EMA"].bytes == 14 * encoder
-    assert fp32["optimiser"].bytes == 32 * all_weights  # g twice, w, m, v read; w, m, v written
-    assert bf16["optimiser"].bytes == 34 * all_weights
+    assert fp32["ema"].bytes == 12 * encoder and bf16["ema"].bytes == 14 * encoder
+    assert fp32["optimizer"].bytes == 32 * all_weights  # g twice, w, m, v read; w, m, v written
+    assert bf16["optimizer"].bytes == 34 * all_weights
     # 4 clips of 4 x 3 x 3 tokens, patches of 2 x 8 x 8 pixels, two blocks of width 24
     rows, pixels = 4 * 36, 3 * 2 * 8 * 8
     block = (24 + 72) + (72 + 24) + (24 + 24) + (24 + 96) + (96 + 24) + 2 * 24
@@ -281,16 +282,14 @@ def test_bytes_by_hand(bench, config):
     expected = rows * pixels * (1 + 4) + 4 * (rows * values + encoder)
     assert fp32["target"].bytes == expected
     mean = bench.roofline.mean_work([fp32, bf16])
-    assert mean["EMA"].bytes == 13 * encoder
+    assert mean["ema"].bytes == 13 * encoder
 
 
-def test_products_alone(bench):
+def test_gemms_alone(bench):
     linear = torch.nn.Linear(8, 16)
     x = torch.randn(5, 8, requires_grad=True)
     clock = bench.clock.Clock(torch.device("cpu"), decodes=False)
-    found = bench.gemms.products_alone(
-        lambda: linear(x).sum().backward(), clock, torch.device("cpu")
-    )
+    found = bench.gemms.gemms_alone(lambda: linear(x).sum().backward(), clock, torch.device("cpu"))
     assert found["number"] == 3 and found["flops"] == 3 * 2 * 5 * 8 * 16
     assert found["seconds"] > 0
 

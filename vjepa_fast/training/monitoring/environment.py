@@ -40,7 +40,8 @@ def _commit() -> str | None:
     return git("describe", "--always", "--dirty", "--abbrev=12")
 
 
-def _processor() -> str:
+def processor_name() -> str:
+    """The CPU's model name; its architecture where Linux does not tell."""
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -59,7 +60,7 @@ def environment(device: torch.device, world: int) -> dict[str, str]:
     if device.type == "cuda":
         name = f"{torch.cuda.get_device_name(device)}, CUDA {torch.version.cuda}"
     else:
-        name = f"CPU, {_processor()}, {torch.get_num_threads()} threads a process"
+        name = f"CPU, {processor_name()}, {torch.get_num_threads()} threads a process"
     found = {
         "started": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
         "command": " ".join(sys.argv),
