@@ -13,16 +13,18 @@ here. Requests come on stdin, answers go to stdout, one JSON object a line:
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
 if __name__ == "__main__":
+    ANSWERS = os.dup(1)
+    os.dup2(2, 1)  # what imports and the checkout print must not mix with the answers
     sys.path[0] = str(Path(__file__).resolve().parents[1])  # bench/, as its commands have it
 
 import argparse
 import importlib
 import json
-import os
 from collections.abc import Iterator
 from functools import partial
 from types import SimpleNamespace
@@ -110,8 +112,7 @@ def main() -> int:
     parser.add_argument("--threads", type=int, required=True)
     options = parser.parse_args()
     options.folder = options.folder.resolve()
-    with os.fdopen(os.dup(1), "w", encoding="utf-8") as output:
-        os.dup2(2, 1)  # what the checkout prints must not mix with the answers
+    with os.fdopen(ANSWERS, "w", encoding="utf-8") as output:
         try:
             for answer in answers(options):
                 print(json.dumps(answer), file=output, flush=True)
