@@ -100,8 +100,9 @@ def text_of(found: dict[int, dict[int, Step]]) -> str:
         )
         stage_1.append((str(devices), *(f"{1e3 * seconds:.1f}" for seconds in milliseconds)))
     return (
-        "step time and efficiency as the engine runs (in brackets: efficiency if all communication "
-        f"that could overlap did)\n{text_table(steps)}\n\nstage 1, ms per step\n{text_table(stage_1)}"
+        "step time, and efficiency as the engine runs (in brackets: with all communication "
+        f"overlapped that could be)\n{text_table(steps)}\n\n"
+        f"stage 1, ms per step\n{text_table(stage_1)}"
     )
 
 

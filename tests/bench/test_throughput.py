@@ -128,7 +128,7 @@ def no_ema_update(bench, monkeypatch):
 
 
 def no_schedule(bench, monkeypatch):
-    monkeypatch.setattr(bench.baseline.BaselineTrainer, "_set_schedules", lambda self, values: None)
+    monkeypatch.setattr(bench.baseline.BaselineTrainer, "_set_schedules", lambda self, step: None)
 
 
 def scaled_backward(bench, monkeypatch):
