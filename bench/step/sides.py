@@ -176,7 +176,7 @@ class Clips(Iterator[Tensor]):
                 data.crop_size,
                 backend=data.backend,
                 device=device,
-                num_threads=data.num_workers,
+                num_workers=data.num_workers,
                 prefetch=data.prefetch,
             )
             self._stack.enter_context(loader)

@@ -15,7 +15,7 @@ import torch
 from tests.helpers import videos
 from vjepa_fast.config import parse_config
 from vjepa_fast.data import bad_clips as replace_module
-from vjepa_fast.data.bad_clips import BadVideos
+from vjepa_fast.data.bad_clips import BadClips
 from vjepa_fast.data.decode import dali as dali_module
 from vjepa_fast.data.decode.cut_clip import read_segment
 from vjepa_fast.data.decode.dali import DaliDecoder
@@ -87,9 +87,9 @@ def spoil(manifest, places, how):
     write_manifest(manifest, entries)
 
 
-def load(planner, backend, batches, log=None, seconds=1.0, max_share=0.05):
+def load(planner, backend, batches, log=None, seconds=1.0, max_fraction=0.05):
     decoder = DECODERS[backend](planner.entries, 48, CPU, 2, seconds)
-    with ClipLoader(planner, batches, decoder, 2, BadVideos(log, max_share)) as loader:
+    with ClipLoader(planner, batches, decoder, 2, BadClips(log, max_fraction)) as loader:
         return list(loader)
 
 
@@ -164,7 +164,7 @@ def test_time_stamps_that_never_come_do_not_keep_a_loader_from_closing(timed, mo
     planner = planned(timed, fps=12.5)
     decoder = DECODERS[backend](planner.entries, 48, CPU, 2, 600.0)
     batches = [[(hanging + 1) % 8], [hanging]]
-    loader = ClipLoader(planner, batches, decoder, 2, BadVideos())
+    loader = ClipLoader(planner, batches, decoder, 2, BadClips())
     next(loader)
     start = time.monotonic()
     loader.close()
@@ -191,7 +191,7 @@ def test_both_loaders_and_any_number_of_ranks_replace_alike(manifest):
 def test_too_many_bad_samples_stop_the_run(manifest, backend):
     spoil(manifest, range(1, 8), "missing")
     with pytest.raises(UserError, match=r"data\.max_bad_fraction: found 2 of \d+ clips .*\.webm"):
-        load(planned(manifest), backend, [range(8)], max_share=0.001)
+        load(planned(manifest), backend, [range(8)], max_fraction=0.001)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -205,7 +205,7 @@ def test_where_nothing_is_usable_the_run_stops_too(manifest, backend):
 def test_a_run_that_allows_any_share_ends_too_where_nothing_is_usable(manifest, backend):
     spoil(manifest, range(8), "missing")
     with pytest.raises(UserError, match=r"found all 8 videos .* unusable.*\.webm missing"):
-        load(planned(manifest), backend, [range(8)], max_share=1.0)
+        load(planned(manifest), backend, [range(8)], max_fraction=1.0)
 
 
 def test_a_log_that_cannot_be_written_is_no_reason_to_stop(manifest, tmp_path, caplog):
@@ -345,7 +345,7 @@ def test_of_large_files_only_parts_enter_memory(manifest, monkeypatch, caplog):
     monkeypatch.setattr(dali_module, "read_segment", cut)
     monkeypatch.setattr(dali_module, "read_entry", lambda e: pytest.fail(e.path))
     decoder = DaliDecoder(planner.entries, 48, CPU, 2)
-    with ClipLoader(planner, [range(8), range(8)], decoder, 2, BadVideos()) as loader:
+    with ClipLoader(planner, [range(8), range(8)], decoder, 2, BadClips()) as loader:
         found, again = list(loader)
         left = loader.fallback
     assert {planner.entries[i].path for i in range(8)} == {path for _, path in read} | set(left)

@@ -1,37 +1,44 @@
-"""A clip that cannot be decoded costs itself only: another takes its place, and it is listed.
+"""Replacing clips that cannot be decoded, deterministically, and logging them.
 
-What takes the place of a sample is a function of its id and of which files are bad
+The replacement for a sample is a function of its id and of which files are bad
 (`ClipPlanner.plan_one`): the same with any decoder, at any number of processes, after a resume.
 """
+
+from __future__ import annotations
 
 import json
 import logging
 import os
+from concurrent.futures import Future
 from pathlib import Path
 
 import torch
 
+from vjepa_fast.data.decode.backend import Decoder
 from vjepa_fast.data.plan.clip_plan import ClipPlan
 from vjepa_fast.data.plan.planner import ClipPlanner
 from vjepa_fast.errors import UserError
 
-MAX_BAD_SHARE = 0.05
+MAX_BAD_FRACTION = 0.05
 _SHOWN = 10  # replaced videos that are named on the terminal
-_AT_LEAST = 1000  # clips that a share is of, so that the first bad one is not all of them
-_logger = logging.getLogger("vjepa_fast")
+_AT_LEAST = 1000  # clips that the fraction is of, so that a run does not stop at its first bad one
+log = logging.getLogger("vjepa_fast")
 
 
-class BadVideos:
-    """The bad clips of one process since it started: a line of JSON each in the file `log`.
+class BadClips:
+    """The bad clips of one process since it started.
 
-    A line has sample_id, path, reason and replacement (the path of the video that is tried next;
-    where that is bad too, it has a line of its own). More than `max_share` of the clips tried, or
-    of 1,000 while they are fewer, stop the run.
+    Args:
+        path: file that gets a line of JSON for each: sample_id, path, reason, and replacement, the
+            path of the video that is tried next (if that is bad too, it gets its own line).
+        max_fraction: of the clips tried, or of 1,000 while they are fewer; more stop the run.
     """
 
-    def __init__(self, log: str | os.PathLike | None = None, max_share: float = MAX_BAD_SHARE):
-        self._log = None if log is None else Path(log)
-        self._max_share = max_share
+    def __init__(
+        self, path: str | os.PathLike | None = None, max_fraction: float = MAX_BAD_FRACTION
+    ) -> None:
+        self._path = None if path is None else Path(path)
+        self._max_fraction = max_fraction
         self._tried = 0
         self._bad = 0
         self._named: set[str] = set()
@@ -41,10 +48,11 @@ class BadVideos:
         self._tried += clips
 
     def replace(self, planner: ClipPlanner, plan: ClipPlan, attempt: int, reason: str) -> ClipPlan:
-        """List a bad clip and plan the `attempt`-th one (from 1 on) in its place.
+        """Log a bad clip and plan its replacement, the `attempt`-th (from 1 on) for its sample.
 
-        Raises UserError where there are too many of them, and where nothing can take its place: in
-        an evaluation, or after all the other videos of its manifest.
+        Raises:
+            UserError: there are too many bad clips, or no replacement: in an evaluation, or after
+                all the other videos of the manifest.
         """
         try:
             other = planner.plan_one(plan.sample_id, attempt)
@@ -52,11 +60,12 @@ class BadVideos:
             raise UserError(f"{nothing_else} (the last one: {reason})") from None
         self._bad += 1
         self._write(plan, reason, other)
-        if self._bad > self._max_share * max(self._tried, _AT_LEAST):
+        counted = max(self._tried, _AT_LEAST)
+        if self._bad > self._max_fraction * counted:
             raise UserError(
                 f"data.max_bad_fraction: found {self._bad} of {self._tried} clips undecodable (the "
-                f"last one: {reason}), expected at most {self._max_share:g} of "
-                f"{max(self._tried, _AT_LEAST)}; index the videos again, or set a larger share"
+                f"last one: {reason}), expected at most {self._max_fraction:g} of {counted}; index "
+                "the videos again, or set a larger fraction"
             )
         return other
 
@@ -64,27 +73,35 @@ class BadVideos:
         if plan.path not in self._named:
             self._named.add(plan.path)
             if len(self._named) <= _SHOWN:
-                _logger.warning("replaced by another clip, now and whenever it comes: %s", reason)
+                log.warning("replaced by another clip, now and in later epochs: %s", reason)
             elif len(self._named) == _SHOWN + 1:
-                place = f", see {self._log}" if self._log else ""
-                _logger.warning("more videos are replaced than are shown here%s", place)
-        if self._log is None:
+                where = f", see {self._path}" if self._path else ""
+                log.warning("more videos are replaced than are shown here%s", where)
+        if self._path is None:
             return
         row = {"sample_id": plan.sample_id, "path": plan.path, "reason": reason}
         line = json.dumps(row | {"replacement": other.path}) + "\n"
         try:
-            with open(self._log, "a", encoding="utf-8") as file:  # one write: ranks share the file
+            with open(self._path, "a", encoding="utf-8") as file:  # ranks share it: a single write
                 file.write(line)
         except OSError as error:  # a full disk is no reason to stop
-            _logger.warning("cannot write to %s (%s)", self._log, error.strerror)
+            log.warning("cannot write to %s (%s)", self._path, error.strerror)
 
 
 def decode_or_replace(
-    planner: ClipPlanner, decoder: object, plans: list[ClipPlan], submitted: list, bad: BadVideos
+    planner: ClipPlanner,
+    decoder: Decoder,
+    plans: list[ClipPlan],
+    submitted: list[Future],
+    bad: BadClips,
 ) -> tuple[list[ClipPlan], torch.Tensor]:
-    """The video of submitted plans, uint8 [B, T, S, S, 3], and the plans that it really shows.
+    """Wait for submitted plans; clips that cannot be decoded are replaced until all can.
 
-    `decoder` is a `loader.Decoder`. Raises UserError as `BadVideos.replace` does.
+    Returns:
+        The plans that are shown, and their video, uint8 [B, T, S, S, 3].
+
+    Raises:
+        UserError: see `BadClips.replace`.
     """
     plans = list(plans)
     video, failures = decoder.collect(plans, submitted)
@@ -94,14 +111,14 @@ def decode_or_replace(
         attempt += 1
         for i, reason in failures.items():
             plans[i] = bad.replace(planner, plans[i], attempt, reason)
-        places = list(failures)
-        others = [plans[i] for i in places]
+        positions = list(failures)
+        others = [plans[i] for i in positions]
         found, failed = decoder.collect(others, decoder.submit(others))
         bad.tried(len(others))
-        for k, i in enumerate(places):
+        for k, i in enumerate(positions):
             if k not in failed:
                 video[i] = found[k]
-        if video.is_cuda:  # before the decoder reuses the memory of `found`, or anyone reads it
+        if video.is_cuda:  # host sync: before the decoder reuses `found`, or anyone reads `video`
             torch.cuda.current_stream(video.device).synchronize()
-        failures = {places[k]: reason for k, reason in failed.items()}
+        failures = {positions[k]: reason for k, reason in failed.items()}
     return plans, video

@@ -5,42 +5,20 @@ from __future__ import annotations
 import logging
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence, Set
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
-from typing import Protocol
 from weakref import finalize
 
 import torch
 
-from vjepa_fast.data.bad_clips import MAX_BAD_SHARE, BadVideos, decode_or_replace
-from vjepa_fast.data.decode.backend import AS_CONFIGURED, Backend, choose_backend
+from vjepa_fast.data.bad_clips import MAX_BAD_FRACTION, BadClips, decode_or_replace
+from vjepa_fast.data.decode.backend import AS_CONFIGURED, Backend, Decoder, choose_backend
 from vjepa_fast.data.decode.pyav import PyavDecoder
 from vjepa_fast.data.plan.clip_plan import ClipBatch, ClipPlan
 from vjepa_fast.data.plan.planner import ClipPlanner
 
 log = logging.getLogger("vjepa_fast")
-
-
-class Decoder(Protocol):
-    """A decoding backend: PyAV or DALI.
-
-    `submit` starts work on a batch. `collect` waits for its video, and for the clips that have none
-    it gives the reason, by their position in the batch.
-
-    Attributes:
-        name: of the backend.
-        fallback: the videos that it leaves to another decoder, as far as known.
-    """
-
-    name: str
-    fallback: Set[int]
-
-    def submit(self, plans: Sequence[ClipPlan]) -> list[Future]: ...
-    def collect(
-        self, plans: Sequence[ClipPlan], submitted: list[Future]
-    ) -> tuple[torch.Tensor, dict[int, str]]: ...
-    def close(self) -> None: ...
 
 
 class ClipLoader:
@@ -56,7 +34,7 @@ class ClipLoader:
         batches: Iterable[Sequence[int]],
         decoder: Decoder,
         prefetch: int,
-        bad: BadVideos,
+        bad: BadClips,
     ) -> None:
         self.backend = decoder.name
         self._planner = planner
@@ -127,10 +105,10 @@ def make_loader(
     crop_size: int,
     backend: Backend = "auto",
     device: str | torch.device = "cpu",
-    num_threads: int = 2,
+    num_workers: int = 2,
     prefetch: int = 2,
     bad_videos: str | os.PathLike | None = None,
-    max_bad_share: float = MAX_BAD_SHARE,
+    max_bad_fraction: float = MAX_BAD_FRACTION,
 ) -> ClipLoader:
     """Decode micro-batches to clips of crop_size x crop_size pixels, ahead of the consumer.
 
@@ -145,17 +123,17 @@ def make_loader(
         backend: "auto" takes DALI where it can decode at least half of the videos on the device,
             else PyAV, and logs which. With DALI, PyAV decodes the videos that DALI cannot.
         device: where the video goes.
-        num_threads: processes (PyAV) or threads (DALI) that decode.
+        num_workers: processes (PyAV) or threads (DALI) that decode.
         prefetch: micro-batches that are decoded ahead, at least 1.
-        bad_videos: file of JSON lines, see `BadVideos`.
-        max_bad_share: the largest fraction of clips that may be replaced, see `BadVideos`.
+        bad_videos: file of JSON lines, see `BadClips`.
+        max_bad_fraction: the largest fraction of clips that may be replaced, see `BadClips`.
 
     Raises:
         UserError: "dali" can decode none of the videos. The loader raises it where DALI does not
             work at all.
     """
-    decoder = make_decoder(planner, crop_size, backend, device, num_threads)
-    bad = BadVideos(bad_videos, max_bad_share)
+    decoder = make_decoder(planner, crop_size, backend, device, num_workers)
+    bad = BadClips(bad_videos, max_bad_fraction)
     return ClipLoader(planner, batches, decoder, max(prefetch, 1), bad)
 
 
@@ -164,7 +142,7 @@ def make_decoder(
     crop_size: int,
     backend: Backend = "auto",
     device: str | torch.device = "cpu",
-    num_threads: int = 2,
+    num_workers: int = 2,
 ) -> Decoder:
     """The decoder of a planner's clips, see `make_loader`; close it."""
     device = torch.device(device)
@@ -177,8 +155,8 @@ def make_decoder(
     if name == "dali":
         from vjepa_fast.data.decode.dali import DaliDecoder  # optional, and slow to import
 
-        return DaliDecoder(planner.entries, crop_size, device, num_threads)
-    return PyavDecoder(planner.entries, crop_size, device, num_threads)
+        return DaliDecoder(planner.entries, crop_size, device, num_workers)
+    return PyavDecoder(planner.entries, crop_size, device, num_workers)
 
 
 @cache
@@ -193,7 +171,7 @@ def _prepare(
     return plans, decoder.submit(plans)
 
 
-def _finish(planner: ClipPlanner, decoder: Decoder, bad: BadVideos, prepared: Future) -> ClipBatch:
+def _finish(planner: ClipPlanner, decoder: Decoder, bad: BadClips, prepared: Future) -> ClipBatch:
     plans, video = decode_or_replace(planner, decoder, *prepared.result(), bad)
     return ClipBatch(
         video=video,

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from vjepa_fast.data.bad_clips import MAX_BAD_SHARE
-from vjepa_fast.data.loader import Decoder, make_decoder
+from vjepa_fast.data.bad_clips import MAX_BAD_FRACTION
+from vjepa_fast.data.decode.backend import Decoder
+from vjepa_fast.data.loader import make_decoder
 from vjepa_fast.data.open_manifest import open_manifest
 from vjepa_fast.data.plan.clip_plan import ClipPlan
 from vjepa_fast.data.plan.planner import ClipPlanner
@@ -85,8 +86,8 @@ def load_clips(
     fps: float | None = None,
     crop_size: int,
     backend: str = "auto",
-    num_threads: int = 2,
-    max_bad_share: float = MAX_BAD_SHARE,
+    num_workers: int = 2,
+    max_bad_fraction: float = MAX_BAD_FRACTION,
 ) -> Clips:
     """Decode the middle window of every video, centre square, no augmentation, on the host.
 
@@ -94,7 +95,7 @@ def load_clips(
 
     Raises:
         UserError: a label that the manifest lacks; what the decoder raises; more than
-            `max_bad_share` of the videos cannot be decoded, or none can.
+            `max_bad_fraction` of the videos cannot be decoded, or none can.
     """
     planner = labelled_planner(
         manifest, labels, num_frames=num_frames, frame_step=frame_step, fps=fps
@@ -104,7 +105,7 @@ def load_clips(
     video = torch.empty(shape, dtype=torch.uint8)
     shown: list[ClipPlan] = []
     left_out: list[str] = []
-    with closing(make_decoder(planner, crop_size, backend, "cpu", num_threads)) as decoder:
+    with closing(make_decoder(planner, crop_size, backend, "cpu", num_workers)) as decoder:
         for plans, found, failures in _decoded(planner, decoder, manifest.name):
             for i, plan in enumerate(plans):
                 if i not in failures:
@@ -113,12 +114,12 @@ def load_clips(
                     continue
                 _logger.warning("left out of the evaluation: %s", failures[i])
                 left_out.append(plan.path)
-                if len(left_out) > max_bad_share * len(planner) or len(left_out) == len(planner):
+                if len(left_out) > max_bad_fraction * len(planner) or len(left_out) == len(planner):
                     raise UserError(
                         f"{manifest}: found {len(left_out)} undecodable among the first "
                         f"{plan.sample_id + 1} of {len(planner)} videos (the last one: "
                         f"{failures[i]}), expected at most data.max_bad_fraction = "
-                        f"{max_bad_share:g} of them, index its folder again"
+                        f"{max_bad_fraction:g} of them, index its folder again"
                     )
     return Clips(
         video[: len(shown)],

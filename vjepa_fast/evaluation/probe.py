@@ -101,8 +101,8 @@ def run_probe(
             labels,
             **window,
             crop_size=data.crop_size,
-            num_threads=data.num_workers,
-            max_bad_share=data.max_bad_fraction,
+            num_workers=data.num_workers,
+            max_bad_fraction=data.max_bad_fraction,
         )
 
     in_a_run = checkpoint.folder.parent.name == "checkpoints"

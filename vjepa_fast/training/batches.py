@@ -142,10 +142,10 @@ class Batches:
             data.crop_size,
             backend=data.backend,
             device=device,
-            num_threads=data.num_workers,
+            num_workers=data.num_workers,
             prefetch=data.prefetch,
             bad_videos=Path(self._config.output) / "bad_videos.jsonl",
-            max_bad_share=data.max_bad_fraction,
+            max_bad_fraction=data.max_bad_fraction,
         )
 
     def examples(self, count: int) -> Tensor | None:

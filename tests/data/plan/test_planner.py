@@ -10,7 +10,7 @@ from tests.helpers.paths import GOLDEN
 from vjepa_fast.data.manifest.entry import ManifestEntry, entries_of
 from vjepa_fast.data.plan.crops import Augment, random_crops
 from vjepa_fast.data.plan.planner import ClipPlanner
-from vjepa_fast.data.plan.video_order import MIXTURE_BLOCK, VideoOrder, permute
+from vjepa_fast.data.plan.video_order import MIXTURE_BLOCK, VideoOrder, shuffled
 from vjepa_fast.data.plan.windows import window_frames
 from vjepa_fast.errors import UserError
 
@@ -95,7 +95,7 @@ def test_every_video_comes_once_per_epoch(size):
 
 def test_orders_look_random():
     cycles = np.repeat(np.arange(400), 50)
-    orders = permute(1, 1, cycles, np.tile(np.arange(50), 400), 50).reshape(400, 50)
+    orders = shuffled(1, 1, cycles, np.tile(np.arange(50), 400), 50).reshape(400, 50)
     first = np.bincount(orders[:, 0], minlength=50)
     follows = np.bincount((orders[:, 1] - orders[:, 0]) % 50, minlength=50)[1:]
     # Chi squared at 49 and 48 degrees of freedom: 99.99 % of random orders stay below 100.

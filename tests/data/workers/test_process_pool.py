@@ -17,7 +17,7 @@ import torch
 
 from tests.helpers import videos
 from tests.helpers.paths import REPOSITORY
-from vjepa_fast.data.bad_clips import BadVideos
+from vjepa_fast.data.bad_clips import BadClips
 from vjepa_fast.data.decode.pyav import PyavDecoder, decode_clip
 from vjepa_fast.data.loader import ClipLoader
 from vjepa_fast.data.manifest.files import read_manifest
@@ -232,7 +232,7 @@ def test_pixels_are_those_of_decoding_here(manifest):
     planner = planned(manifest)
     decoder = PyavDecoder(planner.entries, 40, torch.device("cpu"), 2)
     batches = [range(i, i + 3) for i in range(0, 12, 3)]
-    with ClipLoader(planner, batches, decoder, 2, BadVideos()) as loader:
+    with ClipLoader(planner, batches, decoder, 2, BadClips()) as loader:
         found = list(loader)
     for batch, ids in zip(found, batches, strict=True):
         assert batch.sample_ids.tolist() == list(ids)
@@ -264,7 +264,7 @@ def test_a_kill_costs_a_run_one_clip_at_most(manifest, tmp_path):
     batches = [range(i, i + 4) for i in range(0, 160, 4)]
     decoder = PyavDecoder(planner.entries, 24, torch.device("cpu"), 2)
     log, found, kills = tmp_path / "bad.jsonl", [], 0
-    with ClipLoader(planner, batches, decoder, 2, BadVideos(log, max_share=1.0)) as loader:
+    with ClipLoader(planner, batches, decoder, 2, BadClips(log, max_fraction=1.0)) as loader:
         for batch in loader:
             found.append(batch)
             if len(found) % 8 == 1:

@@ -1,13 +1,17 @@
-"""Which decoder takes which video: DALI what it can decode on the device, PyAV the rest."""
+"""The interface of a decoding backend, and the choice between DALI and PyAV."""
+
+from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Sequence, Set
+from concurrent.futures import Future
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
 
 from vjepa_fast.data.manifest.entry import Entries, ManifestEntry, entries_of
+from vjepa_fast.data.plan.clip_plan import ClipPlan
 from vjepa_fast.errors import UserError
 
 Backend = Literal["auto", "dali", "pyav"]
@@ -20,46 +24,77 @@ DALI_CODECS = {
 NVDEC_SMALLEST = {"av1": 128, "hevc": 144, "vp9": 128}
 
 
+class Decoder(Protocol):
+    """A decoding backend: PyAV or DALI.
+
+    `submit` starts work on a batch. `collect` waits for its video, and for the clips that have none
+    it gives the reason, by their position in the batch.
+
+    Attributes:
+        name: of the backend.
+        fallback: the videos that it leaves to another decoder, as far as known.
+    """
+
+    name: str
+    fallback: Set[int]
+
+    def submit(self, plans: Sequence[ClipPlan]) -> list[Future]: ...
+    def collect(
+        self, plans: Sequence[ClipPlan], submitted: list[Future]
+    ) -> tuple[torch.Tensor, dict[int, str]]: ...
+    def close(self) -> None: ...
+
+
 def choose_backend(
     backend: Backend, entries: Sequence[ManifestEntry], device: torch.device
 ) -> tuple[str, str]:
-    """("dali" or "pyav", why). `auto` takes DALI where it decodes at least half of the videos.
+    """Choose the backend of a data set.
 
-    Raises UserError if "dali" is asked for and decodes none of them, or cannot be imported.
+    Args:
+        backend: "auto" takes DALI where it decodes at least half of the videos.
+        entries: the videos.
+        device: where the clips go.
+
+    Returns:
+        "dali" or "pyav", and why.
+
+    Raises:
+        UserError: "dali" is asked for and decodes none of the videos, or cannot be imported.
     """
     if backend == "pyav":
         return "pyav", AS_CONFIGURED
-    obstacle = _dali_obstacle()
-    share = ""
-    if obstacle is None:
+    no_dali, rest = _dali_import_error(), ""
+    if no_dali is None:
         unsuited, kinds = unsuited_to_dali(entries, device)
-        rest, all_of_them = int(unsuited.sum()), len(entries)
-        if rest == all_of_them:
-            obstacle = f"DALI decodes none of the videos on {device.type}: {kinds}"
-        elif rest:
-            share = f"PyAV decodes {rest} of {all_of_them} videos: {kinds}"
-            if backend == "auto" and 2 * rest > all_of_them:
-                obstacle = (
-                    f"DALI decodes only {all_of_them - rest} of {all_of_them} videos on "
-                    f"{device.type}, the others are {kinds}"
+        by_pyav, total = int(unsuited.sum()), len(entries)
+        if by_pyav == total:
+            no_dali = f"DALI decodes none of the videos on {device.type}: {kinds}"
+        elif by_pyav:
+            rest = f"PyAV decodes {by_pyav} of {total} videos: {kinds}"
+            if backend == "auto" and 2 * by_pyav > total:
+                no_dali = (
+                    f"DALI decodes only {total - by_pyav} of {total} videos on {device.type}, the "
+                    f"others are {kinds}"
                 )
     if backend == "dali":
-        if obstacle:
+        if no_dali:
             raise UserError(
-                f'found data.backend = "dali" but {obstacle}, expected it to decode the manifests, '
+                f'found data.backend = "dali" but {no_dali}, expected it to decode the manifests; '
                 'set data.backend to "auto" or "pyav"'
             )
-        return "dali", f"{AS_CONFIGURED}; {share}" if share else AS_CONFIGURED
-    if obstacle:
-        return "pyav", obstacle
-    return "dali", share or "it decodes every video of the manifests"
+        return "dali", f"{AS_CONFIGURED}; {rest}" if rest else AS_CONFIGURED
+    if no_dali:
+        return "pyav", no_dali
+    return "dali", rest or "it decodes every video of the manifests"
 
 
 def unsuited_to_dali(
     entries: Sequence[ManifestEntry], device: torch.device
 ) -> tuple[np.ndarray, str]:
-    """Which videos DALI cannot decode on this device, bool [len(entries)], and their kinds in
-    words, with an example; no words where there are none.
+    """Which videos DALI cannot decode on a device.
+
+    Returns:
+        bool [len(entries)], and their kinds in words with an example; "" if there are none.
     """
     if not isinstance(entries, Entries):
         entries = entries_of(entries)
@@ -84,7 +119,7 @@ def unsuited_to_dali(
     return unsuited, f"{counts}, such as {entries[int(unsuited.argmax())].path}"
 
 
-def _dali_obstacle() -> str | None:
+def _dali_import_error() -> str | None:
     try:
         import nvidia.dali  # noqa: F401
     except ImportError as error:

@@ -40,10 +40,10 @@ log = logging.getLogger("vjepa_fast")
 
 
 class DaliDecoder:
-    """Decodes planned clips to uint8 [B, T, S, S, 3] on `device` with `num_threads` CPU threads.
+    """Decodes planned clips to uint8 [B, T, S, S, 3] on `device` with `num_workers` CPU threads.
 
     On a CUDA device NVDEC decodes. DALI gets the part of the file that holds the clip, where
-    `read_segment` can cut it out and that pays, else the whole file. PyAV decodes, in `num_threads`
+    `read_segment` can cut it out and that pays, else the whole file. PyAV decodes, in `num_workers`
     processes that start when they are first needed: clips of more than `IN_MEMORY` bytes, codecs
     that DALI cannot decode on the device, and videos on which DALI fails. So PyAV decides whether a
     clip can be decoded, with either backend.
@@ -62,13 +62,13 @@ class DaliDecoder:
         entries: Sequence[ManifestEntry],
         crop_size: int,
         device: torch.device,
-        num_threads: int,
+        num_workers: int,
         seconds: float = CLIP_SECONDS,
     ) -> None:
         self._entries = entries
         self._crop_size = crop_size
         self._device = device
-        self._num_threads = num_threads
+        self._num_workers = num_workers
         self._seconds = seconds
         self._slot = _Slot()
         self._for_pyav = unsuited_to_dali(entries, device)[0]
@@ -77,10 +77,10 @@ class DaliDecoder:
         self._failed_videos: set[int] = set()  # on which DALI failed and PyAV did not
         self._last_error = ""  # DALI's
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-        self._readers = ThreadPool(num_threads, "vjepa-read", seconds)
+        self._readers = ThreadPool(num_workers, "vjepa-read", seconds)
         self._runner = ThreadPool(1, "vjepa-dali", seconds)
         modules = (decode_pixels.__module__,)
-        self.pool = ProcessPool(num_threads, "vjepa-pyav", seconds, modules)
+        self.pool = ProcessPool(num_workers, "vjepa-pyav", seconds, modules)
 
     @property
     def fallback(self) -> set[int]:
@@ -285,7 +285,7 @@ class DaliDecoder:
                 self._crop_size,
                 "mixed" if cuda else "cpu",
                 batch_size=batch_size,
-                num_threads=self._num_threads,
+                num_threads=self._num_workers,
                 device_id=self._device.index if cuda else None,
                 prefetch_queue_depth=1,
             )

@@ -29,7 +29,7 @@ _NEAR_START = 32
 
 
 class PyavDecoder:
-    """Decodes planned clips to uint8 [B, T, S, S, 3] on `device` in `num_threads` processes.
+    """Decodes planned clips to uint8 [B, T, S, S, 3] on `device` in `num_workers` processes.
 
     A clip that takes more than `seconds`, or on which FFmpeg crashes, is one that cannot be
     decoded.
@@ -47,14 +47,14 @@ class PyavDecoder:
         entries: Sequence[ManifestEntry],
         crop_size: int,
         device: torch.device,
-        num_threads: int,
+        num_workers: int,
         seconds: float = CLIP_SECONDS,
     ) -> None:
         self._entries = entries
         self._crop_size = crop_size
         self._device = device
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-        self.pool = ProcessPool(num_threads, "vjepa-pyav", seconds, modules=(__name__,))
+        self.pool = ProcessPool(num_workers, "vjepa-pyav", seconds, modules=(__name__,))
         self.pool.prepare()
 
     def submit(self, plans: Sequence[ClipPlan]) -> list[Future]:
