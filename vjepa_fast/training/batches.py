@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -12,12 +13,13 @@ from vjepa_fast.config import Config
 from vjepa_fast.config.checks import fits_group
 from vjepa_fast.config.fields import divisors, nearest
 from vjepa_fast.config.masks import sample_masks
-from vjepa_fast.data.decode.pyav import decode_clip
+from vjepa_fast.data.decode.pyav import decode_pixels
 from vjepa_fast.data.loader import ClipLoader, make_loader
 from vjepa_fast.data.open_manifest import open_manifests
 from vjepa_fast.data.plan.clip_plan import ClipBatch
 from vjepa_fast.data.plan.crops import Augment
 from vjepa_fast.data.plan.planner import ClipPlanner
+from vjepa_fast.data.workers.process_pool import ProcessPool
 from vjepa_fast.errors import UserError
 from vjepa_fast.masks import MaskBatch, MaskSampler
 from vjepa_fast.models.packed_masks import PackedMasks, pack_masks
@@ -149,18 +151,24 @@ class Batches:
         )
 
     def examples(self, count: int) -> Tensor | None:
-        """The run's first clips that can be decoded, uint8 [count or fewer, T, H, W, 3] on the
-        host; None if the first ten times as many all can't."""
+        """The run's first clips that can be decoded, for its pictures.
+
+        They are decoded in a process of their own: an FFmpeg crash costs a clip, not the run.
+
+        Returns:
+            uint8 [count or fewer, T, H, W, 3] on the CPU; None if none of the first 10 · count
+            clips can be decoded.
+        """
         found: list[Tensor] = []
-        for sample_id in range(10 * count):
-            if len(found) == count:
-                break
-            plan = self._planner.plan_one(sample_id)
-            try:
-                entry = self._planner.entries[plan.video]
-                found.append(decode_clip(plan, entry, self._config.data.crop_size))
-            except (UserError, OSError):  # the loader lists it when its turn comes
-                continue
+        with ProcessPool(1, "vjepa-pictures", modules=(decode_pixels.__module__,)) as pool:
+            for sample_id in range(10 * count):
+                if len(found) == count:
+                    break
+                plan = self._planner.plan_one(sample_id)
+                entry, size = self._planner.entries[plan.video], self._config.data.crop_size
+                with suppress(UserError, OSError):  # the loader replaces and logs this clip
+                    clip = pool.result(pool.submit(decode_pixels, plan, entry, size))
+                    found.append(torch.from_numpy(clip))
         return torch.stack(found) if found else None
 
     def masks(self, step: int, ids: list[int]) -> MaskBatch:
