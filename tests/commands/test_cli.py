@@ -27,6 +27,20 @@ def test_demo_data_then_index_then_info(tmp_path: Path, capsys: pytest.CaptureFi
     assert "1568" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("command", [[], ["probe"]])
+def test_help_imports_nothing_heavy(command: list[str]) -> None:
+    program = (
+        "import sys\nfrom vjepa_fast.cli import main\ntry:\n    main(sys.argv[1:])\n"
+        "except SystemExit:\n    print('modules:', *sys.modules)"
+    )
+    arguments = [sys.executable, "-c", program, *command, "--help"]
+    done = subprocess.run(arguments, cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    text, _, modules = done.stdout.partition("modules: ")
+    assert "vjepa-fast" in text
+    heavy = {"torch", "pydantic", "deepspeed", "av", "sklearn", "matplotlib", "pyarrow", "PIL"}
+    assert "vjepa_fast.cli" in modules and not heavy & set(modules.split())
+
+
 def test_without_the_training_packages_it_says_what_to_install() -> None:
     program = (
         "import sys; sys.modules['pydantic'] = None\n"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
 import re
@@ -12,13 +11,15 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from tests.helpers.paths import REPOSITORY
 from vjepa_fast.cli import main
-from vjepa_fast.commands.report import run_page
-from vjepa_fast.commands.report_charts import BINS, line_chart, powers, share_bar, thinned, ticks
+from vjepa_fast.commands.report import report_html
 from vjepa_fast.config import parse_config
 from vjepa_fast.training.loop import pretrain
+from vjepa_fast.training.monitoring.curves import Panel, draw_panel
 
 VOID = {"meta", "img"}
 
@@ -90,12 +91,13 @@ def test_a_finished_runs_page(run: Path, capsys: pytest.CaptureFixture) -> None:
     assert all(r.startswith("data:image/png;base64,iVBOR") for r in page.references)
     assert len(page.references) == 4  # features and masks of steps 3 and 5
     assert "http" not in re.sub(r"base64,[^\"]*", "", text).replace("http-equiv", "")
-    assert "6 of 6" in text and "finished" in text and "prefers-color-scheme:dark" in text
+    assert "6 of 6" in text and "finished" in text
+    assert '<meta name="color-scheme" content="light dark">' in text
     sections = page.sections
     for name in ("grad_norm_encoder", "std_across_clips", "momentum", "ema"):
         assert name in sections["Curves"]
     assert re.search(r"loss\s+0\.\d", sections["Curves"])
-    assert re.search(r"backward\s+[\d.e-]+ ms\s+\d+%", sections["Where a step's time goes"])
+    assert re.search(r"backward\s+[\d.e-]+ ms\s+\d+%", sections["Time of a step"])
     assert "digit 0.750 0.500 0.100" in sections["Probes"]
     for step in (3, 6):
         assert re.search(rf"\b{step} +[\d-]+ [\d:]+ +[\d.]+ MB +1\b", sections["Checkpoints"])
@@ -111,7 +113,7 @@ def test_a_run_that_was_killed_has_a_page(run: Path, tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text(lines[0] + "\n" + odd + '{"step": 4, "lo')
     (tmp_path / "config.json").write_text('{"optim": {"ste')
     (tmp_path / "checkpoints" / "step_00000001").mkdir(parents=True)  # as its files are removed
-    text = run_page(tmp_path)
+    text = report_html(tmp_path)
     page = Page(text)
     assert "unfinished" in text and "1 values not drawable" in page.sections["Curves"]
     assert page.sections["Checkpoints"].strip() == "Nothing yet."
@@ -124,14 +126,14 @@ def test_a_page_needs_no_deepspeed() -> None:
 
 def test_a_run_before_its_first_line(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"optim": {"steps": 5}}')
-    page = Page(run_page(tmp_path))
+    page = Page(report_html(tmp_path))
     assert page.sections["Curves"].strip() == "Nothing yet."
 
 
 def test_a_collapsed_run_says_so(tmp_path: Path) -> None:
     health = {"step": 7, "std_across_clips": 0.04}
     (tmp_path / "metrics.jsonl").write_text(json.dumps(health) + "\n")
-    assert "have collapsed: at step 7" in run_page(tmp_path)
+    assert "have collapsed: at step 7" in report_html(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["", "nowhere"])
@@ -147,45 +149,39 @@ def test_an_output_that_cannot_be_written(run: Path, capsys: pytest.CaptureFixtu
     assert capsys.readouterr().err.startswith("error: --output: found")
 
 
+def drawn(panel: Panel, rows: list[dict]) -> Axes | None:
+    """The axes that a panel is drawn to; None where there is nothing to draw."""
+    axes = Figure().subplots()
+    return axes if draw_panel(axes, panel, rows) else None
+
+
 def test_curves_lie_where_their_values_are() -> None:
-    chart = line_chart("t", {"a": [(0, 0.0), (5, 10.0), (10, 5.0)]}, zero=True)
-    (path,) = re.findall(r'points="([^"]*)"', chart)
-    (x0, y0), (x1, y1), (x2, y2) = (map(float, p.split(",")) for p in path.split())
-    assert x1 - x0 == pytest.approx(x2 - x1)
-    assert y0 - y1 == pytest.approx(2 * (y0 - y2))
-    log = line_chart("t", {"a": [(0, 0.0), (1, 1e-3), (2, 1e-1), (3, 10.0)]}, log=True)
-    ys = [float(p.split(",")[1]) for p in re.findall(r'points="([^"]*)"', log)[0].split()]
-    assert ys[0] - ys[1] == pytest.approx(ys[1] - ys[2], abs=0.2) and "1 values not" in log
-    assert line_chart("t", {"a": [(1, math.nan)]}) == ""
+    rows = [{"step": 0, "a": 0.0}, {"step": 5, "a": 10.0, "b": 1.0}, {"step": 10, "a": 5.0}]
+    axes = drawn(Panel("t", ("a", "b", "c")), rows)
+    assert [line.get_xydata().tolist() for line in axes.lines] == [
+        [[0, 0], [5, 10], [10, 5]],
+        [[5, 1]],
+    ]
+    assert [text.get_text() for text in axes.get_legend().texts] == ["a 5", "b 1"]
+    assert axes.get_ylim()[0] == 0 and axes.get_xlim() == (0, 10)
 
 
-@pytest.mark.parametrize(
-    ("low", "high"), [(0, 1), (0.2, 0.83), (-3, 7), (0.995, 1.0), (0, 90000), (1e-7, 3e-7)]
-)
-def test_ticks_cover_a_range_in_few_round_steps(low: float, high: float) -> None:
-    marks = ticks(low, high)
-    assert marks[0] <= low + 1e-12 and marks[-1] >= high - 1e-12 and 4 <= len(marks) <= 10
-    steps = [b - a for a, b in itertools.pairwise(marks)]
-    assert steps == pytest.approx([steps[0]] * len(steps))
-    assert f"{steps[0]:.0e}"[0] in "125"
+def test_values_that_have_no_place_are_counted() -> None:
+    rows = [{"step": s, "a": v} for s, v in enumerate([0.0, 1e-3, math.inf, 10.0, math.nan])]
+    axes = drawn(Panel("t", ("a",), log=True), rows)
+    assert axes.get_yscale() == "log"
+    assert axes.lines[0].get_xydata().tolist() == [[1, 1e-3], [3, 10]]
+    assert "3 values not drawable" in axes.get_legend().texts[0].get_text()
+    assert drawn(Panel("t", ("a",)), rows[4:]) is None
 
 
-def test_powers_cover_a_range() -> None:
-    assert powers(3e-4, 20) == pytest.approx([1e-4, 1e-3, 1e-2, 0.1, 1, 10, 100])
-    assert powers(1, 1)[0] <= 1 < powers(1, 1)[-1]
-    wide = powers(1e-30, 1e10)
-    assert len(wide) <= 9 and wide[0] <= 1e-30 and wide[-1] >= 1e10
-
-
-def test_thinning_keeps_spikes() -> None:
-    points = [(s, 1.0) for s in range(90_000)]
-    points[12_345] = (12_345, 99.0)
-    kept = thinned(points)
-    assert len(kept) <= 2 * BINS and (12_345, 99.0) in kept
-    assert kept == sorted(kept)
-
-
-def test_a_bars_shares_sum_to_all() -> None:
-    widths = re.findall(r"width:([\d.]+)%", share_bar({"a": 1.0, "b": 3.0}, "ms"))
-    assert [float(w) for w in widths] == [25.0, 75.0]
-    assert share_bar({"a": 0.0}, "ms") == ""
+def test_a_long_runs_report_is_small_and_keeps_spikes(tmp_path: Path) -> None:
+    values = [99.0 if step == 12_345 else 1.0 + step % 7 for step in range(90_000)]
+    lines = [json.dumps({"step": step, "loss": value}) for step, value in enumerate(values)]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    text = report_html(tmp_path)
+    assert len(text) < 300_000
+    (curve,) = re.findall(r'<path d="(M[^"]*)" clip-path', text)[-1:]
+    heights = [float(y) for _, y in re.findall(r"[ML] (\S+) (\S+)", curve)]
+    assert sum(y < max(heights) / 2 for y in heights) <= 3  # the spike alone
+    assert min(heights) < max(heights) / 4

@@ -1,41 +1,39 @@
-"""`vjepa-fast report RUN`: all that a run has written, as one page that needs nothing else."""
+"""`vjepa-fast report RUN`: all that a run has written, as one HTML file that needs nothing else."""
 
 from __future__ import annotations
 
 import argparse
 import base64
 import datetime
+import io
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
 
-from vjepa_fast.commands.report_charts import line_chart, number, share_bar
-from vjepa_fast.commands.report_style import STYLE
 from vjepa_fast.errors import UserError
-from vjepa_fast.training.monitoring.collapse import STD_FLOOR
-from vjepa_fast.training.monitoring.writer import read_metrics
-from vjepa_fast.training.timers import PARTS
 
-CHARTS = (  # title, names in metrics.jsonl, logarithmic, from zero on
-    ("loss: falls, then may rise as the targets sharpen", ("loss",), False, False),
-    ("gradient norm before clipping", ("grad_norm_encoder", "grad_norm_predictor"), True, False),
-    (f"std across clips (collapse: below {STD_FLOOR})", ("std_across_clips",), False, True),
-    ("RankMe of pooled target features", ("rank_me",), False, True),
-    ("variance of target features", ("target_variance",), False, True),
-    ("distance of encoder and teacher", ("teacher_distance",), False, True),
-    ("skipped steps", ("skipped_steps",), False, True),
-    ("learning rate", ("lr",), False, True),
-    ("weight decay", ("weight_decay",), False, True),
-    ("teacher's momentum", ("momentum",), False, False),
-    ("clips per second", ("clips_per_second",), False, True),
-    ("share of time that waits for data", ("data_wait",), False, True),
-    ("milliseconds of a step, by part", tuple(f"ms_{part}" for part in PARTS), False, True),
-)
 HELP = "write a run's curves, pictures and tables as one HTML file"
 MOST_ROWS = 20
 MOST_PICTURES = 4  # of each kind: the first and the newest ones
+SUMMARY = ("loss", "std_across_clips", "rank_me", "clips_per_second", "data_wait", "skipped_steps")
+INK = "#123456"  # stands for the page's text color in matplotlib's SVG
+INKED = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")
+NO_METADATA = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+# No colors but the browser's own, light or dark.
+STYLE = """
+body{margin:0 auto;padding:24px;max-width:1480px;font:15px/1.5 system-ui,sans-serif}
+h1,td,th,figcaption{overflow-wrap:anywhere}
+.grid{display:grid;grid-template-columns:repeat(auto-fill,minmax(380px,1fr));gap:14px}
+figure{margin:0}
+svg,img{width:100%;height:auto}
+table{border-collapse:collapse;font-size:13px}
+th,td{text-align:left;padding:4px 18px 4px 0;border-bottom:1px solid #8886}
+pre{font-size:12px;overflow:auto;max-height:420px}
+.warning{border:2px solid #d33;padding:8px 14px}
+"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -50,10 +48,10 @@ def run(options: argparse.Namespace) -> int:
     Raises:
         UserError: a folder that is no run, or an output that can't be written.
     """
-    page = run_page(options.run_folder)
+    report = report_html(options.run_folder)
     output = options.output or options.run_folder / "report.html"
     try:
-        output.write_text(page, encoding="utf-8")
+        output.write_text(report, encoding="utf-8")
     except OSError as error:
         raise UserError(
             f"--output: found {output}, which cannot be written ({error.strerror}), expected a "
@@ -63,53 +61,60 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def run_page(run: Path) -> str:
-    """The page of a run's folder, finished or not, as HTML.
+def report_html(run: Path) -> str:
+    """The report of a run's folder, finished or not.
 
     Raises:
         UserError: a folder that is no run.
     """
+    from vjepa_fast.training.monitoring.writer import read_metrics
+
     if not (run / "metrics.jsonl").is_file() and not (run / "config.json").is_file():
         what = "neither config.json nor metrics.jsonl" if run.is_dir() else "no such folder"
         raise UserError(
             f"{run}: found {what}, expected a run's folder as train.py leaves it; name one, e.g. "
             "runs/tiny"
         )
-    rows = [row for row in read_metrics(run / "metrics.jsonl") if is_row(row)]
-    config = read_json(run / "config.json")
-    sections = [
-        ("Curves", _curves(rows)),
-        ("Where a step's time goes", _parts(rows)),
-        ("Target features, first three principal components", _pictures(run, "features")),
-        ("Masks", _pictures(run, "masks")),
-        ("Probes", _probe(run)),
-        ("Checkpoints", _checkpoints(run)),
-        ("Bad videos", _bad_videos(run)),
-        ("Environment", _environment(run)),
-        ("Config", f"<pre>{escape(json.dumps(config, indent=2))}</pre>" if config else ""),
-    ]
+    lines = read_metrics(run / "metrics.jsonl")
+    rows = [row for row in lines if isinstance(row, dict) and isinstance(row.get("step"), int)]
+    config, environment = _json(run / "config.json"), _json(run / "environment.json")
+    sections = {
+        "Summary": _summary(run, rows, config),
+        "Curves": _curves(rows),
+        "Time of a step": _parts(rows),
+        "Target features": _pictures(
+            run,
+            "features",
+            "Each clip, and below it the first three principal components of the target encoder's "
+            "features as colors. A color means the same in all clips of one picture.",
+        ),
+        "Masks": _pictures(
+            run,
+            "masks",
+            "One clip, a row per mask spec. Bright: context; blue: target; orange: neither.",
+        ),
+        "Probes": _probes(_json(run / "probe.json")),
+        "Checkpoints": _checkpoints(run),
+        "Bad videos": _bad_videos(read_metrics(run / "bad_videos.jsonl")),
+        "Environment": _table(("at the newest start", ""), environment.items()),
+        "Config": f"<pre>{escape(json.dumps(config, indent=2))}</pre>" if config else "",
+    }
     body = "".join(
-        f"<section><h2>{title}</h2>{content or '<p class=none>Nothing yet.</p>'}</section>"
-        for title, content in sections
+        f"<section><h2>{title}</h2>{content or '<p>Nothing yet.</p>'}</section>\n"
+        for title, content in sections.items()
     )
     now = datetime.datetime.now().astimezone().isoformat(sep=" ", timespec="minutes")
-    name = escape(str(run))
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f'<meta name="color-scheme" content="light dark"><title>{name}</title>'
-        f"<style>{STYLE}</style></head><body><header><h1>{name}</h1>"
-        f"<p>drawn {now}</p></header>{_summary(run, rows, config)}{body}</body></html>\n"
+        '<meta name="color-scheme" content="light dark">'
+        f"<title>{escape(str(run))}</title><style>{STYLE}</style></head><body>"
+        f"<h1>{escape(str(run))}</h1><p>written {now}</p>\n{body}</body></html>\n"
     )
 
 
-def is_row(row: object) -> bool:
-    """Whether a line of metrics is one: a step and numbers."""
-    return isinstance(row, dict) and isinstance(row.get("step"), int)
-
-
-def read_json(path: Path) -> dict:
-    """A JSON object, empty where there is none or only a part of one."""
+def _json(path: Path) -> dict:
+    """A JSON object; empty if there is none or only a part of one."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -117,17 +122,12 @@ def read_json(path: Path) -> dict:
     return found if isinstance(found, dict) else {}
 
 
-def points(rows: Sequence[dict], name: str) -> list[tuple[float, float]]:
-    """(step, value) wherever a row has the name."""
-    return [(row["step"], row[name]) for row in rows if isinstance(row.get(name), int | float)]
-
-
-def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """An HTML table."""
+def _table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """An HTML table; empty without rows."""
     cells = "".join(f"<th>{escape(name)}</th>" for name in head)
     lines = ("".join(f"<td>{escape(str(cell))}</td>" for cell in row) for row in rows)
     body = "".join(f"<tr>{line}</tr>" for line in lines)
-    return f'<div class="scroll"><table><tr>{cells}</tr>{body}</table></div>'
+    return f"<table><tr>{cells}</tr>{body}</table>" if body else ""
 
 
 def _when(seconds: float) -> str:
@@ -135,95 +135,91 @@ def _when(seconds: float) -> str:
 
 
 def _summary(run: Path, rows: list[dict], config: dict) -> str:
-    last = max((row["step"] + 1 for row in rows), default=0)
-    optim = config.get("optim") or {}
-    steps = optim.get("steps")
-    whole = f" of {steps}" if steps else ""
-    tiles = [("steps", f"{last}{whole}"), ("state", "finished" if last == steps else "unfinished")]
-    for label, name in (
-        ("loss", "loss"),
-        ("std across clips", "std_across_clips"),
-        ("RankMe", "rank_me"),
-        ("clips per second", "clips_per_second"),
-        ("data wait", "data_wait"),
-        ("skipped steps", "skipped_steps"),
-    ):
-        found = points(rows, name)
-        if found:
-            text = f"{found[-1][1]:.1%}" if name == "data_wait" else number(found[-1][1])
-            tiles.append((label, text))
+    from vjepa_fast.training.monitoring.collapse import STD_FLOOR
+    from vjepa_fast.training.monitoring.curves import points
+
+    done = max((row["step"] + 1 for row in rows), default=0)
+    steps = (config.get("optim") or {}).get("steps")
+    state = "finished" if done == steps else "unfinished"
+    last = {name: points(rows, name)[-1:] for name in SUMMARY}
+    cells = [("steps", f"{done} of {steps}" if steps else done), ("state", state)]
     if rows:
-        tiles.append(("last line", _when((run / "metrics.jsonl").stat().st_mtime)))
-    text = "".join(f"<div><b>{escape(v)}</b>{escape(k)}</div>" for k, v in tiles)
-    spread = points(rows, "std_across_clips")
+        cells.append(("last line", _when((run / "metrics.jsonl").stat().st_mtime)))
+    cells += [(name, f"{value:.4g}") for name in SUMMARY for _, value in last[name]]
     warning = ""
-    if spread and not spread[-1][1] >= STD_FLOOR:
-        warning = (
-            f'<p class="warning">The target features have collapsed: at step {spread[-1][0]} their '
-            f"std across clips at the same position is {spread[-1][1]:.3f}, healthy is above "
-            f"{STD_FLOOR}. Raise teacher.momentum, lower optim.lr, or leave less context in "
-            "masks.specs.</p>"
-        )
-    return f'{warning}<div class="tiles">{text}</div>'
+    for step, spread in last["std_across_clips"]:
+        if not spread >= STD_FLOOR:  # NaN is a collapse as well
+            warning = (
+                f'<p class="warning">The target features have collapsed: at step {step} their std '
+                f"across clips at the same position is {spread:.3f}, healthy is above {STD_FLOOR}. "
+                "Raise teacher.momentum, lower optim.lr, or leave less context in masks.specs.</p>"
+            )
+    return warning + _table(("newest values", ""), cells)
 
 
 def _curves(rows: list[dict]) -> str:
-    last = max((row["step"] for row in rows), default=0)
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    from vjepa_fast.training.monitoring.curves import PANELS, draw_panel
+
     charts = []
-    for title, names, log, zero in CHARTS:
-        series = {name.removeprefix("ms_"): points(rows, name) for name in names}
-        charts.append(line_chart(title, series, last_step=last, log=log, zero=zero))
-    found = "".join(charts)
-    return f'<div class="charts">{found}</div>' if found else ""
+    # Text stays text, and the same page comes out of the same run.
+    style = {"svg.fonttype": "none", "svg.hashsalt": "vjepa_fast", **dict.fromkeys(INKED, INK)}
+    with matplotlib.rc_context({**style, "legend.framealpha": 0}):
+        for panel in PANELS:
+            figure = Figure(figsize=(5.4, 3.2), layout="constrained")
+            if draw_panel(figure.subplots(), panel, rows):
+                file = io.StringIO()
+                figure.savefig(file, format="svg", transparent=True, metadata=NO_METADATA)
+                svg = re.sub(r' xmlns(:xlink)?="[^"]*"', "", file.getvalue())
+                svg = svg[svg.index("<svg") :].replace(INK, "currentColor")
+                charts.append(f"<figure>{svg}</figure>")
+    return f'<div class="grid">{"".join(charts)}</div>' if charts else ""
 
 
 def _parts(rows: list[dict]) -> str:
     """Means over the second half of the lines, past the warm-up of caches and clocks."""
+    from vjepa_fast.training.timers import PARTS
+
     timed = [row for row in rows if f"ms_{PARTS[0]}" in row]
     timed = timed[len(timed) // 2 :]
     if not timed:
         return ""
-    mean = {p: sum(row.get(f"ms_{p}", 0.0) for row in timed) / len(timed) for p in PARTS}
-    first, last = timed[0]["step"], timed[-1]["step"]
-    note = f"<p>Means of a step over the lines of steps {first} to {last}.</p>"
-    return share_bar(mean, "ms") + note
+    mean = {part: sum(row.get(f"ms_{part}", 0.0) for row in timed) / len(timed) for part in PARTS}
+    whole = sum(mean.values()) or 1.0
+    cells = [(part, f"{ms:.4g} ms", f"{ms / whole:.0%}") for part, ms in mean.items()]
+    note = f"<p>Means over the lines of steps {timed[0]['step']} to {timed[-1]['step']}.</p>"
+    return note + _table(("part", "time per step", "fraction"), cells)
 
 
-def _pictures(run: Path, kind: str) -> str:
+def _pictures(run: Path, kind: str, note: str) -> str:
     found = sorted((run / "pictures").glob(f"step_*_{kind}.png"))
     if len(found) > MOST_PICTURES:
         found = [found[0], *found[1 - MOST_PICTURES :]]
     figures = []
     for path in found:
-        step = path.name.split("_")[1].lstrip("0") or "0"
+        step = int(path.name.split("_")[1])
         data = base64.b64encode(path.read_bytes()).decode()
         figures.append(
             f'<figure><img alt="{kind} at step {step}" src="data:image/png;base64,{data}">'
             f"<figcaption>step {step}</figcaption></figure>"
         )
-    note = {
-        "features": "Each clip, and below it the target encoder's features; a colour means the "
-        "same in all clips of a picture, not from picture to picture.",
-        "masks": "One clip, a row for each mask spec. Bright: context; blue: target; orange: "
-        "neither.",
-    }[kind]
-    return f'<p>{note}</p><div class="pictures">{"".join(figures)}</div>' if figures else ""
+    return f'<p>{note}</p><div class="grid">{"".join(figures)}</div>' if figures else ""
 
 
-def _probe(run: Path) -> str:
-    result = read_json(run / "probe.json")
+def _probes(result: dict) -> str:
     accuracy = result.get("accuracy")
     if not isinstance(accuracy, dict) or not accuracy:
         return ""
     kinds = list(next(iter(accuracy.values())))
-    chance = result.get("chance", {})
     rows = [
-        (label, *(f"{by_kind[kind]:.3f}" for kind in kinds), f"{chance.get(label, 0):.3f}")
+        (label, *(f"{by_kind[kind]:.3f}" for kind in kinds), f"{result['chance'][label]:.3f}")
         for label, by_kind in accuracy.items()
     ]
     fraction = result.get("label_fraction", 1.0)
-    note = f"Attentive probe at step {result.get('step')}, {fraction:.0%} of the labels; accuracy."
-    return f"<p>{escape(note)}</p>" + table(("label", *kinds, "chance"), rows)
+    note = f"Accuracy of attentive probes at step {result['step']}, {fraction:.0%} of the labels."
+    return f"<p>{note}</p>" + _table(("label", *kinds, "chance"), rows)
 
 
 def _checkpoints(run: Path) -> str:
@@ -233,29 +229,20 @@ def _checkpoints(run: Path) -> str:
         try:
             size = sum(file.stat().st_size for file in folder.iterdir())
             saved = _when(state.stat().st_mtime)
-        except OSError:  # no checkpoint, or pruned while we look
+        except OSError:  # no checkpoint, or pruned meanwhile
             continue
-        shards = read_json(state).get("shards")
+        shards = _json(state).get("shards")
         world = len(shards) if isinstance(shards, list) else "?"
-        step = folder.name.removeprefix("step_").lstrip("0") or "0"
-        rows.append((step, saved, f"{size / 1e6:.1f} MB", world))
-    return table(("step", "saved", "size", "processes"), rows) if rows else ""
+        rows.append((int(folder.name.removeprefix("step_")), saved, f"{size / 1e6:.1f} MB", world))
+    return _table(("step", "saved", "size", "processes"), rows)
 
 
-def _bad_videos(run: Path) -> str:
-    seen: Counter = Counter()
-    reasons = {}
-    for row in read_metrics(run / "bad_videos.jsonl"):
-        if isinstance(row, dict) and "path" in row:
-            seen[row["path"]] += 1
-            reasons[row["path"]] = row.get("reason", "")
-    if not seen:
+def _bad_videos(lines: list) -> str:
+    found = [line for line in lines if isinstance(line, dict) and "path" in line]
+    if not found:
         return "<p>None so far.</p>"
-    rows = [(path, count, reasons[path]) for path, count in seen.most_common(MOST_ROWS)]
-    note = f"<p>Clips replaced: {sum(seen.values())}. Videos: {len(seen)}.</p>"
-    return note + table(("video", "clips", "reason"), rows)
-
-
-def _environment(run: Path) -> str:
-    found = read_json(run / "environment.json")
-    return table(("of the newest start", ""), found.items()) if found else ""
+    counts = Counter(line["path"] for line in found)
+    reasons = {line["path"]: line.get("reason", "") for line in found}
+    rows = [(path, count, reasons[path]) for path, count in counts.most_common(MOST_ROWS)]
+    note = f"<p>Clips replaced: {len(found)}. Videos: {len(counts)}.</p>"
+    return note + _table(("video", "clips", "reason"), rows)

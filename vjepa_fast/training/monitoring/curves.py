@@ -1,18 +1,92 @@
-"""Draws a run's metrics as RUN/curves.png."""
+"""Which curves a run's metrics make, for RUN/curves.png and `vjepa-fast report`."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
+from vjepa_fast.training.monitoring.collapse import STD_FLOOR
 from vjepa_fast.training.monitoring.writer import read_metrics
+from vjepa_fast.training.timers import PARTS
 
-LOWER_PANELS = (
-    ("gradient norm", ("grad_norm_encoder", "grad_norm_predictor"), "log"),
-    ("std across clips, same position", ("std_across_clips",), "linear"),
-    ("RankMe of pooled target features", ("rank_me",), "linear"),
-    ("learning rate", ("lr",), "linear"),
-    ("clips per second", ("clips_per_second",), "linear"),
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+class Panel(NamedTuple):
+    """One chart over the step.
+
+    Attributes:
+        title: above it.
+        names: keys of metrics.jsonl, a curve each.
+        log: whether the axis of the values is logarithmic.
+        from_zero: whether that axis begins at zero.
+    """
+
+    title: str
+    names: tuple[str, ...]
+    log: bool = False
+    from_zero: bool = True
+
+
+PANELS = (
+    Panel("loss (falls, then may rise: the targets sharpen)", ("loss",), from_zero=False),
+    Panel("gradient norm before clipping", ("grad_norm_encoder", "grad_norm_predictor"), log=True),
+    Panel(f"std across clips, same position (collapse: < {STD_FLOOR})", ("std_across_clips",)),
+    Panel("RankMe of pooled target features", ("rank_me",)),
+    Panel("learning rate", ("lr",)),
+    Panel("clips per second", ("clips_per_second",)),
+    Panel("variance of target features", ("target_variance",)),
+    Panel("relative distance of encoder and teacher", ("teacher_distance",)),
+    Panel("skipped steps", ("skipped_steps",)),
+    Panel("weight decay", ("weight_decay",)),
+    Panel("EMA momentum", ("momentum",), from_zero=False),
+    Panel("fraction of time waiting for data", ("data_wait",)),
+    Panel("ms per step by part", tuple(f"ms_{part}" for part in PARTS)),
 )
+OVERVIEW = PANELS[:6]  # in RUN/curves.png
+
+
+def points(rows: Sequence[dict], name: str) -> list[tuple[int, float]]:
+    """(step, value) of every row that has the name."""
+    return [(row["step"], row[name]) for row in rows if isinstance(row.get(name), int | float)]
+
+
+def draw_panel(axes: Axes, panel: Panel, rows: Sequence[dict]) -> bool:
+    """Draw a panel's curves; the legend has their last values.
+
+    Values that are not finite (on a logarithmic axis: not positive) are left out and counted in
+    the legend.
+
+    Args:
+        axes: of matplotlib, empty.
+        panel: what to draw.
+        rows: of metrics.jsonl.
+
+    Returns:
+        whether there was any value to draw.
+    """
+    drawn = False
+    for name in panel.names:
+        found = points(rows, name)
+        valid = [(s, v) for s, v in found if math.isfinite(v) and (v > 0 or not panel.log)]
+        if not valid:
+            continue
+        label = f"{name} {valid[-1][1]:.4g}"
+        if len(valid) < len(found):
+            label += f" ({len(found) - len(valid)} values not drawable)"
+        axes.plot(*zip(*valid, strict=True), "." * (len(valid) < 30) + "-", label=label)
+        drawn = True
+    axes.set(title=panel.title, xlabel="step", yscale="log" if panel.log else "linear")
+    axes.set_xlim(0, max((row["step"] for row in rows), default=0) or 1)
+    axes.grid(alpha=0.3)
+    if drawn:
+        axes.legend(fontsize="small")
+        if panel.from_zero and not panel.log:
+            axes.set_ylim(bottom=0)
+    return drawn
 
 
 def draw_curves(run: Path) -> Path:
@@ -24,21 +98,8 @@ def draw_curves(run: Path) -> Path:
 
     rows = read_metrics(run / "metrics.jsonl")
     figure, axes = plt.subplots(2, 3, figsize=(13, 6.5), layout="constrained")
-    panels = (
-        ("loss (falls, then may rise: the targets sharpen)", ("loss",), "linear"),
-        *LOWER_PANELS,
-    )
-    for axis, (title, names, scale) in zip(axes.flat, panels, strict=True):
-        for name in names:
-            points = [(row["step"], row[name]) for row in rows if name in row]
-            marker = "." if len(points) < 30 else ""
-            axis.plot(*zip(*points, strict=True) if points else ([], []), marker=marker, label=name)
-        axis.set(title=title, xlabel="step", yscale=scale)
-        axis.grid(alpha=0.3)
-        if len(names) > 1:
-            axis.legend(fontsize="small")
-        if scale == "linear" and title.split()[0] in ("std", "clips", "RankMe"):
-            axis.set_ylim(bottom=0)
+    for axis, panel in zip(axes.flat, OVERVIEW, strict=True):
+        draw_panel(axis, panel, rows)
     figure.suptitle(str(run))
     path = run / "curves.png"
     figure.savefig(path, dpi=110)
