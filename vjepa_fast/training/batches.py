@@ -59,13 +59,14 @@ def packed(masks: MaskBatch, device: torch.device) -> PackedMasks:
 
 
 def split_batch(config: Config, world_size: int) -> tuple[int, int]:
-    """How each of `world_size` processes runs its share of the global batch.
+    """How each of `world_size` processes runs its part of the global batch.
 
     Returns:
-        clips of a micro-batch (optim.micro_batch, or the whole share where that is less), and the
+        Clips of a micro-batch (optim.micro_batch, or a process's whole part if that is less), and
         micro-batches of a step.
 
-    Raises UserError where the global batch does not split evenly, naming a batch that does.
+    Raises:
+        UserError: the global batch does not split evenly; names one that does.
     """
     total, wanted = config.optim.global_batch, config.optim.micro_batch
     message = (
@@ -73,11 +74,11 @@ def split_batch(config: Config, world_size: int) -> tuple[int, int]:
         f"optim.global_batch {total}"
     )
     if total % world_size == 0:
-        share = total // world_size
-        micro = min(wanted, share)
-        if share % micro == 0 and fits_group(config, micro):
-            return micro, share // micro
-        choices = [d for d in divisors(share) if fits_group(config, d)]
+        part = total // world_size
+        micro = min(wanted, part)
+        if part % micro == 0 and fits_group(config, micro):
+            return micro, part // micro
+        choices = [d for d in divisors(part) if fits_group(config, d)]
         raise UserError(f"{message}; set optim.micro_batch to e.g. {nearest(choices, wanted)}")
     fitting = [d for d in divisors(total) if d < world_size and _splits(config, d)]
     raise UserError(

@@ -1,4 +1,4 @@
-"""Pretraining, from a config to a run folder."""
+"""Pretrains a model: from a config to a run folder."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ log = logging.getLogger("vjepa_fast")
 
 
 def pretrain(config: Config) -> Path:
-    """Run or resume a pretraining; collective under a launcher.
+    """Run or resume a pretraining. Collective under a launcher.
 
-    On SIGTERM, SIGUSR1 or SIGINT at any process, all finish the step, save and return.
+    If any process gets SIGTERM, SIGUSR1 or SIGINT, all processes finish the step, save and return.
 
     Returns:
         The run's folder, with metrics.jsonl, curves.png, pictures/, tensorboard/ and checkpoints/.
 
     Raises:
-        UserError: whatever the user can mend.
+        UserError: an error that the user can fix.
     """
     rank, world = init_process_group()
     prepare_cpu(world)
@@ -46,7 +46,7 @@ def pretrain(config: Config) -> Path:
     host_group = HostGroup()
     with PeerWatch(host_group):  # from here on an error in one process ends all
         config = with_pinned_teacher(config)
-        # All that a user can have got wrong comes before the model, which may take minutes.
+        # Building the model may take minutes, so all that the user may have to fix comes before.
         batches = Batches(config, rank, world)
         checkpoint = find_resumable(run, settings_of(config), batches.videos, host_group)
         _make_folder(run)
@@ -73,19 +73,14 @@ def _make_folder(run: Path) -> None:
 def _train(
     config: Config, run: Path, trainer: Trainer, batches: Batches, host_group: HostGroup
 ) -> None:
-    settings = settings_of(config)
-    saver = Saver(run, settings, batches.videos, config.checkpoint, host_group)
+    """Train from the trainer's step to the last one, or until a signal. Collective."""
     first, last = trainer.step_number, config.optim.steps
+    saver = Saver(run, settings_of(config), batches.videos, config.checkpoint, host_group)
     if host_group.rank == 0:
-        if config.optim.warmup_steps >= last:
-            log.warning(
-                "optim.warmup_steps: %d of %d steps, so the peak learning rate is never reached",
-                config.optim.warmup_steps,
-                last,
-            )
-        (run / "config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+        _write_config(config, run)
 
     def due(done: int, every: int | None) -> bool:
+        """Whether something is due after `done` steps: every so many, and after the last one."""
         return done == last or (every is not None and done % every == 0)
 
     with (
@@ -101,10 +96,12 @@ def _train(
             for step in range(first, last):
                 result = trainer.step(batches.step(step, clips))
                 done = step + 1
-                stop, saving = host_group.any(stopping.reason is not None, saver.in_flight)
-                save = stop or done == last or saver.due(done)
+                # All ranks agree on what follows, since saving, measuring and stopping are
+                # collective: one small all-reduce per step.
+                stop, writing = host_group.any(stopping.reason is not None, saver.in_flight)
+                save = stop or due(done, config.checkpoint.every) or saver.retry_due(done)
                 reporter.tick()
-                if due(done, config.log.every) or step == first or save:
+                if save or step == first or due(done, config.log.every):
                     reporter.log_metrics(step, result)
                     garbage.collect()
                 if due(done, config.log.collapse_every):
@@ -115,7 +112,7 @@ def _train(
                     reporter.write_histograms(step, result)
                 if save:
                     saver.save(trainer)
-                elif not saving:
+                elif not writing:  # on any rank: `finish` is collective, and must not block
                     saver.finish()
                 if stop:
                     break
@@ -128,3 +125,14 @@ def _train(
                     last,
                     ", ".join(sorted(reasons)),
                 )
+
+
+def _write_config(config: Config, run: Path) -> None:
+    text = json.dumps(settings_of(config), indent=2) + "\n"
+    (run / "config.json").write_text(text, encoding="utf-8")
+    if config.optim.warmup_steps >= config.optim.steps:
+        log.warning(
+            "optim.warmup_steps: %d of %d steps, so the peak learning rate is never reached",
+            config.optim.warmup_steps,
+            config.optim.steps,
+        )

@@ -97,7 +97,7 @@ def test_some_are_kept_for_good(tmp_path: Path, background: bool) -> None:
     saver = Saver(tmp_path, {}, "videos", policy, HostGroup())
     for step in range(7):
         run_steps(trainer, step, step + 1)
-        assert saver.due(step + 1)
+        assert not saver.retry_due(step + 1)
         saver.save(trainer)
     saver.close()
     names = [folder.name for folder in checkpoints(tmp_path)]
@@ -141,8 +141,8 @@ def test_a_failure_that_is_noticed_late_is_made_good_at_the_next_step(tmp_path: 
         run_steps(trainer, 1, 4)  # past step 2, where it would try again
         saver.finish()
     assert not checkpoints(tmp_path)
-    assert saver.due(5)
+    assert saver.retry_due(5)
     saver.save(trainer)
-    assert not saver.due(5)  # it is under way
+    assert not saver.retry_due(5)  # it is under way
     saver.close()
     assert Checkpoint.find(tmp_path).state["step"] == 4

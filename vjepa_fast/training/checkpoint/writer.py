@@ -104,10 +104,9 @@ class Saver:
                 shutil.rmtree(stale)
         host_group.barrier()  # no rank writes before stale folders are gone
 
-    def due(self, done: int) -> bool:
-        """Whether a checkpoint is due after `done` steps."""
-        again = self._retry_at is not None and done >= self._retry_at
-        return again or done % self._policy.every == 0
+    def retry_due(self, done: int) -> bool:
+        """Whether, after `done` steps, a checkpoint that was skipped is to be tried again."""
+        return self._retry_at is not None and done >= self._retry_at
 
     @property
     def in_flight(self) -> bool:
