@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.helpers.imports import modules_after
 from vjepa_fast import cli
 from vjepa_fast.config import parse_config
 from vjepa_fast.data.manifest.entry import ManifestEntry
@@ -52,13 +53,27 @@ def test_probe_is_a_function_of_its_seed() -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_labelled_clips_are_a_share_of_every_class() -> None:
+def test_labeled_clips_are_a_fraction_of_every_class() -> None:
     labels = torch.tensor([0] * 40 + [1] * 20 + [2] * 3)
     drawn = label_split(labels, 0.1, seed=0)
     assert torch.bincount(labels[drawn]).tolist() == [4, 2, 1]  # never none
     assert torch.equal(drawn, label_split(labels, 0.1, seed=0))
     assert not torch.equal(drawn, label_split(labels, 0.1, seed=1))
     assert torch.equal(label_split(labels, 1.0, seed=0), torch.arange(63))
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        "import vjepa_fast.evaluation.probe",
+        "from vjepa_fast import cli\ntry: cli.main(['probe', '--help'])\nexcept SystemExit: pass",
+    ],
+    ids=["import", "help"],
+)
+def test_probing_imports_no_deepspeed_and_no_trainer(program: str) -> None:
+    found = modules_after(program)
+    assert "vjepa_fast.training.trainer" not in found
+    assert not found & {"deepspeed", "sklearn", "matplotlib", "tensorboard"}
 
 
 def test_probe_of_a_run_through_the_command_line(

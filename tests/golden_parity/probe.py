@@ -10,7 +10,7 @@ import torch
 
 from tests.golden_parity.items import Item, largest
 from vjepa_fast.evaluation.attentive_classifier import AttentiveClassifier
-from vjepa_fast.weights.published import load_exactly, probe_from_published
+from vjepa_fast.weights import load_exactly, probe_from_published
 
 
 def check_attentive_probe(path: Path) -> list[Item]:

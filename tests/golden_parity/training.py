@@ -16,7 +16,7 @@ from vjepa_fast.models.packed_masks import PackedMasks, pack_masks
 from vjepa_fast.training.distributed.launch import init_process_group
 from vjepa_fast.training.schedules import Schedules
 from vjepa_fast.training.trainer import Trainer
-from vjepa_fast.weights.published import (
+from vjepa_fast.weights import (
     encoder_from_published,
     encoder_to_published,
     load_exactly,

@@ -9,7 +9,7 @@ from tests.helpers.paths import GOLDEN
 from vjepa_fast.errors import UserError
 from vjepa_fast.evaluation.attentive_classifier import AttentiveClassifier
 from vjepa_fast.models.jepa import build_vjepa
-from vjepa_fast.weights.published import (
+from vjepa_fast.weights import (
     encoder_from_published,
     encoder_to_published,
     load_exactly,

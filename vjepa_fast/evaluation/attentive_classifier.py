@@ -1,4 +1,4 @@
-"""The attentive classifier (paper, section 4.1): one learned query looks at all tokens."""
+"""The attentive classifier (paper, section 4.1): one learned query attends to all tokens."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ PROBE_NORM_EPS = 1e-5
 
 
 class CrossAttention(nn.Module):
-    """Queries [B, Q, D] look at tokens [B, N, D]. There is no output projection: the published
-    classifier stores one but never applies it."""
+    """Queries [B, Q, D] attend to tokens [B, N, D].
+
+    There is no output projection: the published classifier stores one but never applies it.
+    """
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -46,7 +48,7 @@ class CrossAttentionBlock(nn.Module):
 
 
 class AttentivePooler(nn.Module):
-    """Tokens [B, N, D] to one vector [B, D] through a learned query."""
+    """Pools tokens [B, N, D] to one vector [B, D] by a learned query."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Frozen features of whole clips, held in memory for probing."""
+"""Decodes the clips of a manifest and computes their frozen features, in memory."""
 
 from __future__ import annotations
 
@@ -27,16 +27,20 @@ from vjepa_fast.models.encoder import VisionTransformer
 from vjepa_fast.models.jepa import encode_clips
 
 _BATCH = 64  # clips
-_AHEAD = 4  # batches that are decoded while one is taken
-_logger = logging.getLogger("vjepa_fast")
+_AHEAD = 4  # batches decoded ahead
+
+log = logging.getLogger("vjepa_fast")
 
 
 @dataclass(frozen=True)
 class Clips:
-    """A manifest's clips, decoded once: video uint8 [n, T, H, W, 3], labels int64 [n] by name, and
-    which video each shows, its place in the manifest: sample_ids int64 [n].
+    """A manifest's clips, decoded once.
 
-    `left_out` are the paths of videos that cannot be decoded.
+    Attributes:
+        video: uint8 [n, T, H, W, 3], on the host.
+        labels: int64 [n] by name.
+        sample_ids: row of each clip's video in the manifest, int64 [n].
+        left_out: paths of videos that could not be decoded.
     """
 
     video: Tensor
@@ -45,7 +49,7 @@ class Clips:
     left_out: tuple[str, ...] = ()
 
 
-def labelled_planner(
+def labeled_planner(
     manifest: Path,
     labels: Sequence[str],
     *,
@@ -53,10 +57,10 @@ def labelled_planner(
     frame_step: int,
     fps: float | None = None,
 ) -> ClipPlanner:
-    """The planner of an evaluation's clips.
+    """Plan one clip of every video in a manifest: its middle window, center crop.
 
     Raises:
-        UserError: a label that the manifest lacks, or classes below 0.
+        UserError: the manifest lacks a label or has classes below 0.
     """
     planner = ClipPlanner.in_order(
         open_manifest(manifest), num_frames=num_frames, frame_step=frame_step, fps=fps
@@ -65,14 +69,14 @@ def labelled_planner(
     if missing:
         raise UserError(
             f"{manifest}: found labels {', '.join(planner.label_names) or 'none'}, expected "
-            f"{', '.join(missing)}; name labels that have a column label_<name> there"
+            f"{', '.join(missing)}; name labels that have a column label_<name>"
         )
     for name in labels:
         low = planner.entries.column(f"label_{name}").min()
         if low < 0:
             raise UserError(
-                f"{manifest}: found {low} in label_{name}, expected classes counted from 0; "
-                "number them so"
+                f"{manifest}: found {low} in label_{name}, expected classes numbered from 0; "
+                "renumber them"
             )
     return planner
 
@@ -89,15 +93,23 @@ def load_clips(
     num_workers: int = 2,
     max_bad_fraction: float = MAX_BAD_FRACTION,
 ) -> Clips:
-    """Decode the middle window of every video, centre square, no augmentation, on the host.
+    """Decode the middle window and center crop of every video, without augmentation.
 
     A video that cannot be decoded is left out, with a warning.
 
+    Args:
+        manifest: the videos.
+        labels: names of label columns to read.
+        num_frames, frame_step, fps: the window, as in the config's data section.
+        crop_size: side of the square in pixels.
+        backend, num_workers: see `make_decoder`.
+        max_bad_fraction: of the videos, how many may fail to decode.
+
     Raises:
-        UserError: a label that the manifest lacks; what the decoder raises; more than
-            `max_bad_fraction` of the videos cannot be decoded, or none can.
+        UserError: the manifest lacks a label; the backend cannot be used; too many videos, or all,
+            fail to decode.
     """
-    planner = labelled_planner(
+    planner = labeled_planner(
         manifest, labels, num_frames=num_frames, frame_step=frame_step, fps=fps
     )
     shape = len(planner), num_frames, crop_size, crop_size, 3
@@ -112,14 +124,14 @@ def load_clips(
                     video[len(shown)] = found[i]
                     shown.append(plan)
                     continue
-                _logger.warning("left out of the evaluation: %s", failures[i])
+                log.warning("left out of the evaluation: %s", failures[i])
                 left_out.append(plan.path)
                 if len(left_out) > max_bad_fraction * len(planner) or len(left_out) == len(planner):
                     raise UserError(
                         f"{manifest}: found {len(left_out)} undecodable among the first "
                         f"{plan.sample_id + 1} of {len(planner)} videos (the last one: "
                         f"{failures[i]}), expected at most data.max_bad_fraction = "
-                        f"{max_bad_fraction:g} of them, index its folder again"
+                        f"{max_bad_fraction:g} of them; index its folder again"
                     )
     return Clips(
         video[: len(shown)],
@@ -132,8 +144,10 @@ def load_clips(
 def _decoded(
     planner: ClipPlanner, decoder: Decoder, name: str
 ) -> Iterator[tuple[list[ClipPlan], Tensor, dict[int, str]]]:
-    """Every sample once, in order, in batches: the plans, the video uint8 [B, T, S, S, 3], and by
-    their places the clips that have none, with the reason.
+    """Decode every clip once, in order, in batches.
+
+    Yields:
+        plans; video, uint8 [B, T, S, S, 3]; reasons of failed clips by their index in the batch.
     """
     pending = deque()
     starts = range(0, len(planner), _BATCH)
@@ -159,7 +173,7 @@ def encoder_features(encoder: VisionTransformer) -> Featurize:
 
 
 def pixel_features(patch_size: int, tubelet_size: int) -> Featurize:
-    """Normalised pixels of each token, uint8 [B, T, H, W, 3] → [B, N, 3 · tubelet · patch²]."""
+    """Normalized pixels of each token, uint8 [B, T, H, W, 3] → [B, N, 3 · tubelet · patch²]."""
 
     def featurize(video: Tensor) -> Tensor:
         rows = patchify(video, patch_size=patch_size, tubelet_size=tubelet_size)
@@ -170,7 +184,7 @@ def pixel_features(patch_size: int, tubelet_size: int) -> Featurize:
 
 @torch.no_grad()
 def all_features(featurize: Featurize, video: Tensor, device: torch.device, name: str) -> Tensor:
-    """Features of all clips, fp32 on the device, [n, N, D]."""
+    """Features of all clips, fp32 [n, N, D] on the device."""
     out = None
     for start in tqdm(range(0, len(video), _BATCH), f"features of {name}", leave=False):
         found = featurize(video[start : start + _BATCH].to(device))
@@ -183,7 +197,7 @@ def all_features(featurize: Featurize, video: Tensor, device: torch.device, name
 
 
 def _require_memory(size: int, device: torch.device, what: str, clips: int) -> None:
-    """Refuse what does not fit before hours of work have gone into it."""
+    """Raise before hours of work if their result will not fit."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
     else:

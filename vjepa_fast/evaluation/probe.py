@@ -1,31 +1,28 @@
-"""Probe a checkpoint: its target encoder beside the untrained encoder and raw pixels."""
+"""Compares a checkpoint's encoder with the untrained encoder and raw pixels by probing."""
 
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
-from vjepa_fast.config import parse_config, translate_stored
+from vjepa_fast.config import Config, parse_config, translate_stored
 from vjepa_fast.config.model import build_model
 from vjepa_fast.errors import UserError
 from vjepa_fast.evaluation.features import (
     Clips,
     all_features,
     encoder_features,
-    labelled_planner,
+    labeled_planner,
     load_clips,
     pixel_features,
 )
 from vjepa_fast.evaluation.train_probe import ProbeRecipe, label_split, probe_accuracy
 from vjepa_fast.models.encoder import VisionTransformer
 from vjepa_fast.training.checkpoint.format import Checkpoint
-from vjepa_fast.weights.published import load_exactly
-
-log = logging.getLogger("vjepa_fast")
+from vjepa_fast.weights import load_exactly
 
 PRETRAINED, RANDOM, PIXELS = "pretrained encoder", "random encoder", "raw pixels"
 LOW_SHOT_DRAWS = 3  # as in the paper
@@ -42,16 +39,16 @@ def load_target_encoder(checkpoint: Checkpoint) -> VisionTransformer:
 
 
 def test_manifest_beside(manifest: Path) -> Path:
-    """The test.csv in a training manifest's folder.
+    """Path of the test.csv beside a training manifest.
 
     Raises:
         UserError: there is none.
     """
     test = manifest.with_name("test.csv")
-    if not test.is_file() and manifest.is_file():  # else the manifest itself is what is wrong
+    if not test.is_file() and manifest.is_file():  # else the manifest is the mistake
         raise UserError(
-            f"{manifest.parent}: found no test.csv, expected one beside {manifest.name} for the "
-            "probe to be tested on; name one with --test"
+            f"{manifest.parent}: found no test.csv, expected one beside {manifest.name} to test "
+            "the probe on; name one with --test"
         )
     return test
 
@@ -65,78 +62,30 @@ def run_probe(
 ) -> dict:
     """Train the same attentive probe on three kinds of frozen features, for each label.
 
-    With a part of the labels it is the paper's low-shot evaluation (section 5, table 7): the mean
-    over three draws of the labelled clips.
+    With a fraction of the labels this is the paper's low-shot evaluation (section 5, table 7): the
+    mean over three draws of the labeled clips.
 
     Args:
         path: a checkpoint's folder or a run's.
         labels: label columns to probe for.
-        train, test: manifests; by default the run's own (first) and the test.csv beside it.
-        label_fraction: of the training clips of each class, how many carry a label; (0, 1].
+        train, test: manifests; by default the run's first one and the test.csv beside it.
+        label_fraction: fraction of each class's training clips that carry a label, in (0, 1].
 
     Returns:
-        checkpoint, step, label_fraction, accuracy {label: {kind: share}}, draws {label: {kind:
-        [share]}}, chance {label: share}, videos {"train" and "test": {"used": their number,
-        "left_out": the paths of those that cannot be decoded}}; also written to probe.json in the
-        run's folder (of a checkpoint that stands elsewhere, in its own), whose path is added as
-        `file`.
+        checkpoint, step, label_fraction; accuracy {label: {kind: fraction}}; draws {label: {kind:
+        [fraction]}}; chance {label: fraction}; videos {"train" and "test": {"used": their number,
+        "left_out": paths of those that cannot be decoded}}. All that is also written to probe.json
+        in the run's folder, or in the checkpoint's own if it is in no run; `file` is its path.
 
     Raises:
-        UserError: whatever the user can mend.
+        UserError: no such checkpoint, manifest or label; too many videos cannot be decoded.
     """
     checkpoint = Checkpoint.find(path.resolve())
     config = parse_config(translate_stored(checkpoint.state["config"]))
     train = train or Path(config.data.manifests[0])
     test = test or test_manifest_beside(train)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-    data = config.data
-    window = {"num_frames": data.num_frames, "frame_step": data.frame_step, "fps": data.fps}
-    for manifest in (train, test):  # before the first is decoded, which may take hours
-        labelled_planner(manifest, labels, **window)
-
-    def clips(manifest: Path) -> Clips:
-        return load_clips(
-            manifest,
-            labels,
-            **window,
-            crop_size=data.crop_size,
-            num_workers=data.num_workers,
-            max_bad_fraction=data.max_bad_fraction,
-        )
-
-    in_a_run = checkpoint.folder.parent.name == "checkpoints"
-    out = (checkpoint.folder.parents[1] if in_a_run else checkpoint.folder) / "probe.json"
-    train_clips, test_clips = clips(train), clips(test)
-    model = config.model
-    kinds = {
-        PRETRAINED: encoder_features(load_target_encoder(checkpoint).to(device)),
-        RANDOM: encoder_features(build_model(config).make_target_encoder().to(device)),
-        PIXELS: pixel_features(model.patch_size, model.tubelet_size),
-    }
-    recipe = ProbeRecipe(width=model.encoder.width, heads=model.encoder.heads)
-    draws: dict[str, dict[str, list[float]]] = {label: {} for label in labels}
-    seeds = [config.seed + draw for draw in range(1 if label_fraction == 1.0 else LOW_SHOT_DRAWS)]
-    for kind, featurize in kinds.items():
-        train_features = all_features(featurize, train_clips.video, device, kind)
-        test_features = all_features(featurize, test_clips.video, device, kind)
-        for label in labels:
-            train_labels = train_clips.labels[label].to(device)
-            test_labels = test_clips.labels[label].to(device)
-            draws[label][kind] = []
-            for seed in seeds:
-                labelled = label_split(train_labels, label_fraction, seed).to(device)
-                found = probe_accuracy(
-                    train_features,
-                    train_labels,
-                    test_features,
-                    test_labels,
-                    recipe,
-                    seed=seed,
-                    name=f"{kind}, {label}",
-                    labelled=labelled,
-                )
-                draws[label][kind].append(found)
+    train_clips, test_clips = _load(config, train, test, labels)
+    draws = _accuracies(config, checkpoint, train_clips, test_clips, labels, label_fraction)
     result = {
         "checkpoint": str(checkpoint.folder),
         "step": checkpoint.state["step"],
@@ -152,11 +101,74 @@ def run_probe(
             for name, clips in (("train", train_clips), ("test", test_clips))
         },
     }
+    in_run = checkpoint.folder.parent.name == "checkpoints"
+    out = (checkpoint.folder.parents[1] if in_run else checkpoint.folder) / "probe.json"
     out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     return result | {"file": str(out)}
 
 
+def _load(config: Config, train: Path, test: Path, labels: Sequence[str]) -> tuple[Clips, Clips]:
+    """Decode both manifests as the run was configured."""
+    data = config.data
+    window = {"num_frames": data.num_frames, "frame_step": data.frame_step, "fps": data.fps}
+    for manifest in (train, test):  # both are checked before one is decoded, which may take hours
+        labeled_planner(manifest, labels, **window)
+    train_clips, test_clips = (
+        load_clips(
+            manifest,
+            labels,
+            **window,
+            crop_size=data.crop_size,
+            num_workers=data.num_workers,
+            max_bad_fraction=data.max_bad_fraction,
+        )
+        for manifest in (train, test)
+    )
+    return train_clips, test_clips
+
+
+def _accuracies(
+    config: Config,
+    checkpoint: Checkpoint,
+    train: Clips,
+    test: Clips,
+    labels: Sequence[str],
+    label_fraction: float,
+) -> dict[str, dict[str, list[float]]]:
+    """Test accuracies {label: {kind of features: [one for each draw of labeled clips]}}."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = config.model
+    kinds = {
+        PRETRAINED: encoder_features(load_target_encoder(checkpoint).to(device)),
+        RANDOM: encoder_features(build_model(config).make_target_encoder().to(device)),
+        PIXELS: pixel_features(model.patch_size, model.tubelet_size),
+    }
+    recipe = ProbeRecipe(width=model.encoder.width, heads=model.encoder.heads)
+    seeds = [config.seed + draw for draw in range(1 if label_fraction == 1.0 else LOW_SHOT_DRAWS)]
+    found: dict[str, dict[str, list[float]]] = {label: {} for label in labels}
+    for kind, featurize in kinds.items():
+        train_features = all_features(featurize, train.video, device, kind)
+        test_features = all_features(featurize, test.video, device, kind)
+        for label in labels:
+            train_labels = train.labels[label].to(device)
+            test_labels = test.labels[label].to(device)
+            found[label][kind] = [
+                probe_accuracy(
+                    train_features,
+                    train_labels,
+                    test_features,
+                    test_labels,
+                    recipe,
+                    seed=seed,
+                    name=f"{kind}, {label}",
+                    labeled=label_split(train_labels, label_fraction, seed).to(device),
+                )
+                for seed in seeds
+            ]
+    return found
+
+
 def _chance(train: Clips, test: Clips, label: str) -> float:
-    """Test accuracy of always answering the commonest training class."""
-    commonest = train.labels[label].mode().values
-    return (test.labels[label] == commonest).float().mean().item()
+    """Test accuracy of always predicting the most frequent training class."""
+    frequent = train.labels[label].mode().values
+    return (test.labels[label] == frequent).float().mean().item()

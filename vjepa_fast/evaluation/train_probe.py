@@ -1,4 +1,4 @@
-"""Train an attentive classifier on frozen features (paper, section 4.1 and, with few labels, 5)."""
+"""Trains an attentive classifier on frozen features (paper, sections 4.1 and 5)."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ class ProbeRecipe:
     """How a probe is trained; the same for every kind of feature.
 
     Attributes:
-        steps, batch, lr, weight_decay: of AdamW; the learning rate falls along a cosine to 0.
-        width, heads: of the classifier; features of another width are projected to it, inside the
-            probe.
+        steps, batch, lr, weight_decay: of AdamW; the learning rate decays to 0 by a cosine.
+        width, heads: of the classifier; features of another width are first projected to it by a
+            linear layer of the probe.
     """
 
     steps: int = 300
@@ -30,22 +30,22 @@ class ProbeRecipe:
     heads: int = 4
 
 
-def label_split(labels: Tensor, share: float, seed: int) -> Tensor:
-    """Draw a share of the clips, of every class alike, to be the ones that carry labels.
+def label_split(labels: Tensor, fraction: float, seed: int) -> Tensor:
+    """Draw the clips that carry labels: the same fraction of every class.
 
     Args:
         labels: classes, int64 [n].
-        share: of the clips of each class, above 0 and at most 1; at least one clip of each is kept.
+        fraction: in (0, 1]; at least one clip of each class is kept.
         seed: of the draw.
 
     Returns:
-        The drawn clips in ascending order, int64 [m], on the host.
+        indices of the drawn clips in ascending order, int64 [m], on the host.
     """
     labels, generator = labels.cpu(), torch.Generator().manual_seed(seed)
     drawn = []
     for name in labels.unique():
         own = torch.nonzero(labels == name).squeeze(1)
-        keep = max(1, round(share * len(own)))
+        keep = max(1, round(fraction * len(own)))
         drawn.append(own[torch.randperm(len(own), generator=generator)[:keep]])
     return torch.cat(drawn).sort().values
 
@@ -59,7 +59,7 @@ def probe_accuracy(
     *,
     seed: int,
     name: str,
-    labelled: Tensor | None = None,
+    labeled: Tensor | None = None,
 ) -> float:
     """Train a probe on frozen features and test it.
 
@@ -67,16 +67,16 @@ def probe_accuracy(
         train, test: features, fp32 [n, N, D].
         train_labels, test_labels: classes, int64 [n], on the same device.
         recipe: how to train.
-        seed: of the probe's weights and the order of clips.
+        seed: of the probe's initial weights and the order of clips.
         name: for the progress bar.
-        labelled: the training clips to learn from, int64 [m]; None takes all.
+        labeled: indices of the training clips to learn from, int64 [m]; None for all.
 
     Returns:
-        Share of test clips classified right, after the last step.
+        accuracy on the test clips after the last step.
     """
-    if labelled is None:
-        labelled = torch.arange(len(train), device=train.device)
-    count, classes = len(labelled), int(max(train_labels.max(), test_labels.max())) + 1
+    if labeled is None:
+        labeled = torch.arange(len(train), device=train.device)
+    count, classes = len(labeled), int(max(train_labels.max(), test_labels.max())) + 1
     order = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -90,7 +90,7 @@ def probe_accuracy(
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, recipe.steps)
     for _ in tqdm(range(recipe.steps), f"probe of {name}", leave=False, unit="step"):
         drawn = torch.randperm(count, generator=order)[: recipe.batch].to(train.device)
-        picked = labelled[drawn]
+        picked = labeled[drawn]
         loss = F.cross_entropy(probe(train[picked]), train_labels[picked])
         loss.backward()
         optimizer.step()

@@ -1,4 +1,4 @@
-"""Weights in the names of the published V-JEPA checkpoints, to ours and back."""
+"""Converts between our weight names and those of the published V-JEPA checkpoints."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ _POSITIONS = ("pos_embed", "predictor_pos_embed")
 
 
 def encoder_from_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Encoder weights (`[module.]backbone.blocks.0.attn.qkv.weight` …) under our names.
+    """Rename published encoder weights (`[module.]backbone.blocks.0.attn.qkv.weight` …) to ours.
 
-    The position table is left out: it is fixed and our encoder computes it.
+    The position table is dropped: it is fixed, and our encoder computes it.
     """
     ours = {_WRAPPERS.sub("", name): value for name, value in state.items()}
     return {name: value for name, value in ours.items() if name not in _POSITIONS}
 
 
 def predictor_from_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Predictor weights under our names; `mask_tokens.i` [1, 1, P] become one [M, P].
+    """Rename published predictor weights to ours; `mask_tokens.i` [1, 1, P] become one [M, P].
 
     Raises:
-        UserError: a mask token is missing among those found.
+        UserError: the numbers of the mask tokens have a gap.
     """
     ours, mask_tokens = {}, {}
     for published, value in state.items():
@@ -47,7 +47,7 @@ def predictor_from_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
             ours[".".join([_PREDICTOR_TO_OURS.get(head, head), *name.split(".")[1:]])] = value
     if mask_tokens:
         numbers = [str(i) for i in range(len(mask_tokens))]
-        if set(numbers) != mask_tokens.keys():  # stacked, they would move to other mask specs
+        if set(numbers) != mask_tokens.keys():  # stacking would give them to other mask specs
             raise UserError(
                 f"predictor: found mask tokens {sorted(mask_tokens)}, expected {numbers}; use the "
                 "whole checkpoint"
@@ -57,12 +57,12 @@ def predictor_from_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def encoder_to_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Our encoder's tensors (weights or gradients) under the published names."""
+    """Rename our encoder's tensors (weights or gradients) to the published names."""
     return {f"backbone.{name}": value for name, value in state.items()}
 
 
 def predictor_to_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Our predictor's tensors under the published names."""
+    """Rename our predictor's tensors (weights or gradients) to the published names."""
     names = {ours: published for published, ours in _PREDICTOR_TO_OURS.items()}
     published = {}
     for name, value in state.items():
@@ -76,17 +76,22 @@ def predictor_to_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def probe_from_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Attentive classifier's weights, less the output projection that is stored but not applied."""
+    """Rename an attentive classifier's weights; drops the projection that is never applied."""
     unused = "pooler.cross_attention_block.xattn.proj."
     ours = {_WRAPPERS.sub("", name): value for name, value in state.items()}
     return {name: value for name, value in ours.items() if not name.startswith(unused)}
 
 
 def load_exactly(module: nn.Module, state: Mapping[str, Tensor], what: str) -> None:
-    """Load weights into a module: every name, every shape, nothing more.
+    """Load weights into a module if all names and shapes match.
+
+    Args:
+        module: to load into.
+        state: weights by name.
+        what: where they are from, for the error.
 
     Raises:
-        UserError: names that are missing or unknown, shapes that differ.
+        UserError: names are missing or unknown, or shapes differ.
     """
     own = {name: tuple(value.shape) for name, value in module.state_dict().items()}
     missing, unknown = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
