@@ -1,4 +1,4 @@
-"""The one exception that stands for a user's mistake, and how the command line prints mistakes."""
+"""The exception for a user's mistake, and how the command line prints one."""
 
 from __future__ import annotations
 
@@ -8,20 +8,23 @@ from collections.abc import Callable
 
 
 class UserError(Exception):
-    """A user's mistake, in one sentence: what was found, what was expected, what to do.
+    """A user's mistake, in one sentence: "WHERE: found X, expected Y; what to do".
 
     The command line prints it without a traceback and exits with status 2.
     """
 
 
-_CANNOT_WRITE = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS}
+_NO_ACCESS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS}
 
 
 def exit_status(command: Callable[[], int]) -> int:
-    """Run a command of ours; a user's mistake is one sentence on stderr and status 2.
+    """Run a command and print a user's mistake as one sentence on stderr.
 
-    So is a place that cannot be written to or read, and an install that lacks the training part.
-    Anything else is a bug and keeps its traceback.
+    A full disk, a file without permission and a missing package count as the user's mistakes too.
+    Every other exception is a bug and keeps its traceback.
+
+    Returns:
+        the command's own status; 2 for a user's mistake.
     """
     try:
         return command()
@@ -35,11 +38,11 @@ def exit_status(command: Callable[[], int]) -> int:
             "pip install 'vjepa-fast[train]'"
         )
     except OSError as error:
-        if error.errno not in _CANNOT_WRITE:
+        if error.errno not in _NO_ACCESS:
             raise
         message = (
-            f"{error.filename or 'a file'}: found {error.strerror}, expected to be able to use it; "
-            "free space or change the permissions and start the same command again"
+            f"{error.filename or 'a file'}: found {error.strerror}, expected access and space; "
+            "free space or change the permissions, and run the same command again"
         )
     print(f"error: {message}", file=sys.stderr)
     return 2

@@ -1,7 +1,7 @@
 """Pretrain: deepspeed vjepa_fast/train.py --config configs/tiny.json [--set optim.lr=1e-4 …]
 
 Also runs under torchrun and srun (configs/slurm.sbatch), or as plain `python …/train.py` in
-a single process. A run that is given again goes on at its newest checkpoint.
+a single process. Run the same command again to resume from the newest checkpoint.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ import sys
 from pathlib import Path
 
 if __name__ == "__main__":
-    # Run as a script, Python puts vjepa_fast/ first on the path, where `data`, `models` and
-    # `kernels` would shadow other people's packages: put the repository's root there instead.
+    # As a script, Python puts vjepa_fast/ first on the path, where `data`, `models` and `kernels`
+    # would shadow other packages of these names. Put the repository's root there instead.
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import argparse
@@ -24,21 +24,25 @@ from vjepa_fast.errors import exit_status
 
 
 def set_up_logging() -> None:
-    """Our log lines, plainly, from rank 0; warnings from every rank."""
+    """Log lines from rank 0, warnings from every rank, the latter with the rank in front."""
     rank = os.environ.get("RANK") or os.environ.get("SLURM_PROCID", "0")
-    others = rank != "0"
+    first = rank == "0"
     handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter(f"[{rank}] %(message)s" if others else "%(message)s"))
-    logger = logging.getLogger("vjepa_fast")
-    logger.handlers = [handler]
-    logger.propagate = False
-    logger.setLevel(logging.WARNING if others else logging.INFO)
-    # The newest torch has new names; DeepSpeed, and torch before it, have the old ones.
+    handler.setFormatter(logging.Formatter("%(message)s" if first else f"[{rank}] %(message)s"))
+    log = logging.getLogger("vjepa_fast")
+    log.handlers = [handler]
+    log.propagate = False
+    log.setLevel(logging.INFO if first else logging.WARNING)
+    # DeepSpeed still uses names that the newest torch deprecates.
     warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Parse the command line and pretrain; the exit status."""
+    """Parse the command line and pretrain.
+
+    Returns:
+        the exit status.
+    """
     parser = argparse.ArgumentParser(description="Pretrain V-JEPA from a config.")
     parser.add_argument("--config", required=True, type=Path, help="JSON file, see configs/")
     parser.add_argument(
@@ -46,11 +50,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="override a key of the config, e.g. optim.lr=1e-4; may be repeated",
+        help="override a config key, e.g. optim.lr=1e-4; may be repeated",
     )
-    parser.add_argument(
-        "--local_rank", type=int, default=None, help="given by launchers; not for you"
-    )
+    parser.add_argument("--local_rank", type=int, help="set by launchers")
     options = parser.parse_args(arguments)
     if options.local_rank is not None:
         os.environ.setdefault("LOCAL_RANK", str(options.local_rank))
@@ -61,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _pretrain(options: argparse.Namespace) -> int:
     from vjepa_fast.config import load_config
 
-    config = load_config(options.config, options.set)
+    config = load_config(options.config, options.set)  # before DeepSpeed loads, for seconds
     from vjepa_fast.training.loop import pretrain
     from vjepa_fast.training.recipe import with_own_folder
 
