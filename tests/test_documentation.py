@@ -1,4 +1,7 @@
-"""docs/training.md: its keys exist, and its computed memory is what `vjepa-fast info` computes."""
+"""docs/training.md names keys that exist and the memory that `vjepa-fast info` computes.
+
+The SLURM script looks for a message that the training loop logs.
+"""
 
 from __future__ import annotations
 
@@ -31,6 +34,12 @@ def test_keys_exist() -> None:
     keys = re.findall(rf"`({'|'.join(sections)})\.(\w+)", TEXT)
     assert len(keys) > 20
     assert {(a, b) for a, b in keys if b not in sections[a] and b != "jsonl"} == set()
+
+
+def test_the_slurm_script_recognizes_a_run_that_was_stopped() -> None:
+    script = (REPOSITORY / "configs" / "slurm.sbatch").read_text(encoding="utf-8")
+    message = re.search(r'grep -q "(.+)"', script)[1]
+    assert message in (REPOSITORY / "vjepa_fast" / "training" / "loop.py").read_text()
 
 
 def test_every_part_is_explained() -> None:

@@ -1,5 +1,7 @@
 """Keys that are valid one by one but impossible together: each gives one sentence."""
 
+from __future__ import annotations
+
 from pathlib import Path
 
 import pytest
@@ -133,7 +135,7 @@ BAD = {
     "offloaded weights that are not sharded": (
         {"zero.stage": 2, "zero.offload_parameters": True},
         "zero.offload_parameters",
-        "found true at zero.stage 2, expected it at stage 3 alone",
+        "found true at zero.stage 2, expected it only at stage 3",
     ),
     "an offloaded optimizer without master weights": (
         {"zero.stage": 0, "zero.offload_optimizer": True, "precision": "fp32"},

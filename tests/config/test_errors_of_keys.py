@@ -1,5 +1,7 @@
 """Unknown, missing and mistyped keys: each gives one sentence that says what to write."""
 
+from __future__ import annotations
+
 from pathlib import Path
 
 import pytest
@@ -139,10 +141,10 @@ BAD = {
         "optim.lr",
         "found null, expected a number; write e.g. 0.000625",
     ),
-    "number for a text": (
+    "number for a string": (
         {"output": 7},
         "output",
-        'found 7, expected a text in quotes; write e.g. "runs/my_run"',
+        'found 7, expected a string in quotes; write e.g. "runs/my_run"',
     ),
     "text for a list": (
         {"data.manifests": "a.csv"},
@@ -152,7 +154,7 @@ BAD = {
     "number in a list of texts": (
         {"data.manifests": [1]},
         "data.manifests[0]",
-        'found 1, expected a text in quotes; write the whole list, e.g. ["data/train.csv"]',
+        'found 1, expected a string in quotes; write the whole list, e.g. ["data/train.csv"]',
     ),
     "number for a section": (
         {"data": 3},

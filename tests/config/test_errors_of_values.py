@@ -1,5 +1,7 @@
 """Values out of range and choices that do not exist: each gives one sentence."""
 
+from __future__ import annotations
+
 from pathlib import Path
 
 import pytest
@@ -118,7 +120,7 @@ BAD = {
     "no output": (
         {"output": ""},
         "output",
-        'found "", expected a text that is not empty; write e.g. "runs/my_run"',
+        'found "", expected a string that is not empty; write e.g. "runs/my_run"',
     ),
     "an interval that is no number": (
         {"log.pictures_every": 0},

@@ -1,5 +1,7 @@
 """Bad files and bad overrides: each gives one sentence, and the nearest key where there is one."""
 
+from __future__ import annotations
+
 import json
 from pathlib import Path
 

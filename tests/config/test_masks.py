@@ -1,5 +1,7 @@
 """Configs that name other mask strategies and truncations, and what is said of bad ones."""
 
+from __future__ import annotations
+
 import json
 
 import pytest

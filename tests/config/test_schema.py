@@ -1,5 +1,7 @@
 """Good configs: what loads, what overrides do, what the shipped recipes say."""
 
+from __future__ import annotations
+
 import json
 
 import pytest

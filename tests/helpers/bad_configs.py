@@ -1,5 +1,7 @@
 """Makes configs with a mistake, and checks what is said of it."""
 
+from __future__ import annotations
+
 import json
 from pathlib import Path
 

@@ -1,5 +1,7 @@
 """How the global batch is split over processes and micro-batches."""
 
+from __future__ import annotations
+
 import pytest
 
 from tests.helpers.paths import REPOSITORY
@@ -11,7 +13,7 @@ CONFIGS = REPOSITORY / "configs"
 
 
 def test_published_batches_per_gpu_are_the_truncation_groups() -> None:
-    """Cut to the smallest count per GPU: 128 GPUs with 24 clips each, 240 with 10 at 384 px."""
+    """The paper truncates per GPU: 128 GPUs with 24 clips each, at 384 px 240 with 10."""
     for name, group, world in (("vitl16", 24, 128), ("vith16", 24, 128), ("vith16_384", 10, 240)):
         config = load_config(CONFIGS / f"{name}.json")
         assert config.masks.truncate_group == config.optim.micro_batch == group
@@ -26,7 +28,7 @@ def test_tiny_runs_short_and_on_two_processes() -> None:
 
 @pytest.mark.parametrize("world", [1, 2, 4, 8, 64, 128, 256, 3072])
 def test_worlds_that_fit(world: int) -> None:
-    """A share of less than a micro-batch goes at once: 12 clips on each of 256 processes."""
+    """A process with fewer clips than a micro-batch runs them all at once: 12 on each of 256."""
     config = load_config(CONFIGS / "vith16.json")
     micro, accumulated = split_batch(config, world)
     assert micro == min(24, 3072 // world)

@@ -89,7 +89,7 @@ def read_json_object(path: str | Path) -> dict[str, Any]:
         problem = error.msg[:1].lower() + error.msg[1:]
         raise UserError(
             f"{path}, line {error.lineno}, column {error.colno}: found bad JSON ({problem}), "
-            "expected plain JSON (keys and texts in double quotes, no comments, no trailing "
+            "expected plain JSON (keys and strings in double quotes, no comments, no trailing "
             "commas); correct that line"
         ) from None
     except (ValueError, RecursionError) as error:
@@ -107,8 +107,8 @@ def read_json_object(path: str | Path) -> dict[str, Any]:
 def apply_override(data: dict[str, Any], override: str) -> None:
     """Set one `key.path=value` in `data`.
 
-    The value is JSON where it parses as JSON, else a text. An item of a list that `data` leaves out
-    (`masks.specs[1].max_keep`) is set in a copy of the default list.
+    The value is JSON where it parses as JSON, else a string. An item of a list that `data`
+    leaves out (`masks.specs[1].max_keep`) is set in a copy of the default list.
 
     Raises:
         UserError: the config has no such key; the sentence names the nearest one.

@@ -99,7 +99,7 @@ _EXPECTED = {
     "float_type": "a number",
     "finite_number": "a finite number",
     "bool_type": "true or false",
-    "string_type": "a text in quotes",
+    "string_type": "a string in quotes",
     "list_type": "a list in brackets",
     "model_type": "an object in braces",
     "model_attributes_type": "an object in braces",
@@ -108,7 +108,7 @@ _EXPECTED = {
     "less_than": "a number below {lt}",
     "less_than_equal": "a number of at most {le}",
     "too_short": "at least {min_length} item",
-    "string_too_short": "a text that is not empty",
+    "string_too_short": "a string that is not empty",
     "literal_error": "{expected}",
 }
 
@@ -122,7 +122,7 @@ def _example(field: FieldInfo | None) -> Any:
 
 
 def _choices(annotation: Any) -> list[str]:
-    """The texts that a Literal allows, also where null is allowed beside it."""
+    """The strings that a Literal allows, also where null is allowed beside it."""
     if isinstance(annotation, str):
         return [annotation]
     return [text for inner in get_args(annotation) for text in _choices(inner)]

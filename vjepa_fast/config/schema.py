@@ -3,7 +3,7 @@
 The defaults are the recipe of the paper (V-JEPA, arXiv 2404.08471) where it has one.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -70,7 +70,7 @@ class DataConfig(Section):
     with an error."""
 
     @model_validator(mode="after")
-    def _check(self) -> "DataConfig":
+    def _check(self) -> Self:
         if self.weights is not None and len(self.weights) != len(self.manifests):
             raise FieldError(
                 "weights",
@@ -102,7 +102,7 @@ class EncoderConfig(Section):
     """Hidden width of the MLP, relative to the width."""
 
     @model_validator(mode="after")
-    def _check(self) -> "EncoderConfig":
+    def _check(self) -> Self:
         _check_heads(self.width, self.heads, "model.encoder")
         if not (self.width * self.mlp_ratio).is_integer():
             raise FieldError(
@@ -161,7 +161,7 @@ class ModelConfig(Section):
         return self.predictor.heads or self.encoder.heads
 
     @model_validator(mode="after")
-    def _check(self) -> "ModelConfig":
+    def _check(self) -> Self:
         self._check_positions("encoder", self.encoder.width)
         try:
             _check_heads(self.predictor.width, self.predictor_heads, "model.predictor")
@@ -240,7 +240,7 @@ class TeacherConfig(Section):
     """Momentum of the EMA at the start and at the schedules' horizon. Ignored by frozen."""
 
     @model_validator(mode="after")
-    def _check(self) -> "TeacherConfig":
+    def _check(self) -> Self:
         if (self.mode == "frozen") != (self.checkpoint is not None):
             expected = "a run or a checkpoint folder" if self.mode == "frozen" else "null"
             raise FieldError(
@@ -265,18 +265,18 @@ class ZeroConfig(Section):
     """At stage 3, keep the shards of the weights in host memory."""
 
     @model_validator(mode="after")
-    def _check(self) -> "ZeroConfig":
+    def _check(self) -> Self:
         if self.offload_parameters and self.stage != 3:
             raise FieldError(
                 "offload_parameters",
-                f"found true at zero.stage {self.stage}, expected it at stage 3 alone, which "
+                f"found true at zero.stage {self.stage}, expected it only at stage 3, which "
                 "shards the weights; set zero.stage to 3, or this to false",
             )
         if self.offload_optimizer and not self.stage:
             raise FieldError(
                 "offload_optimizer",
-                "found true at zero.stage 0, expected stage 1, 2 or 3, which keep master weights "
-                "apart from the weights; set zero.stage to 1, or this to false",
+                "found true at zero.stage 0, expected stage 1, 2 or 3, which keep separate "
+                "master weights; set zero.stage to 1, or this to false",
             )
         return self
 
