@@ -1,19 +1,18 @@
-"""Does it work on this GPU, and how fast? One command, under ten minutes:
+"""Check that everything works on this GPU, and how fast, in under ten minutes:
 
     make gpu-check                            # or: python bench/gpu_check.py
     python bench/gpu_check.py --device cpu    # a rehearsal of every part at tiny sizes
 
-Versions, the kernels' tests, real training steps, steps of ViT-L/16 and ViT-H/16 beside the plain
-ones, the kernel and decoding benchmarks. Each runs in processes of its own under a time limit, on
-one GPU; what fails or isn't installed keeps no other from running. Ends with a page, report.md, and
-report.json to attach to an issue.
+The parts: versions, the kernels' tests, real training steps, steps of ViT-L/16 and ViT-H/16 against
+the baseline, the kernel and decoding benchmarks. Each part runs in processes of its own under a
+time limit, on one GPU. A part that fails or lacks a package does not stop the others. Writes
+report.md, and report.json to attach to an issue.
 """
 
 from __future__ import annotations
 
 import argparse
 import datetime
-import json
 import os
 import time
 from collections.abc import Sequence
@@ -22,17 +21,18 @@ from pathlib import Path
 
 import torch
 
+from common import write_json
 from gpu.parts import parts
 from gpu.report import as_json, headline, markdown
 from gpu.run_part import Outcome, Part, run_part
 from vjepa_fast.errors import UserError, exit_status
 
 SECONDS = 590.0  # of the whole check
-SLOWER = 10  # a rehearsal's times: CPUs are shared, and nobody waits for one
+SLOWER = 10  # factor of a rehearsal's time limits, since CPUs are shared
 
 
 def one_gpu(device: str) -> None:
-    """Let the parts see the first GPU that is in sight, or none; raises UserError without one."""
+    """Let parts see only the first visible GPU, or none; raises UserError if there is none."""
     if device == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
         return
@@ -41,17 +41,17 @@ def one_gpu(device: str) -> None:
             f"found no GPU that torch {torch.__version__} can use, expected one; see nvidia-smi, "
             "or rehearse the check with --device cpu"
         )
-    seen = os.environ.get("CUDA_VISIBLE_DEVICES", "0")
-    os.environ["CUDA_VISIBLE_DEVICES"] = seen.partition(",")[0]
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0")
+    os.environ["CUDA_VISIBLE_DEVICES"] = visible.partition(",")[0]
 
 
 def new_folder(asked: Path | None) -> Path:
-    """An empty folder for the report; raises UserError for one with something in it."""
+    """An empty folder for the report; raises UserError if it is not empty."""
     now = datetime.datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
     folder = asked or Path("gpu_check") / now
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(
-            f"--output: found {folder}, which holds something, expected a new or empty folder; "
+            f"--output: found {folder}, which is not empty, expected a new or empty folder; "
             "name another"
         )
     folder.mkdir(parents=True, exist_ok=True)
@@ -59,7 +59,7 @@ def new_folder(asked: Path | None) -> Path:
 
 
 def check(chosen: Sequence[Part], device: str, folder: Path, seconds: float) -> int:
-    """Run the parts one by one and write the report, anew after each; 1 if any went wrong."""
+    """Run the parts one by one, rewriting the report after each; 1 if any failed."""
     outcomes: list[Outcome] = []
     start = time.monotonic()
     for part in chosen:
@@ -67,17 +67,16 @@ def check(chosen: Sequence[Part], device: str, folder: Path, seconds: float) -> 
         outcomes.append(outcome)
         why = f": {outcome.why}" if outcome.why else ""
         print(f"{outcome.title}: {outcome.status}, {outcome.seconds:.0f} s{why}", flush=True)
-        taken = time.monotonic() - start
-        page = markdown(outcomes, device, taken)
+        so_far = time.monotonic() - start
+        page = markdown(outcomes, device, so_far)
         (folder / "report.md").write_text(page, encoding="utf-8")
-        text = json.dumps(as_json(outcomes, device, taken), indent=2)
-        (folder / "report.json").write_text(text + "\n", encoding="utf-8")
+        write_json(folder / "report.json", as_json(outcomes, device, so_far))
     print(f"\n{page}\nwritten: {folder / 'report.md'} and report.json\n{headline(outcomes)}")
-    return int(any(outcome.wrong for outcome in outcomes))
+    return int(any(outcome.bad for outcome in outcomes))
 
 
 def run(options: argparse.Namespace) -> int:
-    """From options to the report."""
+    """Run all parts on the device that the options name."""
     one_gpu(options.device)
     folder = new_folder(options.output)
     chosen, seconds = parts(options.device, folder), SECONDS
@@ -88,7 +87,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """0; 1 if a part went wrong; 2 for a mistake."""
+    """0; 1 if a part failed or timed out; 2 for a mistake."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

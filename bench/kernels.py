@@ -1,7 +1,8 @@
-"""What the kernels cost, beside plain PyTorch in the same run: python bench/kernels.py
+"""Time the kernels against eager and compiled PyTorch: python bench/kernels.py
 
-Every result is first held against float64; what is wrong is not timed. Providers take turns, with
-cold caches. Bytes are what an op has to move at least, so GB/s compare to the device's own copy.
+Each result is first checked against float64; a wrong one is not timed. Providers are interleaved
+and start with cold caches. GB/s count the least bytes that an op must move, so they compare to the
+bandwidth of a large copy on the same device.
 """
 
 from __future__ import annotations
@@ -11,60 +12,60 @@ import functools
 import importlib.util
 import itertools
 import json
-import os
-import platform
-import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-import triton
 from torch import Tensor
 
+from common import count, describe, new_file, pairs_text, spread, spread_text
 from kernel.cases import OPS, cases
 from kernel.shapes import Case, Provider
-from kernel.stopwatch import Lap, Stopwatch
-from vjepa_fast import __version__
+from kernel.timer import CallTime, CallTimer
+from vjepa_fast.commands.terminal import text_table
 
 OURS = "ours"
-# Beyond twice the baseline's own error; of the largest value, and of the norm. Where z and y are
-# equal but for rounding, the sign of z - y, which is the loss's gradient, is anybody's.
-VALUE_FLOOR, GRADIENT_FLOOR = 1e-5, 2e-3
+# Allowed beyond twice the baseline's own error: of values relative to the largest, of gradients
+# relative to the norm. Where z and y are equal up to rounding, the sign of z - y, hence the loss's
+# gradient, is arbitrary.
+VALUE_SLACK, GRADIENT_SLACK = 1e-5, 2e-3
+Key = tuple[str, str]  # pass, provider
 
 
-def listed(result: Tensor | Sequence[Tensor]) -> list[Tensor]:
+def as_list(result: Tensor | Sequence[Tensor]) -> list[Tensor]:
+    """A provider's outputs."""
     return [result] if isinstance(result, Tensor) else list(result)
 
 
 def upstream(outputs: Sequence[Tensor]) -> list[Tensor]:
-    """Gradients of the outputs, the same elements however these are divided into tensors."""
+    """Gradients of the outputs, the same elements whatever tensors the outputs are split into."""
     random = torch.Generator(outputs[0].device).manual_seed(0)
-    count = sum(t.numel() for t in outputs)
-    flat = torch.randn(count, generator=random, device=outputs[0].device)
+    elements = sum(t.numel() for t in outputs)
+    flat = torch.randn(elements, generator=random, device=outputs[0].device)
     flat = flat.bfloat16().to(outputs[0].dtype)  # exact in every dtype
     parts = flat.split([t.numel() for t in outputs])
     return [part.view(t.shape) for part, t in zip(parts, outputs, strict=True)]
 
 
 def evaluate(case: Case, call: Provider, wide: bool = False) -> tuple[list[Tensor], list[Tensor]]:
-    """Outputs and gradients, on copies of the inputs, these in float64 if wide."""
+    """Outputs and gradients on copies of the inputs; in float64 if `wide`."""
     inputs = [
         (t.double() if wide and t.is_floating_point() else t.clone()).requires_grad_(i in case.wrt)
         for i, t in enumerate(case.inputs)
     ]
-    outputs = listed(call(*inputs))
+    outputs = as_list(call(*inputs))
     leaves = [inputs[i] for i in case.wrt]
     gradients = torch.autograd.grad(outputs, leaves, upstream(outputs)) if leaves else ()
     return [t.detach() for t in outputs], list(gradients)
 
 
 def find_errors(case: Case, calls: dict[str, Provider]) -> list[str]:
-    """A sentence for each provider whose result is further from float64 than it may be."""
+    """A sentence for each provider whose error against float64 exceeds its limit."""
     baseline = next(iter(calls))
     outputs, gradients = evaluate(case, calls[baseline])
-    # outputs of one dtype are judged together: fp32 averages apart from their bf16 copies
+    # Outputs of one dtype are checked together: fp32 EMA weights apart from their bf16 copies.
     runs = [list(run) for _, run in itertools.groupby(outputs, key=lambda t: t.dtype)]
     sizes = [sum(t.numel() for t in run) for run in runs]
 
@@ -85,8 +86,8 @@ def find_errors(case: Case, calls: dict[str, Provider]) -> list[str]:
 
     names = [f"output {i}" for i in range(len(sizes))]
     names += [f"gradient of input {i}" for i in case.wrt]
-    floors = [VALUE_FLOOR] * len(sizes) + [GRADIENT_FLOOR] * len(case.wrt)
-    limits = [2 * e + f for e, f in zip(errors(outputs, gradients), floors, strict=True)]
+    slack = [VALUE_SLACK] * len(sizes) + [GRADIENT_SLACK] * len(case.wrt)
+    limits = [2 * e + s for e, s in zip(errors(outputs, gradients), slack, strict=True)]
     return [
         f"{case.op}, {case.shape}: {name}: found an error of {error:.1e} in {part}, "
         f"expected at most {limit:.1e}; it is not timed"
@@ -96,131 +97,118 @@ def find_errors(case: Case, calls: dict[str, Provider]) -> list[str]:
     ]
 
 
-def time_in_turns(
-    case: Case, calls: dict[str, Provider], repeats: int, watch: Stopwatch
-) -> tuple[dict[tuple[str, str], np.ndarray], dict[tuple[str, str], float]]:
-    """Microseconds of each pass and provider, and of the host, median.
+def time_interleaved(
+    case: Case, calls: dict[str, Provider], repeats: int, timer: CallTimer
+) -> tuple[dict[Key, np.ndarray], dict[Key, float]]:
+    """Microseconds of each pass and provider, and the median microseconds of the host.
 
-    A backward pass goes through the graph that the forward pass just made; `both` is their sum,
-    turn by turn. The device is kept busy for twice as long as the host took the last time.
+    A backward pass runs on the graph of the forward pass before it; `both` is their sum, repeat by
+    repeat. The device is kept busy beforehand for twice the host's last time.
     """
     inputs = [t.detach().requires_grad_(i in case.wrt) for i, t in enumerate(case.inputs)]
     leaves = [inputs[i] for i in case.wrt]
-    laps: dict[tuple[str, str], list[Lap]] = {}
+    found: dict[Key, list[CallTime]] = {}
 
-    def lap(key: tuple[str, str], call: Callable[[], object]) -> object:
-        found = laps.setdefault(key, [])
-        result, one = watch(call, 2 * found[-1].host if found else 0.0)
-        found.append(one)
+    def timed(key: Key, call: Callable[[], object]) -> object:
+        own = found.setdefault(key, [])
+        result, one = timer(call, 2 * own[-1].host if own else 0.0)
+        own.append(one)
         return result
 
-    given: dict[str, list[Tensor]] = {}
+    gradients: dict[str, list[Tensor]] = {}
     for _ in range(repeats + 1):
         for name, call in calls.items():
-            result = lap(("forward", name), functools.partial(call, *inputs))
+            result = timed(("forward", name), functools.partial(call, *inputs))
             if leaves:
-                outputs = listed(result)
-                given[name] = given.get(name) or upstream(outputs)
-                arguments = (outputs, leaves, given[name])
+                outputs = as_list(result)
+                gradients[name] = gradients.get(name) or upstream(outputs)
+                arguments = (outputs, leaves, gradients[name])
                 backward = functools.partial(torch.autograd.grad, *arguments)
-                result = lap(("backward", name), backward)
+                result = timed(("backward", name), backward)
                 del outputs, arguments, backward
-            del result  # before the next provider allocates
-        watch.finish()
-    times = {key: np.array([one.read() for one in found[1:]]) for key, found in laps.items()}
-    hosts = {key: float(np.median([one.host for one in found[1:]])) for key, found in laps.items()}
+            del result  # frees it before the next provider allocates
+        timer.finish()
+    times = {key: np.array([one.read() for one in own[1:]]) for key, own in found.items()}
+    hosts = {key: float(np.median([one.host for one in own[1:]])) for key, own in found.items()}
     for name in calls if leaves else ():
         for sums in (times, hosts):
             sums["both", name] = sums["forward", name] + sums["backward", name]
     return times, hosts
 
 
-def table(
-    case: Case,
-    times: dict[tuple[str, str], np.ndarray],
-    hosts: dict[tuple[str, str], float],
-    copy: float,
+def rows_of(
+    case: Case, times: dict[Key, np.ndarray], hosts: dict[Key, float], copy: float
 ) -> list[dict]:
-    """A row for each pass and provider."""
+    """A row for each pass and provider, in the order of the passes.
+
+    Args:
+        copy: GB/s of a large copy.
+    """
     baseline = next(iter(case.providers))
     size = {"forward": case.forward_bytes, "backward": case.backward_bytes}
     size["both"] = sum(size.values())
     rows = []
     for (part, name), values in times.items():
-        low, middle, high = np.percentile(values, (20, 50, 80)).tolist()
+        microseconds = spread(values)
         others = [np.median(v) for (p, n), v in times.items() if p == part and n != OURS]
+        middle = microseconds["p50"]
         rate = size[part] / middle / 1e3
         row = {"op": case.op, "shape": case.shape, "pass": part, "provider": name}
-        row |= {"baseline": name == baseline, "p20_us": low, "p50_us": middle, "p80_us": high}
-        row["host_us"] = hosts[part, name]
-        row |= {"bytes": size[part], "gb_per_s": rate, "share_of_copy": rate / copy}
+        row |= {"baseline": name == baseline, "host_us": hosts[part, name]}
+        row |= {f"{point}_us": value for point, value in microseconds.items()}
+        row |= {"bytes": size[part], "gb_per_s": rate, "fraction_of_copy": rate / copy}
         row["over_baseline"] = float(np.median(times[part, baseline])) / middle
         row["over_fastest"] = float(min(others)) / middle if name == OURS else None
         rows.append(row)
     return sorted(rows, key=lambda row: list(size).index(row["pass"]))
 
 
-def show(rows: Sequence[dict]) -> None:
-    print(f"\n{rows[0]['op']}: {rows[0]['shape']}")
+def rows_text(rows: Sequence[dict]) -> str:
+    """The table of one case."""
+    head = ("pass, provider", "us", "GB/s", "of copy", "host, us", "vs baseline", "vs best other")
+    cells = [head]
     for row in rows:
-        times = f"{row['p50_us']:10.0f} ({row['p20_us']:.0f} … {row['p80_us']:.0f})"
         fastest = row["over_fastest"]
-        print(
-            f"  {row['pass']:8} {row['provider']:28} {times:32} {row['gb_per_s']:8.1f} GB/s "
-            f"{row['share_of_copy']:6.0%} {row['host_us']:8.0f} {row['over_baseline']:7.2f} x"
-            + ("" if fastest is None else f" {fastest:7.2f} x")
+        cells.append(
+            (
+                f"{row['pass']:8}  {row['provider']}",
+                spread_text({p: row[f"{p}_us"] for p in ("p20", "p50", "p80")}, 0),
+                f"{row['gb_per_s']:.1f}",
+                f"{row['fraction_of_copy']:.0%}",
+                f"{row['host_us']:.0f}",
+                f"{row['over_baseline']:.2f} x",
+                "" if fastest is None else f"{fastest:.2f} x",
+            )
         )
+    return f"\n{rows[0]['op']}: {rows[0]['shape']}\n{text_table(cells)}"
 
 
-def describe(device: torch.device) -> dict[str, object]:
-    """Device, versions and commit: what a row needs to be compared with another."""
-    git = ["git", "-c", "safe.directory=*", "describe", "--always", "--dirty", "--exclude=*"]
-    done = subprocess.run(
-        git, cwd=Path(__file__).parent, capture_output=True, text=True, check=False
-    )
-    cuda = device.type == "cuda"
-    return {
-        "device": torch.cuda.get_device_name() if cuda else f"CPU, {platform.machine()}",
-        "clock": "events" if cuda else "process time, one thread",
-        "triton_kernels": cuda and os.environ.get("VJEPA_FAST_KERNELS") != "reference",
-        "torch": torch.__version__,
-        "triton": triton.__version__,
-        "vjepa_fast": __version__,
-        "commit": done.stdout.strip() or None,
-    }
+def draw_if_possible(rows: Sequence[dict], path: Path) -> None:
+    """The picture, or a sentence where matplotlib is not installed."""
+    if importlib.util.find_spec("matplotlib"):
+        from kernel.picture import draw
 
-
-def positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"found {text}, expected 1 or more")
-    return int(text)
-
-
-def new_file(text: str) -> Path:
-    """A path that can't be written shows before anything is timed."""
-    try:
-        Path(text).open("a").close()
-    except OSError as error:
-        raise argparse.ArgumentTypeError(
-            f"found {text} ({error.strerror}), expected a file to write; make its folder first"
-        ) from error
-    return Path(text)
+        draw(rows, path)
+    else:
+        print(f"{path}: found no matplotlib, expected it for the picture; pip install matplotlib")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Check, time, print, case by case; 1 if any result was wrong."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Check, time and print case by case; 1 if any result was wrong."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument(
         "--only", nargs="+", choices=OPS, default=(), metavar="OP", help=", ".join(OPS)
     )
-    parser.add_argument("--clips", type=positive, help="24 on a GPU, 2 on a CPU unless given")
-    parser.add_argument("--repeats", type=positive, default=20)
+    parser.add_argument("--clips", type=count, help="clips per call (24; 2 on a CPU)")
+    parser.add_argument("--repeats", type=count, default=20, help="timed calls (20)")
     parser.add_argument(
         "--compile",
         action=argparse.BooleanOptionalAction,
-        help="also torch.compile of each plain form; on a GPU yes, on a CPU no unless given",
+        help="also time torch.compile of each PyTorch provider (default: on a GPU only)",
     )
-    parser.add_argument("--output", type=new_file, help="rows as JSON lines; a picture beside them")
+    parser.add_argument("--output", type=new_file, help="rows as JSON lines; a picture beside")
     options = parser.parse_args(arguments)
     if options.output:
         options.output.write_text("")
@@ -232,45 +220,42 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    watch = Stopwatch(device)
-    copy = watch.copy_bandwidth()
-    machine = describe(device) | {"clips": clips, "dtype": str(dtype)[6:], "copy_gb_per_s": copy}
+    timer = CallTimer(device)
+    copy = timer.copy_bandwidth()
+    machine = describe(device) | {"clock": timer.name, "clips": clips, "dtype": str(dtype)[6:]}
+    machine["copy_gb_per_s"] = copy
+    print(pairs_text(machine))
     if not machine["triton_kernels"]:
-        print("ours is the PyTorch fall-back of vjepa_fast.kernels here, not its Triton kernels")
-    print(f"a copy moves {copy:.1f} GB/s; {machine}")
-    print("median of", options.repeats, "(20 % … 80 %), microseconds; GB/s; share of the copy;")
-    print("microseconds of the host; times as fast as the first provider; ours also: as the")
-    print("fastest of the others")
+        print("here, ours is the PyTorch fallback of vjepa_fast.kernels, not its Triton kernels")
+    print(
+        f"median of {options.repeats} calls (p20 … p80); GB/s of the least bytes, and as a "
+        f"fraction of a copy ({copy:.1f} GB/s); vs: times as fast"
+    )
     rows, wrong = [], []
     for case in cases(clips, device, dtype, options.only):
-        if compiling:  # the forms of many cases would pass the limit of recompilations
+        if compiling:  # many cases would exceed the limit of recompilations
             torch._dynamo.reset()
-        plain = {name: call for name, call in case.providers.items() if name != OURS}
+        eager = {name: call for name, call in case.providers.items() if name != OURS}
         compiled = {
             f"{name}, compiled": torch.compile(call, fullgraph=True, dynamic=False)
-            for name, call in plain.items()
+            for name, call in eager.items()
             if compiling
         }
-        calls = {**plain, **compiled, OURS: case.providers[OURS]}
-        found = find_errors(case, calls)
-        wrong += found
-        for sentence in found:
+        calls = {**eager, **compiled, OURS: case.providers[OURS]}
+        errors = find_errors(case, calls)
+        wrong += errors
+        for sentence in errors:
             print("error:", sentence, file=sys.stderr)
-        if not found:
-            fresh = table(case, *time_in_turns(case, calls, options.repeats, watch), copy)
-            show(fresh)
-            rows += [row | machine for row in fresh]
-            if options.output:
-                with options.output.open("a") as file:
-                    file.writelines(json.dumps(row | machine) + "\n" for row in fresh)
+        if errors:
+            continue
+        fresh = rows_of(case, *time_interleaved(case, calls, options.repeats, timer), copy)
+        print(rows_text(fresh), flush=True)
+        rows += [row | machine for row in fresh]
+        if options.output:
+            with options.output.open("a") as file:
+                file.writelines(json.dumps(row | machine) + "\n" for row in fresh)
     if options.output and rows:
-        picture = options.output.with_suffix(".png")
-        if importlib.util.find_spec("matplotlib"):
-            from kernel.picture import draw
-
-            draw(rows, picture)
-        else:
-            print(f"{picture}: found no matplotlib, expected it for the picture; pip install it")
+        draw_if_possible(rows, options.output.with_suffix(".png"))
     return 1 if wrong else 0
 
 

@@ -1,4 +1,4 @@
-"""Prints what a report needs to say about the machine, as JSON, after a product on the device."""
+"""Prints machine and versions as JSON, after a GEMM on the device."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import torch
 
 from vjepa_fast.training.monitoring.environment import environment
 
-LEFT_OUT = ("command", "host", "processes")  # a report is for others
+LEFT_OUT = ("command", "host", "processes")  # private, since reports are shared
 
 
 def driver() -> str:
-    """The NVIDIA driver's version, or why it isn't known."""
+    """The NVIDIA driver's version, or why it is unknown."""
     command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     if shutil.which(command[0]) is None:
         return "unknown: no nvidia-smi"
@@ -26,7 +26,7 @@ def driver() -> str:
 
 
 def facts(device: torch.device) -> dict[str, str]:
-    """Names and values, for people."""
+    """Names and values of the report's first part."""
     found = {k: v for k, v in environment(device, 1).items() if k not in LEFT_OUT}
     found["cores"] = str(len(os.sched_getaffinity(0)))
     if device.type == "cuda":
@@ -36,16 +36,16 @@ def facts(device: torch.device) -> dict[str, str]:
         found["multiprocessors"] = str(properties.multi_processor_count)
         found["driver"] = driver()
         found["cuDNN"] = str(torch.backends.cudnn.version())
-        found["GPUs in sight"] = str(torch.cuda.device_count())
+        found["visible GPUs"] = str(torch.cuda.device_count())
     return found
 
 
 def main() -> int:
-    """1 if a bf16 product on the device is wrong."""
+    """1 if a bf16 GEMM on the device is wrong."""
     device = torch.device(sys.argv[1])
     a = torch.arange(256, device=device).remainder(3).view(16, 16).bfloat16()  # exact in bf16
     if not torch.equal((a @ a).cpu().double(), a.cpu().double() @ a.cpu().double()):
-        print("found a wrong bf16 product, expected small whole numbers to be exact")
+        print("found a wrong bf16 GEMM, expected small whole numbers to be exact")
         return 1
     print(json.dumps(facts(device)))
     return 0

@@ -1,6 +1,6 @@
-"""What bench/gpu_check.py runs, and what it reads of each part's results.
+"""The parts of bench/gpu_check.py: their commands, and how to read each result.
 
-On a CPU the same parts run at the sizes of a rehearsal: of the commands' spelling, not of speed.
+On a CPU the same parts run at tiny sizes. Such a rehearsal tests the commands, not the speed.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Result = tuple[dict[str, Any], list[str]]
 
 
 def read_device(folder: Path) -> Result:
-    """Versions and device, the last line that was printed."""
+    """Versions and device, from the last line of the log."""
     found = json.loads((folder / "device.log").read_text(encoding="utf-8").splitlines()[-1])
     return found, [f"{name}: {value}" for name, value in found.items()]
 
@@ -39,7 +39,7 @@ def read_tests(folder: Path) -> Result:
 
 
 def read_training(folder: Path, steps: int) -> Result:
-    """First and last loss, and the rate of the last lines of the run's metrics."""
+    """First and last loss, rate and data wait, from the run's metrics."""
     (path,) = folder.glob("run*/metrics.jsonl")
     rows = [row for row in read_metrics(path) if "loss" in row]
     first, last = rows[0], rows[-1]
@@ -50,7 +50,7 @@ def read_training(folder: Path, steps: int) -> Result:
         )
     line = (
         f"{steps} steps, loss {first['loss']:.3f} → {last['loss']:.3f}, "
-        f"{last['clips_per_second']:.0f} clips/s, waits for data {last['data_wait']:.0%} of it"
+        f"{last['clips_per_second']:.0f} clips/s, data wait {last['data_wait']:.0%}"
     )
     return {"first": first, "last": last}, [line]
 
@@ -72,14 +72,14 @@ def read_throughput(folder: Path, name: str) -> Result:
 
 
 def read_kernels(folder: Path) -> Result:
-    """Our rows; `both` where there is a backward pass."""
+    """Our rows; lines for forward, and forward plus backward."""
     text = (folder / "kernels.jsonl").read_text(encoding="utf-8")
     rows = [row for row in map(json.loads, text.splitlines()) if row["provider"] == "ours"]
     if not rows:
         raise UserError("kernels.jsonl: found no row, expected one for each kernel; see the log")
     lines = [
         f"{row['op']}, {row['shape']}, {row['pass']}: {row['p50_us']:.0f} µs, "
-        f"{row['share_of_copy']:.0%} of a copy's rate, {row['over_baseline']:.2f} x the plain form"
+        f"{row['fraction_of_copy']:.0%} of a copy, {row['over_baseline']:.2f} x the baseline"
         for row in rows
         if row["pass"] != "backward"
     ]
@@ -87,14 +87,14 @@ def read_kernels(folder: Path) -> Result:
 
 
 def read_decode(folder: Path, provider: str) -> Result:
-    """Rows of each decoder; the one that the trainer prefers must be among them, if it is here."""
+    """All rows; raises UserError if DALI is installed and `provider` has no figure."""
     text = (folder / "decode.jsonl").read_text(encoding="utf-8")
     rows = [json.loads(line) for line in text.splitlines()]
     timed = [row for row in rows if "clips_per_s" in row]
     if installed("nvidia.dali") and provider not in {row["provider"] for row in timed}:
         why = [row["skipped"] for row in rows if row["provider"] == provider and "skipped" in row]
         raise UserError(
-            f"{provider}: found no figure ({'; '.join(why) or 'it was not tried'}), expected it to "
+            f"{provider}: found no figure ({'; '.join(why) or 'not tried'}), expected it to "
             "decode; see the log"
         )
     lines = [
@@ -103,7 +103,7 @@ def read_decode(folder: Path, provider: str) -> Result:
         for row in timed
     ]
     if not installed("nvidia.dali"):
-        lines.append("DALI is not installed here: no figure of the GPU's decoder")
+        lines.append("DALI is not installed here: no figures of the GPU decoder")
     return {"rows": rows}, lines
 
 
@@ -112,8 +112,11 @@ def _bench(script: str, *arguments: object) -> tuple[str, ...]:
 
 
 def _training(device: str, folder: Path) -> list[tuple[str, ...]]:
-    """H.264 on a GPU, whose decoder takes no VP9 of the demo's size; VP9 is what DALI decodes on a
-    CPU."""
+    """Make demo videos, then train on them.
+
+    H.264 on a GPU, since NVDEC rejects VP9 of the demo's size; VP9 on a CPU, since DALI decodes it
+    there.
+    """
     clips, demo = 512 if device == "cuda" else 32, folder / "demo"
     made = ("--output", demo, "--clips", clips, "--test-clips", 8)
     codec = ("--codec", "h264" if device == "cuda" else "vp9")
@@ -139,18 +142,18 @@ def _training(device: str, folder: Path) -> list[tuple[str, ...]]:
 
 
 def parts(device: str, folder: Path) -> list[Part]:
-    """In the order in which they run: what would be missed most comes first.
+    """All parts in the order in which they run, the most important first.
 
     Args:
         device: "cuda", or "cpu" for the rehearsal.
-        folder: of the report.
+        folder: where the report and the parts' results go.
     """
     cuda = device == "cuda"
     threads = min(16, len(os.sched_getaffinity(0)))
     provider = "dali gpu" if cuda else "dali cpu"
     on_device = ("--device", "cuda") if cuda else ()
     tests = ("tests/kernels/triton_kernels", *on_device)
-    spread = ("-n", min(8, threads)) if installed("xdist") else ()  # compiling is a CPU's work
+    spread = ("-n", min(8, threads)) if installed("xdist") else ()  # to compile on all cores
     harness = () if cuda else ("-k", "harness")
     pytest = (sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider")
     kernel = () if cuda else ("--only", "gather", "--clips", 1, "--repeats", 1)
@@ -166,7 +169,7 @@ def parts(device: str, folder: Path) -> list[Part]:
         model = MODELS[name] if cuda else f"tiny.json in place of {MODELS[name]}"
         return Part(
             name,
-            f"a training step of {model}, beside the plain one",
+            f"a training step of {model} against the baseline",
             [_bench("throughput.py", "--config", config, *sizes, *result)],
             {"vitl16": 100, "vith16": 150}[name],
             partial(read_throughput, name=name),
@@ -177,7 +180,7 @@ def parts(device: str, folder: Path) -> list[Part]:
         Part("device", "the machine", [_bench("gpu/device.py", device)], 60, read_device),
         Part(
             "kernel_tests",
-            "tests of the kernels",
+            "the kernels' tests",
             [(*pytest, *map(str, spread), *tests, *harness)],
             240,
             read_tests,
@@ -186,7 +189,7 @@ def parts(device: str, folder: Path) -> list[Part]:
         ),
         Part(
             "training",
-            "real training steps on the demo's videos",
+            "real training steps on demo videos",
             _training(device, folder),
             90,
             partial(read_training, steps=STEPS[device]),
@@ -196,14 +199,14 @@ def parts(device: str, folder: Path) -> list[Part]:
         throughput("vith16"),
         Part(
             "kernels",
-            "the kernels beside plain PyTorch",
+            "the kernels against PyTorch",
             [_bench("kernels.py", "--no-compile", *kernel, "--output", folder / "kernels.jsonl")],
             90,
             read_kernels,
         ),
         Part(
             "decode",
-            "decoding video",
+            "video decoding",
             [
                 _bench(
                     "decode.py",

@@ -1,4 +1,4 @@
-"""The one page that bench/gpu_check.py ends with, and the JSON that goes with a report."""
+"""The report of bench/gpu_check.py, as Markdown and as JSON."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ SHOWN = 12  # lines of a failed part's log
 
 
 def headline(outcomes: Sequence[Outcome]) -> str:
-    """One sentence: how many parts went how."""
+    """The number of parts by outcome."""
     states = [outcome.status for outcome in outcomes]
     kinds = ("passed", "failed", "timed out", "left out")
     return ", ".join(f"{states.count(kind)} {kind}" for kind in kinds if kind in states)
 
 
 def markdown(outcomes: Sequence[Outcome], device: str, seconds: float) -> str:
-    """The page.
+    """The Markdown report.
 
     Args:
         device: "cuda", or "cpu" for a rehearsal, whose figures mean nothing.
         seconds: of the whole check.
     """
     title = "GPU check" if device == "cuda" else "GPU check, rehearsed on a CPU at tiny sizes"
-    text = [f"# {title}", "", f"{headline(outcomes)}; {seconds:.0f} s in all.", ""]
+    text = [f"# {title}", "", f"{headline(outcomes)}; {seconds:.0f} s in total.", ""]
     text += ["| part | outcome | seconds |", "|---|---|---|"]
     for outcome in outcomes:
-        status = f"**{outcome.status}**" if outcome.wrong else outcome.status
+        status = f"**{outcome.status}**" if outcome.bad else outcome.status
         text.append(f"| {outcome.title} | {status} | {outcome.seconds:.0f} |")
     for outcome in outcomes:
         text += ["", f"## {outcome.title}", ""]
@@ -41,6 +41,6 @@ def markdown(outcomes: Sequence[Outcome], device: str, seconds: float) -> str:
 
 
 def as_json(outcomes: Sequence[Outcome], device: str, seconds: float) -> dict[str, Any]:
-    """All figures, and the ends of the logs of what went wrong."""
+    """All figures, and the last log lines of parts that failed."""
     parts = {outcome.name: vars(outcome) for outcome in outcomes}
     return {"device": device, "seconds": seconds, "outcome": headline(outcomes), "parts": parts}

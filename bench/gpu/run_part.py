@@ -1,5 +1,4 @@
-"""One part of bench/gpu_check.py: commands in processes of their own, under a time limit, whose
-failure is an outcome like any other."""
+"""Runs one part of bench/gpu_check.py: commands in other processes, under a time limit."""
 
 from __future__ import annotations
 
@@ -17,23 +16,23 @@ from typing import Any, Literal
 from vjepa_fast.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
-TAIL = 40  # lines of a log that go into the report
+TAIL = 40  # last lines of a log that go into report.json
 Read = Callable[[Path], tuple[dict[str, Any], list[str]]]
 
 
 @dataclass(frozen=True)
 class Part:
-    """What one part of the check runs.
+    """The commands of one part and how to read their results.
 
     Attributes:
-        name: of its log and of its entry in the JSON file.
-        title: for people.
-        commands: one after the other, in the repository's root.
-        limit: seconds for all of them.
-        read: gives figures and lines for people, from the report's folder. It raises UserError
-            where a command that went well did not do what it should have.
-        needs: modules without which the part is left out.
-        environment: variables beside the caller's.
+        name: of its log and of its entry in report.json.
+        title: its heading in report.md.
+        commands: run one after the other in the repository's root.
+        limit: seconds for all commands together.
+        read: reads figures and lines of text from the report's folder. Raises UserError if a
+            command exited with 0 but did not do its work.
+        needs: modules; if one is not installed, the part is left out.
+        environment: variables added to the caller's.
     """
 
     name: str
@@ -47,7 +46,7 @@ class Part:
 
 @dataclass
 class Outcome:
-    """How a part went; `why` is empty where it passed."""
+    """The result of a part; `why` is empty if it passed."""
 
     name: str
     title: str
@@ -59,21 +58,21 @@ class Outcome:
     log: list[str] = field(default_factory=list)
 
     @property
-    def wrong(self) -> bool:
-        """Whether the part went wrong, which leaving it out isn't."""
+    def bad(self) -> bool:
+        """Whether the part failed or timed out; being left out is neither."""
         return self.status in ("failed", "timed out")
 
 
 def installed(module: str) -> bool:
-    """Whether a module could be imported, by its files."""
+    """Whether a module can be found, without importing it."""
     try:
         return importlib.util.find_spec(module) is not None
-    except ModuleNotFoundError:  # of the package around it
+    except ModuleNotFoundError:  # its parent package is missing
         return False
 
 
 def _run(command: Sequence[str], log: Path, limit: float, environment: dict[str, str]) -> int:
-    """Exit status. Whatever the command has started ends with it, also after its time."""
+    """Exit status. The command's whole process group is killed at its end or time limit."""
     with (
         log.open("ab") as file,
         subprocess.Popen(
@@ -97,7 +96,7 @@ def run_part(part: Part, folder: Path, left: float) -> Outcome:
     """Run a part; its log is `<name>.log` in `folder`.
 
     Args:
-        left: seconds until the whole check has to end.
+        left: seconds until the whole check must end.
     """
     outcome = Outcome(part.name, part.title, "passed")
     missing = [module for module in part.needs if not installed(module)]
@@ -106,7 +105,7 @@ def run_part(part: Part, folder: Path, left: float) -> Outcome:
         return outcome
     limit = min(part.limit, left)
     if limit < 1:
-        outcome.status, outcome.why = "timed out", "the whole check's time was up before it began"
+        outcome.status, outcome.why = "timed out", "the whole check was out of time before it began"
         return outcome
     log = folder / f"{part.name}.log"
     log.unlink(missing_ok=True)
@@ -123,13 +122,13 @@ def run_part(part: Part, folder: Path, left: float) -> Outcome:
         else:
             outcome.figures, outcome.lines = part.read(folder)
     except subprocess.TimeoutExpired:
-        outcome.status, outcome.why = "timed out", f"it was ended after {limit:.0f} s"
+        outcome.status, outcome.why = "timed out", f"killed after {limit:.0f} s"
     except UserError as error:
         outcome.status, outcome.why = "failed", str(error)
     except (OSError, ValueError, LookupError, TypeError) as error:
         outcome.status = "failed"
-        outcome.why = f"its results cannot be read: {type(error).__name__} ({error})"
+        outcome.why = f"its results are unreadable: {type(error).__name__} ({error})"
     outcome.seconds = time.monotonic() - start
-    if outcome.wrong and log.exists():
+    if outcome.bad and log.exists():
         outcome.log = log.read_text(encoding="utf-8", errors="replace").splitlines()[-TAIL:]
     return outcome

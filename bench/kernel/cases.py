@@ -1,7 +1,7 @@
-"""What bench/kernels.py compares: every op, beside the ways in which it is written in PyTorch.
+"""The cases of bench/kernels.py: each op beside the usual ways to write it in PyTorch.
 
-A case's first provider is the baseline, the form of the public trainers, and its last is ours. All
-take the same tensors and return the same elements in the same order, as one tensor or several.
+A case's first provider is the baseline, as public trainers write it; its last is ours. All take the
+same tensors and return the same elements in the same order, as one tensor or several.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from vjepa_fast.kernels import (
     patchify,
     predictor_tokens,
 )
+from vjepa_fast.kernels.patchify import IMAGENET_MEAN, IMAGENET_STD
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 MOMENTUM = 0.998
 
 
@@ -42,18 +42,18 @@ def select_gather(x: Tensor, mask: Tensor) -> Tensor:
 
 
 def gather(model: Model, clips: int, device: torch.device, dtype: torch.dtype) -> Iterator[Case]:
-    """The tokens of two masks out of one x, as the encoder's input and as the loss's targets."""
+    """Gathers the tokens of two masks from x: the encoder's input, the loss's targets."""
 
     def each_mask(form: Provider) -> Provider:
         return lambda x, *masks: [form(x, mask) for mask in masks]
 
-    for what, lengths in (("context", model.context), ("targets", model.targets)):
+    for name, lengths in (("context", model.context), ("targets", model.targets)):
         x = torch.randn(clips, model.tokens, model.width, device=device).to(dtype)
         masks = draw_masks(model.tokens, lengths, clips, device)
         taken = clips * sum(lengths) * model.width * x.element_size()
         yield Case(
             "gather",
-            f"{model.name} {what}, {'+'.join(map(str, lengths))} of {model.tokens}",
+            f"{model.name} {name}, {'+'.join(map(str, lengths))} of {model.tokens}",
             (x, *masks),
             (0,),
             {
@@ -69,7 +69,7 @@ def gather(model: Model, clips: int, device: torch.device, dtype: torch.dtype) -
 
 
 def loss(model: Model, clips: int, device: torch.device, dtype: torch.dtype) -> Iterator[Case]:
-    """|z - layer_norm(h)|, a mean for each mask, then over masks. z is packed: rows [R, D]."""
+    """Mean of |z - layer_norm(h)| over each mask, then over masks. z is packed: rows [R, D]."""
     d, tokens = model.width, model.tokens
     masks = draw_masks(tokens, model.targets, clips, device)
     rows = flat_rows(masks, tokens)
@@ -83,11 +83,11 @@ def loss(model: Model, clips: int, device: torch.device, dtype: torch.dtype) -> 
         pairs = zip(predictions, parts, strict=True)
         return sum((p.view_as(y) - y).abs().mean() for p, y in pairs) / len(parts)
 
-    def normalise_all(z, h, rows, seqlens, spec_ids, *masks):
+    def normalize_all(z, h, rows, seqlens, spec_ids, *masks):
         y = F.layer_norm(h, (d,))
         return mean_of(z, [repeat_gather(y, mask) for mask in masks])
 
-    def normalise_targets(z, h, rows, seqlens, spec_ids, *masks):
+    def normalize_targets(z, h, rows, seqlens, spec_ids, *masks):
         return mean_of(z, [F.layer_norm(index_gather(h, mask), (d,)) for mask in masks])
 
     def ours(z, h, rows, seqlens, spec_ids, *masks):
@@ -99,7 +99,7 @@ def loss(model: Model, clips: int, device: torch.device, dtype: torch.dtype) -> 
         f"{model.name}, {'+'.join(map(str, model.targets))} of {tokens}",
         (z, h, rows, seqlens, spec_ids, *masks),
         (0,),
-        {"norm all, repeat": normalise_all, "index, norm": normalise_targets, "ours": ours},
+        {"norm all, repeat": normalize_all, "index, norm": normalize_targets, "ours": ours},
         2 * size + len(rows) * d * h.element_size() + nbytes(rows),  # the gradient is written too
         2 * size,
     )
@@ -108,45 +108,45 @@ def loss(model: Model, clips: int, device: torch.device, dtype: torch.dtype) -> 
 def patch_rows(
     model: Model, clips: int, device: torch.device, dtype: torch.dtype
 ) -> Iterator[Case]:
-    """uint8 video to patch rows: kept ones for the encoder, all for the target encoder."""
+    """uint8 video to normalized patch rows: kept ones (encoder), all (target encoder)."""
     t, h, w = model.grid
     shape = (clips, 2 * t, 16 * h, 16 * w, 3)
     video = torch.randint(256, shape, dtype=torch.uint8, device=device)
-    mean, std = torch.tensor([MEAN, STD], device=device)
-    like = torch.empty(0, dtype=dtype, device=device)  # carries the result's dtype
+    mean, std = torch.tensor([IMAGENET_MEAN, IMAGENET_STD], device=device)
+    like = torch.empty(0, dtype=dtype, device=device)  # passes the result's dtype
 
-    def cut(pixels):
+    def split(pixels):
         tubes = pixels.view(clips, t, 2, h, 16, w, 16, 3).permute(0, 1, 3, 5, 7, 2, 4, 6)
         return tubes.reshape(-1, 3, 2 * 16 * 16)
 
-    def normalise_all(video, like, mean, std, rows=None):
-        patches = cut(((video.to(mean.dtype) / 255 - mean) / std).to(like.dtype)).flatten(1)
+    def normalize_all(video, like, mean, std, rows=None):
+        patches = split(((video.to(mean.dtype) / 255 - mean) / std).to(like.dtype)).flatten(1)
         return patches if rows is None else patches[rows]
 
-    def normalise_kept(video, like, mean, std, rows=None):
-        kept = cut(video) if rows is None else cut(video)[rows]
+    def normalize_kept(video, like, mean, std, rows=None):
+        kept = split(video) if rows is None else split(video)[rows]
         pixels = (kept.to(mean.dtype) / 255 - mean[:, None]) / std[:, None]
         return pixels.to(like.dtype).flatten(1)
 
     def ours(video, like, mean, std, rows=None):
-        return patchify(video, rows, mean=MEAN, std=STD, dtype=like.dtype)
+        return patchify(video, rows, mean=IMAGENET_MEAN, std=IMAGENET_STD, dtype=like.dtype)
 
-    forms = {"norm all, index": normalise_all, "index, norm": normalise_kept, "ours": ours}
+    forms = {"norm all, index": normalize_all, "index, norm": normalize_kept, "ours": ours}
     rows = flat_rows(draw_masks(model.tokens, model.context, clips, device), model.tokens)
     planes = video.permute(0, 4, 1, 2, 3).contiguous().permute(0, 2, 3, 4, 1)  # [B, 3, T, H, W]
     given = {"context": (video, rows), "context, planar": (planes, rows), "all": (video,)}
-    for what, (pixels, *kept) in given.items():
-        count = len(rows) if kept else clips * model.tokens
-        title = f"{what}, {count // clips} of {model.tokens} a clip"
-        size = count * 3 * 2 * 16 * 16 * (1 + like.element_size()) + nbytes(*kept)
+    for name, (pixels, *kept) in given.items():
+        patches = len(rows) if kept else clips * model.tokens
+        title = f"{name}, {patches // clips} of {model.tokens} per clip"
+        size = patches * 3 * 2 * 16 * 16 * (1 + like.element_size()) + nbytes(*kept)
         yield Case("patchify", title, (pixels, like, mean, std, *kept), (), forms, size)
 
 
 def predictor(model: Model, clips: int, device: torch.device, dtype: torch.dtype) -> Iterator[Case]:
-    """context + position ‖ mask token + position, for each of two masks."""
+    """Concatenates context + position and mask token + position, for each of two masks."""
     p, specs = model.predictor_width, len(model.context)
     lengths = [c + t for c, t in zip(model.context, model.targets, strict=True)]
-    places = draw_masks(model.tokens, lengths, clips, device)  # of context, then of targets
+    tokens = draw_masks(model.tokens, lengths, clips, device)  # context, then targets
     rows = [clips * c for c in model.context]
     context = torch.randn(sum(rows), p, device=device).to(dtype)
     pos = torch.randn(model.tokens, p, device=device)
@@ -155,27 +155,27 @@ def predictor(model: Model, clips: int, device: torch.device, dtype: torch.dtype
     for m, own in enumerate(torch.arange(sum(rows), device=device).split(rows)):
         hidden = torch.full((clips, model.targets[m]), sum(rows) + m, device=device)
         source.append(torch.cat([own.view(clips, -1), hidden], 1).flatten())
-    source, position = torch.cat(source), torch.cat([place.flatten() for place in places])
+    source, position = torch.cat(source), torch.cat([part.flatten() for part in tokens])
 
-    def repeat(context, pos, mask_tokens, source, position, *places):
+    def repeat(context, pos, mask_tokens, source, position, *tokens):
         table, result = pos.repeat(clips, 1, 1), []
-        for z, token, place in zip(context.split(rows), mask_tokens, places, strict=True):
+        for z, mask_token, part in zip(context.split(rows), mask_tokens, tokens, strict=True):
             z = z.view(clips, -1, p)
-            seen, masked = place[:, : z.shape[1]], place[:, z.shape[1] :]
+            seen, masked = part[:, : z.shape[1]], part[:, z.shape[1] :]
             z = z + repeat_gather(table, seen)
-            hidden = token.repeat(*masked.shape, 1) + repeat_gather(table, masked)
+            hidden = mask_token.repeat(*masked.shape, 1) + repeat_gather(table, masked)
             result.append(torch.cat([z, hidden], 1).to(context.dtype))
         return result
 
-    def expand(context, pos, mask_tokens, source, position, *places):
+    def expand(context, pos, mask_tokens, source, position, *tokens):
         result = []
-        for z, token, place in zip(context.split(rows), mask_tokens, places, strict=True):
+        for z, mask_token, part in zip(context.split(rows), mask_tokens, tokens, strict=True):
             z = z.view(clips, -1, p)
-            hidden = token.expand(clips, place.shape[1] - z.shape[1], -1)
-            result.append((torch.cat([z, hidden], 1) + pos[place]).to(context.dtype))
+            hidden = mask_token.expand(clips, part.shape[1] - z.shape[1], -1)
+            result.append((torch.cat([z, hidden], 1) + pos[part]).to(context.dtype))
         return result
 
-    def ours(context, pos, mask_tokens, source, position, *places):
+    def ours(context, pos, mask_tokens, source, position, *tokens):
         return predictor_tokens(context, pos, mask_tokens, source, position)
 
     written = len(source) * p * context.element_size()
@@ -183,7 +183,7 @@ def predictor(model: Model, clips: int, device: torch.device, dtype: torch.dtype
     yield Case(
         "predictor_tokens",
         " and ".join(f"{c}+{t}" for c, t in counts),
-        (context, pos, mask_tokens, source, position, *places),
+        (context, pos, mask_tokens, source, position, *tokens),
         (0, 2),
         {"add, repeat, cat": repeat, "cat, add index": expand, "ours": ours},
         nbytes(context, pos, mask_tokens, source, position) + written,
@@ -192,7 +192,7 @@ def predictor(model: Model, clips: int, device: torch.device, dtype: torch.dtype
 
 
 def ema(model: Model, clips: int, device: torch.device, dtype: torch.dtype) -> Iterator[Case]:
-    """fp32 teacher and student, and the bf16 copy that the forward pass takes."""
+    """Updates fp32 EMA weights from fp32 weights, and their bf16 copy for the forward pass."""
     d, blocks = model.width, model.blocks if device.type == "cuda" else 1
     matrices = [(3 * d, d), (d, d), (4 * d, d), (d, 4 * d)]
     block = [(d,), (d,), *matrices, *((m[0],) for m in matrices), (d,), (d,)]
@@ -248,13 +248,13 @@ OPS = {
     "predictor_tokens": predictor,
     "ema": ema,
 }
-ONE_SIZE = {"patchify", "predictor_tokens"}  # the same for every model of the paper
+ONE_SIZE = {"patchify", "predictor_tokens"}  # that are the same for every model of the paper
 
 
 def cases(
     clips: int, device: torch.device, dtype: torch.dtype, only: Sequence[str] = ()
 ) -> Iterator[Case]:
-    """Make one case after the other, so that only one is in memory."""
+    """Make the cases one by one, so that only one is in memory."""
     for name, make in OPS.items():
         if not only or name in only:
             for model in MODELS[:1] if name in ONE_SIZE else MODELS:

@@ -1,4 +1,4 @@
-"""What a case of bench/kernels.py is, and the sizes of the models that cases are made for."""
+"""The type of a case of bench/kernels.py, and the shapes of the paper's models."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ class Case:
     """One op at one shape.
 
     Attributes:
-        op: what `--only` names.
+        op: its name, as `--only` takes it.
         shape: for people.
-        inputs: what every provider is called with.
+        inputs: arguments of every provider.
         wrt: positions of the inputs that receive gradients; none: forward only.
         providers: baseline first, ours last.
-        forward_bytes, backward_bytes: what the op has to read and write at least, once each.
+        forward_bytes, backward_bytes: what the op must at least read and write, each byte once.
     """
 
     op: str
@@ -35,7 +35,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Model:
-    """The sizes of a model and of the paper's two mask specs, cut as in a batch of 24."""
+    """A model's sizes, and token counts of the paper's two mask specs (as in a batch of 24)."""
 
     name: str
     width: int
@@ -60,12 +60,12 @@ def nbytes(*tensors: Tensor) -> int:
 def draw_masks(
     tokens: int, lengths: Sequence[int], clips: int, device: torch.device
 ) -> list[Tensor]:
-    """For each length ascending tokens, int64 [clips, length], other ones for every clip."""
+    """For each length random ascending tokens of every clip, int64 [clips, length]."""
     keys = torch.rand(len(lengths), clips, tokens, device=device)
     return [k.argsort(1)[:, :n].sort(1).values for k, n in zip(keys, lengths, strict=True)]
 
 
 def flat_rows(masks: Sequence[Tensor], tokens: int) -> Tensor:
-    """Rows of the masks' tokens in [clips · tokens, D], mask-major."""
+    """Rows of the masks' tokens in a tensor [clips * tokens, D], mask by mask, clip by clip."""
     first = tokens * torch.arange(len(masks[0]), device=masks[0].device)[:, None]
     return torch.cat([(first + mask).flatten() for mask in masks])

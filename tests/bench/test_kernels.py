@@ -19,11 +19,11 @@ def bench(monkeypatch):
     """The modules of bench/, with one small model and little to flush."""
     monkeypatch.syspath_prepend(str(BENCH))
     found = SimpleNamespace(kernels=importlib.import_module("kernels"))
-    for name in ("cases", "shapes", "stopwatch"):
+    for name in ("cases", "shapes", "timer"):
         setattr(found, name, importlib.import_module(f"kernel.{name}"))
     small = found.shapes.Model("small", 32, 2, (2, 2, 2), (3, 2), (4, 5), 16)
     monkeypatch.setattr(found.cases, "MODELS", (small,))
-    monkeypatch.setattr(found.stopwatch, "FLUSHED", {"cpu": 1 << 20, "cuda": 1 << 20})
+    monkeypatch.setattr(found.timer, "FLUSHED", {"cpu": 1 << 20, "cuda": 1 << 20})
     return found
 
 
@@ -44,7 +44,7 @@ def test_it_compares_and_then_times_every_op(bench, tmp_path, capsys):
         assert 0 < row["p20_us"] <= row["p50_us"] <= row["p80_us"]
         rate = row["bytes"] / row["p50_us"] / 1e3
         assert row["gb_per_s"] == pytest.approx(rate)
-        assert row["share_of_copy"] == pytest.approx(rate / row["copy_gb_per_s"])
+        assert row["fraction_of_copy"] == pytest.approx(rate / row["copy_gb_per_s"])
         assert row["torch"] == torch.__version__ and row["device"] and "commit" in row
     passes = {op: {key[2] for key in tables if key[0] == op} for op in OPS}
     assert passes["gather"] == passes["loss"] == passes["predictor_tokens"]
@@ -57,22 +57,22 @@ def test_it_compares_and_then_times_every_op(bench, tmp_path, capsys):
         assert table[-1]["over_baseline"] == pytest.approx(others[0] / ours)
         assert table[-1]["over_fastest"] == pytest.approx(min(others) / ours)
     assert (tmp_path / "rows.png").read_bytes().startswith(b"\x89PNG")
-    assert torch.cuda.is_available() or "PyTorch fall-back" in capsys.readouterr().out
+    assert torch.cuda.is_available() or "PyTorch fallback" in capsys.readouterr().out
 
 
 def test_the_device_is_kept_busy_while_the_host_launches(bench):
     """Twice as long as the same pass of the same provider took the host the last time."""
     asked, hosts = [], iter(range(1, 100))
 
-    def watch(call, ahead=0.0):
+    def timer(call, ahead=0.0):
         asked.append(ahead)
-        return call(), bench.stopwatch.Lap(float(next(hosts)), lambda: 5.0)
+        return call(), bench.timer.CallTime(float(next(hosts)), lambda: 5.0)
 
-    watch.finish = lambda: None
+    timer.finish = lambda: None
     case = next(bench.cases.cases(1, torch.device("cpu"), torch.float32, ["gather"]))
     calls = {name: case.providers[name] for name in ("repeat", "ours")}
-    times, found = bench.kernels.time_in_turns(case, calls, 2, watch)
-    assert asked == [0, 0, 0, 0, 2, 4, 6, 8, 10, 12, 14, 16]  # 2 providers × 2 passes × 3 turns
+    times, found = bench.kernels.time_interleaved(case, calls, 2, timer)
+    assert asked == [0, 0, 0, 0, 2, 4, 6, 8, 10, 12, 14, 16]  # 2 providers × 2 passes × 3 repeats
     assert found["forward", "repeat"] == 7 and found["backward", "ours"] == 10  # of 5, 9; 8, 12
     assert found["both", "ours"] == found["forward", "ours"] + 10 == 19
     assert times["both", "ours"].tolist() == [10, 10]
@@ -97,20 +97,20 @@ def test_events_enclose_the_call_and_nothing_else(bench, monkeypatch):
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: order.append("wait"))
     buffer = SimpleNamespace(zero_=lambda: order.append("overwrite"))
     monkeypatch.setattr(torch, "empty", lambda *size, dtype, device: buffer)
-    watch = bench.stopwatch.Stopwatch(torch.device("cuda"))
-    assert order[-1] == "wait" and watch.cycles == pytest.approx(bench.stopwatch.SLEEP / 8000)
+    timer = bench.timer.CallTimer(torch.device("cuda"))
+    assert order[-1] == "wait" and timer.cycles == pytest.approx(bench.timer.SLEEP / 8000)
     order.clear()
-    _, lap = watch(lambda: order.append("call"), 1000.0)
-    assert order == ["overwrite", int(1000 * watch.cycles), "event", "call", "event"]
-    assert lap.read() == 8000.0 and lap.host > 0
+    _, one = timer(lambda: order.append("call"), 1000.0)
+    assert order == ["overwrite", int(1000 * timer.cycles), "event", "call", "event"]
+    assert one.read() == 8000.0 and one.host > 0
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--repeats", "0"], "argument --repeats: found 0, expected 1 or more"),
-        (["--clips", "-1"], "argument --clips: found -1, expected 1 or more"),
-        (["--clips", "two"], "argument --clips: found two, expected 1 or more"),
+        (["--repeats", "0"], "argument --repeats: found '0', expected a whole number, 1 or more"),
+        (["--clips", "-1"], "argument --clips: found '-1', expected a whole number, 1 or more"),
+        (["--clips", "two"], "argument --clips: found 'two', expected a whole number, 1 or more"),
         (["--output", "none/rows.jsonl"], "argument --output: found none/rows.jsonl (No such file"),
     ],
 )
@@ -120,7 +120,7 @@ def test_what_cannot_be_is_refused_before_anything_runs(
     path = tmp_path / "rows.jsonl"
     path.write_text("before")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(bench.kernels, "Stopwatch", None)
+    monkeypatch.setattr(bench.kernels, "CallTimer", None)
     with pytest.raises(SystemExit):
         bench.kernels.main(["--output", str(path), *arguments])
     assert message in capsys.readouterr().err
@@ -253,7 +253,7 @@ def test_one_wrong_op_leaves_the_others(bench, monkeypatch, tmp_path):
     assert {row["op"] for row in rows} == {"ema"}
 
 
-def test_every_plain_form_compiles_whole(bench, monkeypatch, tmp_path):
+def test_every_pytorch_provider_compiles_whole(bench, monkeypatch, tmp_path):
     """As far as tracing goes: what the generated code costs is for the benchmark to say."""
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
     status, rows = run(bench, tmp_path, "--compile")
