@@ -1,17 +1,17 @@
-"""How fast clips are decoded here, by whom, from what: python bench/decode.py
+"""Time video decoding by PyAV, DALI, decord and torchcodec: python bench/decode.py
 
-Makes numbered videos, has every decoder show the planned frames (their numbers are read back, and
-the pixels compared), and only then times it. Each decoder runs in a process of its own: DALI and
-PyAV as the trainer runs them, decord and torchcodec, where installed, one clip a thread and the
-same crop and resize in torch. Figures are for `--threads` decoding threads.
+Makes videos whose frames show their numbers. A decoder is timed only after its clips have shown the
+planned frames and the same pixels as PyAV's. Each decoder runs in a process of its own: PyAV and
+DALI as in training; decord and torchcodec, if installed, with one clip per thread and the same crop
+and resize in torch. --threads is the number of decoding threads (for PyAV: processes).
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -21,14 +21,15 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
-from itertools import chain, count, islice, product
+from itertools import chain, islice, product
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
 import torch
 
-from vjepa_fast.data.decode.backend import choose_backend
+from common import count, describe, new_file, pairs_text
 from vjepa_fast.data.decode.pyav import decode_clip
 from vjepa_fast.data.loader import make_loader
 from vjepa_fast.data.manifest.entry import ManifestEntry
@@ -39,13 +40,13 @@ from vjepa_fast.data.plan.planner import ClipPlanner
 from vjepa_fast.data.prepare.inspect import probe_video
 from vjepa_fast.errors import UserError
 
-FILES, FRAMES, BATCH, STEP = 2, 96, 4, 4  # files of a case, frames of each, clips, frame step
-WARM = 2  # batches
+FILES, FRAMES, BATCH, STEP = 2, 96, 4, 4  # files per case, frames per file, clips, frame step
+WARM_UP = 2  # batches
 ENCODERS = {
     "h264": ("libx264", "mp4", {"preset": "veryfast"}),
     "vp9": ("libvpx-vp9", "webm", {"deadline": "realtime", "cpu-used": "8", "crf": "32"}),
 }
-DALI = ("nvidia-dali-cuda130", "nvidia-dali-cuda120")  # one for each CUDA
+DALI = ("nvidia-dali-cuda130", "nvidia-dali-cuda120")  # one per CUDA version
 PACKAGES = {
     "pyav": ("av",),
     "dali cpu": DALI,
@@ -54,7 +55,7 @@ PACKAGES = {
     "torchcodec": ("torchcodec",),
 }
 BASELINE = "pyav"
-# Mean difference from PyAV's picture, in grey levels: other rounding and chroma, the same frames.
+# Mean difference from PyAV's pixels in gray levels: rounding and chroma differ between decoders.
 TOLERANCE = 4.0
 
 Batches = Iterable[list[int]]
@@ -62,64 +63,66 @@ Decode = Callable[[ClipPlanner, Batches, int, int], Iterator[torch.Tensor]]
 
 
 def make_videos(folder: Path, codec: str, size: tuple[int, int], gop: int) -> Path:
-    """Numbered videos of one kind and their manifest; the pictures drift, as a camera's do."""
+    """Make numbered videos of one kind and their manifest; the background pans like a camera."""
     encoder, extension, options = ENCODERS[codec]
     width, height = size
     ground = np.random.default_rng(0).integers(0, 256, (height // 8 + 40, width // 8 + 40, 3))
     ground = ground.astype(np.uint8).repeat(8, 0).repeat(8, 1)
     entries = []
-    for place in range(FILES):
-        path = folder / f"{codec}_{width}x{height}_{gop}_{place}.{extension}"
+    for i in range(FILES):
+        path = folder / f"{codec}_{width}x{height}_{gop}_{i}.{extension}"
         with av.open(str(path), "w") as container:
             stream = container.add_stream(encoder, rate=25, options=options)
             stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
             stream.codec_context.gop_size = gop
-            for i in range(FRAMES):
-                picture = ground[i : i + height, 2 * i : 2 * i + width].copy()
-                bits = i >> (np.arange(width) * 8 // width) & 1
-                picture[: height // 2] = 255 * bits[:, None]
-                container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+            for frame in range(FRAMES):
+                image = ground[frame : frame + height, 2 * frame : 2 * frame + width].copy()
+                bits = frame >> (np.arange(width) * 8 // width) & 1
+                image[: height // 2] = 255 * bits[:, None]
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
             container.mux(stream.encode(None))
         entries.append(probe_video(path))
     write_manifest(folder / f"{codec}_{width}x{height}_{gop}.csv", entries)
     return folder / f"{codec}_{width}x{height}_{gop}.csv"
 
 
-def numbers(clip: np.ndarray) -> list[int]:
-    """The numbers that the frames of uint8 [T, S, S, 3] show."""
+def frame_numbers(clip: np.ndarray) -> list[int]:
+    """The numbers shown by the frames of a clip, uint8 [T, S, S, 3]."""
     row = clip[:, clip.shape[1] // 4].astype(float).mean(-1)
     bits = row[:, ((np.arange(8) + 0.5) * clip.shape[2] / 8).astype(int)] > 128
     return (bits << np.arange(8)).sum(1).tolist()
 
 
 def _ours(backend: str, device: str) -> Decode:
+    """The loader as the trainer uses it."""
+
     def decode(planner: ClipPlanner, batches: Batches, crop_size: int, threads: int) -> Iterator:
-        choose_backend(backend, planner.entries, torch.device(device))
         with make_loader(planner, batches, crop_size, backend, device, threads) as loader:
             for batch in loader:
                 if loader.fallback:
                     raise UserError(
-                        f"found that another decoder does the work of {loader.backend} on "
-                        f"{loader.fallback[0]}, expected figures of {loader.backend} alone"
+                        f"found that another decoder took over from {loader.backend} on "
+                        f"{loader.fallback[0]}, expected {loader.backend} to decode every clip; "
+                        "see the log for its error"
                     )
                 yield batch.video
 
     return decode
 
 
-def _clip_by_clip(open_at: Callable[[ManifestEntry, np.ndarray], np.ndarray]) -> Decode:
-    """A reader of frames [n, H, W, 3] as a loader: a thread a clip, as many batches ahead as
-    ours."""
+def _clip_by_clip(read_frames: Callable[[ManifestEntry, np.ndarray], np.ndarray]) -> Decode:
+    """Make a loader from a function that reads frames [n, H, W, 3]: one clip per thread, as many
+    batches ahead as ours."""
 
     def one(plan: ClipPlan, entry: ManifestEntry, crop_size: int) -> torch.Tensor:
-        wanted, places = np.unique(plan.frames, return_inverse=True)
+        wanted, order = np.unique(plan.frames, return_inverse=True)
         top, left, height, width = plan.crop
         rows = slice(round(top * entry.height), round((top + height) * entry.height))
         columns = slice(round(left * entry.width), round((left + width) * entry.width))
-        pictures = torch.from_numpy(open_at(entry, wanted)[:, rows, columns])
+        frames = torch.from_numpy(read_frames(entry, wanted)[:, rows, columns])
         video = torch.nn.functional.interpolate(
-            pictures.permute(0, 3, 1, 2), (crop_size, crop_size), mode="bilinear", antialias=True
-        ).permute(0, 2, 3, 1)[torch.from_numpy(places)]
+            frames.permute(0, 3, 1, 2), (crop_size, crop_size), mode="bilinear", antialias=True
+        ).permute(0, 2, 3, 1)[torch.from_numpy(order)]
         return video.flip(2) if plan.flip else video
 
     def decode(planner: ClipPlanner, batches: Batches, crop_size: int, threads: int) -> Iterator:
@@ -163,21 +166,22 @@ PROVIDERS: dict[str, Decode] = {
 
 
 def check(decode: Decode, planner: ClipPlanner, crop_size: int, threads: int) -> str | None:
-    """What is wrong with a decoder's frames; None where they are the planned ones."""
+    """What is wrong with a decoder's first batch; None if it shows the planned frames."""
     ids = list(range(BATCH))
     (video,) = decode(planner, [ids], crop_size, threads)
     for plan, clip in zip(planner.plan(ids), video.cpu(), strict=True):
-        if numbers(clip.numpy()) != plan.frames.tolist():
-            return f"shows frames {numbers(clip.numpy())} instead of {plan.frames.tolist()}"
+        shown = frame_numbers(clip.numpy())
+        if shown != plan.frames.tolist():
+            return f"shows frames {shown} instead of {plan.frames.tolist()}"
         expected = decode_clip(plan, planner.entries[plan.video], crop_size)
         difference = (clip.float() - expected.float()).abs().mean().item()
         if difference > TOLERANCE:
-            return f"is {difference:.1f} grey levels off on average"
+            return f"is off by {difference:.1f} gray levels on average"
     return None
 
 
 def _family() -> list[int]:
-    """This process and all that it started, since PyAV decodes in processes of its own."""
+    """Ids of this process and its descendants, since PyAV decodes in processes of its own."""
     parents = {}
     for path in Path("/proc").glob("[0-9]*/stat"):
         with suppress(OSError):  # it has ended
@@ -189,17 +193,17 @@ def _family() -> list[int]:
 
 
 def _cpu_seconds() -> float:
-    """CPU time of the family so far."""
+    """CPU time of these processes so far."""
     ticks = 0
     for pid in _family():
         with suppress(OSError):
             fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-            ticks += int(fields[11]) + int(fields[12])  # in user and in kernel mode
+            ticks += int(fields[11]) + int(fields[12])  # user and kernel mode
     return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def _resident_mib() -> float:
-    """Memory of the family; what several of them share is counted once."""
+    """Memory of these processes; pages that they share are counted once."""
     kib = 0
     for pid in _family():
         with suppress(OSError):
@@ -211,30 +215,30 @@ def _resident_mib() -> float:
 def measure(
     decode: Decode, planner: ClipPlanner, crop_size: int, threads: int, seconds: float
 ) -> dict[str, float]:
-    """Steady rate, CPU use and memory over at least `seconds` and two batches."""
-    batches = (list(range(i * BATCH, (i + 1) * BATCH)) for i in count())
+    """Throughput, CPU use and memory over at least `seconds` and two batches."""
+    batches = (list(range(i * BATCH, (i + 1) * BATCH)) for i in itertools.count())
     clips = decode(planner, batches, crop_size, threads)
-    for _ in range(WARM):
+    for _ in range(WARM_UP):
         next(clips)
     start, cpu, done = time.perf_counter(), _cpu_seconds(), 0
     while done < 2 * BATCH or time.perf_counter() - start < seconds:
         video = next(clips)
         done += len(video)
     if video.is_cuda:
-        torch.cuda.synchronize()  # its resize and flip may still be under way
+        torch.cuda.synchronize()  # its resize and flip may still be running
     wall, cpu, resident = time.perf_counter() - start, _cpu_seconds() - cpu, _resident_mib()
     clips.close()
     return {
         "clips_per_s": done / wall,
         "frames_per_s": done * video.shape[1] / wall,
         "cpu_percent": 100 * cpu / wall,
-        "cpu_ms_per_clip": 1000 * cpu / done,  # tells more than clips/s on a busy machine
+        "cpu_ms_per_clip": 1000 * cpu / done,  # the reliable figure on a busy machine
         "resident_mib": resident,
     }
 
 
 def run_provider(name: str, cases: list[dict], options: argparse.Namespace) -> Iterator[dict]:
-    """One row a case: figures, or why there are none."""
+    """A row for each case: figures, or the reason why there are none."""
     torch.set_num_threads(1)
     decode = PROVIDERS[name]
     skipped = set()
@@ -245,7 +249,7 @@ def run_provider(name: str, cases: list[dict], options: argparse.Namespace) -> I
             [read_manifest(case["manifest"])],
             num_frames=case["num_frames"],
             frame_step=STEP,
-            # Crops and flips would hide the numbers; what decoding costs is the same without.
+            # Crops and flips would hide the numbers; without them decoding costs the same.
             augment=Augment(
                 area=(1, 1), aspect_ratio=(case["width"] / case["height"],) * 2, flip=False
             ),
@@ -272,17 +276,15 @@ def _version(package: str) -> str | None:
         return None
 
 
-def machine() -> dict[str, str | int]:
-    """What the figures are of."""
-    found = {"machine": platform.processor() or platform.machine(), "cores": os.cpu_count() or 0}
-    for package in sorted({*chain(*PACKAGES.values()), "torch", "vjepa-fast"}):
-        if installed := _version(package):
-            found[package] = installed
-    return found
+def machine() -> dict[str, Any]:
+    """`common.describe`, and the versions of the decoders."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    versions = {package: _version(package) for package in sorted({*chain(*PACKAGES.values())})}
+    return describe(device) | {package: found for package, found in versions.items() if found}
 
 
-def here(names: Iterable[str]) -> dict[str, str | None]:
-    """Each provider, with what keeps it from running here."""
+def obstacles(names: Iterable[str]) -> dict[str, str | None]:
+    """For each provider why it cannot run here; None if it can."""
     found: dict[str, str | None] = {}
     for name in names:
         found[name] = None
@@ -294,23 +296,26 @@ def here(names: Iterable[str]) -> dict[str, str | None]:
 
 
 def _size(text: str) -> tuple[int, int]:
-    width, height = text.split("x")
-    return int(width), int(height)
+    """An argparse type: WIDTHxHEIGHT."""
+    width, _, height = text.partition("x")
+    return count(width), count(height)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Make, check, time, print; 1 if a decoder shows wrong frames."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Make videos, check, time, print; 1 if a decoder shows wrong frames."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--codecs", nargs="+", choices=list(ENCODERS), default=list(ENCODERS))
     parser.add_argument("--sizes", nargs="+", type=_size, default=[(320, 240), (640, 480)])
-    parser.add_argument("--gops", nargs="+", type=int, default=[12, 96], help="key frame spacing")
-    parser.add_argument("--lengths", nargs="+", type=int, default=[8, 16], help="frames of a clip")
+    parser.add_argument("--gops", nargs="+", type=count, default=[12, 96], help="key frame spacing")
+    parser.add_argument("--lengths", nargs="+", type=count, default=[8, 16], help="frames per clip")
     parser.add_argument("--providers", nargs="+", choices=list(PROVIDERS), default=list(PROVIDERS))
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--crop-size", type=int, default=224)
-    parser.add_argument("--seconds", type=float, default=0.5, help="of each measurement, at least")
-    parser.add_argument("--output", type=Path, help="rows as JSON lines")
-    parser.add_argument("--only", nargs=2, help=argparse.SUPPRESS)  # a provider's own process
+    parser.add_argument("--threads", type=count, default=2)
+    parser.add_argument("--crop-size", type=count, default=224, help="pixels")
+    parser.add_argument("--seconds", type=float, default=0.5, help="shortest measurement")
+    parser.add_argument("--output", type=new_file, help="rows as JSON lines")
+    parser.add_argument("--only", nargs=2, help=argparse.SUPPRESS)  # of a provider's process
     options = parser.parse_args(arguments)
     if options.only:
         name, cases = options.only
@@ -322,7 +327,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _run_all(options: argparse.Namespace) -> int:
     facts, wrong = machine(), 0
-    print(f"{options.threads} threads, {options.crop_size} px, every {STEP}th frame; {facts}")
+    print(pairs_text(facts))
+    print(
+        f"{options.threads} decoding threads, clips of {options.crop_size} px, every {STEP}th frame"
+    )
     with tempfile.TemporaryDirectory() as folder:
         kinds = {
             kind: make_videos(Path(folder), *kind)
@@ -337,7 +345,7 @@ def _run_all(options: argparse.Namespace) -> int:
         listed = Path(folder) / "cases.json"
         listed.write_text(json.dumps(cases))
         output = options.output.open("w") if options.output else None
-        for name, obstacle in here(options.providers).items():
+        for name, obstacle in obstacles(options.providers).items():
             if obstacle:
                 print(f"{name:11} {obstacle}")
                 continue
