@@ -10,7 +10,7 @@ from vjepa_fast.commands.terminal import add_workers_argument
 from vjepa_fast.errors import UserError
 
 HELP = "scan a folder of videos into a manifest"
-SHOWN = 20  # rejected files that are printed; the report lists all
+SHOWN = 20  # rejected files that are printed; the list of rejected files has all
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,17 +36,17 @@ def run(options: argparse.Namespace) -> int:
         directory, output, options.workers, progress=True, deep=options.deep
     )
     for path, reason in rejected[:SHOWN]:
-        print(f"refused {path}: {reason}")
+        print(f"rejected {path}: {reason}")
     if len(rejected) > SHOWN:
         print(f"… and {len(rejected) - SHOWN} more, see {output}.rejected.csv")
     counts = Counter(reason.split(" (")[0] for _, reason in rejected)
     for reason, count in counts.most_common():
-        print(f"{count:>8} refused: {reason}")
+        print(f"{count:>8} rejected: {reason}")
     if not entries:
         raise UserError(
             f"{directory}: found {len(rejected)} unusable files and no usable video, expected at "
             "least one; see the reasons above"
         )
     frames = sum(entry.frames for entry in entries)
-    print(f"{output}: {len(entries)} videos, {frames} frames; {len(rejected)} files refused")
+    print(f"{output}: {len(entries)} videos, {frames} frames; {len(rejected)} files rejected")
     return 0

@@ -52,14 +52,14 @@ def run(options: argparse.Namespace) -> int:
         progress=True,
     )
     for path, reason in rejected:
-        print(f"refused {path}: {reason}")
+        print(f"rejected {path}: {reason}")
     copies = read_manifest(target)
     missing = {path for path, _ in rejected}
     originals = [entry for entry in open_manifest(options.manifest) if entry.path not in missing]
     megabytes = [sum(e.size_bytes for e in entries) / 1e6 for entries in (originals, copies)]
     print(
         f"{target}: {len(copies)} videos, {megabytes[0]:.1f} MB before and {megabytes[1]:.1f} MB "
-        f"after; {len(rejected)} videos refused"
+        f"after; {len(rejected)} videos rejected"
     )
     chosen = np.linspace(0, len(copies) - 1, min(MEASURED, len(copies))).astype(int)
     pairs = [(originals[i], copies[i]) for i in chosen]

@@ -58,7 +58,7 @@ def test_bad_files_are_reported_with_their_reason_and_left_out(tmp_path, capsys)
     assert found == [(20, 25.0, 64, 48, "h264", {}), (30, 25.0, 64, 48, "vp9", {})]
     assert entries[1].size_bytes == good.stat().st_size
     printed = capsys.readouterr().out
-    reasons = dict(re.findall(r"refused \S*/(\w+)\.\w+: (.*)", printed))
+    reasons = dict(re.findall(r"rejected \S*/(\w+)\.\w+: (.*)", printed))
     expected = {
         "truncated": "truncated",
         "empty": "empty (0 bytes)",
@@ -70,7 +70,7 @@ def test_bad_files_are_reported_with_their_reason_and_left_out(tmp_path, capsys)
     }
     assert reasons.keys() == expected.keys()
     assert all(reasons[name].startswith(reason) for name, reason in expected.items())
-    assert "2 videos, 50 frames; 7 files refused" in printed
+    assert "2 videos, 50 frames; 7 files rejected" in printed
 
 
 @pytest.mark.parametrize("fraction", [0.1, 0.5, 0.85])
@@ -307,7 +307,7 @@ def test_the_command_line(tmp_path, capsys):
     videos.write_numbered(folder, "mjpeg", 5, "a")
     output = tmp_path / "m.csv"
     assert main(["index", str(folder), "--output", str(output), "--workers", "1", "--deep"]) == 0
-    assert "1 videos, 5 frames; 0 files refused" in capsys.readouterr().out
+    assert "1 videos, 5 frames; 0 files rejected" in capsys.readouterr().out
     assert main(["index", str(tmp_path / "nowhere"), "--output", str(output)]) == 2
     assert capsys.readouterr().err.startswith("error: found no folder at")
 

@@ -112,7 +112,7 @@ def test_the_command_line_measures_the_decoding(originals, tmp_path, capsys):
     arguments = ["--output", str(tmp_path / "copies"), "--short-side", "60", "--gop", "4"]
     assert main(["transcode", str(originals), *arguments, "--workers", "1"]) == 0
     printed = capsys.readouterr().out
-    assert "3 videos" in printed and "0 videos refused" in printed
+    assert "3 videos" in printed and "0 videos rejected" in printed
     assert "ms before" in printed and "mean of 3 videos" in printed
 
 
@@ -260,7 +260,7 @@ def test_originals_that_do_not_decode_are_not_timed(originals, tmp_path, capsys)
         (originals.parent / name).unlink()  # its copy is kept
         assert main(arguments) == 0
         printed = capsys.readouterr().out
-        assert "3 videos" in printed and "0 videos refused" in printed
+        assert "3 videos" in printed and "0 videos rejected" in printed
         assert f"not timed: {gone} of 3 videos" in printed
         assert (f"mean of {3 - gone} videos" in printed) == (gone < 3)
         assert ("ms before" in printed) == (gone < 3)
