@@ -1,4 +1,4 @@
-"""`vjepa-fast masks`: the table against the sampler, the picture, and which clip it takes."""
+"""`vjepa-fast masks`: its table counts what the sampler draws; its picture; which clip it shows."""
 
 import json
 
@@ -50,7 +50,7 @@ def test_it_draws_over_the_configs_own_data_and_counts(config_file, capsys, tmp_
     rows = [line for line in printed.splitlines() if line.startswith("masks.specs")]
     names = ["2 blocks", "random tube 0.5", "mixture of 1"]
     assert [row.split("(")[1].split(")")[0] for row in rows] == names
-    # 4 x 3 x 3 tokens: of a tube's 9 places 4 stay, of the 36 tokens 9.
+    # 4 x 3 x 3 tokens: of a tube's 9 positions 4 stay, of the 36 tokens 9.
     assert rows[1].split(")")[1].split() == ["16", "16", "20", "20", "0.56", "0", "(0%"]
     assert rows[2].split(")")[1].split() == ["9", "9", "27", "27", "0.75", "0", "(0%"]
 
@@ -118,7 +118,7 @@ def test_an_output_that_cannot_be_written_is_one_sentence(config_file, capsys):
 
 
 @pytest.mark.parametrize("output", ["pictures", "masks", "folder.png", ".png"])
-def test_an_output_that_would_land_elsewhere_is_refused(output, config_file, capsys, tmp_path):
+def test_an_output_that_would_land_elsewhere_is_rejected(output, config_file, capsys, tmp_path):
     """Matplotlib adds an ending where there is none."""
     path = config_file()
     (tmp_path / "pictures").mkdir()

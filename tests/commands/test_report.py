@@ -1,4 +1,4 @@
-"""`vjepa-fast report`: whole runs, running ones, killed ones, and folders that are none."""
+"""`vjepa-fast report`: finished, running and killed runs, and folders that are no runs."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, demo: Path) -> Path:
     return pretrain(parse_config(config))
 
 
-def test_a_finished_runs_page(run: Path, capsys: pytest.CaptureFixture) -> None:
+def test_a_finished_runs_report(run: Path, capsys: pytest.CaptureFixture) -> None:
     (run / "probe.json").write_text(
         json.dumps(
             {
@@ -106,7 +106,7 @@ def test_a_finished_runs_page(run: Path, capsys: pytest.CaptureFixture) -> None:
     assert '"global_batch": 4' in sections["Config"]
 
 
-def test_a_run_that_was_killed_has_a_page(run: Path, tmp_path: Path) -> None:
+def test_a_run_that_was_killed_has_a_report(run: Path, tmp_path: Path) -> None:
     """Half a line at the end, half a config, numbers that are none, nothing else yet."""
     lines = (run / "metrics.jsonl").read_text().splitlines()
     odd = '{"step": 3, "loss": NaN, "grad_norm_encoder": 0.0}\n[1]\n{"loss": 3}\n'
@@ -119,7 +119,7 @@ def test_a_run_that_was_killed_has_a_page(run: Path, tmp_path: Path) -> None:
     assert page.sections["Checkpoints"].strip() == "Nothing yet."
 
 
-def test_a_page_needs_no_deepspeed() -> None:
+def test_a_report_needs_no_deepspeed() -> None:
     program = "import sys, vjepa_fast.commands.report; sys.exit('deepspeed' in sys.modules)"
     subprocess.run([sys.executable, "-c", program], check=True, cwd=REPOSITORY)
 
