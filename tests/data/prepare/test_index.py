@@ -162,7 +162,7 @@ def test_a_file_that_ends_or_hangs_its_process_costs_only_itself():
     names = [f"crash{i}" if i in (3, 12) else f"fine{i}" for i in range(20)]
     names[15] = "hang"
     files = [ScannedFile(name, 1, 0) for name in names]
-    results = list(scan(files, 2, damaged.crash_or_hang, 3, DAMAGED))
+    results = list(scan(files, 2, damaged.crash_or_hang, 3, modules=DAMAGED))
     assert sorted(result.file.path for result in results) == sorted(names)
     for result in results:
         fine = result.file.path.startswith("fine")
@@ -193,7 +193,7 @@ def test_a_process_that_was_killed_once_costs_no_file(tmp_path):
 
 def test_a_scan_that_is_ended_waits_for_nobody():
     files = [ScannedFile("fine", 1, 0), ScannedFile("hang", 1, 0)]
-    found = scan(files, 1, damaged.crash_or_hang, 90, DAMAGED)
+    found = scan(files, 1, damaged.crash_or_hang, 90, 1, DAMAGED)
     assert next(found).reason == "probed"
     start = time.monotonic()
     found.close()  # as an interrupt does

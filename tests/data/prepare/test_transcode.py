@@ -46,7 +46,7 @@ def originals(tmp_path):
 def in_process(monkeypatch):
     """Copies made in this process, one after the other."""
 
-    def scan(files, workers, copy, seconds, modules):
+    def scan(files, workers, copy, seconds, chunk_size, modules):
         yield from map(copy, files)
 
     monkeypatch.setattr(transcode, "scan", scan)
@@ -76,7 +76,7 @@ def test_an_interrupted_call_goes_on_and_keeps_what_is_made(originals, tmp_path,
     copies = tmp_path / "copies"
     real = transcode.scan
 
-    def one_only(files, workers, copy, seconds, modules):
+    def one_only(files, workers, copy, seconds, chunk_size, modules):
         yield copy(next(iter(files)))
         (copies / "v.mp4.part").touch()  # of a process that was killed
         raise KeyboardInterrupt

@@ -36,6 +36,7 @@ def scan(
     workers: int,
     probe: Callable[[ScannedFile], ScanResult] = probe_file,
     seconds: float = _SECONDS,
+    chunk_size: int = 8,
     modules: Sequence[str] = (__name__,),
 ) -> Generator[ScanResult, None, None]:
     """Call `probe` for every file in `workers` processes; yields the results as they come.
@@ -46,6 +47,7 @@ def scan(
     Args:
         probe: an importable function, or a `functools.partial` of one.
         seconds: time limit for a file; it gets one second more for every 10 MB.
+        chunk_size: files that a process gets at once.
         modules: to import before the processes are forked: that of `probe`.
     """
 
@@ -54,7 +56,7 @@ def scan(
 
     lost = []
     with ProcessPool(workers, "vjepa-scan", modules=modules) as pool:
-        for file, result in pool.imap(probe, files, limit):
+        for file, result in pool.imap(probe, files, limit, chunk_size):
             if isinstance(result, WorkerError):
                 lost.append(file)
             else:

@@ -91,7 +91,7 @@ def transcode_manifest(
     copies, rejected = {}, []
     workers = min(workers or len(os.sched_getaffinity(0)), len(sources))
     copy = partial(_copy, root=root, output=output, settings=settings)
-    results = scan(sources.values(), workers, copy, _SECONDS, modules=(__name__,))
+    results = scan(sources.values(), workers, copy, _SECONDS, 1, (__name__,))
     target = output / (manifest.stem + ".csv")
     try:
         targets = (_target(path, root, output, settings) for path in sources)

@@ -51,8 +51,15 @@ class Child:
         self._killed = False
         self._lock = Lock()
 
-    def call(self, function: Callable, arguments: tuple, seconds: float) -> Any:
-        """Call a function in the child. Returns its result or raises what it raised.
+    def call(self, function: Callable, arguments: tuple, seconds: float, items: list) -> Any:
+        """Call a function in the child. Raises what it raised.
+
+        Args:
+            seconds: time limit; of a generator, for each of its items.
+            items: takes the items of a generator.
+
+        Returns:
+            Its result; of a generator, `items`.
 
         Raises:
             EndedError: the child ended during the call.
@@ -61,15 +68,27 @@ class Child:
         message = pickle.dumps((function, arguments))
         try:
             self._connection.send_bytes(message)
+        except OSError as error:
+            raise EndedError from error
+        kind, value = self._receive(seconds)
+        while kind == "item":
+            items.append(value)
+            kind, value = self._receive(seconds)
+        if kind == "error":
+            raise value
+        if kind == "items":
+            return items
+        return self._read_array(*value) if kind == "array" else value
+
+    def _receive(self, seconds: float) -> tuple[str, Any]:
+        """One message of the child: what it is, and its value."""
+        try:
             if not self._connection.poll(seconds):
                 raise TimeOutError
             answer = self._connection.recv_bytes()
         except (EOFError, OSError) as error:
             raise EndedError from error
-        kind, value = pickle.loads(answer)
-        if kind == "error":
-            raise value
-        return self._read_array(*value) if kind == "array" else value
+        return pickle.loads(answer)
 
     def has_ended(self) -> bool:
         """Whether the child ended while idle: then its socket is readable, at the end of file."""

@@ -44,9 +44,9 @@ class ProcessPool(TaskQueue):
     """`count` processes that run tasks in order, each task for at most its time limit.
 
     Functions must be importable. They, their arguments and results are pickled; a result that is an
-    array comes through shared memory. A process that times out is killed. Where a process crashes,
-    is killed or times out, the future gets a WorkerError and the next task a new process. Processes
-    start when they are first needed.
+    array comes through shared memory; the result of a generator is the list of its items. A process
+    that times out is killed. Where a process crashes, is killed or times out, the future gets a
+    WorkerError and the next task a new process. Processes start when they are first needed.
 
     Args:
         count: number of processes.
@@ -102,34 +102,44 @@ class ProcessPool(TaskQueue):
         function: Callable[[Item], Any],
         items: Iterable[Item],
         seconds: Callable[[Item], float] | None = None,
+        chunk_size: int = 8,
     ) -> Iterator[tuple[Item, Any]]:
         """Call a function for each item; yields (item, result) in the order of completion.
 
         The result is a WorkerError where the item's process timed out, crashed or was killed.
 
         Args:
-            items: taken as they are needed: each process has one running and one waiting.
+            items: taken as they are needed: each process has one chunk running and one waiting.
             seconds: time limit of an item; None: the pool's.
+            chunk_size: items that a process gets at once, so that it need not wait for the next.
 
         Raises:
             BaseException: whatever the function raised.
         """
         items = iter(items)
-        running: dict[Future, Item] = {}
+        unfinished: list[list[Item]] = []  # the rests of chunks whose process ended
+        running: dict[Future, list[Item]] = {}
         done: SimpleQueue[Future] = SimpleQueue()
         while True:
-            for item in islice(items, 2 * len(self._threads) - len(running)):
-                future = self.submit(function, item, seconds=seconds and seconds(item))
-                running[future] = item
+            while len(running) < 2 * len(self._threads):
+                chunk = unfinished.pop() if unfinished else list(islice(items, chunk_size))
+                if not chunk:
+                    break
+                limit = max(map(seconds, chunk)) if seconds else None
+                future = self.submit(_call_each, function, chunk, seconds=limit)
+                running[future] = chunk
                 future.add_done_callback(done.put)
             if not running:
                 return
             future = done.get()
+            chunk = running.pop(future)
             try:
-                result = future.result()
+                results = future.result()
             except WorkerError as error:
-                result = error
-            yield running.pop(future), result
+                results = [*error.items, error]
+            yield from zip(chunk, results, strict=False)
+            if rest := chunk[len(results) :]:
+                unfinished.append(rest)
 
     def close(self) -> None:
         """Cancel the tasks that have not started and kill the running ones."""
@@ -155,16 +165,18 @@ class ProcessPool(TaskQueue):
         """Run a task in a child, a new one if needed. Returns the child unless it ended."""
         if not task.future.set_running_or_notify_cancel():
             return child
+        items: list[Any] = []
         try:
             if child is not None and child.has_ended():
                 self._discard(child)
                 child = None
             child = child or self._start()
-            result = child.call(task.function, task.arguments, task.seconds)
+            result = child.call(task.function, task.arguments, task.seconds, items)
         except (EndedError, TimeOutError) as ended:
             code = self._discard(child)
             late = isinstance(ended, TimeOutError)
             error = timed_out(task.seconds) if late else _ended(code)
+            error.items = items
             task.future.set_exception(CancelledError() if self._closed else error)
             return None
         except BaseException as error:  # noqa: BLE001 passed on to whoever waits
@@ -189,6 +201,10 @@ class ProcessPool(TaskQueue):
         with self._lock:
             self._children.discard(child)
         return child.close()
+
+
+def _call_each(function: Callable[[Item], Any], items: list[Item]) -> Iterator[Any]:
+    yield from map(function, items)
 
 
 def _ended(code: int | None) -> WorkerError:

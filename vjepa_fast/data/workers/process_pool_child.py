@@ -15,6 +15,7 @@ import signal
 import socket
 import time
 import traceback
+from collections.abc import Generator
 from importlib import import_module
 from multiprocessing.connection import Connection
 from threading import Thread
@@ -89,19 +90,26 @@ def _run_calls(link: int, memory: int) -> None:
     Thread(target=_exit_with_parent, args=(link,), daemon=True).start()
     connection = Connection(link)
     while True:  # nothing of a call is kept in a variable here, so its memory is free while idle
-        connection.send_bytes(_answer(connection.recv_bytes(), memory))
+        connection.send_bytes(_answer(connection, memory))
 
 
-def _answer(call: bytes, memory: int) -> bytes:
-    """Make a pickled call (function, arguments).
+def _answer(connection: Connection, memory: int) -> bytes:
+    """Receive a pickled call (function, arguments) and make it.
+
+    What a generator yields is sent at once, as ("item", value).
 
     Returns:
-        pickled ("value", result), ("array", (dtype, shape)) for an array whose bytes are now in the
-        file `memory`, or ("error", exception).
+        pickled ("value", result), ("items", None) at the end of a generator, ("array", (dtype,
+        shape)) for an array whose bytes are now in the file `memory`, or ("error", exception).
     """
+    call = connection.recv_bytes()
     try:
         function, arguments = pickle.loads(call)
         result = function(*arguments)
+        if isinstance(result, Generator):
+            for item in result:
+                connection.send_bytes(pickle.dumps(("item", item)))
+            return pickle.dumps(("items", None))
         if isinstance(result, np.ndarray):
             _write(memory, np.ascontiguousarray(result))
             return pickle.dumps(("array", (result.dtype.str, result.shape)))

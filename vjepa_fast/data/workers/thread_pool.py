@@ -6,7 +6,7 @@ or hang runs in `process_pool.ProcessPool`, which can kill it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, Future, wait
 from queue import SimpleQueue
 from threading import Lock, Thread, current_thread
@@ -20,7 +20,13 @@ _CLOSING_SECONDS = 10.0  # how long `close` waits for running tasks
 
 
 class WorkerError(UserError):
-    """A task has no result: it timed out, or its process crashed or was killed."""
+    """A task has no result: it timed out, or its process crashed or was killed.
+
+    Attributes:
+        items: what the task had yielded before, if its function is a generator.
+    """
+
+    items: Sequence[Any] = ()
 
 
 class WorkerPool(Protocol):
