@@ -150,6 +150,10 @@ BAD = {
 }
 
 
+def test_there_are_plenty() -> None:
+    assert len(BAD) >= 18
+
+
 @pytest.mark.parametrize("name", list(BAD))
 def test_bad_config(name: str, tmp_path: Path) -> None:
     check_sentence(*BAD[name], tmp_path)

@@ -140,6 +140,14 @@ def test_bad_override(override: str, sentence: str) -> None:
     assert str(error.value) == sentence
 
 
+def test_data_that_is_no_object() -> None:
+    with pytest.raises(UserError) as error:
+        parse_config([1])
+    assert str(error.value) == (
+        'the config: found [1], expected an object in braces; write {"seed": …}'
+    )
+
+
 @pytest.mark.parametrize(("old", "new"), RENAMED.items())
 def test_a_renamed_key_is_named(old: str, new: str, tmp_path: Path) -> None:
     section, key = old.split(".")

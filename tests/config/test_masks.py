@@ -100,7 +100,9 @@ def test_info_names_every_strategy():
         (
             [f"masks.specs[0]={json.dumps(BLOCKS | {'ratio': 0.5})}"],
             "masks.specs[0].ratio",
-            "found an unknown key, expected one of num_blocks, spatial_scale",
+            "found an unknown key, expected one of num_blocks, spatial_scale, temporal_scale, "
+            'aspect_ratio, max_temporal_keep, max_keep; set "strategy" to one that has this key, '
+            "or remove it",
         ),
         (
             [f"masks.specs[0]={json.dumps(mixture(BLOCKS, mixture(BLOCKS)))}"],

@@ -90,6 +90,8 @@ def unknown_key(location: Location) -> UserError:
         nearest += difflib.get_close_matches(key, keys, n=1)
     expected = f"one of {', '.join(siblings)}" if siblings else "a key of the config"
     fix = f"did you mean {nearest[0]}?" if nearest else "use one of those, or remove it"
+    if field_key(written) in FIELDS:  # a key of another kind of section
+        fix = 'set "strategy" to one that has this key, or remove it'
     return UserError(f"{key}: found an unknown key, expected {expected}; {fix}")
 
 
@@ -155,10 +157,9 @@ def _fix(kind: str, found: Any, key: str, is_item: bool) -> str:
             return f"write {show(renamed[found])}, its name in this version"
         return f"write e.g. {show(_nearest_choice(found, _choices(field.annotation)))}"
     example = _example(field)
-    if field is not None and isinstance(example, BaseModel | type(PydanticUndefined)):
-        section = next(iter(_sections_in(field.annotation)), None)
-        name = next(iter(section.model_fields)) if section else "…"
-        return f'write {{"{name}": …}}'
+    if isinstance(example, BaseModel | type(PydanticUndefined)):
+        section = next(iter(_sections_in(field.annotation)), Config) if field else Config
+        return f'write {{"{next(iter(section.model_fields))}": …}}'
     if is_item and isinstance(example, list | tuple):
         return f"write the whole list, e.g. {show(example)}"
     return f"write e.g. {show(example)}"
