@@ -1,4 +1,4 @@
-"""The probe: that it learns what is there, does not learn what is not, and reports it straight."""
+"""The probe learns what features hold and nothing else, and reports it."""
 
 import json
 import logging
@@ -27,7 +27,7 @@ RECIPE = ProbeRecipe(steps=400, batch=32, lr=5e-3, width=16, heads=2)
 
 
 def token_clips(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Clips of 6 noisy tokens, one of which (any) carries the class in its direction."""
+    """Clips of 6 noisy tokens, a random one of which holds the class in its direction."""
     generator = torch.Generator().manual_seed(seed)
     features = 0.5 * torch.randn(count, 6, 16, generator=generator)
     labels = torch.randint(0, 4, (count,), generator=generator)
@@ -95,11 +95,11 @@ def test_probe_of_a_run_through_the_command_line(
     assert result["step"] == 2
     for label in ("digit", "direction"):
         assert result["accuracy"][label].keys() == {PRETRAINED, RANDOM, PIXELS}
-        for share in result["accuracy"][label].values():
-            assert f"{share:.3f}" in printed
+        for accuracy in result["accuracy"][label].values():
+            assert f"{accuracy:.3f}" in printed
     assert f"run folder: {run}" in printed
 
-    alone = run.parent / "elsewhere" / "ckpt"  # a checkpoint that somebody was given
+    alone = run.parent / "elsewhere" / "ckpt"  # a checkpoint outside a run
     shutil.copytree(trained.folder, alone)
     entries = list(read_manifest(demo / "train.csv"))
     entries[5] = ruined(entries[5], run / "bad.webm")
@@ -125,15 +125,23 @@ def test_probe_of_a_run_through_the_command_line(
         assert len(draws) == 3
         assert result["accuracy"]["digit"][kind] == pytest.approx(sum(draws) / 3)
         assert f"{sum(draws) / 3:.3f}" in printed
-    for share in ("0", "1.5", "some"):
+    for fraction in ("0", "1.5", "some"):
         with pytest.raises(SystemExit, match="2"):
             cli.main(
-                ["probe", "--checkpoint", str(run), "--labels", "digit", "--label-fraction", share]
+                [
+                    "probe",
+                    "--checkpoint",
+                    str(run),
+                    "--labels",
+                    "digit",
+                    "--label-fraction",
+                    fraction,
+                ]
             )
-        assert f"found '{share}', expected a number above 0" in capsys.readouterr().err
+        assert f"found '{fraction}', expected a number above 0" in capsys.readouterr().err
 
     for arguments, fragment in (
-        (["--labels", "colour"], "found labels digit, direction, expected colour"),
+        (["--labels", "color"], "found labels digit, direction, expected color"),
         (["--labels", ","], "--labels: found ','"),
         (["--labels", "digit", "--train", str(run / "config.json")], "config.json"),
     ):
@@ -147,7 +155,7 @@ def test_probe_of_a_run_through_the_command_line(
     assert "found a run without a checkpoint" in capsys.readouterr().err
 
     write_manifest(run / "bare.csv", [replace(entry, labels={}) for entry in entries])
-    monkeypatch.setattr(probe, "load_clips", None)  # it is refused before a clip is decoded
+    monkeypatch.setattr(probe, "load_clips", None)  # rejected before a clip is decoded
     bare = ["--labels", "digit", "--test", str(run / "bare.csv")]
     assert cli.main(["probe", "--checkpoint", str(run), *bare]) == 2
     assert "bare.csv: found labels none, expected digit" in capsys.readouterr().err
@@ -182,12 +190,12 @@ def test_videos_that_do_not_decode_are_left_out(
 
 
 def ruined(entry: ManifestEntry, path: Path) -> ManifestEntry:
-    """A file of the same length that is no video, pinned as if it had been indexed so."""
+    """An entry whose file is not a video, with matching size and time."""
     path.write_bytes(b"\x1aE\xdf\xa3" + bytes(entry.size_bytes - 4))
     return replace(entry, path=str(path), mtime_ns=path.stat().st_mtime_ns)
 
 
-def test_features_that_do_not_fit_are_refused_before_the_work() -> None:
+def test_features_that_do_not_fit_are_rejected_before_the_work() -> None:
     video = torch.zeros(3, 2, 8, 8, 3, dtype=torch.uint8)
     seen = []
 

@@ -1,6 +1,6 @@
-"""Runs of train.py, forked from one process that has imported everything: many runs for one import.
+"""Runs of train.py, forked from one process that has imported everything, to import only once.
 
-Run as a program, this file is that process; the tests use `Runs`."""
+Run as a program, this file is that process; tests use `Runs`."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ LAUNCHERS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
 class Run:
-    """A run that was started.
+    """A process of a started run.
 
     Attributes:
-        pid: of its process.
-        output: file that its stdout and stderr go to.
+        pid: process id.
+        output: file with its stdout and stderr.
     """
 
     def __init__(self, runs: Runs, pid: int, output: Path) -> None:
@@ -37,7 +37,7 @@ class Run:
     def wait(self) -> int:
         """Its exit status, negative where a signal ended it."""
         status = self._runs.ask({"wait": self.pid})
-        self._runs.going.discard(self.pid)
+        self._runs.running.discard(self.pid)
         return status
 
     @property
@@ -45,7 +45,7 @@ class Run:
         return self.output.read_text(errors="replace")
 
     def until(self, what: Callable[[], object], seconds: float = 240) -> None:
-        """Wait until something is the case while the run goes on."""
+        """Wait until a condition holds while the run continues."""
         end = time.monotonic() + seconds
         while not what():
             assert os.path.exists(f"/proc/{self.pid}/exe"), f"it ended: {self.text}"
@@ -54,11 +54,11 @@ class Run:
 
 
 class Runs:
-    """Starts runs. Close it."""
+    """Starts runs; to be closed."""
 
     def __init__(self, folder: Path) -> None:
         self._folder, self._number = folder, 0
-        self.going: set[int] = set()
+        self.running: set[int] = set()
         env = {name: value for name, value in os.environ.items() if name not in LAUNCHERS}
         self._process = subprocess.Popen(
             [sys.executable, __file__],
@@ -81,7 +81,7 @@ class Runs:
         Args:
             config: its JSON data.
             env: environment variables to add.
-            largest_file: bytes that the process can write to one file; -1 for any number.
+            largest_file: limit of a file's size in bytes; -1 for none.
         """
         self._number += 1
         path = self._folder / f"config{self._number}.json"
@@ -90,18 +90,18 @@ class Runs:
         output.touch()
         question = {"arguments": ["--config", str(path)], "env": env or {}, "output": str(output)}
         pid = self.ask(question | {"largest_file": largest_file})
-        self.going.add(pid)
+        self.running.add(pid)
         return Run(self, pid, output)
 
     def together(
         self, config: dict | list[dict], world: int, limits: dict | None = None
     ) -> list[Run]:
-        """Start train.py in several processes, as plain environment variables make them one run.
+        """Start train.py in several processes of one run, by plain environment variables.
 
         Args:
-            config: its JSON data; a list gives every process its own.
-            world: processes.
-            limits: `largest_file` by rank, for those that have one.
+            config: its JSON data; a list has one for every process.
+            world: number of processes.
+            limits: `largest_file` by rank, where there is one.
         """
         configs = config if isinstance(config, list) else [config] * world
         with socket.socket() as probe:
@@ -118,15 +118,15 @@ class Runs:
         ]
 
     def finish(self, config: dict, world: int = 1) -> str:
-        """Run to the end; what rank 0 printed."""
+        """Run to the end; returns what rank 0 printed."""
         runs = self.together(config, world) if world > 1 else [self.start(config)]
         for run in runs:
             assert run.wait() == 0, run.text
         return runs[0].text
 
     def kill_all(self) -> None:
-        """End what a test that failed has left."""
-        for pid in list(self.going):
+        """Kill the runs that a failed test has left."""
+        for pid in list(self.running):
             os.kill(pid, signal.SIGKILL)
             Run(self, pid, self._folder).wait()
 
@@ -136,19 +136,19 @@ class Runs:
 
 
 @contextmanager
-def small_file_system(place: Path, size: int) -> Iterator[None]:
-    """A real file system of so many bytes. Needs root."""
-    place.mkdir(parents=True, exist_ok=True)
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(place)]
+def small_file_system(folder: Path, size: int) -> Iterator[None]:
+    """Mount a file system of `size` bytes at a folder. Needs root."""
+    folder.mkdir(parents=True, exist_ok=True)
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
     subprocess.run(mount, check=True)
     try:
         yield
     finally:
-        subprocess.run(["umount", "-l", str(place)], check=True)
+        subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
 def main() -> None:
-    """Read questions line by line: fork a run and answer with its pid, or wait for one."""
+    """Read requests line by line: fork a run and answer with its pid, or wait for one."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # imports print
     import torch

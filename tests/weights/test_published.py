@@ -1,4 +1,4 @@
-"""Published names to ours and back; weights are loaded exactly or refused."""
+"""Published weight names to ours and back; weights are loaded exactly or rejected."""
 
 import numpy as np
 import pytest
@@ -43,7 +43,7 @@ def same(a, b):
 
 @pytest.mark.parametrize("prefix", ["", "backbone.", "module.backbone.", "module.module.backbone."])
 def test_names_of_published_checkpoints(prefix):
-    """The golden files hold them; only the position tables have no weight of ours."""
+    """Of the golden files, only the position tables have no counterpart in our weights."""
     model = make()
     encoder = golden("multiblock_tiny.npz", "init/encoder/")
     predictor = golden("multiblock_tiny.npz", "init/predictor/")
@@ -76,7 +76,7 @@ def test_round_trip(num_specs):
     assert same(predictor_from_published(published), predictor)
     tokens = {name: tuple(v.shape) for name, v in published.items() if "mask_tokens" in name}
     assert tokens == {f"backbone.mask_tokens.{i}": (1, 1, 12) for i in range(num_specs)}
-    # a file may list them as text does: 0, 1, 10, 11, 2 …
+    # a file may sort them as text: 0, 1, 10, 11, 2 …
     assert same(predictor_from_published(dict(sorted(published.items()))), predictor)
 
 
@@ -112,13 +112,13 @@ def test_mask_tokens_with_a_gap(kept, found):
         predictor_from_published(state)
 
 
-def test_an_unknown_name_is_passed_on_as_it_is():
+def test_an_unknown_name_is_kept():
     state = {"module.backbone.surprise": torch.zeros(1), "predictor_surprise.weight": torch.ones(1)}
     assert set(predictor_from_published(state)) == {"surprise", "predictor_surprise.weight"}
     assert set(encoder_from_published(state)) == {"surprise", "predictor_surprise.weight"}
 
 
-def refused(state):
+def rejected(state):
     module = nn.Sequential(nn.Linear(3, 2), nn.LayerNorm(2))
     before = {name: value.clone() for name, value in module.state_dict().items()}
     with pytest.raises(UserError) as caught:
@@ -140,32 +140,32 @@ STATE = {
 
 def test_missing_names():
     state = {name: value for name, value in STATE.items() if name != "0.bias"}
-    assert refused(state) == (
+    assert rejected(state) == (
         "probe.safetensors: found 0 unknown names [] and 1 missing names ['0.bias'], expected "
         "exactly the names of Sequential"
     )
 
 
 def test_unknown_names():
-    """At most three are named."""
+    """The message names at most three."""
     extra = {f"more.{i}": torch.zeros(1) for i in range(5)}
     assert "found 5 unknown names ['more.0', 'more.1', 'more.2'] and 0 missing names []" in (
-        refused(STATE | extra)
+        rejected(STATE | extra)
     )
 
 
 def test_nothing_to_load():
-    assert "4 missing names ['0.bias', '0.weight', '1.bias']" in refused({})
+    assert "4 missing names ['0.bias', '0.weight', '1.bias']" in rejected({})
 
 
 @pytest.mark.parametrize("shape", [(3, 2), (6,), (1, 2, 3)], ids=str)
 def test_other_shapes(shape):
-    assert refused(STATE | {"0.weight": torch.zeros(shape)}) == (
+    assert rejected(STATE | {"0.weight": torch.zeros(shape)}) == (
         f"probe.safetensors: found 0.weight of shape {shape}, expected (2, 3)"
     )
 
 
-def test_a_shallower_model_is_refused():
+def test_a_shallower_model_is_rejected():
     deep, shallow = make(depth=3), make(depth=2)
     with pytest.raises(UserError, match=r"^encoder: found 12 unknown names \['blocks\.2\.attn"):
         load_exactly(shallow.encoder, deep.encoder.state_dict(), "encoder")

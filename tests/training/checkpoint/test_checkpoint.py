@@ -1,4 +1,4 @@
-"""Checkpoints: bit-exact, for any stage, complete or absent."""
+"""Checkpoints are bit-exact, fit every ZeRO stage, and are complete or absent."""
 
 import resource
 from collections.abc import Iterator
@@ -30,7 +30,7 @@ def test_resuming_is_bit_exact(tmp_path: Path, stage: int, bf16: bool) -> None:
     folder = save_checkpoint(straight, tmp_path)
     losses = run_steps(straight, 3, 6)
 
-    resumed = make_trainer(stage, bf16, clip_grad=0.05, seed=1)  # other weights to begin with
+    resumed = make_trainer(stage, bf16, clip_grad=0.05, seed=1)  # other initial weights
     restore(resumed, Checkpoint.open(folder))
     assert resumed.step_number == 3
     assert torch.equal(torch.stack(run_steps(resumed, 3, 6)), torch.stack(losses))
@@ -61,7 +61,7 @@ def test_another_stage_reads_it(tmp_path: Path, saved: tuple, read: tuple) -> No
     torch.testing.assert_close(*losses, rtol=1e-6, atol=1e-7)
 
 
-def test_it_holds_whole_weights_by_name(tmp_path: Path) -> None:
+def test_it_holds_all_weights_by_name(tmp_path: Path) -> None:
     trainer = make_trainer()
     run_steps(trainer, 0, 2)
     checkpoint = Checkpoint.open(save_checkpoint(trainer, tmp_path, keep_last=1))
@@ -73,7 +73,7 @@ def test_it_holds_whole_weights_by_name(tmp_path: Path) -> None:
     assert all(torch.equal(read[name], own[name]) for name in own)
 
 
-def test_old_ones_go_and_half_written_ones_do_not_count(tmp_path: Path) -> None:
+def test_old_ones_are_removed_and_partial_ones_are_ignored(tmp_path: Path) -> None:
     trainer = make_trainer()
     for step in range(4):
         run_steps(trainer, step, step + 1)
@@ -85,13 +85,13 @@ def test_old_ones_go_and_half_written_ones_do_not_count(tmp_path: Path) -> None:
     (half / "state.json").write_text("{}")
     assert Checkpoint.find(tmp_path).folder.name == "step_00000004"
     run_steps(trainer, 4, 5)
-    save_checkpoint(trainer, tmp_path)  # over the half-written one
+    save_checkpoint(trainer, tmp_path)  # over the partial one
     assert Checkpoint.find(tmp_path).state["step"] == 5
     assert not half.exists()
 
 
 @pytest.mark.parametrize("background", [False, True])
-def test_some_are_kept_for_good(tmp_path: Path, background: bool) -> None:
+def test_every_nth_is_kept(tmp_path: Path, background: bool) -> None:
     trainer = make_trainer()
     policy = CheckpointConfig(every=1, keep_last=1, keep_every=3, background=background)
     saver = Saver(tmp_path, {}, "videos", policy, HostGroup())
@@ -112,7 +112,7 @@ def test_a_save_in_the_background_holds_the_step_it_began_at(tmp_path: Path) -> 
     saver.save(trainer)
     assert not checkpoints(tmp_path / "later")  # only `finish` makes it visible
     now = Checkpoint.open(save_checkpoint(trainer, tmp_path / "now"))
-    run_steps(trainer, 2, 4)  # changes the masters and averages in place
+    run_steps(trainer, 2, 4)  # changes master and EMA weights in place
     saver.close()
     later = Checkpoint.find(tmp_path / "later")
     shards = [load_file(c.folder / "shard_00000.safetensors") for c in (now, later)]
@@ -131,8 +131,8 @@ def no_file_longer_than(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_a_failure_that_is_noticed_late_is_made_good_at_the_next_step(tmp_path: Path) -> None:
-    """A slow write in the background may fail after the step at which to try again."""
+def test_a_failure_that_is_noticed_late_is_retried_at_the_next_step(tmp_path: Path) -> None:
+    """A slow write in the background may fail after the step of the retry."""
     trainer = make_trainer()
     saver = Saver(tmp_path, {}, "videos", CheckpointConfig(every=10, background=True), HostGroup())
     run_steps(trainer, 0, 1)

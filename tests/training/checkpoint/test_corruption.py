@@ -1,4 +1,4 @@
-"""Checkpoints that are damaged, of another kind, or malicious: named, refused, never run."""
+"""Corrupt, foreign and malicious checkpoints are named and rejected, and never executed."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def run_of_three(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def run(run_of_three: Path, tmp_path: Path) -> Path:
-    """A run with checkpoints of steps 1, 2 and 3, to damage."""
+    """A run with checkpoints of steps 1, 2 and 3, to corrupt."""
     shutil.copytree(run_of_three / "checkpoints", tmp_path / "checkpoints")
     return tmp_path
 
@@ -47,13 +47,13 @@ def flip_a_bit(file: Path) -> None:
     file.write_bytes(content)
 
 
-def refused(run: Path, config: dict | None = None, videos: str = "videos") -> str:
+def rejected(run: Path, config: dict | None = None, videos: str = "videos") -> str:
     with pytest.raises(UserError) as caught:
         find_resumable(run, config or {}, videos, HostGroup())
     return str(caught.value)
 
 
-DAMAGE = {
+CORRUPTION = {
     "a bit": (flip_a_bit, SHARD, "found other bytes than were written"),
     "half": (lambda f: os.truncate(f, 1000), SHARD, "found 1000 bytes where "),
     "lost": (Path.unlink, SHARD, "found No such file or directory"),
@@ -67,12 +67,12 @@ DAMAGE = {
 }
 
 
-@pytest.mark.parametrize("kind", DAMAGE)
-def test_a_damaged_newest_one_stops_the_run_and_names_the_one_before(run: Path, kind: str) -> None:
-    damage, file, found = DAMAGE[kind]
+@pytest.mark.parametrize("kind", CORRUPTION)
+def test_a_corrupt_newest_one_stops_the_run_and_names_the_one_before(run: Path, kind: str) -> None:
+    corrupt, file, found = CORRUPTION[kind]
     newest = checkpoints(run)[-1]
-    damage(newest / file)
-    message = refused(run)
+    corrupt(newest / file)
+    message = rejected(run)
     assert found in message and str(newest) in message
     assert f"remove it with rm -r {newest} and run the same command again" in message
     assert message.endswith("which will resume from step_00000002, which is intact")
@@ -82,19 +82,19 @@ def test_a_damaged_newest_one_stops_the_run_and_names_the_one_before(run: Path, 
     assert trainer.step_number == 2
 
 
-def test_all_that_must_go_is_named(run: Path) -> None:
+def test_all_that_must_be_removed_are_named(run: Path) -> None:
     first, second, third = checkpoints(run)
     for folder in (second, third):
         flip_a_bit(folder / SHARD)
-    message = refused(run)
+    message = rejected(run)
     assert f"rm -r {second} {third} and" in message and "resume from step_00000001" in message
     flip_a_bit(first / SHARD)
-    message = refused(run)
+    message = rejected(run)
     assert f"rm -r {first} {second} {third} and" in message
     assert message.endswith("which will start from the beginning")
 
 
-def test_whoever_reads_weights_sees_damage(run: Path) -> None:
+def test_reading_weights_detects_corruption(run: Path) -> None:
     checkpoint = Checkpoint.find(run)
     checkpoint.weights("encoder", "teacher")
     flip_a_bit(checkpoint.folder / SHARD)
@@ -106,8 +106,8 @@ def test_other_models_recipes_and_videos_are_named(run: Path) -> None:
     checkpoint = Checkpoint.find(run)
     with pytest.raises(UserError, match=r"shape \[24, .*\] instead of .* \[36, .*\]"):
         restore(make_trainer(encoder_width=36), checkpoint)
-    assert "found a run of another recipe (seed was null and is 1)" in refused(run, {"seed": 1})
-    assert "found other videos" in refused(run, videos="others")
+    assert "found a run of another recipe (seed was null and is 1)" in rejected(run, {"seed": 1})
+    assert "found other videos" in rejected(run, videos="others")
     with pytest.raises(UserError, match=r"found no readable state\.json"):
         Checkpoint.find(run / "nowhere")
     state = json.loads((checkpoint.folder / "state.json").read_text())
@@ -133,11 +133,11 @@ def test_a_run_from_before_a_key_had_its_default(
     restore(trainer, find_resumable(run, own, "videos", HostGroup()))
     assert trainer.step_number == 3
     own["optim"]["loss_exponent"] = 2.0
-    assert "(optim.loss_exponent was 1.0 and is 2.0)" in refused(run, own)
+    assert "(optim.loss_exponent was 1.0 and is 2.0)" in rejected(run, own)
 
 
 class Malicious:
-    """Unpickled, it leaves a mark."""
+    """Creates a file when it is unpickled."""
 
     def __init__(self, mark: Path) -> None:
         self.mark = mark
@@ -156,16 +156,16 @@ def test_no_pickle_is_ever_loaded(run: Path, tmp_path: Path) -> None:
     for name in ("model.pt", "mp_rank_00_model_states.pt", "latest", "state.pkl"):
         (newest / name).write_bytes(evil)
     trainer = make_trainer()
-    # beside what is ours it is not even looked at
+    # beside our files it is not even opened
     restore(trainer, find_resumable(run, {}, "videos", HostGroup()))
     assert trainer.step_number == 3
     checkpoint = Checkpoint.open(newest)
-    (newest / SHARD).write_bytes(evil)  # in its place it is refused, checked or not
-    refused(run)
+    (newest / SHARD).write_bytes(evil)  # in place of a shard it is rejected, verified or not
+    rejected(run)
     with pytest.raises(UserError, match="expected an intact shard"):
         checkpoint.read("encoder.decay/master", 0, 10)
     (newest / "state.json").write_bytes(evil)
-    refused(run)
+    rejected(run)
     assert not mark.exists()
 
 

@@ -1,4 +1,4 @@
-"""Runs that are killed, asked to stop, moved to another number of processes, or short of disk."""
+"""Runs that are killed, stopped by signals, moved to another world size, or short of disk."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def test_kills_at_random_moments_cost_less_than_an_interval(
 def test_a_signal_saves_and_stops(
     runs: Runs, small_config: Callable[..., dict], tmp_path: Path, number: int
 ) -> None:
-    """Also where its decoding processes get it, as from a terminal or DeepSpeed's launcher."""
+    """Also if its decoding processes get it, as from a terminal or DeepSpeed's launcher."""
     folder = tmp_path / "run"
     optim, checkpoint = {"steps": LONG}, {"every": LONG}
     config = small_config(optim=optim, checkpoint=checkpoint, data={"backend": "pyav"})
@@ -126,7 +126,7 @@ def test_a_signal_saves_and_stops(
 
 
 @pytest.mark.slow
-def test_a_signal_at_one_process_stops_all_and_they_go_on_bit_for_bit(
+def test_a_signal_at_one_process_stops_all_and_they_resume_bit_for_bit(
     runs: Runs, small_config: Callable[..., dict], tmp_path: Path
 ) -> None:
     optim, checkpoint = {"steps": 30}, {"every": 5}
@@ -145,7 +145,7 @@ def test_a_signal_at_one_process_stops_all_and_they_go_on_bit_for_bit(
     assert same_weights(straight, stopped)
 
 
-def test_the_second_signal_ends_at_once_whatever_the_process_waits_for(
+def test_the_second_signal_ends_a_process_at_once_even_in_a_collective(
     runs: Runs, small_config: Callable[..., dict], tmp_path: Path
 ) -> None:
     config = small_config(optim={"steps": LONG}, checkpoint={"every": LONG})
@@ -164,15 +164,15 @@ def test_the_second_signal_ends_at_once_whatever_the_process_waits_for(
     assert "SIGTERM again: stopping at once" in first.text
     second.send(signal.SIGCONT)
     assert second.wait() == 2
-    gone = [line for line in second.text.splitlines() if line.startswith("error: ")]
-    assert len(gone) == 1 and "found that another process of this run is gone" in gone[0]
+    errors = [line for line in second.text.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1 and "found that another process of this run is gone" in errors[0]
     assert "Traceback" not in second.text
 
 
-def test_a_mistake_on_one_host_ends_all(
+def test_an_error_on_one_host_ends_all(
     runs: Runs, small_config: Callable[..., dict], tmp_path: Path
 ) -> None:
-    """An output folder that rank 1 can't make: rank 0 doesn't wait for it in a collective."""
+    """Rank 1 cannot make its output folder; rank 0 does not wait for it in a collective."""
     file = tmp_path / "file"
     file.touch()
     outputs = [str(tmp_path / "run"), str(file / "run")]
@@ -185,11 +185,11 @@ def test_a_mistake_on_one_host_ends_all(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("worlds", [(1, 2, 1), (2, 4)])
-def test_another_number_of_processes_goes_on(
+def test_another_world_size_resumes(
     runs: Runs, small_config: Callable[..., dict], tmp_path: Path, worlds: tuple[int, ...]
 ) -> None:
     """Same global batches, same losses to float tolerance."""
-    optim = {"steps": 5 * len(worlds), "micro_batch": 8}  # at most: a process's share is less
+    optim = {"steps": 5 * len(worlds), "micro_batch": 8}  # at most: a process has fewer clips
     straight, moved = tmp_path / "straight", tmp_path / "moved"
     runs.finish(small_config(output=str(straight), optim=optim))
     config = small_config(output=str(moved), optim=optim, checkpoint={"every": 5, "keep_last": 9})
@@ -235,10 +235,10 @@ def test_a_full_disk_costs_a_checkpoint_and_not_the_run(
         check_recovery(run.text, folder, straight)
 
 
-def test_one_process_that_cannot_write_makes_all_give_up_the_checkpoint(
+def test_one_process_that_cannot_write_makes_all_skip_the_checkpoint(
     runs: Runs, small_config: Callable[..., dict], tmp_path: Path
 ) -> None:
-    """A file limit, since one file system is full for all; and at the end it is an error."""
+    """By a limit on file sizes, as a full disk is full for all. At the run's end it is an error."""
     config = small_config(optim={"steps": 6}, checkpoint={"every": 2})
     both: list[Run] = runs.together(config, 2, limits={1: 4096})
     assert [run.wait() for run in both] == [2, 2], both[0].text

@@ -1,4 +1,4 @@
-"""Who a process is, by what its launcher left in the environment; nobody is alone by mistake."""
+"""A process's rank from its launcher's environment; none trains alone by mistake."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ SRUN = {
 }
 
 
-def test_nobody_launched_it() -> None:
-    place = launch_environment({}, devices=0)
-    assert int(place.pop("MASTER_PORT")) > 1023
+def test_without_a_launcher() -> None:
+    found = launch_environment({}, devices=0)
+    assert int(found.pop("MASTER_PORT")) > 1023
     alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
-    assert place == alone
+    assert found == alone
     batch_job_of_one_task = {"SLURM_JOB_ID": "5", "SLURM_NTASKS": "1", "SLURM_PROCID": "0"}
     assert launch_environment(batch_job_of_one_task, devices=1)["WORLD_SIZE"] == "1"
 
@@ -44,8 +44,8 @@ def test_nobody_launched_it() -> None:
 def test_launchers() -> None:
     assert launch_environment(TORCHRUN, devices=2) == TORCHRUN
     assert launch_environment(TORCHRUN | {"SLURM_NTASKS": "2"}, devices=2) == TORCHRUN
-    place = launch_environment(SRUN, devices=8)
-    assert place == {
+    found = launch_environment(SRUN, devices=8)
+    assert found == {
         "RANK": "9",
         "LOCAL_RANK": "1",
         "WORLD_SIZE": "16",
@@ -55,7 +55,7 @@ def test_launchers() -> None:
     given = launch_environment(SRUN | {"MASTER_ADDR": "a", "MASTER_PORT": "1"}, devices=8)
     assert (given["MASTER_ADDR"], given["MASTER_PORT"]) == ("a", "1")
     other_step = launch_environment(SRUN | {"SLURM_STEP_ID": "1"}, devices=8)
-    assert other_step["MASTER_PORT"] != place["MASTER_PORT"]
+    assert other_step["MASTER_PORT"] != found["MASTER_PORT"]
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,7 @@ def test_the_first_host_of_a_node_list(nodes: str, host: str) -> None:
         ("NCCL error: remote process exited\nLast error: x", "NCCL error: remote process exited"),
     ],
 )
-def test_what_a_collective_says_is_cut_to_its_point(said: str, kept: str) -> None:
+def test_the_reason_of_a_failed_collective(said: str, kept: str) -> None:
     assert collective_reason(RuntimeError(said)) == kept
 
 
@@ -120,7 +120,7 @@ def test_a_wrong_environment_is_a_sentence(
 
 
 def test_one_process_needs_no_port() -> None:
-    """Between looking for a free one and taking it, another process may have taken it."""
+    """Another process might take a free port before this one does."""
     code = (
         "from vjepa_fast.training.distributed.launch import init_process_group; "
         "print(init_process_group())"
@@ -128,8 +128,8 @@ def test_one_process_needs_no_port() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        place = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
-        env = os.environ | place | {"MASTER_PORT": str(taken.getsockname()[1])}
+        alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
+        env = os.environ | alone | {"MASTER_PORT": str(taken.getsockname()[1])}
         done = subprocess.run(
             [sys.executable, "-c", code], env=env, cwd=REPOSITORY, capture_output=True, text=True
         )

@@ -1,4 +1,4 @@
-"""Under real launchers, and on two hosts: network namespaces with a cable between them."""
+"""Runs under real launchers, and on two hosts: network namespaces with a link between them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ HOSTS = {"vjepa_a": "10.77.0.1", "vjepa_b": "10.77.0.2"}
 
 
 class Job:
-    """A command that runs, and what it has printed."""
+    """A running command and its output."""
 
     def __init__(self, command: list[str], output: Path, env: dict[str, str]) -> None:
         clean = {name: value for name, value in os.environ.items() if name not in LAUNCHERS}
@@ -62,7 +62,7 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Job]]:
 
 
 def processes(config: Path) -> list[int]:
-    """Processes that train on a config, not their launchers."""
+    """Process ids that train on a config, without their launchers."""
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
@@ -80,7 +80,7 @@ def written(config: dict, folder: Path) -> Path:
     return path
 
 
-def gone(config: Path) -> None:
+def wait_until_ended(config: Path) -> None:
     end = time.monotonic() + 300
     while processes(config):
         assert time.monotonic() < end
@@ -96,7 +96,7 @@ LAUNCH = {
 
 
 @pytest.mark.parametrize("launcher", LAUNCH)
-def test_ending_the_launcher_saves_and_the_same_command_goes_on(
+def test_ending_the_launcher_saves_and_the_same_command_resumes(
     small_config: Callable[..., dict], tmp_path: Path, start: Callable[..., Job], launcher: str
 ) -> None:
     """SIGTERM to the launcher's own process alone, as `kill` sends it."""
@@ -111,17 +111,15 @@ def test_ending_the_launcher_saves_and_the_same_command_goes_on(
         job.until(lambda job=job: "data wait" in job.text)
         job.process.send_signal(signal.SIGTERM)
         job.process.wait(300)
-        gone(config)
+        wait_until_ended(config)
         assert "run the same command to resume" in job.text, job.text
     first, second = checkpoints(tmp_path / "run")
     assert f"resumed at step {int(first.name.removeprefix('step_'))} " in job.text
     assert second > first
 
 
-def test_srun_is_understood(
-    small_config: Callable[..., dict], tmp_path: Path, start: Callable[..., Job]
-) -> None:
-    """There is no SLURM here: what srun would set, set by hand, for two real processes."""
+def test_srun(small_config: Callable[..., dict], tmp_path: Path, start: Callable[..., Job]) -> None:
+    """Without SLURM: two real processes with the variables that srun would set."""
     config = written(small_config(optim={"steps": 4}), tmp_path)
     common = {"SLURM_JOB_ID": "29614", "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "2"}
     common |= {"SLURM_NTASKS": "2", "SLURM_STEP_NODELIST": "localhost"}
@@ -143,7 +141,7 @@ def ip(*words: str) -> None:
 
 
 @pytest.fixture
-def cable() -> Iterator[None]:
+def link() -> Iterator[None]:
     """Two network namespaces, vjepa_a and vjepa_b, and a pair of virtual devices between them."""
     made = []
     try:
@@ -173,12 +171,12 @@ def on_two_hosts(start: Callable[..., Job], config: Path) -> list[Job]:
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="making network namespaces needs root")
-@pytest.mark.parametrize("end", ["kill", "pull the cable"])
-def test_two_hosts_train_together_and_one_that_is_gone_ends_the_other(
+@pytest.mark.parametrize("end", ["kill", "cut the link"])
+def test_two_hosts_train_together_and_the_end_of_one_ends_the_other(
     small_config: Callable[..., dict],
     tmp_path: Path,
     start: Callable[..., Job],
-    cable: None,
+    link: None,
     end: str,
 ) -> None:
     config = written(small_config(optim={"steps": LONG}, checkpoint={"every": 5}), tmp_path)
@@ -193,7 +191,7 @@ def test_two_hosts_train_together_and_one_that_is_gone_ends_the_other(
         assert job.process.wait(90) != 0
     assert time.monotonic() - began < 60
     assert "found that another process of this run is gone" in jobs[0].text
-    gone(config)
+    wait_until_ended(config)
 
     if end != "kill":
         ip("-n", "vjepa_b", "link", "set", "vjepa_b", "up")

@@ -1,4 +1,4 @@
-"""The collapse monitor sees both faces of collapse; metrics survive a kill."""
+"""The collapse monitor detects both forms of collapse; metrics survive a kill."""
 
 import json
 import logging
@@ -17,7 +17,7 @@ def test_features_that_are_a_function_of_the_position_are_collapsed() -> None:
     positions = torch.randn(1, 20, 32, generator=generator)
     noise = torch.randn(16, 20, 32, generator=generator)
     collapsed, healthy = positions + 0.03 * noise, positions + noise
-    assert collapsed.std((0, 1)).mean() > 0.9  # token by token it looks alive
+    assert collapsed.std((0, 1)).mean() > 0.9  # token by token it looks healthy
     assert feature_health(collapsed)["std_across_clips"] < 0.05
     assert feature_health(healthy)["std_across_clips"] > 0.5
 

@@ -1,4 +1,4 @@
-"""A disk that is full for a while costs metrics, and not the run; every written line is whole."""
+"""A disk that is full for a while costs metrics, not the run; written lines are complete."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run shows and writes beside its metrics: pictures, lines, histograms, Weights & Biases."""
+"""What a run reports: pictures, lines, histograms, Weights & Biases, its environment."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from vjepa_fast.training.monitoring.writer import MetricsWriter, read_metrics
 from vjepa_fast.training.timers import PARTS
 
 STAND_IN = '''
-"""Notes down what the real package would be called with."""
+"""Records the calls that the real package would get."""
 calls = []
 class Run:
     def log(self, values, step): calls.append(("log", step, sorted(values)))
@@ -41,8 +41,8 @@ def init(**options):
 '''
 
 
-class _Said(logging.Handler):
-    """Keeps what is logged."""
+class _Messages(logging.Handler):
+    """Records log messages."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -59,14 +59,14 @@ def test_what_a_run_leaves(
 ) -> None:
     (tmp_path / "wandb.py").write_text(STAND_IN)
     monkeypatch.syspath_prepend(tmp_path)
-    logger, said = logging.getLogger("vjepa_fast"), _Said()
-    monkeypatch.setattr(logger, "handlers", [said])
+    logger, messages = logging.getLogger("vjepa_fast"), _Messages()
+    monkeypatch.setattr(logger, "handlers", [messages])
     monkeypatch.setattr(logger, "level", logging.INFO)
     log = {"every": 2, "pictures_every": 3, "histograms_every": 5, "wandb": "trials"}
     run = pretrain(parse_config(small_config(log=log)))
     import wandb
 
-    lines = [m for m in said.lines if m.startswith("step ")]
+    lines = [m for m in messages.lines if m.startswith("step ")]
     assert len(lines) == 5 and lines[-1].startswith("step 8 of 8: loss ")
     assert lines[1].endswith(" left") and "clips/s" in lines[1]
 
@@ -110,7 +110,7 @@ def test_environment_names_commit_and_device() -> None:
 
 
 def test_colors_follow_what_varies_most() -> None:
-    """Features that hold one pattern beside little noise show that pattern as the first color."""
+    """Features of one pattern and little noise show that pattern as the first color."""
     grid, clips = (2, 4, 4), 2
     generator = torch.Generator().manual_seed(0)
     pattern = torch.linspace(-1, 1, 32).repeat(clips, 1)
@@ -126,12 +126,12 @@ def test_colors_follow_what_varies_most() -> None:
     assert np.array_equal(colors, principal_colors(features, grid))
 
 
-def test_features_that_are_all_alike_have_a_picture() -> None:
+def test_equal_features_have_a_picture() -> None:
     video = torch.zeros(1, 4, 16, 16, 3, dtype=torch.uint8)
     assert feature_picture(video, torch.ones(1, 8, 12), (2, 2, 2)).dtype == np.uint8
 
 
-def test_masks_tint_what_is_no_context(small_config: Callable[..., dict]) -> None:
+def test_masks_tint_all_but_the_context(small_config: Callable[..., dict]) -> None:
     config = parse_config(small_config())
     masks = config.masks.sampler(config.grid, 0).sample(0, range(8))
     video = torch.full((1, 8, 24, 24, 3), 200, dtype=torch.uint8)
@@ -140,9 +140,9 @@ def test_masks_tint_what_is_no_context(small_config: Callable[..., dict]) -> Non
     kinds[masks.context(0)[0].numpy()] = CONTEXT
     for column, t in enumerate(shown_frames(config.grid[0])):
         frame = picture[:96, column * 100 : column * 100 + 96, :3]
-        centres = frame[16::32, 16::32].reshape(9, 3)
+        centers = frame[16::32, 16::32].reshape(9, 3)
         of_frame = kinds.reshape(config.grid)[t].ravel()
-        assert ((centres == 200).all(axis=1) == (of_frame == CONTEXT)).all()
+        assert ((centers == 200).all(axis=1) == (of_frame == CONTEXT)).all()
 
 
 def test_tiles_are_laid_out_with_gaps() -> None:

@@ -243,7 +243,7 @@ class Checkpoint:
             ) from None
 
     def weights(self, part: str, which: str) -> dict[str, Tensor]:
-        """Read whole weights, fp32, by parameter name.
+        """Read the weights of a part from all shards, fp32, by parameter name.
 
         Args:
             part: "encoder" or "predictor".

@@ -95,7 +95,7 @@ def restore(trainer: Trainer, checkpoint: Checkpoint) -> None:
         restore_adam(trainer.optimizer, shard, {m: read(m) for m in MOMENTS}, step)
         if shard.name in trainer.teacher.ema:
             shard.write(read("teacher"), trainer.teacher.ema[shard.name])
-    trainer.guard.restore(*checkpoint.state.get("bad_steps", (0, 0, -1)))  # absent in old ones
+    trainer.guard.restore(*checkpoint.state.get("bad_steps", (0, 0, -1)))  # none in old ones
     trainer.after_restore(step)
     log.info("resumed at step %d from %s", step, checkpoint.folder)
 

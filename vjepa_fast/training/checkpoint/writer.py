@@ -67,7 +67,7 @@ class _Pending:
         step: steps done.
         ranges: of this rank's shard, see `snapshot`.
         write: result of `write_shard`, once it is done.
-        groups, bad_steps: what rank 0 adds to state.json.
+        groups, bad_steps: what rank 0 adds to state.json; bad_steps counts non-finite ones.
     """
 
     step: int

@@ -59,9 +59,9 @@ def teacher_distance(shards: list[GroupShard], ema: dict[str, list[Tensor]]) -> 
     """Relative distance |encoder - teacher| / |teacher| over this rank's shard of the weights."""
     distance = norm = 0.0
     for shard in shards:
-        for master, average in zip(shard.masters, ema[shard.name], strict=True):
-            distance += (master.detach() - average).square().sum().item()
-            norm += average.square().sum().item()
+        for master, teacher in zip(shard.masters, ema[shard.name], strict=True):
+            distance += (master.detach() - teacher).square().sum().item()
+            norm += teacher.square().sum().item()
     return (distance / max(norm, 1e-30)) ** 0.5
 
 

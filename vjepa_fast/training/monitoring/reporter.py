@@ -93,7 +93,7 @@ class Reporter:
         """Write the finite scalars of a step. Collective; host sync.
 
         Raises:
-            UserError: `optim.max_nonfinite_steps` bad steps in a row.
+            UserError: `optim.max_nonfinite_steps` non-finite steps in a row.
         """
         schedules = self._trainer.schedules
         values = {
