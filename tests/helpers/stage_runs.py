@@ -1,7 +1,7 @@
-"""Runs of every ZeRO stage in one launch, and a plain loop to compare them with.
+"""Runs every ZeRO stage in one launch, and a plain loop as their reference.
 
-Run as a program, by each process of a group: it trains the cases given as JSON on the command line
-and prints what it found; the tests use `launch`.
+Each process of a group runs this file as a program: it trains the cases that are given as JSON on
+the command line and prints its results. Tests call `launch`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from vjepa_fast.training.zero.shards import GroupShard
 
 WIDTH = 72  # its larger matrices are above the size that is persistent at stage 3
 CLIP_GRAD = 0.05  # below the predictor's norm
-# What moves tensors, whichever of torch.distributed's functions was called, by DeepSpeed too.
+# All methods that move tensors, whoever calls them through torch.distributed.
 COLLECTIVES = [
     name
     for name in vars(ProcessGroup)
@@ -40,8 +40,9 @@ COLLECTIVES = [
 
 
 def plain_loop(steps: int) -> tuple[list[float], dict[str, Tensor], dict[str, Tensor]]:
-    """Losses, weights and the target encoder's weights of a loop without DeepSpeed and without any
-    code of training/: AdamW, clipping and EMA written out (Loshchilov and Hutter, algorithm 2)."""
+    """Losses, weights and target encoder's weights of a loop without DeepSpeed and without code of
+    training/ but schedules: AdamW (Loshchilov and Hutter, algorithm 2), clipping, EMA written out.
+    """
     schedules, model = replace(SCHEDULES, horizon=steps), make_model(0, WIDTH)
     teacher = model.make_target_encoder()
     own = dict(model.named_parameters())
@@ -74,7 +75,7 @@ def plain_loop(steps: int) -> tuple[list[float], dict[str, Tensor], dict[str, Te
     return losses, weights, dict(teacher.named_parameters())
 
 
-def whole(shard: GroupShard, tensors: list[Tensor]) -> Tensor:
+def unsharded(shard: GroupShard, tensors: list[Tensor]) -> Tensor:
     """The group's flat vector, of which each rank holds a shard."""
     mine = [(r.start, r.count) for r in shard.ranges], shard.read(tensors)
     shards = [None] * dist.get_world_size()
@@ -95,18 +96,20 @@ def _bytes(argument: object) -> int:
 
 
 @contextmanager
-def counted(trainer: Trainer) -> Iterator[tuple[dict[str, int], dict[str, int]]]:
-    """Bytes of a collective's larger side (a gather's result, a reduction's operand), summed by
-    whose it is and by kind, and how many calls there were."""
+def count_communication(trainer: Trainer) -> Iterator[tuple[dict[str, int], dict[str, int]]]:
+    """Counts bytes and calls of collectives, by caller ("student", "teacher") and kind.
+
+    Bytes are those of a collective's larger side: a gather's result, a reduction's operand.
+    """
     found: dict[str, int] = {}
     calls: dict[str, int] = {}
-    place = "student"
+    caller = "student"
     originals = {name: vars(ProcessGroup)[name] for name in COLLECTIVES}
     update = trainer.teacher.update
 
     def counting(name: str, call: Callable) -> Callable:
         def wrapped(*args, **kwargs):
-            key = f"{place} {name}"
+            key = f"{caller} {name}"
             size = max(map(_bytes, (*args, *kwargs.values())))
             found[key] = found.get(key, 0) + size
             calls[key] = calls.get(key, 0) + 1
@@ -115,10 +118,10 @@ def counted(trainer: Trainer) -> Iterator[tuple[dict[str, int], dict[str, int]]]
         return wrapped
 
     def updating(*args, **kwargs) -> None:
-        nonlocal place
-        place = "teacher"
+        nonlocal caller
+        caller = "teacher"
         update(*args, **kwargs)
-        place = "student"
+        caller = "student"
 
     for name, call in originals.items():
         setattr(ProcessGroup, name, counting(name, call))
@@ -132,7 +135,7 @@ def counted(trainer: Trainer) -> Iterator[tuple[dict[str, int], dict[str, int]]]
 
 
 def run_case(case: dict, steps: int) -> dict:
-    """Train one case; every process of the group calls it."""
+    """Train one case. Collective."""
     rank, world = dist.get_rank(), dist.get_world_size()
     schedules = replace(SCHEDULES, horizon=steps)
 
@@ -148,26 +151,26 @@ def run_case(case: dict, steps: int) -> dict:
 
     trainer = make()
     shards = trainer.teacher.shards
-    averages = [whole(s, list(s.masters)) for s in shards]
+    emas = [unsharded(s, list(s.masters)) for s in shards]
     losses, gap = [], 0.0
     for step in range(steps):
         losses.append(trainer.step([micro_batch(step, rank, world)]).global_loss().item())
-        for average, shard in zip(averages, shards, strict=True):
-            average.lerp_(whole(shard, list(shard.masters)), 1 - schedules.momentum(step))
+        for ema, shard in zip(emas, shards, strict=True):
+            ema.lerp_(unsharded(shard, list(shard.masters)), 1 - schedules.momentum(step))
     own = dict(trainer.teacher.network().named_parameters())
     encoder, names = {}, _encoder_names()
-    for average, shard in zip(averages, shards, strict=True):
+    for ema, shard in zip(emas, shards, strict=True):
         network = torch.cat([own[name].reshape(-1) for name in names[shard.name]])
-        gap = max(gap, (network - average.to(network.dtype)).abs().max().item())
-        encoder[shard.name] = whole(shard, list(shard.masters)).norm().item()
+        gap = max(gap, (network - ema.to(network.dtype)).abs().max().item())
+        encoder[shard.name] = unsharded(shard, list(shard.masters)).norm().item()
     batch = [micro_batch(steps, rank, world)]
-    with counted(trainer) as (sent, calls):
+    with count_communication(trainer) as (moved, calls):
         result = trainer.step(batch)
     in_flight = any(g.gather and g.gather.in_flight for g in trainer.teacher._groups)
     frozen = make(frozen_teacher={name: p.float() for name, p in own.items()})
-    for _ in range(3):  # at stage 3 the first ones learn which weights are next
+    for _ in range(3):  # at stage 3 the first steps record the order of the weights
         frozen.step(batch)
-    with counted(frozen) as (sent_frozen, _):
+    with count_communication(frozen) as (moved_frozen, _):
         frozen.step(batch)
     return {
         "class": type(trainer.engine.optimizer).__name__,
@@ -175,10 +178,10 @@ def run_case(case: dict, steps: int) -> dict:
         "teacher_gap": gap,
         "norms": encoder,
         "grad_norms": {part: norm.item() for part, norm in result.grad_norms.items()},
-        "sent": sent,
+        "bytes": moved,
         "calls": calls,
         "gather_in_flight": in_flight,
-        "sent_frozen": sent_frozen,
+        "bytes_frozen": moved_frozen,
     }
 
 
@@ -191,7 +194,7 @@ def _encoder_names() -> dict[str, list[str]]:
 
 
 def launch(cases: list[dict], steps: int, world: int) -> list[list[dict]]:
-    """What each process found for each case."""
+    """Results of each case, for each process."""
     unused_port = str(free_port())
     env = os.environ | {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1"}
     env |= {"MASTER_PORT": unused_port, "OMP_NUM_THREADS": "1"}

@@ -1,4 +1,4 @@
-"""A small trainer in this process, fed with random clips."""
+"""A small trainer in this process, and random clips for it."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def micro_batch(
 
 
 def save_checkpoint(trainer: Trainer, run: Path, keep_last: int = 2, **policy: object) -> Path:
-    """Save as the loop does; the checkpoint's folder."""
+    """Save as the loop does; returns the checkpoint's folder."""
     saver = Saver(run, {}, "videos", CheckpointConfig(keep_last=keep_last, **policy), HostGroup())
     saver.save(trainer)
     saver.close()

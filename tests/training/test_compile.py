@@ -1,4 +1,4 @@
-"""`compile`: every block of all three networks, once, and the same losses."""
+"""`compile` compiles every block of all three networks once and changes no loss."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def test_all_blocks_are_compiled(small_config: Callable[..., dict]) -> None:
 def test_compiled_losses_are_the_same(
     small_config: Callable[..., dict], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Contexts change their lengths from step to step: that must not compile anything anew. Each of
-    the block's two regions compiles three times at most, once for each network."""
+    """Contexts change their lengths from step to step, which must not recompile anything: each of
+    the block's two regions compiles at most three times, once per network."""
     monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 3)
     monkeypatch.setattr(torch._dynamo.config, "fail_on_recompile_limit_hit", True)
     torch._dynamo.reset()
@@ -50,7 +50,7 @@ def test_compiled_losses_are_the_same(
 
 
 @pytest.mark.parametrize(("mode", "stage"), [("selective", 1), ("full", 2)])
-def test_recomputation_is_passed_on_and_changes_no_loss(
+def test_activation_checkpointing_is_passed_on_and_changes_no_loss(
     small_config: Callable[..., dict], mode: str, stage: int
 ) -> None:
     init_process_group()
@@ -70,7 +70,7 @@ def test_recomputation_is_passed_on_and_changes_no_loss(
 
 
 @pytest.mark.slow
-def test_compiled_blocks_can_be_computed_again(small_config: Callable[..., dict]) -> None:
+def test_compiled_blocks_can_be_recomputed(small_config: Callable[..., dict]) -> None:
     losses = {}
     for mode in ("none", "full"):
         data = small_config(compile=True, activation_checkpointing=mode)

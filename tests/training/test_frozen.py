@@ -1,4 +1,4 @@
-"""Runs whose target encoder is frozen, and runs that are hopeless."""
+"""Runs with a frozen target encoder, and runs that stop after too many non-finite steps."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from vjepa_fast.training.trainer import Trainer
 
 @pytest.fixture
 def configured(small_config: Callable[..., dict], tmp_path: Path) -> Callable[..., Config]:
-    """A checked config; keyword arguments as for `small_config`."""
+    """Makes a checked config; keyword arguments as for `small_config`."""
 
     def make(**changes: dict) -> Config:
         path = tmp_path / "config.json"
@@ -53,7 +53,7 @@ def test_a_frozen_target_encoder_stays_and_resumes(
     for weights in (seen[0], seen[-1]):
         assert all(torch.equal(weights[name], teacher[name]) for name in teacher)
 
-    # The first half's checkpoint, and the rest of it in another process's life:
+    # Resumed from the checkpoint at half the steps:
     stopped = whole.with_name("halves")
     (stopped / "checkpoints").mkdir(parents=True)
     half = whole / "checkpoints" / "step_00000004"
@@ -64,7 +64,7 @@ def test_a_frozen_target_encoder_stays_and_resumes(
     assert all(torch.equal(trained[0][name], trained[1][name]) for name in trained[0])
     assert not all(torch.equal(trained[0][name], teacher[name]) for name in teacher)
 
-    # The teacher's run has gone on since: another teacher, and no silent change to it.
+    # The teacher's run has a newer checkpoint since: that is another recipe, not a silent change.
     pretrained = Checkpoint.find(first).folder
     later = pretrained.with_name("step_00000005")
     shutil.copytree(pretrained, later)
@@ -74,7 +74,7 @@ def test_a_frozen_target_encoder_stays_and_resumes(
     assert pretrain(configured(output=str(whole), teacher=pinned)) == whole
     shutil.rmtree(later)
 
-    encoder = load_target_encoder(ends[0])  # what a probe looks at is what was trained
+    encoder = load_target_encoder(ends[0])  # a probe of this run uses the trained weights
     assert all(torch.equal(p, trained[0][name]) for name, p in encoder.named_parameters())
     wide = {"encoder": {"width": 48, "depth": 2, "heads": 2}}
     with pytest.raises(UserError, match=r"^teacher\.checkpoint: found blocks\.0\.attn.* of shape"):
@@ -89,7 +89,7 @@ def test_a_frozen_target_encoder_stays_and_resumes(
         ({"mode": "still"}, "teacher.mode"),
     ],
 )
-def test_mistakes_are_a_sentence(
+def test_mistakes_are_one_sentence(
     configured: Callable[..., Config], teacher: dict, found: str
 ) -> None:
     with pytest.raises(UserError) as caught:
@@ -97,7 +97,7 @@ def test_mistakes_are_a_sentence(
     assert str(caught.value).startswith(found)
 
 
-def test_bad_steps_warn_and_then_stop_the_run(
+def test_non_finite_steps_warn_and_then_stop_the_run(
     configured: Callable[..., Config],
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
@@ -122,7 +122,7 @@ def test_bad_steps_warn_and_then_stop_the_run(
     assert [row["skipped_steps"] for row in rows] == [0, 1, 1, 1, 2, 3]
     assert [row["step"] for row in rows if "loss" not in row] == [1, 4, 5]
 
-    # Going on at step 4, before the last three: what was counted until then still counts.
+    # Resumed at step 4, before the last three: the counts up to then are kept.
     monkeypatch.setattr(Trainer, "target_features", own)
     caplog.clear()
     pretrain(config)

@@ -1,4 +1,4 @@
-"""Between log steps nothing waits for the device, and Python collects no garbage."""
+"""Between log steps there is no host sync and no garbage collection."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ READS = {
 
 
 class Methods(TorchFunctionMode):
-    """Lists the calls that would bring a number from the device to the host."""
+    """Records the tensor methods that copy a number from the device to the host."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -38,7 +38,7 @@ class Methods(TorchFunctionMode):
 
 
 class Operators(TorchDispatchMode):
-    """The same, where C++ asks for them."""
+    """Records the operators that do so when C++ calls them."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -60,12 +60,11 @@ def reads(call: Callable[[], object]) -> list[str]:
     ("stage", "bf16", "accumulation"),
     [(0, False, 1), (1, False, 2), (1, True, 2), (2, True, 2), (3, True, 2)],
 )
-def test_a_step_waits_for_nothing(stage: int, bf16: bool, accumulation: int) -> None:
-    """By reading a number or by `synchronize`. A CPU has no streams, for whose work DeepSpeed waits
-    at stage 3."""
+def test_a_step_has_no_host_sync(stage: int, bf16: bool, accumulation: int) -> None:
+    """Neither a read nor `synchronize`; on a CPU without stage 3's waits for streams."""
     trainer = make_trainer(stage=stage, bf16=bf16, accumulation=accumulation, clip_grad=1.0)
     batches = [micro_batch(step) for step in range(accumulation)]
-    for _ in range(3):  # the optimiser makes its state, DeepSpeed's timers would begin
+    for _ in range(3):  # the optimizer makes its state; DeepSpeed's timers would start
         trainer.step(batches)
     waits: list[str] = []
     with pytest.MonkeyPatch.context() as patch:
@@ -75,7 +74,7 @@ def test_a_step_waits_for_nothing(stage: int, bf16: bool, accumulation: int) -> 
     assert found + waits == []
 
 
-def test_reads_are_seen() -> None:
+def test_reads_are_recorded() -> None:
     """The test above can fail."""
     number = torch.ones(1)
     assert reads(lambda: number.item()) == ["item", "aten._local_scalar_dense.default"]
@@ -84,7 +83,7 @@ def test_reads_are_seen() -> None:
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU, whose driver tells")
-def test_on_a_gpu_a_step_waits_for_nothing() -> None:
+def test_on_a_gpu_a_step_has_no_host_sync() -> None:
     trainer = make_trainer(bf16=True)
     batch = [micro_batch(0, device="cuda")]
     for _ in range(4):
@@ -96,7 +95,7 @@ def test_on_a_gpu_a_step_waits_for_nothing() -> None:
         torch.cuda.set_sync_debug_mode("default")
 
 
-def test_garbage_is_collected_when_asked_alone() -> None:
+def test_garbage_is_collected_only_on_request() -> None:
     class Cycle:
         alive = 0
 
@@ -118,10 +117,10 @@ def test_garbage_is_collected_when_asked_alone() -> None:
     assert gc.isenabled() and gc.get_freeze_count() == 0
 
 
-def test_a_run_collects_at_log_steps_alone(
+def test_a_run_collects_at_log_steps_only(
     small_config: Callable[..., dict], tmp_path: Path
 ) -> None:
-    """And what a step makes does not hang on until then: garbage would be memory."""
+    """A step leaves next to no garbage until then, since garbage holds memory."""
     found = []
 
     def watch(phase: str, info: dict) -> None:

@@ -1,4 +1,4 @@
-"""Numbers that are not finite change nothing, on any rank, and are counted."""
+"""Non-finite steps change nothing on any rank, and are counted."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ ENGINES = [
 
 
 def state_of(trainer: Trainer) -> list[torch.Tensor]:
-    """All that a step may change."""
+    """Copies of all state that a step may change."""
     tensors = [*trainer.model.parameters(), *trainer.teacher.network().parameters()]
     for shard in trainer.shards:
         tensors += shard.masters
@@ -46,7 +46,7 @@ def same(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:
     return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 
-def bad_step(trainer: Trainer, kind: str, step: int) -> None:
+def non_finite_step(trainer: Trainer, kind: str, step: int) -> None:
     """A step with a NaN in the target encoder's features, in a gradient, or in the loss alone."""
     features = trainer.target_features
     if kind == "features":
@@ -64,12 +64,14 @@ def bad_step(trainer: Trainer, kind: str, step: int) -> None:
 
 @pytest.mark.parametrize("kind", ["features", "gradient", "loss"])
 @pytest.mark.parametrize(("stage", "bf16", "offload"), ENGINES)
-def test_a_bad_step_changes_nothing(stage: int, bf16: bool, offload: dict, kind: str) -> None:
+def test_a_non_finite_step_changes_nothing(
+    stage: int, bf16: bool, offload: dict, kind: str
+) -> None:
     trainer, spared = (make_trainer(stage, bf16, **offload) for _ in range(2))
     for other in (trainer, spared):
         run_steps(other, 0, 2)
     before = state_of(trainer)
-    bad_step(trainer, kind, 2)
+    non_finite_step(trainer, kind, 2)
     assert same(state_of(trainer), before)
     bad = trainer.guard.counts()
     assert (bad.total, bad.in_a_row, bad.last) == (1, 1, 2) and trainer.step_number == 3
@@ -77,7 +79,7 @@ def test_a_bad_step_changes_nothing(stage: int, bf16: bool, offload: dict, kind:
     assert expected[kind] in bad.what
     assert kind != "loss" or bad.what == ("loss",)
 
-    spared.step_number = 3  # one that never saw step 2 goes on in the same way
+    spared.step_number = 3  # one that never ran step 2 continues the same way
     for other in (trainer, spared):
         run_steps(other, 3, 5)
     assert same(state_of(trainer), state_of(spared))
@@ -86,7 +88,7 @@ def test_a_bad_step_changes_nothing(stage: int, bf16: bool, offload: dict, kind:
 
 
 def test_torchs_own_loss_hides_a_broken_target_encoder() -> None:
-    """Why the loss is looked at, and why ours says NaN in its gradient, too."""
+    """Why the loss is checked, and why our loss has NaN in its gradient as well."""
     prediction = torch.zeros(3, requires_grad=True)
     F.l1_loss(prediction, torch.full((3,), float("nan"))).backward()
     assert prediction.grad.isfinite().all()
@@ -102,21 +104,21 @@ MANY = """
 import json, sys
 import torch
 import torch.distributed as dist
-from tests.training.test_nonfinite import bad_step, same, state_of
+from tests.training.test_nonfinite import non_finite_step, same, state_of
 from tests.helpers.trainers import make_trainer, run_steps
 
 found = {}
 host = {"offload_optimizer": True}
 cases = [(0, False, {}), (1, False, {}), (2, False, {}), (3, False, {}), (1, True, {})]
 for stage, bf16, offload in [*cases, (2, False, host)]:
-    # A width at which partitions have padding, and a clip: 0 times NaN must not stay there.
+    # At this width partitions have padding; clipping must not leave 0 times NaN in it.
     trainer = make_trainer(stage, bf16, clip_grad=0.05, encoder_width=26, **offload)
     run_steps(trainer, 0, 1)
     before = state_of(trainer)
     what = []
     for step, kind in [(1, "loss"), (2, "features")]:
-        if dist.get_rank() == dist.get_world_size() - 1:  # only there
-            bad_step(trainer, kind, step)
+        if dist.get_rank() == dist.get_world_size() - 1:  # only on this rank
+            non_finite_step(trainer, kind, step)
         else:
             run_steps(trainer, step, step + 1)
         what.append(trainer.guard.counts().what)
@@ -130,7 +132,7 @@ print("FOUND" + json.dumps(found), flush=True)
 
 
 @pytest.mark.parametrize("world", [2, pytest.param(3, marks=pytest.mark.slow)])
-def test_one_rank_s_bad_step_is_every_rank_s(world: int) -> None:
+def test_all_ranks_skip_a_step_that_is_non_finite_on_one(world: int) -> None:
     unused_port = free_port()
     env = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(unused_port)}
     env |= {"WORLD_SIZE": str(world), "OMP_NUM_THREADS": "1"}

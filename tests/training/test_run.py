@@ -1,4 +1,4 @@
-"""train.py as its users run it: launchers, folders, mistakes."""
+"""train.py as a user runs it: launchers, run folders, error messages."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def write(config: dict, folder: Path) -> list[str]:
 
 
 def environment() -> dict[str, str]:
-    """As in a fresh shell: without what a process group in this process has left behind."""
+    """The environment of a fresh shell, without the variables that a process group here has set."""
     ours = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
     kept = {name: value for name, value in os.environ.items() if name not in ours}
     return kept | {"OMP_NUM_THREADS": "1", "PATH": f"{BIN}:{kept['PATH']}"}
@@ -46,7 +46,7 @@ def run(command: list[str], **options: object) -> subprocess.CompletedProcess:
 
 
 def launched(processes: int) -> list[str]:
-    """The start of a command line under DeepSpeed's launcher, on a port of its own."""
+    """The first words of a command under DeepSpeed's launcher, on a free port."""
     port = free_port()
     count = ["--num_accelerators", str(processes), "--master_port", str(port)]
     return [str(BIN / "deepspeed"), *count, TRAIN]
@@ -75,14 +75,14 @@ def test_a_run_and_what_it_leaves(small_config: Callable[..., dict], tmp_path: P
     for line in ("engine: ZeRO stage 0, fp32", "decoding with dali", "attention: sdpa"):
         assert done.stderr.count(line) == 1, line
 
-    again = run([sys.executable, TRAIN, *arguments])  # finished: nothing to do, nothing lost
+    again = run([sys.executable, TRAIN, *arguments])  # finished: a no-op
     assert again.returncode == 0, again.stderr
     assert "resumed at step 8" in again.stderr
     assert metrics(tmp_path / "run") == rows
 
     data = small_config()
     whole = Path(data["data"]["manifests"][0]).read_text().splitlines(keepends=True)
-    manifest = Path(data["data"]["manifests"][0]).with_name("fewer.csv")  # indexed in place, say
+    manifest = Path(data["data"]["manifests"][0]).with_name("fewer.csv")  # e.g. indexed again
     manifest.write_text("".join(whole))
     data["data"]["manifests"] = [str(manifest)]
     data["output"] = str(tmp_path / "changed")
@@ -129,7 +129,7 @@ def test_the_folder_of_an_overridden_recipe(
     small_config: Callable[..., dict], tmp_path: Path, overrides: list[str], folder: str
 ) -> None:
     found = with_own_folder(parse_config(small_config()), overrides).output
-    exact = folder[-1] not in "9-"  # else a digest follows, which tells long names apart
+    exact = folder[-1] not in "9-"  # else a digest follows, which keeps long names distinct
     assert found == str(tmp_path / folder) if exact else found.startswith(str(tmp_path / folder))
     assert len(Path(found).name) < 130
 
@@ -147,12 +147,12 @@ def test_two_processes_give_the_losses_of_one(
         assert [row["step"] for row in rows] == list(range(8))
         losses[processes] = [row["loss"] for row in rows]
         norms = [row["grad_norm_predictor"] for row in rows]
-        assert min(norms) > 0.05  # the clip bites
+        assert min(norms) > 0.05  # clipping is active
     assert losses[2] == pytest.approx(losses[1], rel=2e-6)
 
 
 def test_a_collapsing_run_says_so(small_config: Callable[..., dict], tmp_path: Path) -> None:
-    """Too high a learning rate for the momentum: features become a function of position."""
+    """The learning rate is too high for the momentum, so features become a function of position."""
     optim = {"steps": 60, "global_batch": 16, "micro_batch": 16, "warmup_steps": 0}
     optim |= {"start_lr": 3e-3, "lr": 3e-3, "clip_grad": None}
     config = small_config(
@@ -188,5 +188,5 @@ def test_mistakes_are_one_sentence(arguments: list[str], sentence: str) -> None:
     assert len(errors) == 1
     assert sentence in errors[0]
     assert "Traceback" not in done.stderr
-    assert "engine:" not in done.stderr  # found before there is a model
+    assert "engine:" not in done.stderr  # found before the model is built
     assert set(REPOSITORY.glob("runs/*none.csv*")) == folders

@@ -20,8 +20,8 @@ def test_published_batches_per_gpu_are_the_truncation_groups() -> None:
         assert split_batch(config, world) == (group, 1)
 
 
-def test_tiny_runs_short_and_on_two_processes() -> None:
-    """The commands of the README: 20 steps, with one process and with two."""
+def test_tiny_fits_one_and_two_processes() -> None:
+    """The README's commands: 20 steps with one process and with two."""
     config = load_config(CONFIGS / "tiny.json", ["optim.steps=20"])
     assert (split_batch(config, 1), split_batch(config, 2)) == ((32, 1), (16, 1))
 

@@ -1,4 +1,4 @@
-"""Parts of a step: they cover it, they are named rightly, and they cost next to nothing."""
+"""The timer's parts cover a step, have the right names and cost next to nothing."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ CPU = torch.device("cpu")
 
 
 class Ticks:
-    """A clock whose time stands still between stamps that are given to it."""
+    """A clock that returns the given stamps in order."""
 
     def __init__(self, *times: float) -> None:
         self.times = iter(times)
@@ -32,7 +32,7 @@ class Ticks:
         self.freed += len(stamps)
 
 
-def test_parts_are_means_over_steps_and_the_time_between_steps_counts_nowhere() -> None:
+def test_parts_are_means_over_steps_without_the_time_between_them() -> None:
     timer = StepTimer(CPU)
     timer._clock = clock = Ticks(0, 1, 3, 100, 101, 107)
     for _ in range(2):
@@ -47,7 +47,7 @@ def test_parts_are_means_over_steps_and_the_time_between_steps_counts_nowhere() 
     assert timer.take() == {}
 
 
-def test_what_nobody_takes_does_not_pile_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_marks_that_nobody_takes_are_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timers, "MAX_MARKS", 5)
     timer = StepTimer(CPU)
     timer._clock = clock = Ticks(0, 1, 2, 10, 13, 15, 20, 23, 25)
@@ -55,7 +55,7 @@ def test_what_nobody_takes_does_not_pile_up(monkeypatch: pytest.MonkeyPatch) -> 
         timer.begin()
         timer.mark("data")
         timer.mark("target")
-    # 13 and 15 are of a step whose beginning is gone
+    # 13 and 15 belong to a step whose beginning was dropped
     assert timer.take()["data"] == 3e3 and clock.freed == 5
 
 

@@ -36,7 +36,7 @@ def flat(tensors: list[torch.Tensor]) -> torch.Tensor:
 
 
 def student(shard: GroupShard) -> torch.Tensor:
-    """Its parameters as the model uses them, whole."""
+    """The shard's parameters as the model uses them, unsharded and flat."""
     with GatheredParameters(list(shard.parameters)):  # does nothing below stage 3
         return flat(list(shard.parameters))
 
@@ -81,21 +81,21 @@ def test_gradients_and_clipping(stage: int, bf16: bool, offload: dict, kind: str
 
 
 @pytest.mark.parametrize(("stage", "bf16", "offload", "kind"), ENGINES)
-def test_teacher_is_the_fp32_average_of_the_masters(
+def test_teacher_is_the_fp32_ema_of_the_masters(
     stage: int, bf16: bool, offload: dict, kind: str
 ) -> None:
     trainer = make_trainer(stage, bf16, **offload)
-    averages = [flat(s.masters).double() for s in trainer.teacher.shards]
+    emas = [flat(s.masters).double() for s in trainer.teacher.shards]
     for step in range(6):
         trainer.step([micro_batch(step)])
         momentum = SCHEDULES.momentum(step)
         for i, shard in enumerate(trainer.teacher.shards):
-            averages[i] = momentum * averages[i] + (1 - momentum) * flat(shard.masters).double()
+            emas[i] = momentum * emas[i] + (1 - momentum) * flat(shard.masters).double()
     names = {id(p): n for n, p in trainer.model.encoder.named_parameters()}
     own = dict(trainer.teacher.network().named_parameters())
-    for shard, average in zip(trainer.teacher.shards, averages, strict=True):
+    for shard, ema in zip(trainer.teacher.shards, emas, strict=True):
         ours = flat(trainer.teacher.ema[shard.name]).double()
-        torch.testing.assert_close(ours, average, rtol=0, atol=3e-7)
+        torch.testing.assert_close(ours, ema, rtol=0, atol=3e-7)
         network = [own[names[id(p)]] for p in shard.parameters]
         assert all(p.dtype == (torch.bfloat16 if bf16 else torch.float32) for p in network)
         cast = shard.read(trainer.teacher.ema[shard.name]).to(network[0].dtype)
@@ -136,12 +136,12 @@ def test_only_matrices_and_mask_tokens_decay() -> None:
     assert decay["encoder.no_decay"] == 0.0
 
 
-def test_stage_0_in_bf16_is_refused() -> None:
+def test_stage_0_in_bf16_is_rejected() -> None:
     with pytest.raises(UserError, match=r"zero\.stage: found 0 with precision bf16.*set zero"):
         make_trainer(stage=0, bf16=True)
 
 
-def test_an_unknown_optimizer_is_refused() -> None:
+def test_an_unknown_optimizer_class_is_rejected() -> None:
     class Wrapper:
         optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
 
@@ -153,7 +153,7 @@ def test_an_unknown_optimizer_is_refused() -> None:
     ("layout", "in_order"),
     [
         ([[Range(0, 3, 0)], [Range(3, 1, 0)]], True),
-        ([[Range(0, 3, 0)], [Range(3, 0, 0)]], True),  # the last rank holds padding alone
+        ([[Range(0, 3, 0)], [Range(3, 0, 0)]], True),  # the last rank holds only padding
         ([[Range(0, 3, 0)], [Range(3, 1, 1)]], False),  # parameters of 1 and 3 elements, each split
         ([[Range(0, 1, 0), Range(2, 1, 1)], [Range(1, 1, 0)]], False),
     ],
@@ -175,7 +175,7 @@ def test_shards_are_in_order_if_their_concatenation_is_the_flat_vector(
     assert shard.in_order == in_order
 
 
-def test_bf16_gradients_are_freed_as_they_are_added_up() -> None:
+def test_bf16_gradients_are_freed_as_they_are_accumulated() -> None:
     trainer = make_trainer(bf16=True)
     trainer.backward([micro_batch(0)])
     assert all(p.grad is None for p in trainer.model.parameters())
@@ -186,7 +186,7 @@ def test_bf16_gradients_are_freed_as_they_are_added_up() -> None:
 def test_predictions_are_freed_before_the_backward_pass(
     monkeypatch: pytest.MonkeyPatch, stage: int, bf16: bool
 ) -> None:
-    """[Rt, D] less at the step's peak: the loss keeps its gradient, not its inputs."""
+    """The loss saves its gradient and not its inputs, which lowers the peak by [Rt, D]."""
     trainer, alive = make_trainer(stage, bf16), []
     predictions: list[weakref.ref] = []
     trainer.engine.register_forward_hook(lambda *io: predictions.append(weakref.ref(io[-1])))

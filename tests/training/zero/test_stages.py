@@ -1,4 +1,4 @@
-"""Every ZeRO stage, on any number of processes, is the same training as a plain PyTorch loop."""
+"""Every ZeRO stage, on any number of processes, trains as a plain PyTorch loop does."""
 
 from __future__ import annotations
 
@@ -34,30 +34,30 @@ def check(cases: list[dict], steps: int, world: int) -> None:
                 assert result["norms"][group] == pytest.approx(norm.item(), rel=near), case
             grad_norms = pytest.approx(found[0]["grad_norms"], rel=5 * near)
             assert result["grad_norms"] == grad_norms, case
-            check_sent(case, result, world)
+            check_communication(case, result, world)
 
 
-def check_sent(case: dict, result: dict, world: int) -> None:
-    """For the teacher, the target encoder's weights once where the masters are sharded, and nothing
-    of it anywhere else."""
-    sent = dict(result["sent"])
+def check_communication(case: dict, result: dict, world: int) -> None:
+    """The teacher gathers the target encoder's weights once where the masters are sharded, and the
+    student communicates as with a frozen teacher."""
+    moved = dict(result["bytes"])
     encoder = list(make_model(0, WIDTH).encoder.parameters())
     size = sum(p.numel() for p in encoder) * (2 if case.get("bf16") else 4)
-    mine = {key: sent.pop(key) for key in list(sent) if key.startswith("teacher")}
+    own = {key: moved.pop(key) for key in list(moved) if key.startswith("teacher")}
     if case["stage"] == 0 or world == 1:
-        assert mine == {}, case
+        assert own == {}, case
     else:
         padding = 4 * world * (len(encoder) if case["stage"] == 3 else 4)
-        assert len(mine) == 1 and "gather" in next(iter(mine)), case
-        assert size <= sum(mine.values()) < size + padding, case
-    assert sent == result["sent_frozen"], case
-    assert result["gather_in_flight"] == bool(mine), case  # waited for in the next step only
-    # stage 3: weights as they are used, then in one call whatever it keeps whole
+        assert len(own) == 1 and "gather" in next(iter(own)), case
+        assert size <= sum(own.values()) < size + padding, case
+    assert moved == result["bytes_frozen"], case
+    assert result["gather_in_flight"] == bool(own), case  # the next step waits
+    # stage 3: weights as they are used, and all persistent parameters in one call
     assert sum(n for key, n in result["calls"].items() if "gather" in key) < 20, case
     if world > 1:
-        reduced = sum(size for key, size in sent.items() if "reduce" in key)
+        reduced = sum(size for key, size in moved.items() if "reduce" in key)
         gradients = 4 * sum(p.numel() for p in make_model(0, WIDTH).parameters())
-        assert gradients <= reduced < 1.01 * gradients, case  # once, in fp32, in bf16 too
+        assert gradients <= reduced < 1.01 * gradients, case  # once and in fp32, in bf16 as well
 
 
 def test_stages_equal_a_plain_loop() -> None:
@@ -72,9 +72,9 @@ def test_all_stages_equal_a_plain_loop(world: int) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("world", [1, 2])
-def test_teacher_is_an_unsharded_average(world: int) -> None:
+def test_teacher_is_an_unsharded_ema(world: int) -> None:
     cases = [*ALL, *LOW]
     for found in launch(cases, 100, world):
         for case, result in zip(cases, found, strict=True):
             assert result["teacher_gap"] <= 1e-7, case
-            check_sent(case, result, world)
+            check_communication(case, result, world)
