@@ -17,7 +17,7 @@ from vjepa_fast.config import parse_config
 from vjepa_fast.data import bad_clips as replace_module
 from vjepa_fast.data.bad_clips import BadClips
 from vjepa_fast.data.decode import dali as dali_module
-from vjepa_fast.data.decode.cut_clip import read_segment
+from vjepa_fast.data.decode.cut_clip import cut_clip
 from vjepa_fast.data.decode.dali import DaliDecoder
 from vjepa_fast.data.decode.pyav import PyavDecoder
 from vjepa_fast.data.loader import ClipLoader, make_loader
@@ -337,12 +337,12 @@ def test_of_large_files_only_parts_enter_memory(manifest, monkeypatch, caplog):
 
     def cut(entry, frames, limit):
         assert limit == sizes[3]
-        segment = None if entry.size_bytes > sizes[4] else read_segment(entry, frames, limit)
-        if segment is not None:
-            read.append((segment.content.size, entry.path))
-        return segment
+        part = None if entry.size_bytes > sizes[4] else cut_clip(entry, frames, limit)
+        if part is not None:
+            read.append((part.content.size, entry.path))
+        return part
 
-    monkeypatch.setattr(dali_module, "read_segment", cut)
+    monkeypatch.setattr(dali_module, "cut_clip", cut)
     monkeypatch.setattr(dali_module, "read_entry", lambda e: pytest.fail(e.path))
     decoder = DaliDecoder(planner.entries, 48, CPU, 2)
     with ClipLoader(planner, [range(8), range(8)], decoder, 2, BadClips()) as loader:

@@ -15,7 +15,7 @@ from tests.helpers import videos
 from vjepa_fast.data import loader
 from vjepa_fast.data.decode import dali
 from vjepa_fast.data.decode.backend import choose_backend
-from vjepa_fast.data.decode.cut_clip import read_segment
+from vjepa_fast.data.decode.cut_clip import cut_clip
 from vjepa_fast.data.decode.rotation import as_flips, turn
 from vjepa_fast.data.loader import make_loader
 from vjepa_fast.data.manifest.files import read_manifest, write_manifest
@@ -226,9 +226,7 @@ def test_dali_shows_the_same_of_a_part_and_of_the_whole(tmp_path, monkeypatch, n
     manifest = videos.manifest_of(tmp_path, [path])
     windows = [[i, i + 1, i + 5, i + 5, i + 13] for i in (32, 47, 48, 49, 106)]
     parts = []
-    monkeypatch.setattr(
-        dali, "read_segment", lambda *a: parts.append(read_segment(*a)) or parts[-1]
-    )
+    monkeypatch.setattr(dali, "cut_clip", lambda *a: parts.append(cut_clip(*a)) or parts[-1])
     clips = [one(Fixed(manifest, frames), "dali") for frames in windows]
     assert [videos.read_numbers(clip) for clip in clips] == windows
     assert len(parts) == 5

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tests.helpers import videos
-from vjepa_fast.data.decode.cut_clip import read_segment
+from vjepa_fast.data.decode.cut_clip import cut_clip
 from vjepa_fast.data.ffmpeg import open_video
 from vjepa_fast.data.prepare.inspect import probe_video
 
@@ -58,12 +58,12 @@ def decode(file):
 @pytest.fixture(scope="module", params=CUT)
 def video(request, tmp_path_factory):
     """The entry of a video and its frames, all decoded from the start."""
-    path = write(tmp_path_factory.mktemp("segment"), CUT[request.param])
+    path = write(tmp_path_factory.mktemp("part"), CUT[request.param])
     return probe_video(path), decode(str(path))
 
 
-def shown(segment):
-    return decode(io.BytesIO(segment.content))[segment.frames]
+def shown(part):
+    return decode(io.BytesIO(part.content))[part.frames]
 
 
 def test_a_part_shows_the_frames_of_the_whole(video):
@@ -71,31 +71,31 @@ def test_a_part_shows_the_frames_of_the_whole(video):
     assert entry.frames == FRAMES
     for first in (0, 19, 20, 57, 60, 74):
         wanted = np.array([first, first + 1, first + 4, first + 4, first + 15])
-        segment = read_segment(entry, wanted, NO_LIMIT)
-        assert segment.content.dtype == np.uint8
-        assert np.array_equal(shown(segment), whole[wanted]), first
+        part = cut_clip(entry, wanted, NO_LIMIT)
+        assert part.content.dtype == np.uint8
+        assert np.array_equal(shown(part), whole[wanted]), first
 
 
 def test_what_comes_before_and_after_stays_out(video):
     entry, _ = video
     for first in (0, 45, 70):
-        segment = read_segment(entry, np.arange(first, first + 10), NO_LIMIT)
-        assert segment.frames[0] < max(entry.gop, GOP)
+        part = cut_clip(entry, np.arange(first, first + 10), NO_LIMIT)
+        assert part.frames[0] < max(entry.gop, GOP)
         # What is reordered at the end comes along.
-        assert len(decode(io.BytesIO(segment.content))) <= segment.frames[-1] + 1 + 4
-        assert len(segment.content) < entry.size_bytes * 2 / 3
+        assert len(decode(io.BytesIO(part.content))) <= part.frames[-1] + 1 + 4
+        assert len(part.content) < entry.size_bytes * 2 / 3
 
 
 @pytest.mark.parametrize("kind", REFUSED)
 def test_parts_that_build_on_others_or_cannot_be_numbered_are_refused(tmp_path, kind):
     entry = probe_video(write(tmp_path, REFUSED[kind]))
-    parts = [read_segment(entry, np.arange(i, i + 8), NO_LIMIT) for i in range(GOP, 80, 13)]
+    parts = [cut_clip(entry, np.arange(i, i + 8), NO_LIMIT) for i in range(GOP, 80, 13)]
     assert not any(parts)
 
 
 def test_no_part_is_larger_than_the_limit(tmp_path):
     entry, wanted = probe_video(write(tmp_path, CUT["vp9 mp4"])), np.arange(45, 50)
-    with open_video(io.BytesIO(read_segment(entry, wanted, NO_LIMIT).content)) as container:
+    with open_video(io.BytesIO(cut_clip(entry, wanted, NO_LIMIT).content)) as container:
         size = sum(packet.size for packet in container.demux())
     assert numbers(entry, 45, size) == [45, 47, 49]
     assert numbers(entry, 45, size - 1) is None
@@ -118,8 +118,8 @@ def write_stamped(path, stamps, codec="vp9"):
 
 
 def numbers(entry, first, limit=NO_LIMIT):
-    segment = read_segment(entry, np.arange(first, first + 6, 2), limit)
-    return segment and videos.read_numbers(shown(segment))
+    part = cut_clip(entry, np.arange(first, first + 6, 2), limit)
+    return part and videos.read_numbers(shown(part))
 
 
 @pytest.mark.parametrize("rate", [24000 / 1001, 25, 30000 / 1001, 59.94])
@@ -172,9 +172,9 @@ def test_sound_is_left_out(tmp_path):
             container.mux(audio.encode(sound))
         container.mux([*stream.encode(None), *audio.encode(None)])
     entry = probe_video(path)
-    segment = read_segment(entry, np.arange(60, 68), NO_LIMIT)
-    assert videos.read_numbers(shown(segment)) == list(range(60, 68))
-    assert len(segment.content) < 30 * 1920 * 4  # the sound of its frames alone has more
+    part = cut_clip(entry, np.arange(60, 68), NO_LIMIT)
+    assert videos.read_numbers(shown(part)) == list(range(60, 68))
+    assert len(part.content) < 30 * 1920 * 4  # the sound of its frames alone has more
 
 
 def test_a_part_of_a_member_of_a_shard(tmp_path):
@@ -202,13 +202,13 @@ def test_damage_gives_no_part_or_the_right_frames(tmp_path, kind):
             spoilt[place] ^= 1 << random.integers(8)
         end = len(data) if number % 3 else random.integers(len(data) // 2, len(data))
         path.write_bytes(spoilt[:end])
-        segment = read_segment(entry, np.arange(60, 68), NO_LIMIT)
-        if segment is None:
+        part = cut_clip(entry, np.arange(60, 68), NO_LIMIT)
+        if part is None:
             refused += 1
             continue
-        assert 0 <= segment.frames[0] < 60 and np.ptp(segment.frames) == 7
+        assert 0 <= part.frames[0] < 60 and np.ptp(part.frames) == 7
     assert 0 < refused < 40
     path.write_bytes(b"")
-    assert read_segment(entry, np.arange(60, 68), NO_LIMIT) is None
+    assert cut_clip(entry, np.arange(60, 68), NO_LIMIT) is None
     path.unlink()
-    assert read_segment(entry, np.arange(60, 68), NO_LIMIT) is None
+    assert cut_clip(entry, np.arange(60, 68), NO_LIMIT) is None

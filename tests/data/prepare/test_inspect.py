@@ -10,7 +10,7 @@ import pytest
 from tests.helpers import videos
 from vjepa_fast.data.ffmpeg import frame_times
 from vjepa_fast.data.manifest.files import read_manifest, write_manifest
-from vjepa_fast.data.manifest.location import entry_url, is_in_place, read_entry, shard_of
+from vjepa_fast.data.manifest.location import archive_of, entry_url, is_in_place, read_entry
 from vjepa_fast.data.prepare.inspect import probe_video
 
 
@@ -72,7 +72,7 @@ def test_a_member_of_a_shard_is_read_from_its_place(tmp_path):
     for file in files:
         alone = probe_video(file)
         entry = probe_video(f"{shard}::{file.name}", member=members[file.name])
-        assert shard_of(entry.path) == str(shard)
+        assert archive_of(entry.path) == str(shard)
         found = (entry.frames, entry.codec, entry.duration, entry.gop, entry.size_bytes)
         assert found == (alone.frames, alone.codec, alone.duration, alone.gop, alone.size_bytes)
         assert read_entry(entry).tobytes() == file.read_bytes() == read_entry(alone).tobytes()

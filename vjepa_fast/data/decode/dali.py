@@ -17,7 +17,7 @@ import torch
 from nvidia.dali import Pipeline, pipeline_def
 
 from vjepa_fast.data.decode.backend import unsuited_to_dali
-from vjepa_fast.data.decode.cut_clip import Encoded, read_segment
+from vjepa_fast.data.decode.cut_clip import EncodedClip, cut_clip
 from vjepa_fast.data.decode.pyav import decode_pixels, empty_batch, in_words
 from vjepa_fast.data.decode.rotation import as_flips, stored_crop
 from vjepa_fast.data.decode.time_stamps import clip_frames
@@ -43,7 +43,7 @@ class DaliDecoder:
     """Decodes planned clips to uint8 [B, T, S, S, 3] on `device` with `num_workers` CPU threads.
 
     On a CUDA device NVDEC decodes. DALI gets the part of the file that holds the clip, where
-    `read_segment` can cut it out and that pays, else the whole file. PyAV decodes, in `num_workers`
+    `cut_clip` can cut it out and that pays, else the whole file. PyAV decodes, in `num_workers`
     processes that start when they are first needed: clips of more than `IN_MEMORY` bytes, codecs
     that DALI cannot decode on the device, and videos on which DALI fails. So PyAV decides whether a
     clip can be decoded, with either backend.
@@ -176,23 +176,23 @@ class DaliDecoder:
         except (UserError, OSError) as error:
             clip.failure = in_words(error, clip.plan)
             return
-        if isinstance(found, Encoded):
+        if isinstance(found, EncodedClip):
             clip.encoded = found
         elif found is not None:
             clip.pixels = torch.as_tensor(found)
 
-    def _read(self, plan: ClipPlan, frames: np.ndarray) -> Encoded | None:
+    def _read(self, plan: ClipPlan, frames: np.ndarray) -> EncodedClip | None:
         """The encoded video; None where it is too large, and left to PyAV from now on."""
         entry = self._entries[plan.video]
         check_unchanged(entry)
         if frames.min() >= FAR_FROM_START or entry.size_bytes > LARGE_FILE:
-            segment = read_segment(entry, frames, IN_MEMORY)
-            if segment is not None:
-                return segment
+            part = cut_clip(entry, frames, IN_MEMORY)
+            if part is not None:
+                return part
         if entry.size_bytes > IN_MEMORY:
             self._leave_large(plan.video)
             return None
-        return Encoded(read_entry(entry), frames)
+        return EncodedClip(read_entry(entry), frames)
 
     def _leave_large(self, video: int) -> None:
         self._for_pyav[video] = True
@@ -248,7 +248,9 @@ class DaliDecoder:
             "DALI cannot decode %s, PyAV decodes it from now on (%s)", plan.path, self._last_error
         )
 
-    def _run(self, slot: _Slot, plans: Sequence[ClipPlan], encoded: list[Encoded]) -> torch.Tensor:
+    def _run(
+        self, slot: _Slot, plans: Sequence[ClipPlan], encoded: list[EncodedClip]
+    ) -> torch.Tensor:
         if len(plans) > slot.batch_size:
             slot.pipeline = self._build(len(plans))
             slot.batch_size = len(plans)
@@ -305,7 +307,7 @@ class _Clip:
     """
 
     plan: ClipPlan
-    encoded: Encoded | None = None
+    encoded: EncodedClip | None = None
     pixels: torch.Tensor | None = None
     failure: str = ""
 

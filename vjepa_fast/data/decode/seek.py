@@ -1,8 +1,10 @@
-"""Decoding a video from the last key frame before a frame on, with each frame's index.
+"""Frame-exact seeking: decodes from the last key frame before a frame, with each frame's index.
 
 Where the container's index lists every frame (MP4, MOV), nothing before that key frame is read.
-Elsewhere (WebM, Matroska, MPEG-TS) the packets before it have to be counted, though not decoded.
+Elsewhere (WebM, Matroska, MPEG-TS) all packets are counted, but not decoded.
 """
+
+from __future__ import annotations
 
 from bisect import bisect_left, bisect_right, insort
 from collections.abc import Iterator
@@ -11,8 +13,8 @@ import av
 
 from vjepa_fast.data.ffmpeg import count_frame
 
-# Frames that may be shown before a key frame that they come after in the file: what H.264 and
-# H.265 allow their decoders to hold back.
+# How many frames may be stored after a key frame and shown before it: decoders of H.264 and H.265
+# may hold back 16 frames.
 _REORDERED = 16
 _Numbered = Iterator[tuple[int, av.VideoFrame]]
 
@@ -23,10 +25,17 @@ def frames_from(
     first: int,
     frames: int,
 ) -> _Numbered | None:
-    """Frames with their indices, in order, from a key frame at or before index `first` on; a frame
-    that cannot be told has -1. `frames` is what the video has of them.
+    """Decode from a key frame at or before the frame `first` on.
 
-    None, with the container at its start again, where time stamps don't allow it.
+    Args:
+        container: the opened file.
+        stream: its video stream.
+        first: index of the first frame that is needed.
+        frames: number of frames of the video.
+
+    Returns:
+        (index, frame) in order of display; the index is -1 where it is unknown. None, with the
+        container back at its start, where the time stamps do not allow it.
     """
     found = _by_index(container, stream, first, frames)
     return found if found is not None else _by_counting(container, stream, first)
@@ -54,8 +63,8 @@ def _by_index(
 
 
 def _ranked(key: av.Packet, packets: Iterator[av.Packet], start: int) -> _Numbered:
-    """`start` packets come before the key frame's; all of them are shown before it. A frame's index
-    is its rank by time stamp among the packets, and whatever is shown before it was read before.
+    """Number the frames from a key frame on, before which `start` frames are stored and shown. A
+    frame's index is its rank by time stamp: all that are shown before it have been read by then.
     """
     stamps = [key.pts]
     for frame in key.decode():
@@ -81,7 +90,7 @@ def _by_counting(
         container.seek(key, stream=stream)
         frames = container.decode(stream)
         opening = next(frames, None)
-        # A container without an index may land anywhere.
+        # Without an index in the container, a seek may land anywhere.
         if opening is not None and opening.pts is not None and opening.pts <= key:
             return _numbered(opening, frames, {pts: index for index, pts in enumerate(stamps)})
     container.seek(0)

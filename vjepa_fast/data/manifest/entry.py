@@ -1,5 +1,5 @@
-"""The videos of a manifest, held in columns: about a hundred bytes each, so that every process of a
-run may hold ten million of them.
+"""The videos of a manifest, stored in columns: about 100 bytes each, so that every process of a run
+can hold ten million of them.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-# Numbers of an entry, and how they are held. In those that may be unknown -1 (or NaN) means that.
+# The numbers of an entry and their types. In the OPTIONAL ones -1 (or NaN) means unknown.
 COLUMNS = {
     "frames": np.int32,
     "fps": np.float64,
@@ -31,19 +31,27 @@ LABEL_PREFIX = "label_"
 
 @dataclass(frozen=True, slots=True)
 class ManifestEntry:
-    """One video: where it is, what it shows (integer labels by name) and how it is stored.
+    """One video: where it is, what it shows and how it is stored.
 
-    `frames` counts the frames that decoding gives (container headers are not trusted), `fps` is the
-    average rate in frames per second, `width` and `height` are the upright picture's, `codec` is
-    FFmpeg's name ("vp9"; of an image, which has one frame and fps 0, "jpeg", "png", "webp" or
-    "bmp"), `size_bytes` and `mtime_ns` are the file's when it was indexed.
+    Attributes:
+        path: its file, or `archive.tar::member`.
+        frames: frames that decoding yields (container headers are not trusted); 1 for an image.
+        fps: average rate in frames per second; 0 for an image.
+        width, height: of the upright picture, in pixels.
+        codec: FFmpeg's name, such as "vp9"; of an image "jpeg", "png", "webp" or "bmp".
+        size_bytes: of the video when it was indexed.
+        mtime_ns: modification time of the file (or tar archive) when it was indexed.
+        labels: integer labels by name.
+        duration: in seconds.
+        gop: most frames from a key frame to the next.
+        vfr: whether the frame rate is variable: some frame is over half a frame from the time that
+            a constant rate gives it.
+        offset: of the video's first byte in its tar archive.
+        rotation: degrees clockwise, 0, 90, 180 or 270, by which the stored picture has to be turned
+            to be upright.
 
-    Known to manifests of this version on: `duration` in seconds, `gop` the most frames from a key
-    frame to the next, `vfr` whether frames come at a variable rate (some are over half a frame off
-    the place that a constant rate gives them), and for a video in a tar shard (path
-    `shard.tar::member`) the `offset` of its first byte; `mtime_ns` is then the shard's.
-    `rotation`: the degrees clockwise, 0, 90, 180 or 270, by which a stored picture has to be turned
-    to be upright; None, of an older manifest, is 0.
+    The last five are None where they are unknown, as in manifests of older versions. An unknown
+    rotation counts as 0.
     """
 
     path: str
@@ -63,16 +71,20 @@ class ManifestEntry:
 
     @property
     def stored_size(self) -> tuple[int, int]:
-        """Width and height of the pictures as they are stored, before they are turned upright."""
+        """Width and height of the stored picture, before it is turned upright."""
         turned = (self.rotation or 0) % 180 == 90
         return (self.height, self.width) if turned else (self.width, self.height)
 
 
 class Entries(Sequence[ManifestEntry]):
-    """A sequence of ManifestEntry that makes them when they are asked for.
+    """A sequence of ManifestEntry in columns; indexing creates the entry.
 
-    What goes over all of them takes `column`. Made by `EntriesBuilder`; equal to any sequence of
+    Use `column` for loops over all entries. `EntriesBuilder` makes it. It equals any sequence of
     equal entries.
+
+    Attributes:
+        source: the manifest that they were read from, for messages; "" where there is none.
+        codecs: the names that the column "codec" numbers.
     """
 
     def __init__(
@@ -127,8 +139,8 @@ class Entries(Sequence[ManifestEntry]):
         return (self[i] for i in range(len(self)))
 
     def column(self, name: str) -> np.ndarray:
-        """One fact of all entries, [n], read-only: see COLUMNS, or "label_<name>" (int64), or
-        "codec" (numbers of `codecs`). Raises KeyError for an optional one that no entry has.
+        """One column, [n], read-only: a key of COLUMNS, "label_<name>" (int64), or "codec" (indices
+        into `codecs`). Raises KeyError for an optional one that no entry has.
         """
         return self._columns[name]
 
@@ -137,14 +149,14 @@ class Entries(Sequence[ManifestEntry]):
         return (name.rpartition(b"/")[2] for name in self._names)
 
     def take(self, which: np.ndarray) -> Entries:
-        """The entries at these places (int64), or where a mask (bool [n]) is true."""
+        """The entries at these indices (int64), or where a mask (bool [n]) is true."""
         columns = {name: column[which] for name, column in self._columns.items()}
         names = self._names.take(which)
         return Entries(names, self._folders, self.codecs, columns, self.source)
 
     @classmethod
     def joined(cls, parts: Sequence[Entries]) -> Entries:
-        """Several, one after another, with the labels that all of them have."""
+        """Several sequences concatenated, with the labels that all of them have."""
         if len(parts) == 1:
             return parts[0]
         labels = [name for name in parts[0]._labels if all(name in p._labels for p in parts)]
@@ -179,7 +191,7 @@ class Entries(Sequence[ManifestEntry]):
 
 
 class EntriesBuilder:
-    """Gathers entries below `folder`, many at a time, with these label columns."""
+    """Collects entries with paths below `folder` and these label columns, many at a time."""
 
     def __init__(self, folder: str, label_columns: Iterable[str]) -> None:
         self._folder = folder
@@ -191,8 +203,9 @@ class EntriesBuilder:
     def add(
         self, names: Sequence[str], codecs: Sequence[str], numbers: Mapping[str, Sequence]
     ) -> None:
-        """Add n videos: their paths from the folder on, and columns [n] of numbers; optional ones
-        may be missing. Raises OverflowError for a number that its column cannot hold.
+        """Add n videos: their paths relative to the folder, their codecs, and columns [n] of
+        numbers, of which optional ones may be missing. Raises OverflowError for a number that its
+        column cannot hold.
         """
         for name in names:
             self._names += name.encode(errors="surrogateescape")
@@ -218,7 +231,7 @@ class EntriesBuilder:
 
 
 class _Texts:
-    """Byte strings in one: the i-th lies between the i-th and the next of the `ends`, [n + 1]."""
+    """Byte strings in one buffer: string i is `text[ends[i] : ends[i + 1]]`; ends is [n + 1]."""
 
     def __init__(self, text: bytes, ends: np.ndarray) -> None:
         self._text = text
@@ -243,7 +256,7 @@ class _Texts:
 
 
 def entries_of(entries: Iterable[ManifestEntry], source: str = "") -> Entries:
-    """Entries with the same label names, in columns."""
+    """Store entries, all with the same label names, in columns."""
     entries = list(entries)
     labels = list(entries[0].labels) if entries else []
     builder = EntriesBuilder("", [LABEL_PREFIX + name for name in labels])

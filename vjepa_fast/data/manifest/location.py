@@ -1,7 +1,6 @@
-"""Where a video's bytes are: a file of its own, or a member of a tar shard, named
-`shard.tar::member`.
+"""Where a video's bytes are: a file, or a member of a tar archive, named `archive.tar::member`.
 
-A member lies in the shard as one run of bytes, so it is read from its place; nothing is unpacked.
+A member is a contiguous run of bytes in the archive, so it is read in place; nothing is unpacked.
 """
 
 from __future__ import annotations
@@ -16,19 +15,19 @@ from vjepa_fast.errors import UserError
 _MEMBER = ".tar::"
 
 
-def shard_of(path: str) -> str | None:
-    """The tar file that a path of the form `shard.tar::member` names; None for any other path."""
-    shard, separator, member = path.partition(_MEMBER)
-    return f"{shard}.tar" if separator and member else None
+def archive_of(path: str) -> str | None:
+    """The tar file in a path of the form `archive.tar::member`; None for any other path."""
+    archive, separator, member = path.partition(_MEMBER)
+    return f"{archive}.tar" if separator and member else None
 
 
 def file_of(path: str) -> str:
     """The file on the disk that holds the video."""
-    return shard_of(path) or path
+    return archive_of(path) or path
 
 
 def source_url(path: str, offset: int | None, size: int) -> str:
-    """What FFmpeg (`av.open`) opens: the path, or its `subfile` protocol for `size` bytes from
+    """The URL for FFmpeg (`av.open`): the path, or the `subfile` protocol for `size` bytes from
     `offset` on.
     """
     if offset is None:
@@ -37,7 +36,7 @@ def source_url(path: str, offset: int | None, size: int) -> str:
 
 
 def entry_url(entry: ManifestEntry) -> str:
-    """What FFmpeg (`av.open`) opens for a manifest entry."""
+    """The URL for FFmpeg (`av.open`) of a manifest entry."""
     return source_url(entry.path, entry.offset, entry.size_bytes)
 
 
@@ -49,8 +48,8 @@ def read_entry(entry: ManifestEntry) -> np.ndarray:
 
 
 def is_in_place(entry: ManifestEntry) -> bool:
-    """Whether the file (the shard) still has the size and modification time that were indexed; a
-    shard may not have become too short for its member.
+    """Whether the file (or tar archive) still has the modification time that was indexed, and the
+    size; of an archive, whether it still reaches to the member's end.
     """
     try:
         now = os.stat(file_of(entry.path))
