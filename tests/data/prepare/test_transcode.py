@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.data.decode.test_rotation import QUARTERS
 from tests.data.prepare.test_inspect import write_timed
+from tests.data.prepare.test_rotation import QUARTERS
 from tests.helpers import damaged, videos
 from vjepa_fast.cli import main
 from vjepa_fast.data.decode.pyav import decode_clip

@@ -1,0 +1,58 @@
+"""Which backend decodes which videos."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from vjepa_fast.data.decode.backend import choose_backend
+from vjepa_fast.data.manifest.entry import ManifestEntry
+from vjepa_fast.errors import UserError
+
+CPU = torch.device("cpu")
+ENTRY = ManifestEntry("/a.webm", 20, 25.0, 320, 240, "vp9", 1, 1, {})
+
+
+@pytest.mark.parametrize(
+    ("codecs", "device", "backend", "reason"),
+    [
+        (["vp9", "vp8", "mjpeg"], "cpu", "dali", "it decodes every video"),
+        (["vp9", "h264"], "cpu", "dali", "PyAV decodes 1 of 2 videos: 1 h264, such as "),
+        (
+            ["vp9", "h264", "hevc", "h264"],
+            "cpu",
+            "pyav",
+            "DALI decodes only 1 of 4 videos on cpu, the others are 2 h264, 1 hevc, such as ",
+        ),
+        (["h264"], "cpu", "pyav", "DALI decodes none of the videos on cpu: 1 h264, such as "),
+        (["vp9", "h264", "hevc"], "cuda", "dali", "it decodes every video"),
+        (["prores"], "cuda", "pyav", "DALI decodes none of the videos on cuda: 1 prores"),
+    ],
+)
+def test_auto_takes_dali_for_half_of_the_videos_or_more(codecs, device, backend, reason):
+    entries = [replace(ENTRY, codec=codec) for codec in codecs]
+    name, why = choose_backend("auto", entries, torch.device(device))
+    assert name == backend and reason in why
+    assert choose_backend("pyav", entries, torch.device(device)) == ("pyav", "as configured")
+
+
+def test_pictures_too_small_for_the_gpus_decoder_go_to_pyav():
+    small = replace(ENTRY, width=320, height=96)
+    name, why = choose_backend("auto", [small], torch.device("cuda"))
+    assert name == "pyav" and "1 vp9 smaller than the 128 px" in why and small.path in why
+    assert choose_backend("auto", [small], CPU)[0] == "dali"
+    large = replace(small, height=128)
+    assert choose_backend("auto", [large], torch.device("cuda"))[0] == "dali"
+
+
+def test_images_go_to_pyav():
+    image = replace(ENTRY, codec="mjpeg", frames=1)
+    name, why = choose_backend("auto", [image], CPU)
+    assert name == "pyav" and "1 images" in why
+    assert choose_backend("auto", [replace(image, frames=2)], CPU)[0] == "dali"
+
+
+def test_dali_is_refused_where_it_can_decode_nothing():
+    entries = [replace(ENTRY, codec="h264")]
+    with pytest.raises(UserError, match=r"decodes none .* on cpu: 1 h264.*set data\.backend"):
+        choose_backend("dali", entries, CPU)
