@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 import subprocess
 import sys
@@ -11,15 +10,12 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from tests.helpers.paths import REPOSITORY
 from vjepa_fast.cli import main
 from vjepa_fast.commands.report import report_html
 from vjepa_fast.config import parse_config
 from vjepa_fast.training.loop import pretrain
-from vjepa_fast.training.monitoring.curves import Panel, draw_panel
 
 VOID = {"meta", "img"}
 
@@ -98,6 +94,7 @@ def test_a_finished_runs_report(run: Path, capsys: pytest.CaptureFixture) -> Non
         assert name in sections["Curves"]
     assert re.search(r"loss\s+0\.\d", sections["Curves"])
     assert re.search(r"backward\s+[\d.e-]+ ms\s+\d+%", sections["Time of a step"])
+    assert "10% of the labels" in sections["Probes"]
     assert "digit 0.750 0.500 0.100" in sections["Probes"]
     for step in (3, 6):
         assert re.search(rf"\b{step} +[\d-]+ [\d:]+ +[\d.]+ MB +1\b", sections["Checkpoints"])
@@ -147,32 +144,6 @@ def test_no_run_is_one_sentence(name: str, tmp_path: Path, capsys: pytest.Captur
 def test_an_output_that_cannot_be_written(run: Path, capsys: pytest.CaptureFixture) -> None:
     assert main(["report", str(run), "--output", str(run / "no" / "where.html")]) == 2
     assert capsys.readouterr().err.startswith("error: --output: found")
-
-
-def drawn(panel: Panel, rows: list[dict]) -> Axes | None:
-    """The axes that a panel is drawn to; None where there is nothing to draw."""
-    axes = Figure().subplots()
-    return axes if draw_panel(axes, panel, rows) else None
-
-
-def test_curves_lie_where_their_values_are() -> None:
-    rows = [{"step": 0, "a": 0.0}, {"step": 5, "a": 10.0, "b": 1.0}, {"step": 10, "a": 5.0}]
-    axes = drawn(Panel("t", ("a", "b", "c")), rows)
-    assert [line.get_xydata().tolist() for line in axes.lines] == [
-        [[0, 0], [5, 10], [10, 5]],
-        [[5, 1]],
-    ]
-    assert [text.get_text() for text in axes.get_legend().texts] == ["a 5", "b 1"]
-    assert axes.get_ylim()[0] == 0 and axes.get_xlim() == (0, 10)
-
-
-def test_values_that_have_no_place_are_counted() -> None:
-    rows = [{"step": s, "a": v} for s, v in enumerate([0.0, 1e-3, math.inf, 10.0, math.nan])]
-    axes = drawn(Panel("t", ("a",), log=True), rows)
-    assert axes.get_yscale() == "log"
-    assert axes.lines[0].get_xydata().tolist() == [[1, 1e-3], [3, 10]]
-    assert "3 values not drawable" in axes.get_legend().texts[0].get_text()
-    assert drawn(Panel("t", ("a",)), rows[4:]) is None
 
 
 def test_a_long_runs_report_is_small_and_keeps_spikes(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import base64
 import datetime
 import io
 import json
+import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -213,13 +214,15 @@ def _probes(result: dict) -> str:
     if not isinstance(accuracy, dict) or not accuracy:
         return ""
     kinds = list(next(iter(accuracy.values())))
+    chance = result.get("chance", {})
     rows = [
-        (label, *(f"{by_kind[kind]:.3f}" for kind in kinds), f"{result['chance'][label]:.3f}")
+        (label, *(f"{by_kind[kind]:.3f}" for kind in kinds), f"{chance.get(label, math.nan):.3f}")
         for label, by_kind in accuracy.items()
     ]
-    fraction = result.get("label_fraction", 1.0)
-    note = f"Accuracy of attentive probes at step {result['step']}, {fraction:.0%} of the labels."
-    return f"<p>{note}</p>" + _table(("label", *kinds, "chance"), rows)
+    note = f"Accuracy of attentive probes at step {result.get('step')}"
+    if "label_fraction" in result:  # of older versions it is unknown
+        note += f", with {result['label_fraction']:.0%} of the labels"
+    return f"<p>{note}.</p>" + _table(("label", *kinds, "chance"), rows)
 
 
 def _checkpoints(run: Path) -> str:
