@@ -6,8 +6,7 @@ Each op lives in one file and is specified by the plain-PyTorch reference in it.
 from vjepa_fast.kernels.ema import ema_update_
 from vjepa_fast.kernels.feature_loss import masked_feature_loss
 from vjepa_fast.kernels.gather import apply_masks, gather_tokens
-from vjepa_fast.kernels.patch_embed import PatchEmbed
-from vjepa_fast.kernels.patchify import patchify
+from vjepa_fast.kernels.patchify import PatchEmbed, patchify
 from vjepa_fast.kernels.predictor_tokens import predictor_tokens
 
 __all__ = [

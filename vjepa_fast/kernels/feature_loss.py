@@ -1,9 +1,11 @@
-"""The feature loss: |prediction - layer_norm(feature)|^p / p, averaged per clip, then per spec."""
+"""The feature loss: |prediction - layer_norm(feature)|^p / p, mean over clips, then over specs."""
 
 from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+import triton
+import triton.language as tl
 from torch import Tensor
 
 from vjepa_fast.kernels._checks import (
@@ -13,15 +15,16 @@ from vjepa_fast.kernels._checks import (
     require_integers,
     require_same_device,
 )
-from vjepa_fast.kernels._dispatch import look_at_indices, use_triton
-from vjepa_fast.kernels.feature_loss_triton import launch_loss, launch_scale
+from vjepa_fast.kernels._dispatch import LAUNCH, look_at_indices, use_triton
 
 FEATURE_NORM_EPS = 1e-5
+SUM_BLOCK, SUM_WARPS = 4096, 16
+SCALE_BLOCK, SCALE_WARPS = 4096, 8
 
 
 def row_weights(seqlens: Tensor, spec_ids: Tensor, rows: int, width: int) -> Tensor:
     """Weight of each target row in the loss, fp32 [R]: 1 / (specs · clips · targets · width)."""
-    # counted by comparison, not by bincount, which would wait for a CUDA device
+    # comparisons instead of bincount, which is a host sync on CUDA
     clips = (spec_ids[:, None] == spec_ids[None, :]).sum(1).float()
     specs = clips.reciprocal().sum().round()
     weight = 1.0 / (clips * specs * seqlens * width)
@@ -37,8 +40,14 @@ def masked_feature_loss_reference(
     exponent: float,
     normalize: bool,
 ) -> tuple[Tensor, Tensor]:
-    """The specification: the loss (fp32 scalar) and its gradient in the prediction, in fp32."""
-    target = features.index_select(0, rows).float()  # unlike [rows], refuses negative ones
+    """The specification of `masked_feature_loss`, in plain PyTorch.
+
+    Args: those of `masked_feature_loss`.
+
+    Returns:
+        the loss, fp32 scalar, and its gradient in the prediction, fp32 [R, D].
+    """
+    target = features.index_select(0, rows).float()  # unlike [rows], rejects negative indices
     if normalize:
         target = F.layer_norm(target, target.shape[-1:], eps=FEATURE_NORM_EPS)
     difference = prediction.float() - target
@@ -50,22 +59,142 @@ def masked_feature_loss_reference(
     return loss / exponent, slope * weight[:, None]
 
 
-def _gradient_scale(numel: int) -> float:
-    """A mean over 10⁷ values has slopes of 10⁻⁷, which are 0 in fp16: this keeps them near 1."""
-    return 2.0 ** numel.bit_length()
+@triton.jit
+def weights_kernel(
+    p_seqlens,
+    p_specs,
+    p_weights,
+    sequences,
+    rows,
+    width,
+    stride_seqlens,
+    stride_specs,
+    BLOCK: tl.constexpr,
+    ROWS: tl.constexpr,
+):
+    """Program i writes the weight of each row of sequence i.
+
+    The last program also writes NaN to the rows that belong to no sequence. All weights are NaN
+    unless all lengths are positive and sum to the rows. Specs are counted by their first sequences,
+    in tiles of BLOCK x BLOCK comparisons.
+    """
+    i = tl.program_id(0)
+    spec = tl.load(p_specs + i * stride_specs)
+    length = tl.load(p_seqlens + i * stride_seqlens).to(tl.int64)
+    start, total, shortest = length * 0, length * 0, length
+    clips, specs = 0, 0
+    for i_block in range(0, sequences, BLOCK):
+        o = i_block + tl.arange(0, BLOCK)
+        b_specs = tl.load(p_specs + o * stride_specs, o < sequences, 0)
+        b_lengths = tl.load(p_seqlens + o * stride_seqlens, o < sequences, 1).to(tl.int64)
+        start += tl.sum(tl.where(o < i, b_lengths, 0))
+        total += tl.sum(tl.where(o < sequences, b_lengths, 0))
+        shortest = tl.minimum(shortest, tl.min(b_lengths))
+        clips += tl.sum(((b_specs == spec) & (o < sequences)).to(tl.int32))
+        b_earlier = tl.zeros([BLOCK], tl.int32)
+        for i_other in range(0, i_block + 1, BLOCK):
+            o_other = i_other + tl.arange(0, BLOCK)
+            b_others = tl.load(p_specs + o_other * stride_specs, o_other < sequences, 0)
+            m_same = (b_specs[:, None] == b_others[None, :]) & (o_other[None, :] < o[:, None])
+            b_earlier += tl.sum(m_same.to(tl.int32), 1)
+        specs += tl.sum(((b_earlier == 0) & (o < sequences)).to(tl.int32))
+    weight = 1.0 / (clips.to(tl.float32) * specs.to(tl.float32) * length.to(tl.float32) * width)
+    weight = tl.where((shortest > 0) & (total == rows), weight, float("nan"))
+    end = tl.minimum(start + length, rows)
+    for i_row in range(tl.maximum(start, 0), end, ROWS):
+        o = i_row + tl.arange(0, ROWS)
+        tl.store(p_weights + o, tl.zeros([ROWS], tl.float32) + weight, o < end)
+    if i == sequences - 1:
+        for i_row in range(tl.maximum(end, 0), rows, ROWS):
+            o = i_row + tl.arange(0, ROWS)
+            tl.store(p_weights + o, tl.full([ROWS], float("nan"), tl.float32), o < rows)
 
 
-def _require_sequences(seqlens: Tensor, rows: int) -> None:
-    """Refuse lengths that don't sum to the rows, where values are looked at: `require_index`."""
-    if look_at_indices(seqlens):
-        expected = f"expected positive lengths that sum to {rows}"
-        shortest, total = int(seqlens.min()), int(seqlens.sum())
-        require(shortest > 0, f"seqlens: found a length of {shortest}, {expected}")
-        require(total == rows, f"seqlens: found {total} targets in all, {expected}")
+@triton.jit
+def rows_kernel(
+    p_prediction,
+    p_features,
+    p_rows,
+    p_weights,
+    p_losses,
+    p_gradient,
+    features,
+    exponent,
+    eps,
+    scale,
+    stride_prediction,
+    stride_prediction_column,
+    stride_features,
+    stride_features_column,
+    stride_rows,
+    D: tl.constexpr,
+    BLOCK: tl.constexpr,
+    EXPONENT: tl.constexpr,
+    NORMALIZE: tl.constexpr,
+):
+    """Program i: weighted loss of row i, and its scaled gradient.
+
+    EXPONENT is 1, 2, or 0 for any other value, which is in `exponent`. A row index outside the
+    features is not read; its loss and gradient are NaN.
+    """
+    i = tl.program_id(0).to(tl.int64)
+    row = tl.load(p_rows + i * stride_rows).to(tl.int64)
+    weight = tl.load(p_weights + i)
+    inside = (row >= 0) & (row < features)
+    o = tl.arange(0, BLOCK)
+    m = o < D
+    o_columns = o.to(tl.int64)
+    p_prediction += i * stride_prediction + o_columns * stride_prediction_column
+    p_features += row * stride_features + o_columns * stride_features_column
+    b_prediction = tl.load(p_prediction, m, 0.0).to(tl.float32)
+    b_target = tl.load(p_features, o < tl.where(inside, D, 0), 0.0).to(tl.float32)
+    if NORMALIZE:
+        b_target = tl.where(m, b_target - tl.sum(b_target) / D, 0.0)
+        b_target *= tl.rsqrt(tl.sum(b_target * b_target) / D + eps)
+    b_target = tl.where(inside, b_target, float("nan"))
+    b_difference = b_prediction - b_target
+    b_size = tl.abs(b_difference)
+    if EXPONENT == 1:
+        b_loss = b_size
+        b_slope = tl.where(b_difference > 0, 1.0, tl.where(b_difference < 0, -1.0, b_difference))
+    elif EXPONENT == 2:
+        b_loss = b_size * b_size
+        b_slope = b_difference
+    else:
+        b_power = tl.exp2((exponent - 1.0) * tl.log2(b_size))
+        b_loss = b_power * b_size
+        b_slope = tl.where(b_difference < 0, -b_power, b_power)
+    tl.store(p_losses + i, tl.sum(tl.where(m, b_loss, 0.0)) * (weight / exponent))
+    b_gradient = b_slope * (weight * scale)
+    p_gradient += i * D + o
+    tl.store(p_gradient, b_gradient.to(p_gradient.dtype.element_ty), m)
 
 
-@torch.library.custom_op("vjepa_fast::masked_feature_loss", mutates_args=())
-def _loss_and_gradient(
+@triton.jit
+def sum_kernel(p_values, p_sum, size, BLOCK: tl.constexpr):
+    """Sum in an order that depends on the size alone."""
+    b_sum = tl.zeros([BLOCK], tl.float32)
+    for i_block in range(0, size, BLOCK):
+        o = i_block + tl.arange(0, BLOCK)
+        b_sum += tl.load(p_values + o, o < size, 0.0)
+    tl.store(p_sum, tl.sum(b_sum))
+
+
+@triton.jit
+def scale_kernel(p_values, p_factor, p_out, factor, size, BLOCK: tl.constexpr):
+    """values · (p_factor[0] · factor), in fp32."""
+    o = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    b_values = tl.load(p_values + o, o < size).to(tl.float32)
+    b_values *= tl.load(p_factor).to(tl.float32) * factor
+    tl.store(p_out + o, b_values.to(p_out.dtype.element_ty), o < size)
+
+
+def rows_warps(width: int) -> int:
+    """Warps of a program of `rows_kernel`: 16 elements of a row a thread."""
+    return min(max(triton.next_power_of_2(width) // 512, 1), 16)
+
+
+def launch_loss(
     prediction: Tensor,
     features: Tensor,
     rows: Tensor,
@@ -73,56 +202,126 @@ def _loss_and_gradient(
     spec_ids: Tensor,
     exponent: float,
     normalize: bool,
+    scale: float,
 ) -> tuple[Tensor, Tensor]:
+    """The loss, fp32 scalar, and its gradient times `scale`, [R, D] in the prediction's dtype."""
+    count, width = prediction.shape
+    weights = torch.empty(count, dtype=torch.float32, device=prediction.device)
+    losses = torch.empty_like(weights)
+    loss = torch.empty((), dtype=torch.float32, device=prediction.device)
+    gradient = torch.empty(count, width, dtype=prediction.dtype, device=prediction.device)
+    if not gradient.numel():
+        return loss.fill_(float("nan")), gradient  # a mean of nothing
+    with torch.cuda.device_of(prediction):
+        weights_kernel[(len(seqlens),)](
+            seqlens, spec_ids, weights, len(seqlens), count, float(width),
+            seqlens.stride(0), spec_ids.stride(0),
+            BLOCK=64, ROWS=1024, **LAUNCH,
+        )  # fmt: skip
+        rows_kernel[(count,)](
+            prediction, features, rows, weights, losses, gradient,
+            features.shape[0], exponent, FEATURE_NORM_EPS, scale,
+            *prediction.stride(), *features.stride(), rows.stride(0),
+            D=width, BLOCK=triton.next_power_of_2(width),
+            EXPONENT=int(exponent) if exponent in (1.0, 2.0) else 0, NORMALIZE=normalize,
+            num_warps=rows_warps(width), **LAUNCH,
+        )  # fmt: skip
+        sum_kernel[(1,)](losses, loss, count, BLOCK=SUM_BLOCK, num_warps=SUM_WARPS, **LAUNCH)
+    return loss, gradient
+
+
+def launch_scale(scaled: Tensor, grad_loss: Tensor, factor: float) -> Tensor:
+    """scaled · (grad_loss · factor); `scaled` must be contiguous."""
+    out = torch.empty_like(scaled)
+    if out.numel():
+        with torch.cuda.device_of(scaled):
+            scale_kernel[(triton.cdiv(out.numel(), SCALE_BLOCK),)](
+                scaled,
+                grad_loss,
+                out,
+                factor,
+                out.numel(),
+                BLOCK=SCALE_BLOCK,
+                num_warps=SCALE_WARPS,
+                **LAUNCH,
+            )
+    return out
+
+
+def _gradient_scale(numel: int) -> float:
+    """Power of two by which the stored gradient is scaled.
+
+    The mean over 10⁷ values has slopes of 10⁻⁷, which fp16 rounds to 0; scaled, they are near 1.
+    """
+    return 2.0 ** numel.bit_length()
+
+
+def _require_sequences(seqlens: Tensor, rows: int) -> None:
+    """Reject lengths that don't sum to the rows, where `require_index` would check values."""
+    if look_at_indices(seqlens):
+        expected = f"expected positive lengths that sum to {rows}"
+        shortest, total = int(seqlens.min()), int(seqlens.sum())
+        require(shortest > 0, f"seqlens: found a length of {shortest}, {expected}")
+        require(total == rows, f"seqlens: found {total} targets in all, {expected}")
+
+
+@torch.library.custom_op(
+    "vjepa_fast::masked_feature_loss",
+    mutates_args=(),
+    schema="(Tensor prediction, Tensor features, Tensor rows, Tensor seqlens, Tensor spec_ids, "
+    "float exponent, bool normalize) -> (Tensor, Tensor)",
+)
+def masked_feature_loss_op(prediction, features, rows, seqlens, *options):
     """The loss, and its gradient times `_gradient_scale` in the prediction's dtype."""
     require_index("rows", rows, features.shape[0])
     _require_sequences(seqlens, len(rows))
-    arguments = (prediction, features, rows, seqlens, spec_ids, exponent, normalize)
+    arguments = (prediction, features, rows, seqlens, *options)
     scale = _gradient_scale(prediction.numel())
     if use_triton("masked_feature_loss", prediction):
-        return launch_loss(*arguments, FEATURE_NORM_EPS, scale)
+        return launch_loss(*arguments, scale)
     loss, gradient = masked_feature_loss_reference(*arguments)
     return loss, (gradient * scale).to(prediction.dtype).contiguous()
 
 
-@_loss_and_gradient.register_fake
-def _(prediction, features, rows, seqlens, spec_ids, exponent, normalize):
+@masked_feature_loss_op.register_fake
+def _(prediction, *_):
     loss = prediction.new_empty((), dtype=torch.float32)
     return loss, prediction.new_empty(prediction.shape)
 
 
 @torch.library.custom_op("vjepa_fast::masked_feature_loss_backward", mutates_args=())
-def _unscale(scaled: Tensor, grad_loss: Tensor) -> Tensor:
+def masked_feature_loss_backward_op(scaled: Tensor, grad_loss: Tensor) -> Tensor:
+    """The gradient as stored, [R, D], unscaled and times grad_loss, the gradient in the loss."""
     factor = 1.0 / _gradient_scale(scaled.numel())
     if use_triton("masked_feature_loss", scaled):
         return launch_scale(scaled, grad_loss, factor)
     return (scaled.float() * (grad_loss * factor)).to(scaled.dtype)
 
 
-@_unscale.register_fake
+@masked_feature_loss_backward_op.register_fake
 def _(scaled, grad_loss):
     return torch.empty_like(scaled)
 
 
-def _keep_gradient(ctx, inputs, output) -> None:
-    ctx.set_materialize_grads(False)  # the second output's would be zeros, [R, D]
+def _save_gradient(ctx, inputs, output) -> None:
+    ctx.set_materialize_grads(False)  # else PyTorch allocates zeros [R, D] for the second output
     ctx.save_for_backward(output[1])
 
 
 def _backward(ctx, grad_loss, _):
     (scaled,) = ctx.saved_tensors
-    return _unscale(scaled, grad_loss), None, None, None, None, None, None
+    return masked_feature_loss_backward_op(scaled, grad_loss), *[None] * 6
 
 
-def _refuse_twice(ctx, _):
+def _no_second_derivative(ctx, _):
     raise RuntimeError(
         "masked_feature_loss: found a second derivative asked for, expected one backward; its "
         "gradient is written in the forward, so PyTorch can't differentiate twice"
     )
 
 
-_loss_and_gradient.register_autograd(_backward, setup_context=_keep_gradient)
-_unscale.register_autograd(_refuse_twice)
+masked_feature_loss_op.register_autograd(_backward, setup_context=_save_gradient)
+masked_feature_loss_backward_op.register_autograd(_no_second_derivative)
 
 
 def masked_feature_loss(
@@ -152,8 +351,8 @@ def masked_feature_loss(
     Raises:
         ValueError: shapes, dtypes or devices that don't fit, an exponent below 1; on CPU, or under
             VJEPA_FAST_CHECK_INDEX=1, rows outside `features` and lengths that don't sum to R.
-            Unchecked, on a GPU, such a row gives NaN in the loss and in its own gradient, such
-            lengths in all of them.
+            Unchecked (CUDA), an invalid row makes the loss and that row's gradient NaN; invalid
+            lengths make the loss and all gradients NaN.
     """
     require(
         prediction.ndim == 2 and features.ndim == 2 and prediction.shape[1] == features.shape[1],
@@ -172,11 +371,12 @@ def masked_feature_loss(
     require_integers("rows", rows)
     require_integers("seqlens", seqlens)
     require_integers("spec_ids", spec_ids)
-    if not exponent >= 1.0:  # NaN too; no `require`, since a symbolic one can't be written out
+    if not exponent >= 1.0:  # NaN too; not `require`: a symbolic float has no text
         raise ValueError(f"exponent: found {exponent}, expected 1 or more")
     for name, tensor in {"prediction": prediction, "features": features}.items():
         require_floating(name, tensor)
     others = {"features": features, "rows": rows, "seqlens": seqlens, "spec_ids": spec_ids}
     for name, tensor in others.items():
         require_same_device(name, tensor, "prediction", prediction)
-    return _loss_and_gradient(prediction, features, rows, seqlens, spec_ids, exponent, normalize)[0]
+    inputs = (prediction, features, rows, seqlens, spec_ids, exponent, normalize)
+    return masked_feature_loss_op(*inputs)[0]

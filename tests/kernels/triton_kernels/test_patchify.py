@@ -6,7 +6,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from vjepa_fast.kernels import patchify
-from vjepa_fast.kernels.patchify_triton import readable_as_words
+from vjepa_fast.kernels.patchify import readable_as_words
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)

@@ -2,7 +2,7 @@
 
 import torch
 
-from vjepa_fast.kernels.patchify_triton import launch_patchify
+from vjepa_fast.kernels.patchify import launch_patchify
 
 SCALE, SHIFT = [0.0171, 0.0175, 0.0174], [-2.118, -2.036, -1.804]
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)

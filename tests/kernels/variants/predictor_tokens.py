@@ -2,7 +2,7 @@
 
 import torch
 
-from vjepa_fast.kernels.predictor_tokens_triton import launch_predictor_tokens, launch_sum_by_spec
+from vjepa_fast.kernels.predictor_tokens import launch_predictor_tokens, launch_sum_by_spec
 
 ROWS, CONTEXT_ROWS, TOKENS = 40_000, 11_000, 1568
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
