@@ -5,9 +5,9 @@ import torch
 from torch.library import opcheck
 
 from vjepa_fast.kernels import apply_masks, gather_tokens, predictor_tokens
-from vjepa_fast.kernels.gather import gather_rows
-from vjepa_fast.kernels.gather_backward import scatter_tokens
-from vjepa_fast.kernels.predictor_tokens import predictor_rows, predictor_tokens_backward
+from vjepa_fast.kernels.gather import gather_tokens_op
+from vjepa_fast.kernels.gather_backward import scatter_tokens_op
+from vjepa_fast.kernels.predictor_tokens import predictor_tokens_backward_op, predictor_tokens_op
 
 GENERATOR = torch.Generator().manual_seed(0)
 
@@ -23,16 +23,19 @@ def indices(size, *shape, dtype=torch.int64):
 MASKS = [indices(7, 2, 5), indices(7, 2, 3, dtype=torch.int32), indices(7, 2, 0)]
 SOURCE, POSITION = indices(6, 9), indices(5, 9)
 OPS = {
-    "gather": (gather_rows, (randn(2, 7, 6), MASKS[:1])),
-    "gather by several masks": (gather_rows, (randn(2, 7, 6), MASKS)),
-    "gather bfloat16, strided": (gather_rows, (randn(7, 2, 6).bfloat16().transpose(0, 1), MASKS)),
-    "scatter": (scatter_tokens, (randn(16, 6), MASKS, 2, 7)),
+    "gather": (gather_tokens_op, (randn(2, 7, 6), MASKS[:1])),
+    "gather by several masks": (gather_tokens_op, (randn(2, 7, 6), MASKS)),
+    "gather bfloat16, strided": (
+        gather_tokens_op,
+        (randn(7, 2, 6).bfloat16().transpose(0, 1), MASKS),
+    ),
+    "scatter": (scatter_tokens_op, (randn(16, 6), MASKS, 2, 7)),
     "predictor_tokens": (
-        predictor_rows,
+        predictor_tokens_op,
         (randn(4, 6), randn(5, 6, grad=False), randn(2, 6), SOURCE, POSITION),
     ),
     "predictor_tokens, backward": (
-        predictor_tokens_backward,
+        predictor_tokens_backward_op,
         (randn(9, 6, grad=False), SOURCE, 4, 2),
     ),
 }

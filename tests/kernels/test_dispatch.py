@@ -73,9 +73,9 @@ def test_the_choice_is_logged_once_by_name(monkeypatch, caplog):
         dispatch.use_triton("some_op", CUDA)
         dispatch.use_triton("another_op", CPU)
     assert [record.getMessage() for record in caplog.records] == [
-        "some_op on cpu: the reference in PyTorch",
+        "some_op on cpu: PyTorch reference",
         "some_op on cuda: Triton",
-        "another_op on cpu: the reference in PyTorch",
+        "another_op on cpu: PyTorch reference",
     ]
     assert {record.name for record in caplog.records} == {"vjepa_fast.kernels"}
 
@@ -87,7 +87,7 @@ def test_a_change_of_the_variable_is_noticed(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("device", "kernels", "check", "looked_at"),
+    ("device", "kernels", "check", "checked"),
     [
         ("cpu", "auto", "0", True),
         ("cpu", "reference", "0", True),
@@ -97,10 +97,10 @@ def test_a_change_of_the_variable_is_noticed(monkeypatch):
         ("cuda", "auto", "1", True),
     ],
 )
-def test_where_indices_are_looked_at(monkeypatch, device, kernels, check, looked_at):
+def test_where_index_values_are_checked(monkeypatch, device, kernels, check, checked):
     monkeypatch.setenv("VJEPA_FAST_KERNELS", kernels)
     monkeypatch.setenv("VJEPA_FAST_CHECK_INDEX", check)
-    assert dispatch.look_at_indices({"cpu": CPU, "cuda": CUDA}[device]) is looked_at
+    assert dispatch.checks_index_values({"cpu": CPU, "cuda": CUDA}[device]) is checked
 
 
 IMPORT = """

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from vjepa_fast.kernels import apply_masks, gather_tokens
 from vjepa_fast.kernels.gather import gather_tokens_reference
-from vjepa_fast.kernels.gather_backward import scatter_tokens
+from vjepa_fast.kernels.gather_backward import scatter_tokens_op
 
 SHAPES = {
     "one": (1, 1, 1, 1),
@@ -190,7 +190,7 @@ def test_a_token_outside_never_reaches_another_clip():
     """Not even where nobody checks indices: the scatter, and the reference on CUDA."""
     for outside in (torch.tensor([[0], [-1]]), torch.tensor([[5], [0]])):
         with pytest.raises(IndexError):
-            scatter_tokens(torch.ones(2, 3), [outside], 2, 5)
+            scatter_tokens_op(torch.ones(2, 3), [outside], 2, 5)
         for x in (torch.ones(2, 5, 3), torch.ones(5, 2, 3).transpose(0, 1)):
             with pytest.raises(IndexError):
                 gather_tokens_reference(x, outside)

@@ -1,6 +1,12 @@
-"""The ops of V-JEPA that move bytes, on torch alone: drop them into any JEPA code base.
+"""The memory-bound ops of V-JEPA, forward and backward, as Triton kernels and PyTorch references.
 
-Each op lives in one file and is specified by the plain-PyTorch reference in it.
+Imports: torch and triton only, so that any JEPA code base can use them.
+Elsewhere: networks (models/), which token is context or target (masks/).
+
+One op a file, read top-down: reference (the specification), kernels, launch, custom op, public
+function. Names inside kernels: `p_` pointers, `b_` blocks of values, `m_` masks of loads and
+stores, `o_` offsets or element numbers, `i_` loop indices and program ids. Custom ops are
+registered as `vjepa_fast::<op>` and bound in Python as `<op>_op`.
 """
 
 from vjepa_fast.kernels.ema import ema_update_

@@ -1,4 +1,4 @@
-"""Whether an op runs its Triton kernel or its reference."""
+"""Chooses between an op's Triton kernel and its PyTorch reference."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from functools import lru_cache
 from torch import Tensor
 from triton import knobs
 
-logger = logging.getLogger("vjepa_fast.kernels")
+log = logging.getLogger("vjepa_fast.kernels")
 
-# Triton decides at a kernel's decoration, that is when this package is imported.
+# Triton reads TRITON_INTERPRET when a kernel is decorated: at the import of this package.
 INTERPRETED = bool(knobs.runtime.interpret)
 
-# Options of every launch. Triton 3.9 warns where this is left to a default that 3.10 will change.
+# Options of every launch. Triton 3.9 warns where this is unset: 3.10 changes the default.
 LAUNCH = {"enable_fp_fusion": True}
 
 
 def use_triton(op: str, tensor: Tensor) -> bool:
-    """Whether `op` shall launch Triton kernels for tensors on this one's device.
+    """Whether `op` runs Triton kernels on the device of `tensor`.
 
-    The environment variable VJEPA_FAST_KERNELS decides: unset or "auto" means Triton on CUDA and
-    the plain-PyTorch reference elsewhere; "triton" insists on Triton (on CPU that takes Triton's
-    interpreter: TRITON_INTERPRET=1 when this package is imported); "reference" the opposite. The
+    The environment variable VJEPA_FAST_KERNELS decides: unset or "auto" is Triton on CUDA and the
+    PyTorch reference elsewhere; "triton" is always Triton (on CPU only under Triton's interpreter:
+    TRITON_INTERPRET=1 when this package is imported); "reference" is always the reference. The
     choice is logged once per op and device at level INFO.
 
     Raises:
@@ -42,22 +42,21 @@ def _choose(op: str, device: str, setting: str) -> bool:
     if setting == "triton" and device != "cuda" and not (device == "cpu" and INTERPRETED):
         raise ValueError(
             f"VJEPA_FAST_KERNELS: found 'triton' and a tensor on {device}, expected one on cuda; "
-            "set it to 'auto' or, to run kernels on a CPU slowly, set TRITON_INTERPRET=1 before "
-            "the import"
+            "set it to 'auto' or, to run the kernels in Triton's slow CPU interpreter, set "
+            "TRITON_INTERPRET=1 before the import"
         )
     triton = setting == "triton" or (setting == "auto" and device == "cuda")
-    way = "the reference in PyTorch" if not triton else "Triton"
-    way = "Triton's interpreter" if triton and INTERPRETED else way
-    logger.info("%s on %s: %s", op, device, way)
+    way = ("Triton's interpreter" if INTERPRETED else "Triton") if triton else "PyTorch reference"
+    log.info("%s on %s: %s", op, device, way)
     return triton
 
 
-def check_indices_on_device() -> bool:
-    """VJEPA_FAST_CHECK_INDEX=1: look at indices on the GPU too, which waits for the device."""
-    return os.environ.get("VJEPA_FAST_CHECK_INDEX") == "1"
+def checks_index_values(index: Tensor) -> bool:
+    """Whether the values of `index` are checked.
 
-
-def look_at_indices(index: Tensor) -> bool:
-    """Whether an index's range is checked: on a CPU, unless its kernels stand in for a GPU's."""
-    interpreted = os.environ.get("VJEPA_FAST_KERNELS") == "triton"
-    return check_indices_on_device() or (index.device.type == "cpu" and not interpreted)
+    They are on CPU, except where the interpreter stands in for a GPU, and everywhere under
+    VJEPA_FAST_CHECK_INDEX=1 (on CUDA a host sync).
+    """
+    if os.environ.get("VJEPA_FAST_CHECK_INDEX") == "1":
+        return True
+    return index.device.type == "cpu" and os.environ.get("VJEPA_FAST_KERNELS") != "triton"

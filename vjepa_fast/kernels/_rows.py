@@ -1,4 +1,4 @@
-"""What the kernels over rows share: tiles of [rows, width], and rows counted over several masks."""
+"""Shared by the kernels that move rows: tile sizes, and rows numbered over several masks."""
 
 from __future__ import annotations
 
@@ -10,11 +10,14 @@ from torch import Tensor
 from vjepa_fast.kernels._checks import require
 
 TILE_BYTES = 8192  # four 16-byte accesses for each of 128 threads
-MAX_ROWS = 2**31 - TILE_BYTES  # counted in int32, and a last tile may reach beyond
+MAX_ROWS = 2**31 - TILE_BYTES  # int32 row numbers, and the last tile may reach past the end
 
 
 def row_tile(width: int, itemsize: int) -> dict[str, int]:
-    """Tile of a row-moving kernel: the widest power of two, up to 512, that pads a row least."""
+    """Tile [ROWS, BLOCK_D] of a row-moving kernel.
+
+    BLOCK_D is the widest power of two, up to 512, that pads a row least.
+    """
     widest = min(512, triton.next_power_of_2(width))
     blocks = [b for b in (512, 256, 128, 64, 32, 16, 8, 4, 2, 1) if min(64, widest) <= b <= widest]
     block = min(blocks, key=lambda b: (triton.cdiv(width, b) * b, -b))
@@ -22,9 +25,9 @@ def row_tile(width: int, itemsize: int) -> dict[str, int]:
 
 
 def flat_rows(indices: list[Tensor], clips: int, tokens: int) -> Tensor:
-    """Rows of x [clips, tokens, D] flattened, mask by mask: what the references index.
+    """Rows of x [clips, tokens, D] flattened to [clips * tokens, D], mask by mask.
 
-    A token outside its clip becomes a row past the end, which PyTorch refuses: never a row of
+    A token outside its clip becomes a row past the end, which PyTorch rejects, and never a row of
     another clip.
     """
     first = torch.arange(clips, device=indices[0].device).unsqueeze(1) * tokens
@@ -36,24 +39,29 @@ def flat_rows(indices: list[Tensor], clips: int, tokens: int) -> Tensor:
 
 
 def pack_indices(indices: list[Tensor]) -> tuple[tuple[Tensor, ...], tuple[int, ...], int]:
-    """What `locate` takes, and the number of rows: pointers, and for a mask of K tokens 2 K + 1.
+    """Arguments of `locate` for several masks.
+
+    Returns:
+        the non-empty masks, contiguous; `odd_sizes`, 2 K + 1 for a mask of K tokens a clip; and the
+        number of rows over all masks.
 
     Triton compiles a kernel anew for integers that are 1 or divisible by 16, and inside a tuple
-    nothing turns that off; odd numbers spare a compilation whenever a mask's length changes.
+    that can't be disabled (`do_not_specialize` is for plain arguments). An odd number above 1 is
+    neither, so a new mask length costs no compilation. Kernels read K as `odd_size >> 1`.
     """
     kept = [index.contiguous() for index in indices if index.numel()]
     total = sum(index.numel() for index in kept)
-    require(total <= MAX_ROWS, f"index: found {total} rows, expected at most {MAX_ROWS}")
+    require(total <= MAX_ROWS, f"index: found {total} rows, expected at most {MAX_ROWS}; split it")
     return tuple(kept), tuple(2 * index.shape[1] + 1 for index in kept), total
 
 
 @triton.jit
 def locate(o_row, indices, odd_sizes, B, MASKS: tl.constexpr):
-    """Mask, its length, clip, place in the clip and token of rows counted mask by mask."""
+    """For rows numbered mask by mask: mask, its length K, clip, position 0 … K - 1, token."""
     b_mask = o_row * 0
     b_size = b_mask
     b_clip = b_mask
-    b_place = b_mask
+    b_position = b_mask
     b_token = b_mask.to(tl.int64)
     start = 0
     for i in tl.static_range(MASKS):
@@ -65,7 +73,7 @@ def locate(o_row, indices, odd_sizes, B, MASKS: tl.constexpr):
         b_mask = tl.where(m, i, b_mask)
         b_size = tl.where(m, size, b_size)
         b_clip = tl.where(m, clip, b_clip)
-        b_place = tl.where(m, o - clip * size, b_place)
+        b_position = tl.where(m, o - clip * size, b_position)
         b_token = tl.where(m, token, b_token)
         start += B * size
-    return b_mask, b_size, b_clip, b_place, b_token
+    return b_mask, b_size, b_clip, b_position, b_token

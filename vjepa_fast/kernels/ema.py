@@ -1,4 +1,8 @@
-"""Exponential moving average of parameters, in fp32, all tensors in one launch."""
+"""Exponential moving average (EMA) of parameters, in fp32, all tensors in one launch.
+
+Our trainer passes one flat tensor a parameter group. The pointer tables and their cache serve
+drop-in use: hundreds of separate parameters, some strided, in one launch.
+"""
 
 from __future__ import annotations
 
@@ -15,11 +19,12 @@ from vjepa_fast.kernels._dispatch import LAUNCH, use_triton
 
 BLOCK, WARPS = 2048, 8
 DTYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
-KEPT_ROWS, FEWEST_ROWS = 1 << 22, 1 << 12  # 128 MiB of tables; 1024 calls, however small
+# The cache holds 128 MiB of tables, or 1024 tables of any size.
+KEPT_ROWS, FEWEST_ROWS = 1 << 22, 1 << 12
 
-Entry = tuple[int, int, int, int, torch.dtype, torch.dtype | None]  # see `block_table`
+Entry = tuple[int, int, int, int, torch.dtype, torch.dtype | None]  # Args of `block_table`
 BlockTable = tuple[Tensor, torch.dtype, torch.dtype | None]
-_kept: dict[tuple[torch.device, tuple[Entry, ...]], list[BlockTable]] = {}
+_cache: dict[tuple[torch.device, tuple[Entry, ...]], list[BlockTable]] = {}
 
 
 @torch.no_grad()
@@ -31,17 +36,17 @@ def ema_update_reference_(
     skip: Tensor | None = None,
 ) -> None:
     """The specification of `ema_update_`, in plain PyTorch."""
-    if skip is not None and skip.device.type == "cpu":  # no device to wait for
+    if skip is not None and skip.device.type == "cpu":  # no host sync
         if skip != 0:
             return
         skip = None
-    averages = list(teacher) if skip is None else [t.clone() for t in teacher]
-    torch._foreach_lerp_(averages, [s.float() for s in student], 1.0 - momentum)
+    ema = list(teacher) if skip is None else [t.clone() for t in teacher]
+    torch._foreach_lerp_(ema, [s.float() for s in student], 1.0 - momentum)
     copies = [] if low_precision_copy is None else list(low_precision_copy)
     if skip is None:
-        written, new = copies, averages[: len(copies)]
+        written, new = copies, ema[: len(copies)]
     else:
-        written, new = [*teacher, *copies], [*averages, *averages[: len(copies)]]
+        written, new = [*teacher, *copies], [*ema, *ema[: len(copies)]]
         new = [torch.where(skip != 0, w, n.to(w.dtype)) for w, n in zip(written, new, strict=True)]
     if written:
         torch._foreach_copy_(written, new)
@@ -65,7 +70,7 @@ def average(p_teacher, p_student, p_copy, weight, m_left, COPY: tl.constexpr):
 def ema_kernel(
     p_table, weight, p_skip, STUDENT: tl.constexpr, COPY: tl.constexpr, BLOCK: tl.constexpr
 ):
-    """Program i averages the block that row i of the table tells: see `block_table`."""
+    """Program i updates the block of row i of the table, see `block_table`."""
     if p_skip is not None:  # noqa: SIM102 decided at compile time
         if tl.load(p_skip) != 0:
             return
@@ -79,7 +84,7 @@ def ema_kernel(
     if COPY is not None:
         p_copy = a_copy.to(tl.pointer_type(COPY)) + o
     if (left >= BLOCK) & (((a_teacher | a_student | a_copy) & 15) == 0):
-        # 4 elements a thread whatever their dtype: 8 would exchange values through shared memory
+        # 4 elements a thread for every dtype: 8 would exchange values through shared memory
         p_teacher = tl.max_contiguous(tl.multiple_of(p_teacher, 16), 4)
         p_student = tl.max_contiguous(tl.multiple_of(p_student, 16), 4)
         p_copy = tl.max_contiguous(tl.multiple_of(p_copy, 16), 4)
@@ -88,10 +93,10 @@ def ema_kernel(
         average(p_teacher, p_student, p_copy, weight, o < left, COPY)
 
 
-def refuse_shared(teacher: Sequence[Tensor], copies: Sequence[Tensor]) -> None:
-    """Refuse memory that would be written twice: on a GPU in any order.
+def require_disjoint(teacher: Sequence[Tensor], copies: Sequence[Tensor]) -> None:
+    """Reject tensors that overlap: a GPU would write them in any order.
 
-    Of a strided tensor only the first element is looked at.
+    Only the first element of a strided tensor is checked.
     """
     written = sorted(
         (t.data_ptr(), t.nbytes if t.is_contiguous() else t.itemsize, name, i)
@@ -103,16 +108,16 @@ def refuse_shared(teacher: Sequence[Tensor], copies: Sequence[Tensor]) -> None:
         if after < start + size:
             raise ValueError(
                 "{}[{}], {}[{}]: found memory that they share, expected memory of its own for each "
-                "tensor; give a tied parameter once".format(*one, *other)
+                "tensor; pass a tied parameter once".format(*one, *other)
             )
 
 
 def block_table(entries: Sequence[Entry], device: torch.device) -> Tensor:
-    """What each program does: addresses of its teacher, student and copy, elements left there.
+    """For each program: addresses of its block of teacher, student and copy, and elements left.
 
     Args:
-        entries: addresses of teacher, student and copy, number of elements, dtypes of student and
-            copy, of tensors whose dtypes agree.
+        entries: of each tensor the addresses of teacher, student and copy, the number of elements,
+            and the dtypes of student and copy, which are the same in all entries.
 
     Returns:
         [blocks, 4] int64 on the device.
@@ -127,35 +132,37 @@ def block_table(entries: Sequence[Entry], device: torch.device) -> Tensor:
     return (table[owner] + offset[:, None] * step).to(device)  # host sync
 
 
-def _rows(tables: list[BlockTable]) -> int:
+def _table_rows(tables: list[BlockTable]) -> int:
     return max(FEWEST_ROWS, sum(len(table) for table, *_ in tables))
 
 
 def block_tables(
     entries: tuple[Entry, ...], teacher: Sequence[Tensor], copies: Sequence[Tensor]
 ) -> list[BlockTable]:
-    """Table, student's dtype and copy's dtype of each launch: one for each pair of dtypes.
+    """For each launch (one a pair of dtypes): table, student's dtype, copy's dtype.
 
-    The first call with these tensors waits for the device. Tables are kept for the next one, about
-    `KEPT_ROWS` in all: those whose last call is longest ago leave first.
+    The first call with these tensors is a host sync. Tables are cached, about `KEPT_ROWS` rows in
+    all; the least recently used are evicted.
     """
     key = (teacher[0].device, entries)
-    tables = _kept.pop(key, None)
+    tables = _cache.pop(key, None)
     if tables is None:
-        refuse_shared(teacher, copies)
+        require_disjoint(teacher, copies)
         groups: dict[tuple, list[Entry]] = {}
         for entry in entries:
             groups.setdefault(entry[4:], []).append(entry)
         tables = [(block_table(group, key[0]), *kinds) for kinds, group in groups.items()]
-        while sum(map(_rows, _kept.values())) > KEPT_ROWS:
-            _kept.pop(next(iter(_kept)))
-    _kept[key] = tables
+        while sum(map(_table_rows, _cache.values())) > KEPT_ROWS:
+            _cache.pop(next(iter(_cache)))
+    _cache[key] = tables
     return tables
 
 
-def _stand_in(copy: Tensor) -> Tensor:
-    """What the kernel writes in the place of a strided copy, or of one of an odd dtype. A skip
-    leaves it as it is, so it starts as the copy."""
+def _temporary_copy(copy: Tensor) -> Tensor:
+    """A contiguous tensor that the kernel can write, for a strided copy or an unsupported dtype.
+
+    It starts with the values of the copy, which a skipped update must leave unchanged.
+    """
     dtype = copy.dtype if copy.dtype in DTYPES else torch.float32
     return torch.empty(copy.shape, dtype=dtype, device=copy.device).copy_(copy)
 
@@ -167,21 +174,21 @@ def launch_ema_(
     copies: Sequence[Tensor],
     skip: Tensor | None = None,
 ) -> None:
-    """One launch for each pair of dtypes of student and copy; a model usually has one."""
-    averages = [t.contiguous() for t in teacher]  # the same tensors, but for strided ones
+    """One launch for each pair of dtypes of student and copy; a model usually has one pair."""
+    contiguous = [t.contiguous() for t in teacher]  # the same tensors unless strided
     sources = [(s if s.dtype in DTYPES else s.float()).contiguous() for s in student]
-    targets = [c if c.is_contiguous() and c.dtype in DTYPES else _stand_in(c) for c in copies]
-    own, written = [*teacher, *copies], [*averages, *targets]
+    targets = [c if c.is_contiguous() and c.dtype in DTYPES else _temporary_copy(c) for c in copies]
+    own, written = [*teacher, *copies], [*contiguous, *targets]
     moved = [(o, w) for o, w in zip(own, written, strict=True) if o is not w]
     if moved:
-        refuse_shared(teacher, copies)  # what is written in their stead has its own memory
-    ends = [(c.data_ptr(), c.dtype) for c in targets] or [(0, None)] * len(averages)
+        require_disjoint(teacher, copies)  # the temporaries never overlap
+    ends = [(c.data_ptr(), c.dtype) for c in targets] or [(0, None)] * len(contiguous)
     entries = tuple(
         (t.data_ptr(), s.data_ptr(), address, t.numel(), s.dtype, copy)
-        for t, s, (address, copy) in zip(averages, sources, ends, strict=True)
+        for t, s, (address, copy) in zip(contiguous, sources, ends, strict=True)
     )
     with torch.cuda.device_of(teacher[0]):
-        for table, dtype, copy in block_tables(entries, averages, targets):
+        for table, dtype, copy in block_tables(entries, contiguous, targets):
             if len(table):
                 ema_kernel[(len(table),)](
                     table,
@@ -198,21 +205,22 @@ def launch_ema_(
 
 
 @torch.library.custom_op("vjepa_fast::ema_update", mutates_args=("teacher", "copies"))
-def _ema_update(
+def ema_update_op(
     teacher: Sequence[Tensor],
     student: Sequence[Tensor],
     momentum: float,
     copies: Sequence[Tensor],
     skip: Tensor | None = None,
 ) -> None:
+    """See `ema_update_`; an empty list of copies is none."""
     if use_triton("ema_update_", teacher[0]):
         launch_ema_(teacher, student, momentum, copies, skip)
     else:
-        refuse_shared(teacher, copies)
+        require_disjoint(teacher, copies)
         ema_update_reference_(teacher, student, momentum, copies or None, skip)
 
 
-@_ema_update.register_fake
+@ema_update_op.register_fake
 def _(teacher, student, momentum, copies, skip=None):
     return None
 
@@ -226,57 +234,61 @@ def ema_update_(
 ) -> None:
     """teacher ← momentum · teacher + (1 - momentum) · student, in place (paper, section 3.1).
 
-    On a GPU all contiguous tensors are read and written once, in one launch; the others are copied
-    before and after. The first call with these tensors waits for the device.
+    On a GPU all contiguous tensors are read and written once, in one launch; strided ones are
+    copied before and after. The first call with these tensors is a host sync.
 
     Args:
         teacher: fp32 tensors, all on one device, each with memory of its own.
         student: tensors of the same shapes, any floating dtype.
         momentum: in 0 … 1.
         low_precision_copy: tensors of the same shapes that receive the new teacher, cast.
-        skip: one number on the same device; where it is not 0, nothing is written. The host does
-            not look at it.
+        skip: one number on the same device; if it is not 0, nothing is written. It is read on the
+            device, without a host sync.
 
     Raises:
-        ValueError: lists, shapes or devices that differ, a momentum outside 0 … 1, a teacher not in
-            fp32, teachers or copies that share memory, a skip of more than one number.
+        ValueError: unequal lengths, shapes or devices; a momentum outside 0 … 1; a teacher not in
+            fp32; teachers or copies that share memory; a skip of more than one number.
     """
-    require(0.0 <= momentum <= 1.0, f"momentum: found {momentum}, expected 0 to 1")
+    require(
+        0.0 <= momentum <= 1.0, f"momentum: found {momentum}, expected 0 to 1; pass the EMA's decay"
+    )
     teacher, student, copies = list(teacher), list(student), list(low_precision_copy or ())
     require(
         len(teacher) == len(student),
-        f"teacher, student: found {len(teacher)} and {len(student)} tensors, expected as many",
+        f"teacher, student: found {len(teacher)} and {len(student)} tensors, expected as many; "
+        "pass one student tensor for each teacher tensor",
     )
     for i, (t, s) in enumerate(zip(teacher, student, strict=True)):
-        if t.shape != s.shape:  # no `require`, which would write its sentence for every tensor
+        if t.shape != s.shape:  # not `require`, which would format its message for every tensor
             raise ValueError(
                 f"teacher[{i}], student[{i}]: found shapes {tuple(t.shape)} and {tuple(s.shape)}, "
-                "expected equal shapes"
+                "expected equal shapes; pass both lists in one order"
             )
         if t.dtype != torch.float32:
             raise ValueError(
-                f"teacher[{i}]: found dtype {t.dtype}, expected float32; in lower precision an "
-                "update at a momentum near 1 is less than half an ulp and the average never moves "
-                "(keep fp32 and pass low_precision_copy)"
+                f"teacher[{i}]: found dtype {t.dtype}, expected float32; keep fp32 and pass "
+                "low_precision_copy, since at a momentum near 1 an update is below half an ulp of "
+                "lower precision and the EMA never moves"
             )
     if low_precision_copy is not None:
         found, expected = [c.shape for c in copies], [t.shape for t in teacher]
         if found != expected:
             raise ValueError(
                 f"low_precision_copy: found shapes {[*map(tuple, found)]}, expected the teacher's "
-                f"{[*map(tuple, expected)]}"
+                f"{[*map(tuple, expected)]}; pass one copy for each teacher tensor"
             )
-    if not teacher:  # PyTorch's list functions refuse an empty list
+    if not teacher:  # PyTorch's list functions reject an empty list
         return
     skips = [] if skip is None else [skip]
     if skip is not None and skip.numel() != 1:
-        raise ValueError(f"skip: found shape {tuple(skip.shape)}, expected one number")
+        raise ValueError(
+            f"skip: found shape {tuple(skip.shape)}, expected one number; reduce it first"
+        )
     devices = {t.device for tensors in (teacher, student, copies, skips) for t in tensors}
     if len(devices) > 1:
         raise ValueError(
             "teacher, student, low_precision_copy, skip: found tensors on "
-            f"{sorted(map(str, devices))}, expected one device; update the tensors of each device "
-            "in a call of their own"
+            f"{sorted(map(str, devices))}, expected one device; call once per device"
         )
     with torch.no_grad():
-        _ema_update(teacher, student, momentum, copies, skip)
+        ema_update_op(teacher, student, momentum, copies, skip)

@@ -15,7 +15,7 @@ from vjepa_fast.kernels._checks import (
     require_integers,
     require_same_device,
 )
-from vjepa_fast.kernels._dispatch import LAUNCH, look_at_indices, use_triton
+from vjepa_fast.kernels._dispatch import LAUNCH, checks_index_values, use_triton
 
 FEATURE_NORM_EPS = 1e-5
 SUM_BLOCK, SUM_WARPS = 4096, 16
@@ -258,7 +258,7 @@ def _gradient_scale(numel: int) -> float:
 
 def _require_sequences(seqlens: Tensor, rows: int) -> None:
     """Reject lengths that don't sum to the rows, where `require_index` would check values."""
-    if look_at_indices(seqlens):
+    if checks_index_values(seqlens):
         expected = f"expected positive lengths that sum to {rows}"
         shortest, total = int(seqlens.min()), int(seqlens.sum())
         require(shortest > 0, f"seqlens: found a length of {shortest}, {expected}")
@@ -315,7 +315,7 @@ def _backward(ctx, grad_loss, _):
 
 def _no_second_derivative(ctx, _):
     raise RuntimeError(
-        "masked_feature_loss: found a second derivative asked for, expected one backward; its "
+        "masked_feature_loss: found a request for a second derivative, expected one backward; the "
         "gradient is written in the forward, so PyTorch can't differentiate twice"
     )
 

@@ -19,7 +19,7 @@ from vjepa_fast.kernels._checks import (
 )
 from vjepa_fast.kernels._dispatch import LAUNCH, use_triton
 from vjepa_fast.kernels._rows import flat_rows, locate, pack_indices, row_tile
-from vjepa_fast.kernels.gather_backward import scatter_tokens
+from vjepa_fast.kernels.gather_backward import scatter_tokens_op
 
 
 def gather_tokens_reference(x: Tensor, index: Tensor) -> Tensor:
@@ -28,12 +28,12 @@ def gather_tokens_reference(x: Tensor, index: Tensor) -> Tensor:
 
 
 def gather_rows_reference(x: Tensor, indices: list[Tensor]) -> Tensor:
-    """The same for several masks: [Σ B · K_i, D], mask by mask, new memory."""
+    """Gather for several masks: [Σ B · K_i, D], mask by mask, in new memory."""
     clips, tokens, _ = x.shape
     rows = flat_rows(indices, clips, tokens)
     if x.stride(0) == tokens * x.stride(1):
         return x.flatten(0, 1).index_select(0, rows)
-    return x[rows // tokens, rows % tokens]  # to flatten x would copy all of it
+    return x[rows // tokens, rows % tokens]  # flattening this x would copy it
 
 
 @triton.jit(do_not_specialize=["B", "N", "total"])
@@ -53,7 +53,7 @@ def gather_kernel(
     ROWS: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """Copy rows of x; a row whose token is outside the clip becomes NaN, and nothing is read."""
+    """Copy rows of x. A row whose token is outside the clip is not read and becomes NaN."""
     blocks: tl.constexpr = (D + BLOCK_D - 1) // BLOCK_D
     o_row = tl.program_id(0) // blocks * ROWS + tl.arange(0, ROWS)
     o_d = tl.program_id(0) % blocks * BLOCK_D + tl.arange(0, BLOCK_D)
@@ -68,7 +68,7 @@ def gather_kernel(
 
 
 def launch_gather(x: Tensor, indices: list[Tensor]) -> Tensor:
-    """Gather on Triton: rows of all masks, mask by mask, in one launch."""
+    """One launch for all masks: x [B, N, D], indices [B, K_i] → [Σ B · K_i, D], mask by mask."""
     clips, tokens, width = x.shape
     pointers, odd_sizes, total = pack_indices(indices)
     out = x.new_empty(total, width)
@@ -99,7 +99,7 @@ def launch_gather(x: Tensor, indices: list[Tensor]) -> Tensor:
     mutates_args=(),
     schema="(Tensor x, Tensor[] indices) -> Tensor",
 )
-def gather_rows(x: Tensor, indices: list[Tensor]) -> Tensor:
+def gather_tokens_op(x: Tensor, indices: list[Tensor]) -> Tensor:
     """x [B, N, D], indices [B, K_i] → [Σ B · K_i, D], mask by mask."""
     for i, index in enumerate(indices):
         require_index("index" if len(indices) == 1 else f"masks[{i}]", index, x.shape[1])
@@ -108,33 +108,23 @@ def gather_rows(x: Tensor, indices: list[Tensor]) -> Tensor:
     return gather_rows_reference(x, indices)
 
 
-@gather_rows.register_fake
+@gather_tokens_op.register_fake
 def _(x: Tensor, indices: list[Tensor]) -> Tensor:
     return x.new_empty(sum(index.numel() for index in indices), x.shape[2])
 
 
-def _save_for_scatter(ctx, inputs, output) -> None:
+def _save_indices(ctx, inputs, output) -> None:
     x, indices = inputs
     ctx.save_for_backward(*indices)
     ctx.clips, ctx.tokens = x.shape[:2]
 
 
-def _backward_of_gather(ctx, grad: Tensor):
+def _backward(ctx, grad: Tensor):
     indices = list(ctx.saved_tensors)
-    return scatter_tokens(grad, indices, ctx.clips, ctx.tokens), [None] * len(indices)
+    return scatter_tokens_op(grad, indices, ctx.clips, ctx.tokens), [None] * len(indices)
 
 
-def _save_for_gather(ctx, inputs, output) -> None:
-    ctx.save_for_backward(*inputs[1])
-
-
-def _backward_of_scatter(ctx, grad: Tensor):
-    indices = list(ctx.saved_tensors)
-    return gather_rows(grad, indices), [None] * len(indices), None, None
-
-
-gather_rows.register_autograd(_backward_of_gather, setup_context=_save_for_scatter)
-scatter_tokens.register_autograd(_backward_of_scatter, setup_context=_save_for_gather)
+gather_tokens_op.register_autograd(_backward, setup_context=_save_indices)
 
 
 def _check_tokens(x: Tensor) -> None:
@@ -161,25 +151,25 @@ def gather_tokens(x: Tensor, index: Tensor) -> Tensor:
         index: token of each output row, [B, K], int32 or int64, in 0 … N - 1.
 
     Returns:
-        [B, K, D], contiguous, dtype of x; may be changed in place, before a backward too.
-        Differentiable in x, twice too; duplicates in index add up in a fixed order (on CUDA that
-        takes Triton: PyTorch adds them atomically, in any order).
+        [B, K, D], contiguous, dtype of x. It may be changed in place, also before a backward.
+        Differentiable twice in x. Gradients of duplicates in index are summed in a fixed order
+        (on CUDA only by Triton: PyTorch uses atomics).
 
     Raises:
-        ValueError: what isn't a tensor, wrong number of dimensions, batch sizes or devices that
-            differ, other dtypes; on CPU, or under VJEPA_FAST_CHECK_INDEX=1, an index outside
-            0 … N - 1. Else on CUDA Triton makes such a row NaN and gives it no gradient, and the
-            reference (VJEPA_FAST_KERNELS=reference) stops with PyTorch's device-side assertion.
+        ValueError: not a tensor; wrong shape, dtype or device; on CPU, or under
+            VJEPA_FAST_CHECK_INDEX=1, an index outside 0 … N - 1. Unchecked (CUDA), Triton returns
+            NaN for such a row and gives it no gradient, and the reference
+            (VJEPA_FAST_KERNELS=reference) fails with PyTorch's device-side assertion.
     """
     _check_tokens(x)
     _check_index(x, "index", index)
-    return gather_rows(x, [index]).view(*index.shape, x.shape[2])
+    return gather_tokens_op(x, [index]).view(*index.shape, x.shape[2])
 
 
 def apply_masks(x: Tensor, masks: Iterable[Tensor], concat: bool = True) -> Tensor | list[Tensor]:
-    """Gather the tokens of several masks over the same x, as public JEPA code calls it.
+    """Gather the tokens of several masks, with the signature of the public JEPA code.
 
-    One launch for all masks, and one for all of their gradients.
+    One launch for all masks forward, one backward.
 
     Args:
         x: tokens, [B, N, D].
@@ -188,10 +178,10 @@ def apply_masks(x: Tensor, masks: Iterable[Tensor], concat: bool = True) -> Tens
 
     Returns:
         [len(masks) * B, K, D], mask-major; with concat=False a list of [B, K_i, D]. Each may be
-        changed in place, before a backward too.
+        changed in place, also before a backward.
 
     Raises:
-        ValueError: as `gather_tokens`; no mask; concat with unequal K_i.
+        ValueError: as for `gather_tokens`; no masks; concat with unequal K_i.
     """
     masks = list(masks)
     require(len(masks) > 0, "masks: found an empty list, expected at least one [B, K] index")
@@ -206,7 +196,7 @@ def apply_masks(x: Tensor, masks: Iterable[Tensor], concat: bool = True) -> Tens
             f"masks: found {sorted(set(lengths))} tokens a clip, expected one length; pass "
             "concat=False",
         )
-        return gather_rows(x, masks).view(len(masks) * clips, lengths[0], width)
-    # autograd takes what `split` returns for views, and refuses to change one in place
-    parts = torch.unsafe_split_with_sizes(gather_rows(x, masks), [clips * k for k in lengths])
+        return gather_tokens_op(x, masks).view(len(masks) * clips, lengths[0], width)
+    # autograd treats the outputs of `split` as views and forbids in-place changes of them
+    parts = torch.unsafe_split_with_sizes(gather_tokens_op(x, masks), [clips * k for k in lengths])
     return [part.view(clips, k, width) for part, k in zip(parts, lengths, strict=True)]

@@ -1,4 +1,11 @@
-"""The backward of every gather: add rows back to where they came from, in a fixed order."""
+"""The backward of every gather: a scatter that adds rows in a fixed order, without atomics.
+
+`inverse_kernel` finds for each token the first and last row that came from it, then
+`scatter_kernel` writes each row of the result once. Masks never repeat a token, so first = last:
+that is the fast path, one load a mask. `sum_of_row`, `next_position` and the while loop at the end
+of `scatter_kernel` serve indices with repeats, which other callers of `gather_tokens` may have;
+they cost nothing where there are none.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +22,9 @@ from vjepa_fast.kernels._rows import MAX_ROWS, flat_rows, locate, pack_indices, 
 def add_rows(values: Tensor, rows: Tensor, size: int) -> Tensor:
     """The specification: sum values[i] into row rows[i] of a zero tensor, in plain PyTorch.
 
-    PyTorch's own backward of an indexing adds atomically, even on CPU: with duplicates its result
-    changes from run to run. Here rows that occur once are copied and duplicates are added in order,
-    which on CPU is deterministic (on CUDA too, unless rows repeat).
+    On CPU it is deterministic, which PyTorch's own backward of indexing is not (it adds
+    atomically): unique rows are copied, duplicates are added in order. On CUDA it is deterministic
+    for unique rows.
 
     Args:
         values: [R, D].
@@ -38,23 +45,24 @@ def add_rows(values: Tensor, rows: Tensor, size: int) -> Tensor:
 def inverse_kernel(
     p_first, p_last, indices, odd_sizes, B, N, total, MASKS: tl.constexpr, ROWS: tl.constexpr
 ):
-    """Where in its clip's part of a mask a token stands first and last.
+    """First and last position of each token in its clip's row of each mask.
 
-    Tables [masks, B, N] int32, filled with -1 before: last place, and length - 1 - first place.
+    Both tables are [masks, B, N] int32 and start at -1. p_last gets the last position, p_first gets
+    K - 1 - first position, so that both are maxima.
     """
     o_row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    mask, size, clip, place, token = locate(o_row, indices, odd_sizes, B, MASKS)
+    mask, size, clip, position, token = locate(o_row, indices, odd_sizes, B, MASKS)
     m = (o_row < total) & (token >= 0) & (token < N)
     o = (mask.to(tl.int64) * B + clip) * N + token
-    tl.atomic_max(p_first + o, size - 1 - place, m, sem="relaxed")
-    tl.atomic_max(p_last + o, place, m, sem="relaxed")
+    tl.atomic_max(p_first + o, size - 1 - position, m, sem="relaxed")
+    tl.atomic_max(p_last + o, position, m, sem="relaxed")
 
 
 @triton.jit
-def next_place(p_index, token, place, last, SCAN: tl.constexpr):
-    """The first place after `place`, up to `last`, at which the token stands; else last + 1."""
+def next_position(p_index, token, position, last, SCAN: tl.constexpr):
+    """The next position of the token after `position`, up to `last`; last + 1 if there is none."""
     found = last + 1
-    start = place + 1
+    start = position + 1
     while (start <= last) & (found > last):
         o = start + tl.arange(0, SCAN)
         m = o <= last
@@ -82,7 +90,7 @@ def sum_of_row(
     SUM: tl.constexpr,
     SCAN: tl.constexpr,
 ):
-    """All rows that came from one token, added mask by mask and in order."""
+    """Sum of all rows that came from one token, mask by mask and in order."""
     clip = row // N
     token = (row - clip * N).to(tl.int64)
     b_sum = tl.zeros(o_d.shape, SUM)
@@ -90,13 +98,13 @@ def sum_of_row(
     for i in tl.static_range(MASKS):
         size = odd_sizes[i] >> 1
         o = tl.cast(B * N, tl.int64) * i + row
-        place = size - 1 - tl.load(p_first + o)
+        position = size - 1 - tl.load(p_first + o)
         last = tl.load(p_last + o)
-        while place <= last:
-            source = (start + clip * size + place).to(tl.int64)
+        while position <= last:
+            source = (start + clip * size + position).to(tl.int64)
             b = tl.load(p_grad + source * stride_row + o_d.to(tl.int64) * stride_d, m_d, other=0)
             b_sum += b.to(SUM)
-            place = next_place(indices[i] + clip * size, token, place, last, SCAN)
+            position = next_position(indices[i] + clip * size, token, position, last, SCAN)
         start += B * size
     return b_sum
 
@@ -120,7 +128,7 @@ def scatter_kernel(
     BLOCK_D: tl.constexpr,
     SCAN: tl.constexpr,
 ):
-    """Rows of the result through the inverse: each is written once, zero where nothing points."""
+    """Write each row of the result once; a token that no mask gathered gets zeros."""
     blocks: tl.constexpr = (D + BLOCK_D - 1) // BLOCK_D
     o_row = tl.program_id(0) // blocks * ROWS + tl.arange(0, ROWS)
     o_d = tl.program_id(0) % blocks * BLOCK_D + tl.arange(0, BLOCK_D)
@@ -141,7 +149,7 @@ def scatter_kernel(
         start += B * size
     p_row = p_out + o_row.to(tl.int64)[:, None] * D + o_d[None, :]
     tl.store(p_row, b_sum, (m_row & (m_repeated == 0))[:, None] & m_d[None, :])
-    # one by one, which costs nothing where no token is repeated
+    # repeated tokens, one by one
     nobody = B * N
     row = tl.min(tl.where(m_repeated, o_row, nobody), 0)
     while row < nobody:
@@ -154,9 +162,9 @@ def scatter_kernel(
 
 
 def launch_scatter(grad: Tensor, indices: list[Tensor], clips: int, tokens: int) -> Tensor:
-    """Scatter on Triton: [R, D], rows mask by mask → [clips, tokens, D]. No host sync."""
+    """[R, D], rows mask by mask → [clips, tokens, D], without a host sync."""
     rows, width = clips * tokens, grad.shape[1]
-    require(rows <= MAX_ROWS, f"x: found {rows} rows, expected at most {MAX_ROWS}")
+    require(rows <= MAX_ROWS, f"x: found {rows} rows, expected at most {MAX_ROWS}; split the batch")
     pointers, odd_sizes, total = pack_indices(indices)
     if total == 0 or rows == 0 or width == 0:
         return grad.new_zeros(clips, tokens, width)
@@ -177,7 +185,7 @@ def launch_scatter(grad: Tensor, indices: list[Tensor], clips: int, tokens: int)
             **LAUNCH,
         )
         tile = row_tile(width, grad.element_size())
-        # every mask's rows are loaded before the first is added
+        # the compiler loads the rows of every mask before it adds the first
         tile["ROWS"] = max(1, tile["ROWS"] // max(1, triton.next_power_of_2(masks) // 2))
         blocks = triton.cdiv(width, tile["BLOCK_D"])
         scatter_kernel[(triton.cdiv(rows, tile["ROWS"]) * blocks,)](
@@ -195,7 +203,7 @@ def launch_scatter(grad: Tensor, indices: list[Tensor], clips: int, tokens: int)
             SUM=tl.float64 if grad.dtype == torch.float64 else tl.float32,
             **tile,
             SCAN=128,
-            maxnreg=128,  # without a bound ptxas spills to stay at 32 or 40
+            maxnreg=128,  # without it ptxas limits itself to 32 or 40 registers and spills
             **LAUNCH,
         )
     return out
@@ -206,13 +214,13 @@ def launch_scatter(grad: Tensor, indices: list[Tensor], clips: int, tokens: int)
     mutates_args=(),
     schema="(Tensor grad, Tensor[] indices, SymInt clips, SymInt tokens) -> Tensor",
 )
-def scatter_tokens(grad: Tensor, indices: list[Tensor], clips: int, tokens: int) -> Tensor:
-    """Add rows of several masks back to their tokens, mask by mask and in order.
+def scatter_tokens_op(grad: Tensor, indices: list[Tensor], clips: int, tokens: int) -> Tensor:
+    """Sum the rows of several masks into their tokens, mask by mask and in order.
 
     Args:
         grad: [Σ clips · K_i, D], rows mask by mask.
         indices: for each mask the token of each row, [clips, K_i] int32 or int64. Outside
-            0 … tokens - 1 Triton leaves a row out and PyTorch raises (on CUDA: asserts).
+            0 … tokens - 1, Triton skips the row and PyTorch raises (on CUDA: asserts).
 
     Returns:
         [clips, tokens, D], dtype of grad; sums in fp32 (fp64 for fp64), rounded once.
@@ -223,6 +231,19 @@ def scatter_tokens(grad: Tensor, indices: list[Tensor], clips: int, tokens: int)
     return add_rows(grad, rows, clips * tokens).view(clips, tokens, grad.shape[1])
 
 
-@scatter_tokens.register_fake
+@scatter_tokens_op.register_fake
 def _(grad: Tensor, indices: list[Tensor], clips: int, tokens: int) -> Tensor:
     return grad.new_empty(clips, tokens, grad.shape[1])
+
+
+def _save_indices(ctx, inputs, output) -> None:
+    ctx.save_for_backward(*inputs[1])
+
+
+def _backward(ctx, grad: Tensor):
+    indices = list(ctx.saved_tensors)
+    # looked up by name: gather.py imports this file
+    return torch.ops.vjepa_fast.gather_tokens(grad, indices), [None] * len(indices), None, None
+
+
+scatter_tokens_op.register_autograd(_backward, setup_context=_save_indices)

@@ -26,12 +26,12 @@ DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 @lru_cache
-def _normalisation(
+def _normalization(
     mean: tuple[float, ...], std: tuple[float, ...], repeats: int, device: torch.device
 ) -> tuple[Tensor, Tensor]:
     """Scale and shift of each channel, each repeated for its pixels of a patch.
 
-    Kept on the device: to copy them there would wait for it.
+    Cached on the device, since copying them there is a host sync.
     """
     spread = torch.tensor(std)
     scale, shift = 1.0 / (255.0 * spread), -torch.tensor(mean) / spread
@@ -47,26 +47,29 @@ def patchify_reference(
     std: Sequence[float],
     dtype: torch.dtype,
 ) -> Tensor:
-    """The specification of `patchify`, in plain PyTorch. Pixels are gathered as uint8, whole lines
-    of a patch at a time; channels change places after that, in the kept patches only."""
+    """The specification of `patchify`, in plain PyTorch.
+
+    Pixels are gathered as uint8, whole lines of a patch at a time. Channels are moved after that,
+    in the kept patches only.
+    """
     b, t, h, w, c = video.shape
     grid = (t // tubelet_size, h // patch_size, w // patch_size)
     tubes = video.reshape(b, grid[0], tubelet_size, grid[1], patch_size, grid[2], patch_size, c)
     tubes = tubes.permute(0, 1, 3, 5, 2, 4, 6, 7)  # b t' h' w' | tubelet ph pw c
     picked = tubes.reshape(b * math.prod(grid), tubelet_size * patch_size**2, c)
     if rows is not None:
-        picked = picked.index_select(0, rows)  # unlike [rows], refuses negative ones
+        picked = picked.index_select(0, rows)  # unlike [rows], rejects negative indices
     pixels = picked.transpose(1, 2).float().flatten(1)  # c tubelet ph pw: Conv3d order
     repeats = tubelet_size * patch_size**2
-    scale, shift = _normalisation(tuple(mean), tuple(std), repeats, video.device)
+    scale, shift = _normalization(tuple(mean), tuple(std), repeats, video.device)
     return torch.addcmul(shift, pixels, scale, out=pixels).to(dtype)
 
 
 @triton.jit
-def byte_of(b_0, b_1, b_2, PLACE: tl.constexpr):
+def byte_of(b_0, b_1, b_2, BYTE: tl.constexpr):
     """Byte 0 … 23 of three words of 8 bytes."""
-    b_word = b_0 if PLACE < 8 else (b_1 if PLACE < 16 else b_2)
-    return ((b_word >> (8 * (PLACE % 8))) & 255).to(tl.int32)
+    b_word = b_0 if BYTE < 8 else (b_1 if BYTE < 16 else b_2)
+    return ((b_word >> (8 * (BYTE % 8))) & 255).to(tl.int32)
 
 
 @triton.jit
@@ -108,9 +111,9 @@ def patchify_kernel(
 ):
     """Program i writes patch i: three channels of TUBELET · PATCH lines of PATCH pixels.
 
-    LINES and COLUMNS are these numbers rounded up to powers of two. Without rows patch i is token
-    i. A row outside 0 … tokens - 1 is not read and gives NaN. With WORDS the colours of a pixel
-    stand side by side and each thread reads its 8 pixels as three words, instead of 24 bytes.
+    LINES and COLUMNS are these numbers rounded up to powers of two. Without rows, patch i is token
+    i. A row outside 0 … tokens - 1 is not read and becomes NaN. With WORDS the channels of a pixel
+    are adjacent and each thread reads its 8 pixels as three words instead of 24 bytes.
     """
     i = tl.program_id(0).to(tl.int64)
     row = i
@@ -156,9 +159,9 @@ def patchify_kernel(
 
 
 def readable_as_words(video: Tensor, patch_size: int) -> bool:
-    """Whether runs of 8 pixels of [B, T, H, W, 3] are words of 8 bytes, each at its place."""
-    *places, column, channel = video.stride()
-    aligned = all(place % 8 == 0 for place in (*places, video.data_ptr()))
+    """Whether runs of 8 pixels of [B, T, H, W, 3] are aligned words of 8 bytes."""
+    *outer, column, channel = video.stride()
+    aligned = all(offset % 8 == 0 for offset in (*outer, video.data_ptr()))
     return (column, channel) == (3, 1) and patch_size in (8, 16, 32) and aligned
 
 
@@ -176,7 +179,7 @@ def launch_patchify(
     grid = (t // tubelet_size, h // patch_size, w // patch_size)
     tokens = b * grid[0] * grid[1] * grid[2]
     if len(out) == 0 or tokens == 0:
-        out.fill_(float("nan"))  # every row is outside
+        out.fill_(float("nan"))  # every row index is outside
         return
     lines = triton.next_power_of_2(tubelet_size * patch_size)
     columns = triton.next_power_of_2(patch_size)
@@ -202,7 +205,7 @@ def launch_patchify(
 
 
 @torch.library.custom_op("vjepa_fast::patchify", mutates_args=())
-def _patchify(
+def patchify_op(
     video: Tensor,
     rows: Tensor | None,
     patch_size: int,
@@ -211,12 +214,13 @@ def _patchify(
     std: Sequence[float],
     dtype: torch.dtype,
 ) -> Tensor:
+    """See `patchify`; video [B, T, H, W, 3]."""
     if rows is not None:
         require_index("rows", rows, _tokens(video, patch_size, tubelet_size))
     if not use_triton("patchify", video):
         return patchify_reference(video, rows, patch_size, tubelet_size, mean, std, dtype)
     out = _patches(video, rows, patch_size, tubelet_size, dtype)
-    scale, shift = _normalisation(tuple(mean), tuple(std), 1, torch.device("cpu"))
+    scale, shift = _normalization(tuple(mean), tuple(std), 1, torch.device("cpu"))
     launch_patchify(video, rows, patch_size, tubelet_size, scale.tolist(), shift.tolist(), out)
     return out
 
@@ -228,13 +232,13 @@ def _tokens(video: Tensor, patch_size: int, tubelet_size: int) -> int:
 def _patches(
     video: Tensor, rows: Tensor | None, patch_size: int, tubelet_size: int, dtype: torch.dtype
 ) -> Tensor:
-    """Memory for the result."""
+    """Uninitialized memory for the result."""
     count = _tokens(video, patch_size, tubelet_size) if rows is None else rows.shape[0]
     width = video.shape[-1] * tubelet_size * patch_size**2
     return torch.empty(count, width, dtype=dtype, device=video.device)
 
 
-@_patchify.register_fake
+@patchify_op.register_fake
 def _(video, rows, patch_size, tubelet_size, mean, std, dtype):
     return _patches(video, rows, patch_size, tubelet_size, dtype)
 
@@ -249,11 +253,11 @@ def patchify(
     std: Sequence[float] = IMAGENET_STD,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """Normalise, cast and flatten patches; a linear layer on the result is the patch embedding.
+    """Normalize, cast and flatten patches; a linear layer on the result is the patch embedding.
 
     Args:
-        video: pixels 0 … 255, uint8 [B, T, H, W, 3] or [B, 3, T, H, W], any strides. The first is
-            meant where a shape could be both.
+        video: pixels 0 … 255, uint8 [B, T, H, W, 3] or [B, 3, T, H, W], any strides. A shape
+            that fits both is taken as the first.
         rows: kept tokens as b * N + token, [R] int32 or int64, where N = T'H'W' and tokens are in
             raster order, time slowest; None keeps all.
         patch_size: side of a patch in pixels.
@@ -266,31 +270,35 @@ def patchify(
         (channel, frame, line, column).
 
     Raises:
-        ValueError: a video of another dtype, shape or size; other than 3 means or positive stds;
-            sizes that aren't positive; a dtype that isn't floating; rows as in `gather_tokens`.
+        ValueError: wrong dtype, shape or size of video; not 3 means and 3 positive stds; sizes that
+            aren't positive; a dtype that isn't floating; rows as for `gather_tokens`.
     """
-    require(video.dtype == torch.uint8, f"video: found dtype {video.dtype}, expected uint8")
+    require(
+        video.dtype == torch.uint8,
+        f"video: found dtype {video.dtype}, expected uint8; pass decoded pixels",
+    )
     require(
         video.ndim == 5 and (video.shape[-1] == 3 or video.shape[1] == 3),
-        f"video: found shape {tuple(video.shape)}, expected [B, T, H, W, 3] or [B, 3, T, H, W]",
+        f"video: found shape {tuple(video.shape)}, expected [B, T, H, W, 3] or [B, 3, T, H, W]; "
+        "add or move dimensions",
     )
     require(
         len(mean) == 3 and len(std) == 3,
-        f"mean, std: found {len(mean)} and {len(std)} values, expected 3 each; give one a channel",
+        f"mean, std: found {len(mean)} and {len(std)} values, expected 3 each; one a channel",
     )
     require(
         all(s > 0 for s in std),
-        f"std: found {list(std)}, expected positive values; they divide pixels scaled to 0 … 1",
+        f"std: found {list(std)}, expected positive values; pass those of pixels scaled to 0 … 1",
     )
     require(
         dtype in DTYPES,
         f"dtype: found {dtype}, expected float64, float32, bfloat16 or float16; patches are "
-        "normalised",
+        "normalized",
     )
     require(
         patch_size > 0 and tubelet_size > 0,
         f"patch_size, tubelet_size: found {patch_size} and {tubelet_size}, expected positive "
-        "numbers; give pixels and frames of a patch",
+        "numbers; pass pixels and frames of a patch",
     )
     if video.shape[-1] != 3:
         video = video.permute(0, 2, 3, 4, 1)
@@ -298,25 +306,25 @@ def patchify(
     require(
         t % tubelet_size == 0 and h % patch_size == 0 and w % patch_size == 0,
         f"video: found {t} frames of {h}x{w}, expected multiples of {tubelet_size} frames and "
-        f"{patch_size} pixels",
+        f"{patch_size} pixels; crop or resize the clip",
     )
     if rows is not None:
-        require(rows.ndim == 1, f"rows: found shape {tuple(rows.shape)}, expected [R]")
+        require(rows.ndim == 1, f"rows: found shape {tuple(rows.shape)}, expected [R]; flatten it")
         require_integers("rows", rows)
         require_same_device("rows", rows, "video", video)
-    return _patchify(video, rows, patch_size, tubelet_size, list(mean), list(std), dtype)
+    return patchify_op(video, rows, patch_size, tubelet_size, list(mean), list(std), dtype)
 
 
 class PatchEmbed(nn.Module):
-    """uint8 video to tokens, only those that are kept (paper, section 3.3).
+    """Patch embedding of the kept tokens: `patchify` and one GEMM (paper, section 3.3).
 
-    Its parameters are those of an nn.Conv3d of equal kernel and stride, so a published state dict
+    The parameters are those of an nn.Conv3d with stride = kernel size, so a published state dict
     (proj.weight [D, 3, tubelet, patch, patch], proj.bias [D]) loads unchanged.
 
     Args:
         width: D of a token.
         patch_size, tubelet_size: pixels and frames of a token.
-        mean, std: per channel, of pixels scaled to 0 … 1; published models use the default.
+        mean, std: per channel, of pixels scaled to 0 … 1; published models use the defaults.
     """
 
     def __init__(
@@ -344,7 +352,7 @@ class PatchEmbed(nn.Module):
             [R, D], or [B, N, D] without rows; dtype of the weights or, under autocast, autocast's.
 
         Raises:
-            ValueError: as `patchify`.
+            ValueError: as for `patchify`.
         """
         kind, weight = video.device.type, self.proj.weight
         autocast = torch.is_autocast_enabled(kind)

@@ -19,7 +19,7 @@ from vjepa_fast.kernels._dispatch import LAUNCH, use_triton
 from vjepa_fast.kernels._rows import MAX_ROWS, row_tile
 from vjepa_fast.kernels.gather_backward import add_rows, launch_scatter
 
-CHUNK = 128  # rows that one program adds up for a mask token's gradient
+CHUNK = 128  # rows that one program sums for a mask token's gradient
 
 
 def predictor_tokens_reference(
@@ -35,14 +35,14 @@ def predictor_tokens_backward_reference(
 ) -> tuple[Tensor, Tensor]:
     """Gradients in context (dtype of grad) and mask tokens (fp32), in plain PyTorch."""
     is_context = source < context_rows
-    # mask tokens collect thousands of rows each: a product with one-hot rows adds in fp32
+    # each mask token sums thousands of rows: a GEMM with one-hot rows sums in fp32
     spec = torch.arange(context_rows, context_rows + specs, device=source.device)
     one_hot = (source == spec[:, None]).float()
-    with torch.autocast(grad.device.type, enabled=False):  # it would make the product bf16
+    with torch.autocast(grad.device.type, enabled=False):  # it would make the GEMM bf16
         mask_tokens = one_hot @ grad.float()
     if grad.device.type == "cpu":
         return add_rows(grad[is_context], source[is_context], context_rows), mask_tokens
-    # a boolean mask would wait for the device: mask tokens go to a row that is dropped
+    # boolean indexing is a host sync: rows of mask tokens go to an extra row, which is dropped
     rows = add_rows(grad, source.clamp(max=context_rows), context_rows + 1)
     return rows[:-1].clone(), mask_tokens
 
@@ -69,7 +69,7 @@ def predictor_tokens_kernel(
     ROWS: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """Rows from either table plus positions; NaN where an index is outside its range."""
+    """Context or mask token plus position; NaN where an index is outside its range."""
     blocks: tl.constexpr = (D + BLOCK_D - 1) // BLOCK_D
     o_row = tl.program_id(0) // blocks * ROWS + tl.arange(0, ROWS)
     o_d = (tl.program_id(0) % blocks * BLOCK_D + tl.arange(0, BLOCK_D))[None, :]
@@ -106,7 +106,7 @@ def add_chunks_kernel(
     ROWS: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """Per chunk of rows and mask token: the sum of the rows that hold it, [chunks, specs, D]."""
+    """Per chunk of rows and mask token, the sum of the rows it went to: [chunks, specs, D]."""
     blocks: tl.constexpr = (D + BLOCK_D - 1) // BLOCK_D
     i_chunk = tl.program_id(0) // (blocks * SPECS)
     i_spec = tl.program_id(0) // blocks % SPECS
@@ -146,13 +146,13 @@ def add_partials_kernel(
 def launch_predictor_tokens(
     context: Tensor, pos: Tensor, mask_tokens: Tensor, source: Tensor, position: Tensor
 ) -> Tensor:
-    """The op on Triton: one pass."""
+    """One launch, see `predictor_tokens`."""
     rows, width = len(source), context.shape[1]
     out = context.new_empty(rows, width)
     if out.numel() == 0:
         return out
-    require(rows <= MAX_ROWS, f"source: found {rows} rows, expected at most {MAX_ROWS}")
-    tile = row_tile(width, 4)  # the positions' fp32
+    require(rows <= MAX_ROWS, f"source: found {rows} rows, expected at most {MAX_ROWS}; split it")
+    tile = row_tile(width, 4)  # positions are fp32
     grid = (triton.cdiv(rows, tile["ROWS"]) * triton.cdiv(width, tile["BLOCK_D"]),)
     with torch.cuda.device_of(context):
         predictor_tokens_kernel[grid](
@@ -177,7 +177,7 @@ def launch_predictor_tokens(
 
 
 def launch_sum_by_spec(grad: Tensor, source: Tensor, context_rows: int, specs: int) -> Tensor:
-    """Gradient of the mask tokens on Triton, fp32 [M, P]: sums of chunks, then of these."""
+    """Gradient of the mask tokens, fp32 [M, P]: sums of chunks of rows, then their sum."""
     rows, width = grad.shape
     if rows == 0 or specs == 0 or width == 0:
         return grad.new_zeros(specs, width, dtype=torch.float32)
@@ -213,7 +213,7 @@ def launch_sum_by_spec(grad: Tensor, source: Tensor, context_rows: int, specs: i
     schema="(Tensor context, Tensor pos, Tensor mask_tokens, Tensor source, Tensor position)"
     " -> Tensor",
 )
-def predictor_rows(
+def predictor_tokens_op(
     context: Tensor, pos: Tensor, mask_tokens: Tensor, source: Tensor, position: Tensor
 ) -> Tensor:
     """See `predictor_tokens`."""
@@ -224,7 +224,7 @@ def predictor_rows(
     return predictor_tokens_reference(context, pos, mask_tokens, source, position)
 
 
-@predictor_rows.register_fake
+@predictor_tokens_op.register_fake
 def _(context, pos, mask_tokens, source, position):
     return context.new_empty(source.shape[0], context.shape[1])
 
@@ -234,12 +234,12 @@ def _(context, pos, mask_tokens, source, position):
     mutates_args=(),
     schema="(Tensor grad, Tensor source, SymInt context_rows, SymInt specs) -> (Tensor, Tensor)",
 )
-def predictor_tokens_backward(
+def predictor_tokens_backward_op(
     grad: Tensor, source: Tensor, context_rows: int, specs: int
 ) -> tuple[Tensor, Tensor]:
     """grad [R, P] → gradients of context [Rc, P], dtype of grad, and of mask tokens, fp32 [M, P].
 
-    Both are added in a fixed order.
+    Both are summed in a fixed order.
     """
     if use_triton("predictor_tokens_backward", grad):
         context = launch_scatter(grad, [source.unsqueeze(0)], 1, context_rows).squeeze(0)
@@ -247,7 +247,7 @@ def predictor_tokens_backward(
     return predictor_tokens_backward_reference(grad, source, context_rows, specs)
 
 
-@predictor_tokens_backward.register_fake
+@predictor_tokens_backward_op.register_fake
 def _(grad, source, context_rows, specs):
     width = grad.shape[1]
     return grad.new_empty(context_rows, width), grad.new_empty(specs, width, dtype=torch.float32)
@@ -261,36 +261,36 @@ def _setup(ctx, inputs, output) -> None:
 
 def _backward(ctx, grad: Tensor):
     (source,) = ctx.saved_tensors
-    context, mask_tokens = predictor_tokens_backward(grad, source, ctx.rows, ctx.specs)
+    context, mask_tokens = predictor_tokens_backward_op(grad, source, ctx.rows, ctx.specs)
     return context, None, mask_tokens.to(ctx.mask_dtype), None, None
 
 
-predictor_rows.register_autograd(_backward, setup_context=_setup)
+predictor_tokens_op.register_autograd(_backward, setup_context=_setup)
 
 
 def predictor_tokens(
     context: Tensor, pos: Tensor, mask_tokens: Tensor, source: Tensor, position: Tensor
 ) -> Tensor:
-    """Lay out context ‖ targets of every sequence and add positions (paper, section 3.1).
+    """Concatenate context and mask tokens of every sequence, and add positions (paper, 3.1).
 
     Args:
         context: encoder output projected to the predictor's width, [Rc, P].
         pos: position table, fp32 [N, P].
         mask_tokens: one learned token per mask spec, [M, P].
-        source: what each output row holds, [R] int32 or int64: i < Rc is context row i, Rc + m the
-            mask token of spec m.
-        position: token each output row stands at, [R], in 0 … N - 1.
+        source: content of each output row, [R] int32 or int64: i < Rc is context row i, Rc + m is
+            the mask token of spec m.
+        position: position of each output row, a token in 0 … N - 1, [R] int32 or int64.
 
     Returns:
-        [R, P], dtype of context, added in fp32. Differentiable (once) in context and mask_tokens:
-        gradients of rows that stand several times add up in a fixed order (context rows on CUDA:
-        that takes Triton; PyTorch adds them atomically, in any order).
+        [R, P], dtype of context, summed in fp32. Differentiable once, in context and mask_tokens.
+        Gradients of repeated rows are summed in a fixed order (context rows on CUDA only by Triton:
+        PyTorch uses atomics).
 
     Raises:
-        ValueError: what isn't a tensor; widths, lengths or devices that differ, other dtypes; on
-            CPU, or under VJEPA_FAST_CHECK_INDEX=1, an index outside its range. Else on CUDA Triton
-            makes such a row NaN and takes no gradient from it, and the reference
-            (VJEPA_FAST_KERNELS=reference) stops with PyTorch's device-side assertion.
+        ValueError: not a tensor; wrong width, length, dtype or device; on CPU, or under
+            VJEPA_FAST_CHECK_INDEX=1, an index outside its range. Unchecked (CUDA), Triton returns
+            NaN for such a row and takes no gradient from it, and the reference
+            (VJEPA_FAST_KERNELS=reference) fails with PyTorch's device-side assertion.
     """
     tables = {"context": context, "pos": pos, "mask_tokens": mask_tokens}
     for name, value in (*tables.items(), ("source", source), ("position", position)):
@@ -316,4 +316,4 @@ def predictor_tokens(
     require_integers("source", source)
     require_integers("position", position)
     require_same_device("position", position, "source", source)
-    return predictor_rows(context, pos, mask_tokens, source, position)
+    return predictor_tokens_op(context, pos, mask_tokens, source, position)

@@ -135,7 +135,7 @@ def test_memory_written_twice_is_refused(device):
 def test_tables_are_kept_for_the_calls_that_come_again(device, monkeypatch):
     """As a loop over parameters makes them; the one whose last call is longest ago leaves."""
     monkeypatch.setattr(ema, "KEPT_ROWS", 2 * ema.FEWEST_ROWS)
-    monkeypatch.setattr(ema, "_kept", {})
+    monkeypatch.setattr(ema, "_cache", {})
     built = []
     build = ema.block_table
     monkeypatch.setattr(
@@ -145,7 +145,7 @@ def test_tables_are_kept_for_the_calls_that_come_again(device, monkeypatch):
     for turn, tables in ((0, 1), (1, 2), (2, 3), (0, 3), (3, 4), (0, 4), (2, 4), (1, 5)):
         check(*pairs[turn], 0.5)
         assert len(built) == tables
-    assert len(ema._kept) == 3
+    assert len(ema._cache) == 3
 
 
 def test_addresses_are_looked_at_each_time(device):

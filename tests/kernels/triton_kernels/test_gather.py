@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 
 from tests.kernels.triton_kernels.accuracy import assert_accurate
 from vjepa_fast.kernels import apply_masks, gather_tokens
-from vjepa_fast.kernels.gather import gather_rows, gather_tokens_reference
-from vjepa_fast.kernels.gather_backward import add_rows, scatter_tokens
+from vjepa_fast.kernels.gather import gather_tokens_op, gather_tokens_reference
+from vjepa_fast.kernels.gather_backward import add_rows, scatter_tokens_op
 
 SHAPES = {  # B, N, K, D
     "one token": (2, 1, 1, 24),
@@ -139,7 +139,7 @@ def test_any_strides_and_indices(device, data):
     entries = st.integers(-2, n + 1) if data.draw(st.booleans()) else st.integers(0, n - 1)
     index = torch.tensor([[data.draw(entries) for _ in range(b)] for _ in range(k)])
     index = index.to(device, index_dtype).t()
-    out = gather_rows(x, [index]).view(b, k, d)
+    out = gather_tokens_op(x, [index]).view(b, k, d)
     inside = (index >= 0) & (index < n)
     expected = gather_tokens_reference(x, index.clamp(0, n - 1))
     expected[~inside] = float("nan")
@@ -152,7 +152,7 @@ def test_any_strides_and_indices(device, data):
     counted = torch.where(inside.flatten()[:, None], grad, 0).view(b, k, d)
     sums = torch.float64 if dtype == torch.float64 else torch.float32
     exact = scattered(counted.to(sums), index.clamp(0, n - 1), n).to(dtype)
-    assert torch.equal(scatter_tokens(grad, [index], b, n), exact)
+    assert torch.equal(scatter_tokens_op(grad, [index], b, n), exact)
 
 
 @dtypes
@@ -210,6 +210,6 @@ def test_columns_more_than_2_31_elements_apart(device):
     grad = spread(device, (4, 3), (1, FAR))
     grad.copy_(torch.arange(12).view(4, 3))
     sums = torch.tensor([[3, 4, 5], [6, 7, 8], [0, 0, 0], [0, 0, 0], [9, 11, 13]], device=device)
-    assert torch.equal(scatter_tokens(grad, [index], 1, 5)[0], sums.half()), "one twice"
-    once = scatter_tokens(grad[1:], [index[:, 1:]], 1, 5)[0]
+    assert torch.equal(scatter_tokens_op(grad, [index], 1, 5)[0], sums.half()), "one twice"
+    once = scatter_tokens_op(grad[1:], [index[:, 1:]], 1, 5)[0]
     assert torch.equal(once[:4], sums[:4].half())

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from tests.kernels.triton_kernels.accuracy import assert_accurate
 from vjepa_fast.kernels import predictor_tokens
 from vjepa_fast.kernels.predictor_tokens import (
-    predictor_rows,
-    predictor_tokens_backward,
+    predictor_tokens_backward_op,
     predictor_tokens_backward_reference,
+    predictor_tokens_op,
     predictor_tokens_reference,
 )
 
@@ -132,7 +132,7 @@ def test_any_strides_and_indices(device, data):
 
     context, pos, mask_tokens, grad = table(rows), table(n), table(specs), table(total)
     source, position = indices(rows + specs), indices(n)
-    out = predictor_rows(context, pos, mask_tokens, source, position)
+    out = predictor_tokens_op(context, pos, mask_tokens, source, position)
     inside = (source >= 0) & (source < rows + specs) & (position >= 0) & (position < n)
     clamped = source.clamp(0, rows + specs - 1), position.clamp(0, n - 1)
     expected = predictor_tokens_reference(context, pos, mask_tokens, *clamped)
@@ -141,7 +141,7 @@ def test_any_strides_and_indices(device, data):
 
     known = (source >= 0) & (source < rows + specs)
     counted = torch.where(known[:, None], grad, 0)
-    found = predictor_tokens_backward(grad, source, rows, specs)
+    found = predictor_tokens_backward_op(grad, source, rows, specs)
     torchs = torchs_gradients(counted, clamped[0], rows, specs)
     exact = exact_gradients(counted, clamped[0], rows, specs)
     for ours, low, high in zip(found, torchs, exact, strict=True):
@@ -170,11 +170,11 @@ def test_columns_more_than_2_31_elements_apart(device):
     source, position = torch.tensor([[4, 1, 0, 5], [2, 0, 1, 1]], device=device)
     for i in range(3):
         arguments = [spread(t) if i == j else t for j, t in enumerate(plain)]
-        found = predictor_rows(*arguments, source, position)
+        found = predictor_tokens_op(*arguments, source, position)
         assert torch.equal(found, predictor_tokens_reference(*plain, source, position))
     grad = spread(plain[0])
     for ours, exact in zip(
-        predictor_tokens_backward(grad, source, 4, 2),
+        predictor_tokens_backward_op(grad, source, 4, 2),
         exact_gradients(plain[0], source, 4, 2),
         strict=True,
     ):
