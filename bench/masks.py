@@ -1,7 +1,7 @@
 """What drawing masks costs, beside a plain torch sampler in the same run: python bench/masks.py
 
-First the two samplers' statistics are compared, ours through the buffers that are timed, and before
-each case our own providers, whose masks must be the same; nothing wrong is timed. Every case's
+First the statistics of the two samplers are compared, and before each case our own providers,
+whose masks must be the same; nothing wrong is timed. Every case's
 providers take turns, so that a busy machine slows all of them; ratios tell more than microseconds.
 """
 
@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from vjepa_fast import __version__
-from vjepa_fast.masks import MaskBatch, MaskSampler, MultiBlock
+from vjepa_fast.masks import MaskSampler, MultiBlock
 
 GRID = (8, 14, 14)
 PAPER = (MultiBlock(8, (0.15, 0.15)), MultiBlock(2, (0.7, 0.7)))
@@ -84,7 +84,6 @@ def compare_statistics(steps: int, clips: int = 24) -> list[tuple[str, float, fl
     """(item, plain, ours, tolerance), each a mean over `steps` batches."""
     random = torch.Generator().manual_seed(0)
     cut, whole = MaskSampler(PAPER, GRID), MaskSampler(PAPER, GRID, truncate="none")
-    buffers = cut.buffers(clips, torch.int32)
     plain, ours = [], []
     for step in range(steps):
         ids = range(step * clips, (step + 1) * clips)
@@ -93,11 +92,11 @@ def compare_statistics(steps: int, clips: int = 24) -> list[tuple[str, float, fl
         seen = [torch.stack(spec).double().mean(dim=(0, 1)) for spec in masks]
         plain.append(_statistics(seen, contexts, targets))
 
-        batch = whole.sample(step, ids, out=buffers)
+        batch = whole.sample(step, ids)
         parts = batch.context_tokens.split(batch.context_seqlens.sum(dim=1).tolist())
         counts = [torch.bincount(part, minlength=batch.num_tokens) / clips for part in parts]
         seen = [count.view(GRID).mean(dim=0) for count in counts]
-        batch = cut.sample(step, ids, out=buffers)
+        batch = cut.sample(step, ids)
         contexts = [batch.context(m) for m in range(len(PAPER))]
         targets = [batch.target(m) for m in range(len(PAPER))]
         ours.append(_statistics(seen, contexts, targets))
@@ -133,14 +132,10 @@ def odd_one(calls: dict[str, Callable[[int], object]]) -> str | None:
         for name in others:
             found = calls[name](step)
             if not all(
-                torch.equal(_long(found, field), _long(expected, field)) for field in FIELDS
+                torch.equal(getattr(found, field), getattr(expected, field)) for field in FIELDS
             ):
                 return name
     return None
-
-
-def _long(masks: MaskBatch, field: str) -> torch.Tensor:
-    return getattr(masks, field).long()
 
 
 def time_in_turns(calls: dict[str, Callable[[int], object]], repeats: int) -> dict[str, np.ndarray]:
@@ -165,20 +160,18 @@ def time_in_turns(calls: dict[str, Callable[[int], object]], repeats: int) -> di
 def providers(
     specs: Sequence[MultiBlock], grid: Grid, clips: int, baseline: bool
 ) -> dict[str, Callable[[int], object]]:
-    """One call each of: the plain sampler (if asked for), ours to new int64 arrays, ours into int32
-    buffers."""
+    """One call each of: the plain sampler (if asked for), ours, and ours on one thread if a batch
+    is large enough for several."""
     ids = np.arange(clips)
     sampler = MaskSampler(specs, grid)
-    buffers = sampler.buffers(clips, torch.int32)
     random = torch.Generator().manual_seed(0)
     calls: dict[str, Callable[[int], object]] = {}
     if baseline:
         calls[BASELINE] = lambda _: plain_tokens(plain_masks(specs, grid, clips, random))
-    calls["vjepa_fast, int64"] = lambda step: sampler.sample(step, ids)
-    calls["vjepa_fast, int32 into buffers"] = lambda step: sampler.sample(step, ids, out=buffers)
+    calls["vjepa_fast"] = lambda step: sampler.sample(step, ids)
     if clips >= 1536:  # where several threads draw
         alone = MaskSampler(specs, grid, num_threads=1)
-        calls["the same, one thread"] = lambda step: alone.sample(step, ids, out=buffers)
+        calls["the same, one thread"] = lambda step: alone.sample(step, ids)
     return calls
 
 

@@ -1,4 +1,4 @@
-// One clip's mask, drawn as bits.
+// Draws the mask of one clip as bits.
 #pragma once
 
 #include <cstdint>
@@ -7,33 +7,33 @@
 
 namespace vjepa {
 
-// A clip whose context is empty is drawn again, at most so often in all.
+// Draws of a clip whose context is empty, before that is an error.
 constexpr int kMaxDraws = 10'000;
 
-// What a step's blocks of one strategy have in common.
+// The blocks of one variant in one step: all have one size.
 struct Block {
     Size size;
-    const uint64_t* plane;  // its cross-section at the frame's first row and column
+    const uint64_t* plane;  // cross-section of a block at row 0, column 0 of a frame
 };
 
-// A clip's visible tokens: one plane of words_for(height * width) words, the same for every frame,
-// or one plane a frame.
+// Facts about a clip's mask. Its bits are one plane of words_for(height * width) words for all
+// frames, or one plane per frame.
 struct Drawn {
-    int64_t choice;  // the strategy, out of its spec's
+    int64_t variant;  // index into the variants of its spec
     bool one_plane;
-    int64_t context;  // context tokens; 0: none in kMaxDraws draws
+    int64_t context;  // number of context tokens; 0 if no draw of kMaxDraws had any
 };
 
-Size draw_block_size(const Strategy& strategy, const Size& grid, uint64_t seed, int64_t step);
+Size draw_block_size(const Variant& variant, const Size& grid, uint64_t seed, int64_t step);
 
 // Writes a block's cross-section into words_for(height * width) words.
 void set_block_plane(const Size& block, const Size& grid, uint64_t* plane);
 
-int64_t draw_choice(const Spec& spec, uint64_t seed, uint32_t spec_index, int64_t sample_id);
+int64_t draw_variant(const Spec& spec, uint64_t seed, uint32_t spec_index, int64_t sample_id);
 
-// Draws into `visible`, which has room for a plane a frame. `block` plays a part in kBlocks alone;
-// the result's `choice` is left at 0.
-Drawn draw_mask(const Strategy& strategy, const Size& grid, const Block& block, uint64_t seed,
+// Draws into `visible`, which has room for one plane per frame. `block` matters for kBlocks only;
+// `variant` of the result is 0.
+Drawn draw_mask(const Variant& variant, const Size& grid, const Block& block, uint64_t seed,
                 int64_t sample_id, uint64_t* visible);
 
 }  // namespace vjepa

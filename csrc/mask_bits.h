@@ -1,4 +1,4 @@
-// Sets of tokens as bits: 64 to a word, a plane of them for each frame.
+// Sets of tokens as bits: 64 to a word, one plane per frame.
 #pragma once
 
 #include <algorithm>
@@ -25,8 +25,8 @@ inline int64_t count_bits(const uint64_t* words, int64_t num_words) {
     return count;
 }
 
-// ORs a pattern of num_words words, moved up by `shift` bits, into a set. The moved pattern's last
-// bit must lie in the set.
+// ORs a pattern of num_words words, shifted up by `shift` bits, into a set. The last bit of the
+// shifted pattern must be inside the set.
 inline void or_shifted(const uint64_t* pattern, int64_t num_words, int64_t shift, uint64_t* set) {
     set += shift / 64;
     const int64_t up = shift % 64;
@@ -47,7 +47,7 @@ inline uint32_t* list_bits(uint64_t word, int64_t first, uint32_t* out) {
 }
 
 // A uniformly random subset of `chosen` of planes * places bits (Floyd's algorithm: Bentley, CACM
-// 1987), drawn through the smaller of the subset and its complement. Each plane begins a word.
+// 1987), drawn through the smaller of the subset and its complement. Each plane starts at a word.
 inline void choose_subset(PhiloxSequence& random, int64_t planes, int64_t places, int64_t chosen,
                           uint64_t* words) {
     const int64_t count = planes * places, num_words = words_for(places);

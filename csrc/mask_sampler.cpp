@@ -24,18 +24,18 @@ int64_t round_down(int64_t length, int64_t multiple) {
 void refuse_above(double found, double most, const char* what, const char* power) {
     if (found < most) return;
     throw std::invalid_argument(
-        "found " + std::to_string(static_cast<int64_t>(std::min(found, 0x1p62))) + what +
-        ", expected under " + power + ", give fewer sample ids or a smaller truncate_group");
+        "sample ids: found " + std::to_string(static_cast<int64_t>(std::min(found, 0x1p62))) +
+        what + ", expected under " + power + "; give fewer sample ids or a smaller truncate_group");
 }
 
 }  // namespace
 
-MaskSampler::MaskSampler(Settings settings) : settings_(std::move(settings)), first_strategy_{0} {
+MaskSampler::MaskSampler(Settings settings) : settings_(std::move(settings)), first_variant_{0} {
     const Size& grid = settings_.grid;
     num_tokens_ = grid[0] * grid[1] * grid[2];
     mask_words_ = grid[0] * words_for(grid[1] * grid[2]);
     for (const Spec& spec : settings_.specs) {
-        first_strategy_.push_back(num_strategies() + spec.choices.size());
+        first_variant_.push_back(num_variants() + spec.variants.size());
     }
 }
 
@@ -43,7 +43,7 @@ int64_t MaskSampler::group_size() const {
     return settings_.truncate == Truncate::kNone ? 1 : settings_.truncate_group;
 }
 
-// The clips to draw: with truncation whole groups, of which a batch may hold only a part.
+// Lists the clips to draw: with truncation whole groups, of which a batch may have only a part.
 void MaskSampler::list_clips(const int64_t* ids, int64_t batch, Workspace& w) const {
     const int64_t group = group_size();
     w.asked.resize(batch);
@@ -77,16 +77,16 @@ void MaskSampler::list_clips(const int64_t* ids, int64_t batch, Workspace& w) co
 void MaskSampler::set_blocks(int64_t step, const Size* sizes, Workspace& w) const {
     const Size& grid = settings_.grid;
     const int64_t plane_words = words_for(grid[1] * grid[2]);
-    w.block_sizes.assign(num_strategies(), Size{0, 0, 0});
-    w.block_planes.resize(num_strategies() * plane_words);
+    w.block_sizes.assign(num_variants(), Size{0, 0, 0});
+    w.block_planes.resize(num_variants() * plane_words);
     w.blocks.clear();
     for (const Spec& spec : settings_.specs) {
-        for (const Strategy& strategy : spec.choices) {
+        for (const Variant& variant : spec.variants) {
             const int64_t index = w.blocks.size();
             Size& size = w.block_sizes[index];
             uint64_t* plane = &w.block_planes[index * plane_words];
-            if (strategy.kind == Kind::kBlocks) {
-                size = sizes ? sizes[index] : draw_block_size(strategy, grid, settings_.seed, step);
+            if (variant.kind == Kind::kBlocks) {
+                size = sizes ? sizes[index] : draw_block_size(variant, grid, settings_.seed, step);
                 set_block_plane(size, grid, plane);
             }
             w.blocks.push_back({size, plane});
@@ -102,11 +102,11 @@ void MaskSampler::draw_clips(Workspace& w) const {
     parallel_for(masks, workers, [&](int64_t, int64_t i) {
         const int64_t m = i / clips, id = w.drawn_ids[i % clips];
         const Spec& spec = settings_.specs[m];
-        const int64_t choice = draw_choice(spec, settings_.seed, m, id);
+        const int64_t variant = draw_variant(spec, settings_.seed, m, id);
         w.drawn[i] =
-            draw_mask(spec.choices[choice], settings_.grid, w.blocks[first_strategy_[m] + choice],
+            draw_mask(spec.variants[variant], settings_.grid, w.blocks[first_variant_[m] + variant],
                       settings_.seed, id, &w.visible[i * mask_words_]);
-        w.drawn[i].choice = choice;
+        w.drawn[i].variant = variant;
     });
 }
 
@@ -116,44 +116,47 @@ void MaskSampler::refuse_empty(const Workspace& w) const {
                                     [](const Drawn& drawn) { return drawn.context == 0; });
     if (empty == w.drawn.end()) return;
     const int64_t i = empty - w.drawn.begin(), m = i / clips;
-    const Size& block = w.block_sizes[first_strategy_[m] + empty->choice];
+    const Size& block = w.block_sizes[first_variant_[m] + empty->variant];
     throw std::invalid_argument(
         "found no context token for clip " + std::to_string(w.drawn_ids[i % clips]) + " in " +
         std::to_string(kMaxDraws) + " draws of mask spec " + std::to_string(m) + " (" +
-        std::to_string(settings_.specs[m].choices[empty->choice].num_blocks) + " blocks of " +
+        std::to_string(settings_.specs[m].variants[empty->variant].num_blocks) + " blocks of " +
         std::to_string(block[0]) + "x" + std::to_string(block[1]) + "x" + std::to_string(block[2]) +
-        " tokens), expected at least one, make its blocks smaller or fewer");
+        " tokens), expected at least one; make its blocks smaller or fewer");
 }
 
-// A clip's own counts or, with truncation, the smallest of its group.
+// The lengths of each clip are its own or, with truncation, the smallest of its group.
 void MaskSampler::set_lengths(Workspace& w) const {
     const int64_t group = group_size(), num_specs = settings_.specs.size();
     const int64_t clips = w.drawn_ids.size(), batch = w.asked.size();
     const int64_t num_groups = w.groups.size();
-    w.shortest.assign(num_specs * num_groups * 2, num_tokens_);
+    w.shortest.assign(num_specs * num_groups, Lengths{num_tokens_, num_tokens_});
     for (int64_t m = 0; m < num_specs; ++m) {
         for (int64_t g = 0; g < num_groups; ++g) {
-            int64_t* shortest = &w.shortest[(m * num_groups + g) * 2];
+            Lengths& shortest = w.shortest[m * num_groups + g];
             for (int64_t i = 0; i < group; ++i) {
                 const Drawn& drawn = w.drawn[m * clips + g * group + i];
-                const auto& max_keep = settings_.specs[m].choices[drawn.choice].max_keep;
+                const auto& max_keep = settings_.specs[m].variants[drawn.variant].max_keep;
                 const int64_t context = std::min(drawn.context, max_keep.value_or(num_tokens_));
-                shortest[0] = std::min(shortest[0], context);
-                shortest[1] = std::min(shortest[1], num_tokens_ - drawn.context);
+                shortest.context = std::min(shortest.context, context);
+                shortest.target = std::min(shortest.target, num_tokens_ - drawn.context);
             }
-            int64_t& context = shortest[0] = round_down(shortest[0], settings_.round_to);
-            int64_t& target = shortest[1] = round_down(shortest[1], settings_.round_to);
-            if (settings_.complement == Complement::kTarget) target = num_tokens_ - context;
-            if (settings_.complement == Complement::kContext) context = num_tokens_ - target;
+            shortest.context = round_down(shortest.context, settings_.round_to);
+            shortest.target = round_down(shortest.target, settings_.round_to);
+            if (settings_.complement == Complement::kTarget) {
+                shortest.target = num_tokens_ - shortest.context;
+            } else if (settings_.complement == Complement::kContext) {
+                shortest.context = num_tokens_ - shortest.target;
+            }
         }
     }
     w.context_seqlens.resize(num_specs * batch);
     w.target_seqlens.resize(num_specs * batch);
     for (int64_t m = 0; m < num_specs; ++m) {
         for (int64_t i = 0; i < batch; ++i) {
-            const int64_t* shortest = &w.shortest[(m * num_groups + w.asked[i] / group) * 2];
-            w.context_seqlens[m * batch + i] = shortest[0];
-            w.target_seqlens[m * batch + i] = shortest[1];
+            const Lengths& shortest = w.shortest[m * num_groups + w.asked[i] / group];
+            w.context_seqlens[m * batch + i] = shortest.context;
+            w.target_seqlens[m * batch + i] = shortest.target;
         }
     }
     set_offsets(w.context_seqlens, w.context_offsets);
@@ -172,55 +175,55 @@ void MaskSampler::draw(int64_t step, const int64_t* ids, int64_t batch, const Si
     set_lengths(w);
 }
 
-template <typename Token>
-void MaskSampler::write(Workspace& w, Token* context, Token* target) const {
+// A mask is written in one of three ways for each of its two sets: the first `length` tokens, a
+// random subset of them (truncate "batch-random"), or the tokens that the other set lacks
+// (complement).
+void MaskSampler::write(Workspace& w, int64_t* context, int64_t* target) const {
     const int64_t batch = w.asked.size(), clips = w.drawn_ids.size();
     const int64_t masks = settings_.specs.size() * batch;
     const int64_t workers = count_workers(masks * num_tokens_, settings_.num_threads);
-    const int64_t places = settings_.grid[1] * settings_.grid[2];
-    const bool random_cut = settings_.truncate == Truncate::kBatchRandom;
-    const int64_t whole_clip = random_cut ? num_tokens_ : 0;
-    w.tokens.resize(workers * (places + whole_clip));
-    w.chosen.resize(workers * words_for(whole_clip));
+    const int64_t frame_tokens = settings_.grid[1] * settings_.grid[2];
+    const bool random_subset = settings_.truncate == Truncate::kBatchRandom;
+    const int64_t clip_tokens = random_subset ? num_tokens_ : 0;  // scratch
+    w.tokens.resize(workers * (frame_tokens + clip_tokens));
+    w.chosen.resize(workers * words_for(clip_tokens));
 
     parallel_for(masks, workers, [&](int64_t worker, int64_t i) {
         const int64_t m = i / batch, clip = w.asked[i % batch];
         const Drawn& drawn = w.drawn[m * clips + clip];
         const Mask mask{settings_.grid, &w.visible[(m * clips + clip) * mask_words_],
-                        drawn.one_plane, settings_.specs[m].choices[drawn.choice].context_frames};
-        uint32_t* plane = &w.tokens[worker * (places + whole_clip)];
-
-        const auto write_one = [&](bool is_context, int64_t length, Token* out) {
-            const int64_t count = is_context ? drawn.context : num_tokens_ - drawn.context;
-            if (!random_cut || count == length) {
-                return write_first(mask, is_context, length, plane, out);
-            }
-            write_first(mask, is_context, count, plane, plane + places);
-            const uint32_t stream = is_context ? kStreamCutContext : kStreamCutTarget;
-            write_subset(PhiloxSequence(settings_.seed, substream(stream, m), w.drawn_ids[clip]),
-                         plane + places, count, length, &w.chosen[worker * words_for(whole_clip)],
-                         out);
-        };
-        Token* contexts = context + w.context_offsets[i];
-        Token* targets = target + w.target_offsets[i];
+                        drawn.one_plane, settings_.specs[m].variants[drawn.variant].context_frames};
+        uint32_t* plane = &w.tokens[worker * (frame_tokens + clip_tokens)];
+        uint32_t* all = plane + frame_tokens;
+        uint64_t* chosen = &w.chosen[worker * words_for(clip_tokens)];
         const int64_t context_length = w.context_seqlens[i], target_length = w.target_seqlens[i];
-        switch (settings_.complement) {
-            case Complement::kNone:
-                write_one(true, context_length, contexts);
-                write_one(false, target_length, targets);
-                break;
-            case Complement::kTarget:
-                write_one(true, context_length, contexts);
-                write_others(contexts, context_length, num_tokens_, targets);
-                break;
-            case Complement::kContext:
-                write_one(false, target_length, targets);
-                write_others(targets, target_length, num_tokens_, contexts);
+        int64_t* contexts = context + w.context_offsets[i];
+        int64_t* targets = target + w.target_offsets[i];
+
+        const auto truncate = [&](bool is_context, int64_t drawn_length, int64_t length,
+                                  uint32_t stream, int64_t* out) {
+            if (!random_subset || drawn_length == length) {
+                write_first(mask, is_context, length, plane, out);
+            } else {
+                write_first(mask, is_context, drawn_length, plane, all);
+                const PhiloxSequence random(settings_.seed, substream(stream, m),
+                                            w.drawn_ids[clip]);
+                write_subset(random, all, drawn_length, length, chosen, out);
+            }
+        };
+        if (settings_.complement != Complement::kContext) {
+            truncate(true, drawn.context, context_length, kStreamTruncateContext, contexts);
+        }
+        if (settings_.complement != Complement::kTarget) {
+            truncate(false, num_tokens_ - drawn.context, target_length, kStreamTruncateTarget,
+                     targets);
+        }
+        if (settings_.complement == Complement::kTarget) {
+            write_others(contexts, context_length, num_tokens_, targets);
+        } else if (settings_.complement == Complement::kContext) {
+            write_others(targets, target_length, num_tokens_, contexts);
         }
     });
 }
-
-template void MaskSampler::write(Workspace&, int32_t*, int32_t*) const;
-template void MaskSampler::write(Workspace&, int64_t*, int64_t*) const;
 
 }  // namespace vjepa

@@ -1,4 +1,4 @@
-// The masks of a batch of clips. Knows neither Python nor torch; vjepa_fast/masks/reference.py is
+// Draws the masks of a batch of clips; free of Python and torch. vjepa_fast/masks/reference.py is
 // its readable twin and agrees bit for bit.
 #pragma once
 
@@ -10,22 +10,27 @@
 
 namespace vjepa {
 
-// What one call needs. Kept from call to call, it allocates nothing once it has grown.
+// Numbers of tokens of one clip, or the smallest of a truncation group.
+struct Lengths {
+    int64_t context, target;
+};
+
+// Memory of one call. Reused from call to call, it stops allocating once it has grown.
 struct Workspace {
-    std::vector<Size> block_sizes;  // one per strategy; zeros where it has no blocks
+    std::vector<Size> block_sizes;                         // [variant]; zeros without blocks
     std::vector<int64_t> context_seqlens, target_seqlens;  // [spec][clip]
     std::vector<int64_t> context_offsets, target_offsets;  // [spec * clips + 1]
 
-    std::vector<int64_t> groups;     // which truncation groups the clips belong to, ascending
-    std::vector<int64_t> drawn_ids;  // those groups' clips side by side, or the clips asked for
-    std::vector<int64_t> asked;      // where the i-th clip asked for is in drawn_ids
+    std::vector<int64_t> groups;     // truncation groups of the clips, ascending
+    std::vector<int64_t> drawn_ids;  // all clips of those groups
+    std::vector<int64_t> asked;      // index into drawn_ids of each clip of the call
     std::vector<uint64_t> block_planes;
     std::vector<Block> blocks;
     std::vector<Drawn> drawn;       // [spec][drawn id]
     std::vector<uint64_t> visible;  // [spec][drawn id][frame][word]
-    std::vector<int64_t> shortest;  // [spec][group][context, target]
-    std::vector<uint32_t> tokens;   // scratch of each worker: a frame's, a clip's
-    std::vector<uint64_t> chosen;   // likewise: a clip's
+    std::vector<Lengths> shortest;  // [spec][group]
+    std::vector<uint32_t> tokens;   // scratch per worker: tokens of a frame, of a clip
+    std::vector<uint64_t> chosen;   // scratch per worker: bits of a clip
 };
 
 class MaskSampler {
@@ -33,17 +38,16 @@ class MaskSampler {
     explicit MaskSampler(Settings settings);
 
     const Settings& settings() const { return settings_; }
-    int64_t num_strategies() const { return first_strategy_.back(); }
+    int64_t num_variants() const { return first_variant_.back(); }
 
-    // Draws the masks and works out their lengths. `sizes`: one per strategy, or null: drawn.
-    // Throws std::invalid_argument, naming the spec, when a clip's context stays empty.
+    // Draws the masks and computes their lengths. `sizes`: one per variant, or null to draw them.
+    // Throws std::invalid_argument, naming the spec, if a clip's context stays empty.
     void draw(int64_t step, const int64_t* ids, int64_t batch, const Size* sizes,
               Workspace& workspace) const;
 
-    // Writes what `draw` drew: context_offsets.back() and target_offsets.back() tokens, spec-major,
-    // then clip, then ascending.
-    template <typename Token>
-    void write(Workspace& workspace, Token* context, Token* target) const;
+    // Writes the masks of the last `draw`: context_offsets.back() and target_offsets.back() tokens,
+    // spec-major, then clip, then ascending.
+    void write(Workspace& workspace, int64_t* context, int64_t* target) const;
 
   private:
     int64_t group_size() const;
@@ -54,9 +58,9 @@ class MaskSampler {
     void set_lengths(Workspace& workspace) const;
 
     Settings settings_;
-    std::vector<int64_t> first_strategy_;  // of each spec, and one past the last
+    std::vector<int64_t> first_variant_;  // [spec + 1]: index of its first variant
     int64_t num_tokens_;
-    int64_t mask_words_;  // a mask's planes
+    int64_t mask_words_;  // words of one plane per frame
 };
 
 }  // namespace vjepa

@@ -1,5 +1,5 @@
-// What a mask sampler is told: strategies, mixtures of them, and how clips are cut to one length.
-// Fields as in vjepa_fast/masks/specs.py, with all that depends on the grid worked out there.
+// The settings of a mask sampler: specs, their variants, and how clips are truncated to one length.
+// Fields as in vjepa_fast/masks/specs.py, which works out everything that depends on the grid.
 #pragma once
 
 #include <array>
@@ -18,21 +18,21 @@ struct Range {
 
 enum class Kind { kBlocks, kTubes, kTokens };
 
-// One way to mask a clip.
-struct Strategy {
+// One way to mask a clip: a spec that is no mixture, or one of a mixture's.
+struct Variant {
     Kind kind;
-    uint32_t part;  // keeps its random words apart from other strategies'
+    uint32_t part;  // part of the random streams, unique for each variant
     int64_t num_blocks;
     Range spatial_scale, temporal_scale, aspect_ratio;
-    int64_t context_frames;  // frames from there on are never context
-    int64_t num_kept;        // context places of a frame (tubes) or tokens of a clip (tokens)
+    int64_t context_frames;  // frames after these are never context
+    int64_t num_kept;        // context tokens of a frame (tubes) or of a clip (tokens)
     std::optional<int64_t> max_keep;
 };
 
-// The strategies that a spec chooses from, clip by clip; a plain spec has one.
+// A spec draws one of its variants for each clip; only a mixture has more than one.
 struct Spec {
-    std::vector<Strategy> choices;
-    std::vector<double> cumulative;  // probability of this choice or an earlier one
+    std::vector<Variant> variants;
+    std::vector<double> cumulative;  // cumulative probabilities of the variants
 };
 
 enum class Truncate { kNone, kBatch, kBatchRandom };
@@ -44,7 +44,7 @@ struct Settings {
     uint64_t seed;
     Truncate truncate;
     int64_t truncate_group;
-    int64_t round_to;  // 1: lengths stay as they are
+    int64_t round_to;  // lengths are rounded down to a multiple; 1 leaves them
     Complement complement;
     int num_threads;  // 0: one per core
 };

@@ -1,5 +1,5 @@
-// Philox4x32-10 (Salmon et al., SC 2011). vjepa_fast/masks/philox.py documents the layout and
-// gives the same numbers.
+// Philox4x32-10 (Salmon et al., SC 2011). vjepa_fast/masks/philox.py documents the layout and gives
+// the same numbers.
 #pragma once
 
 #include <array>
@@ -23,11 +23,11 @@ inline Words philox4x32(Words counter, std::array<uint32_t, 2> key) {
 }
 
 constexpr uint32_t kStreamBlockSize = 1;
-constexpr uint32_t kStreamBlockPlace = 2;
+constexpr uint32_t kStreamBlockPosition = 2;
 constexpr uint32_t kStreamMixture = 7;
 constexpr uint32_t kStreamKeptTokens = 8;
-constexpr uint32_t kStreamCutContext = 9;
-constexpr uint32_t kStreamCutTarget = 10;
+constexpr uint32_t kStreamTruncateContext = 9;
+constexpr uint32_t kStreamTruncateTarget = 10;
 
 constexpr uint32_t substream(uint32_t stream, uint32_t part) { return stream | part << 8; }
 
@@ -50,10 +50,10 @@ class PhiloxSequence {
     // In [0, 1), exactly word / 2^32.
     double uniform() { return word() * 0x1p-32; }
 
-    // Unbiased in [0, bound), bound > 0: Lemire's multiplication, biased words are redrawn.
+    // Unbiased in [0, bound), bound > 0, by Lemire's multiplication; biased words are redrawn.
     uint32_t bounded(uint32_t bound) {
         uint64_t product = uint64_t{word()} * bound;
-        if (static_cast<uint32_t>(product) < bound) {   // else it is above the threshold anyway
+        if (static_cast<uint32_t>(product) < bound) {   // otherwise above the threshold anyway
             const uint32_t threshold = -bound % bound;  // 2^32 mod bound
             while (static_cast<uint32_t>(product) < threshold) product = uint64_t{word()} * bound;
         }

@@ -1,4 +1,4 @@
-// A drawn mask's bits as token numbers.
+// Writes the bits of a drawn mask as token numbers.
 #pragma once
 
 #include <algorithm>
@@ -19,7 +19,7 @@ struct Mask {
 };
 
 // Writes the first `length` context tokens (or, without `context`, target tokens) in raster order.
-// `plane` has room for a frame's tokens.
+// `plane` is scratch for the tokens of a frame.
 template <typename Token>
 void write_first(const Mask& mask, bool context, int64_t length, uint32_t* plane, Token* out) {
     const int64_t places = mask.grid[1] * mask.grid[2], num_words = words_for(places);
@@ -34,7 +34,7 @@ void write_first(const Mask& mask, bool context, int64_t length, uint32_t* plane
         listed = end - plane;
     };
     for (int64_t t = 0; written < length; ++t) {
-        if (t == mask.context_frames) {  // only targets from here on
+        if (t == mask.context_frames) {  // frames from here on are all target
             std::iota(plane, plane + places, 0);
             listed = places;
         } else if (t < mask.context_frames && (t == 0 || !mask.one_plane)) {
@@ -47,20 +47,18 @@ void write_first(const Mask& mask, bool context, int64_t length, uint32_t* plane
     }
 }
 
-// Writes a random `length` of `count` tokens, in their order. `chosen` has room for `count` bits.
-template <typename Token>
-void write_subset(PhiloxSequence random, const uint32_t* tokens, int64_t count, int64_t length,
-                  uint64_t* chosen, Token* out) {
+// Writes a random `length` of `count` tokens, in order. `chosen` is scratch for `count` bits.
+inline void write_subset(PhiloxSequence random, const uint32_t* tokens, int64_t count,
+                         int64_t length, uint64_t* chosen, int64_t* out) {
     choose_subset(random, 1, count, length, chosen);
     for (int64_t i = 0; i < count; ++i) {
-        if (test_bit(chosen, i)) *out++ = static_cast<Token>(tokens[i]);
+        if (test_bit(chosen, i)) *out++ = tokens[i];
     }
 }
 
-// Writes the tokens of 0 .. num_tokens-1 that an ascending list lacks.
-template <typename Token>
-void write_others(const Token* tokens, int64_t length, int64_t num_tokens, Token* out) {
-    Token token = 0;
+// Writes the tokens of 0 .. num_tokens-1 that are not in an ascending list.
+inline void write_others(const int64_t* tokens, int64_t length, int64_t num_tokens, int64_t* out) {
+    int64_t token = 0;
     for (int64_t i = 0; i < length; ++i, ++token) {
         while (token < tokens[i]) *out++ = token++;
     }

@@ -25,10 +25,10 @@ def test_it_compares_and_then_times(bench, monkeypatch, tmp_path, capsys):
     output = tmp_path / "new" / "rows.jsonl"
     assert bench.main(["--repeats", "5", "--check-steps", "12", "--output", str(output)]) == 0
     rows = [json.loads(line) for line in output.read_text().splitlines()]
-    assert [row["baseline"] for row in rows] == [True, False, False] * 2
+    assert [row["baseline"] for row in rows] == [True, False] * 2
     assert all(0 < row["p20_us"] <= row["p50_us"] <= row["p80_us"] for row in rows)
     # 200 times is the aim on a quiet machine; a tenth of it holds on any.
-    assert rows[2]["speedup"] > 20
+    assert rows[1]["speedup"] > 20
     assert all(row["cpu"] and row["cores"] >= 1 and row["python"] for row in rows)
     assert "plain torch" in capsys.readouterr().out
 
@@ -42,14 +42,14 @@ def test_it_refuses_to_time_another_recipe(bench, monkeypatch, capsys):
     assert "statistics differ" in printed.err and "median" not in printed.out
 
 
-def test_it_refuses_to_time_other_masks_in_buffers(bench, monkeypatch, capsys):
-    """The statistics are right, but what is written into buffers or by several threads is not."""
+def test_it_refuses_to_time_other_masks_of_several_threads(bench, monkeypatch, capsys):
+    """The statistics are right, but the masks that several threads write are not."""
     ours = bench.MaskSampler
 
     class Other(ours):
-        def sample(self, step, ids, sizes=None, out=None):
-            masks = super().sample(step, ids, sizes, out)
-            if out is not None and len(ids) == 1536 and self.num_threads != 1:
+        def sample(self, step, ids, sizes=None):
+            masks = super().sample(step, ids, sizes)
+            if len(ids) == 1536 and self.num_threads != 1:
                 masks.context_tokens[-1] += 1
             return masks
 
@@ -58,7 +58,7 @@ def test_it_refuses_to_time_other_masks_in_buffers(bench, monkeypatch, capsys):
     monkeypatch.setattr(bench, "cases", lambda: some)
     assert bench.main(["--repeats", "1", "--check-steps", "12"]) == 1
     printed = capsys.readouterr()
-    assert "batch 1536: vjepa_fast, int32 into buffers draws other masks" in printed.err
+    assert "batch 1536: the same, one thread draws other masks" in printed.err
     assert "batch 1 " in printed.out and "batch 1536" not in printed.out
 
 

@@ -13,12 +13,12 @@ from vjepa_fast.errors import UserError
 
 CONFIGS = REPOSITORY / "configs"
 NO_CONTEXT = (
-    "found that a block can fill the whole grid {} and leave no context, expected free tokens for "
-    "some place of its blocks, lower spatial_scale's or temporal_scale's upper end"
+    "found that a block can fill the whole grid {} and leave no context, expected free tokens in "
+    "some positions of the blocks; lower the upper end of spatial_scale or temporal_scale"
 )
 NO_TARGET = (
-    "found that a block can have the size {} and give no target, expected at least one token, "
-    "raise spatial_scale's lower end or narrow aspect_ratio"
+    "found that a block can have the size {} and give no target, expected at least one token; "
+    "raise the lower end of spatial_scale or narrow aspect_ratio"
 )
 
 # What is changed in configs/vith16.json (key: new value), the key with which the sentence must

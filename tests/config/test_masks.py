@@ -117,7 +117,7 @@ def test_info_names_every_strategy():
         (
             [f"masks.specs[0]={json.dumps(mixture(BLOCKS, weights=[1, 2]))}"],
             "masks.specs[0]",
-            "found mixture weights [1.0, 2.0], expected 1 positive numbers",
+            "mixture weights: found [1.0, 2.0], expected 1 positive numbers",
         ),
         (
             [f"masks.specs[0]={json.dumps(mixture())}"],
@@ -127,7 +127,7 @@ def test_info_names_every_strategy():
         (
             [f"masks.specs[0]={json.dumps(TUBES | {'ratio': 0.999})}"],
             "masks.specs[0]",
-            "found ratio 0.999, which leaves 0 of the 196 places of a frame as context",
+            "ratio: found 0.999, which leaves 0 of the 196 tokens of a frame as context",
         ),
         (
             ["masks.truncate=batch_random"],
@@ -138,8 +138,8 @@ def test_info_names_every_strategy():
         (["masks.complement=all"], "masks.complement", 'found "all", expected'),
         (
             ["masks.complement=context", "masks.specs[0].max_keep=9"],
-            "masks",
-            "found complement 'context' and a limit on the context of mask spec 0",
+            "masks.complement",
+            "found 'context' and a limit on the context of mask spec 0",
         ),
         (
             ["masks.truncate=batch-random", "masks.truncate_group=7"],

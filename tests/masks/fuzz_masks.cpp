@@ -37,25 +37,26 @@ vjepa::Range range(double low, double high) {
     return {std::min(a, b), std::max(a, b)};
 }
 
-vjepa::Strategy random_strategy(const vjepa::Size& grid) {
-    vjepa::Strategy strategy{};
-    strategy.kind = static_cast<vjepa::Kind>(between(0, 2));
-    strategy.part = static_cast<uint32_t>(between(0, (1 << 24) - 1));
-    strategy.context_frames = grid[0];
-    const int64_t places = grid[1] * grid[2];
-    const int64_t tokens = strategy.kind == vjepa::Kind::kTubes ? places : grid[0] * places;
-    if (strategy.kind != vjepa::Kind::kBlocks && tokens > 1) {
-        strategy.num_kept = between(1, tokens - 1);
-        return strategy;
+vjepa::Variant random_variant(const vjepa::Size& grid) {
+    vjepa::Variant variant{};
+    variant.kind = static_cast<vjepa::Kind>(between(0, 2));
+    variant.part = static_cast<uint32_t>(between(0, (1 << 24) - 1));
+    variant.context_frames = grid[0];
+    const int64_t frame_tokens = grid[1] * grid[2];
+    const int64_t tokens =
+        variant.kind == vjepa::Kind::kTubes ? frame_tokens : grid[0] * frame_tokens;
+    if (variant.kind != vjepa::Kind::kBlocks && tokens > 1) {
+        variant.num_kept = between(1, tokens - 1);
+        return variant;
     }
-    strategy.kind = vjepa::Kind::kBlocks;
-    strategy.num_blocks = between(1, between(0, 9) ? 6 : 40);
-    strategy.spatial_scale = range(0.001, strategy.num_blocks > 3 ? 0.3 : 1.0);
-    strategy.temporal_scale = between(0, 1) ? vjepa::Range{1.0, 1.0} : range(0.001, 1.0);
-    strategy.aspect_ratio = range(0.05, 20.0);
-    if (between(0, 2) == 0) strategy.context_frames = between(1, grid[0]);
-    if (between(0, 2) == 0) strategy.max_keep = between(1, 2 * grid[0] * places);
-    return strategy;
+    variant.kind = vjepa::Kind::kBlocks;
+    variant.num_blocks = between(1, between(0, 9) ? 6 : 40);
+    variant.spatial_scale = range(0.001, variant.num_blocks > 3 ? 0.3 : 1.0);
+    variant.temporal_scale = between(0, 1) ? vjepa::Range{1.0, 1.0} : range(0.001, 1.0);
+    variant.aspect_ratio = range(0.05, 20.0);
+    if (between(0, 2) == 0) variant.context_frames = between(1, grid[0]);
+    if (between(0, 2) == 0) variant.max_keep = between(1, 2 * grid[0] * frame_tokens);
+    return variant;
 }
 
 vjepa::Settings random_settings() {
@@ -71,7 +72,7 @@ vjepa::Settings random_settings() {
     for (int64_t m = between(1, 4); m > 0; --m) {
         vjepa::Spec spec;
         for (int64_t c = between(0, 2) ? 1 : between(1, 4); c > 0; --c) {
-            spec.choices.push_back(random_strategy(settings.grid));
+            spec.variants.push_back(random_variant(settings.grid));
             spec.cumulative.push_back(fraction(0.0, 1.0));
         }
         std::sort(spec.cumulative.begin(), spec.cumulative.end());
@@ -87,8 +88,7 @@ void require(bool holds, const char* promise) {
 }
 
 // Calls use(clip's tokens, how many) for each mask.
-template <typename Token>
-void check_side(const std::vector<Token>& tokens, const std::vector<int64_t>& seqlens,
+void check_side(const std::vector<int64_t>& tokens, const std::vector<int64_t>& seqlens,
                 const std::vector<int64_t>& offsets, int64_t num_tokens,
                 std::vector<std::vector<char>>& taken) {
     require(offsets.front() == 0 && offsets.back() == static_cast<int64_t>(tokens.size()),
@@ -103,14 +103,13 @@ void check_side(const std::vector<Token>& tokens, const std::vector<int64_t>& se
     }
 }
 
-template <typename Token>
 void run(const vjepa::MaskSampler& sampler, const std::vector<int64_t>& ids, int64_t step,
          const vjepa::Size* sizes, vjepa::Workspace& workspace) {
     const auto& settings = sampler.settings();
     const int64_t num_tokens = settings.grid[0] * settings.grid[1] * settings.grid[2];
     sampler.draw(step, ids.data(), ids.size(), sizes, workspace);
-    std::vector<Token> context(workspace.context_offsets.back() - missing);
-    std::vector<Token> target(workspace.target_offsets.back() - missing);
+    std::vector<int64_t> context(workspace.context_offsets.back() - missing);
+    std::vector<int64_t> target(workspace.target_offsets.back() - missing);
     sampler.write(workspace, context.data(), target.data());
 
     std::vector<std::vector<char>> taken(ids.size() * settings.specs.size(),
@@ -118,13 +117,13 @@ void run(const vjepa::MaskSampler& sampler, const std::vector<int64_t>& ids, int
     check_side(context, workspace.context_seqlens, workspace.context_offsets, num_tokens, taken);
     check_side(target, workspace.target_seqlens, workspace.target_offsets, num_tokens, taken);
     for (const int64_t length : workspace.context_seqlens) require(length > 0, "some context");
-    size_t strategy = 0;
+    size_t index = 0;
     for (size_t m = 0; m < settings.specs.size(); ++m) {
         bool some_target = true;  // unless a block without tokens is replayed or drawn
-        for (const auto& choice : settings.specs[m].choices) {
-            const auto& size = workspace.block_sizes[strategy++];
-            some_target &= choice.kind != vjepa::Kind::kBlocks || size[1] * size[2] > 0 ||
-                           choice.context_frames < settings.grid[0];
+        for (const auto& variant : settings.specs[m].variants) {
+            const auto& size = workspace.block_sizes[index++];
+            some_target &= variant.kind != vjepa::Kind::kBlocks || size[1] * size[2] > 0 ||
+                           variant.context_frames < settings.grid[0];
         }
         for (size_t i = 0; i < ids.size() && some_target; ++i) {
             require(workspace.target_seqlens[m * ids.size() + i] > 0, "some target");
@@ -173,7 +172,7 @@ int main(int argc, char** argv) {
             for (int64_t& id : ids) id = between(0, last);
             std::vector<vjepa::Size> sizes;
             if (between(0, 3) == 0) {
-                for (int64_t i = 0; i < sampler.num_strategies(); ++i) {
+                for (int64_t i = 0; i < sampler.num_variants(); ++i) {
                     sizes.push_back(
                         {between(1, grid[0]), between(0, grid[1]), between(0, grid[2])});
                 }
@@ -181,11 +180,7 @@ int main(int argc, char** argv) {
             const int64_t step = between(0, std::numeric_limits<int64_t>::max());
             try {
                 const vjepa::Size* given = sizes.empty() ? nullptr : sizes.data();
-                if (between(0, 1)) {
-                    run<int32_t>(sampler, ids, step, given, workspace);
-                } else {
-                    run<int64_t>(sampler, ids, step, given, workspace);
-                }
+                run(sampler, ids, step, given, workspace);
             } catch (const std::invalid_argument&) {
                 ++refused;
             }

@@ -1,8 +1,8 @@
-"""Which block sizes can be drawn, and the specs that are refused for them."""
+"""Which block sizes can be drawn, and the specs that are rejected for them."""
 
 import itertools
 import math
-import time
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -89,7 +89,7 @@ def test_the_upper_end_of_a_scale_is_not_drawn():
     keep=st.floats(0.01, 1.0),
     grid=st.tuples(st.integers(1, 3), st.integers(1, 4), st.integers(1, 4)),
 )
-def test_check_agrees_with_trying_every_place(spatial, temporal, aspect, keep, grid):
+def test_check_agrees_with_trying_every_position(spatial, temporal, aspect, keep, grid):
     spec = MultiBlock(1, tuple(spatial), tuple(temporal), tuple(aspect), keep)
 
     def possible(size):
@@ -103,12 +103,12 @@ def test_check_agrees_with_trying_every_place(spatial, temporal, aspect, keep, g
                 return True
         return False
 
-    refused = False
+    rejected = False
     try:
         spec.check(grid)
     except ValueError:
-        refused = True
-    assert refused == (not all(map(possible, block_sizes(spec, grid))))
+        rejected = True
+    assert rejected == (not all(map(possible, block_sizes(spec, grid))))
 
 
 @settings(max_examples=100, deadline=None)
@@ -133,11 +133,11 @@ def test_check_agrees_with_every_size_on_larger_grids(spatial, aspect, grid):
             assert possible
 
 
-def test_checking_a_large_grid_takes_no_time():
-    spec = MultiBlock(8, (0.01, 0.9), (0.1, 1.0), (0.1, 5.0))
-    begin = time.perf_counter()
-    MaskSampler([spec] * 100, (16, 1024, 1024))
-    assert time.perf_counter() - begin < 2  # one of them took minutes when every size was listed
+def test_checking_a_large_grid_tries_few_sizes(monkeypatch):
+    sizes = Mock(side_effect=MultiBlock._sides, autospec=True)
+    monkeypatch.setattr(MultiBlock, "_sides", lambda *arguments: sizes(*arguments))
+    MultiBlock(8, (0.01, 0.9), (0.1, 1.0), (0.1, 5.0)).check((16, 1024, 1024))
+    assert 0 < sizes.call_count < 10
 
 
 def test_full_frames_are_fine_where_the_block_is_shorter_than_the_clip():
@@ -159,6 +159,6 @@ def test_empty_blocks_are_fine_where_barred_frames_are_targets():
         MultiBlock(1, (0.1, 0.1), aspect_ratio=(9.0, 9.0)).check((4, 4, 4))
 
 
-def test_the_sampler_refuses_such_specs_and_names_them():
-    with pytest.raises(ValueError, match="mask spec 1: found that a block can fill the whole grid"):
+def test_the_sampler_rejects_such_specs_and_names_them():
+    with pytest.raises(ValueError, match=r"^specs\[1\]: found that a block can fill the whole"):
         MaskSampler([SHORT_RANGE, MultiBlock(1, (1.0, 1.0), aspect_ratio=(1.0, 1.0))])

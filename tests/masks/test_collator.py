@@ -135,21 +135,27 @@ def test_recorded_statistics(strategy):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"cfgs_mask": []}, "found mask specs"),
-        ({"cfgs_mask": None}, "found cfgs_mask None, expected a list"),
-        ({"cfgs_mask": [3]}, r"cfgs_mask\[0\] 3, expected a dict"),
-        ({"cfgs_mask": [{"num_blocks": 8}]}, r"found no spatial_scale in cfgs_mask\[0\]"),
-        ({"cfgs_mask": [SPECS[0] | {"num_block": 1}]}, r"found the key 'num_block' in cfgs_mask"),
-        ({"cfgs_mask": [SPECS[0] | {"num_blocks": 0}]}, r"cfgs_mask\[0\]: found num_blocks 0"),
-        ({"cfgs_mask": [SPECS[0] | {"spatial_scale": (1, 1)}], "crop_size": 16}, "mask spec 0"),
-        ({"crop_size": 225}, "found crop_size 225, expected a multiple of patch_size 16"),
-        ({"crop_size": (224, 224, 3)}, "found crop_size"),
-        ({"crop_size": None}, "found crop_size None, expected height and width"),
-        ({"num_frames": 15}, "found num_frames 15, expected a multiple of tubelet_size 2"),
-        ({"num_frames": 16.0}, "found num_frames 16.0"),
-        ({"num_frames": True}, "found num_frames True"),
-        ({"patch_size": 0}, "found crop_size 224 and patch_size 0"),
-        ({"seed": -1}, "found seed -1"),
+        ({"cfgs_mask": []}, "specs: found"),
+        ({"cfgs_mask": None}, "cfgs_mask: found None, expected a list"),
+        ({"cfgs_mask": [3]}, r"cfgs_mask\[0\]: found 3, expected a dict"),
+        ({"cfgs_mask": [{"num_blocks": 8}]}, r"cfgs_mask\[0\]: found no spatial_scale"),
+        (
+            {"cfgs_mask": [SPECS[0] | {"num_block": 1}]},
+            r"found the key 'num_block",
+        ),
+        ({"cfgs_mask": [SPECS[0] | {"num_blocks": 0}]}, r"cfgs_mask\[0\]: num_blocks: found 0"),
+        (
+            {"cfgs_mask": [SPECS[0] | {"spatial_scale": (1, 1)}], "crop_size": 16},
+            r"specs\[0\]: found",
+        ),
+        ({"crop_size": 225}, "crop_size: found 225, expected a multiple of patch_size 16"),
+        ({"crop_size": (224, 224, 3)}, "crop_size: found"),
+        ({"crop_size": None}, "crop_size: found None, expected height and width"),
+        ({"num_frames": 15}, "num_frames: found 15, expected a multiple of tubelet_size 2"),
+        ({"num_frames": 16.0}, "num_frames, tubelet_size: found 16.0"),
+        ({"num_frames": True}, "num_frames, tubelet_size: found True"),
+        ({"patch_size": 0}, "crop_size, patch_size: found 224 and 0"),
+        ({"seed": -1}, "seed: found -1"),
     ],
 )
 def test_bad_arguments_are_one_sentence(arguments, message):
@@ -159,5 +165,5 @@ def test_bad_arguments_are_one_sentence(arguments, message):
 
 
 def test_an_empty_batch_is_refused():
-    with pytest.raises(ValueError, match="found an empty batch"):
+    with pytest.raises(ValueError, match="batch: found no samples"):
         MaskCollator(SPECS)([])

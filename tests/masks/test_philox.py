@@ -95,19 +95,19 @@ def test_bounded_takes_a_bound_per_index():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: philox.draw(-1, 0, 0, 1), "seed -1"),
-        (lambda: philox.draw(2**64, 0, 0, 1), "seed"),
-        (lambda: philox.draw(1.5, 0, 0, 1), "seed 1.5"),
-        (lambda: philox.draw(0, 2**32, 0, 1), "stream"),
+        (lambda: philox.draw(-1, 0, 0, 1), "^seed: found -1"),
+        (lambda: philox.draw(2**64, 0, 0, 1), "^seed: "),
+        (lambda: philox.draw(1.5, 0, 0, 1), "^seed: found 1.5"),
+        (lambda: philox.draw(0, 2**32, 0, 1), "^stream: "),
         (lambda: philox.draw(0, 0, -1, 1), "index"),
-        (lambda: philox.draw(0, 0, 0.5, 1), "index of type float64"),
-        (lambda: philox.bounded(0, 0, 0, 0), "bound of 0"),
-        (lambda: philox.bounded(0, 0, 0, 2**32), "bound of 4294967296"),
-        (lambda: philox.PhiloxSequence(0, 0, 0).bounded(0), "bound of 0"),
-        (lambda: philox.substream(256, 0), "stream 256"),
-        (lambda: philox.substream(0, 2**24), "part"),
+        (lambda: philox.draw(0, 0, 0.5, 1), "^index: found type float64"),
+        (lambda: philox.bounded(0, 0, 0, 0), "^bound: found 0"),
+        (lambda: philox.bounded(0, 0, 0, 2**32), "^bound: found 4294967296"),
+        (lambda: philox.PhiloxSequence(0, 0, 0).bounded(0), "^bound: found 0"),
+        (lambda: philox.substream(256, 0), "^stream: found 256"),
+        (lambda: philox.substream(0, 2**24), "^part: "),
     ],
 )
-def test_refuses(call, message):
+def test_bad_arguments_are_rejected(call, message):
     with pytest.raises(ValueError, match=message):
         call()

@@ -9,8 +9,7 @@ from dataclasses import replace
 
 import pytest
 
-from tests.masks.test_twin import SPECS as EVERY_KIND
-from tests.masks.test_twin import assert_same, clip_tokens
+from tests.helpers.masks import EVERY_KIND, assert_same, clip_tokens
 from vjepa_fast.masks import MaskSampler, MultiBlock, ReferenceSampler
 
 GRID = (8, 14, 14)

@@ -5,6 +5,7 @@ import torch
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
+from tests.helpers.masks import EVERY_KIND, assert_same, clip_tokens
 from vjepa_fast.masks import (
     MaskSampler,
     Mixture,
@@ -15,39 +16,7 @@ from vjepa_fast.masks import (
     _sampler,
     philox,
 )
-from vjepa_fast.masks.strategies import strategies
-
-FIELDS = (
-    "context_tokens",
-    "context_seqlens",
-    "context_cu_seqlens",
-    "target_tokens",
-    "target_seqlens",
-    "target_cu_seqlens",
-    "block_sizes",
-)
-SPECS = [
-    MultiBlock(num_blocks=8, spatial_scale=(0.15, 0.15)),
-    MultiBlock(num_blocks=2, spatial_scale=(0.7, 0.7)),
-    MultiBlock(6, (0.1, 0.3), (0.5, 1.0), max_temporal_keep=0.5, max_keep=100),
-    RandomTube(0.9),
-    RandomTokens(0.75),
-    Mixture([MultiBlock(1, (0.5, 0.5)), RandomTube(0.6), MultiBlock(2, (0.1, 0.4))], [3, 1, 2]),
-]
-
-
-def assert_same(a, b):
-    assert a.num_tokens == b.num_tokens
-    for name in FIELDS:
-        left, right = getattr(a, name), getattr(b, name)
-        assert left.dtype == right.dtype, name
-        assert torch.equal(left, right), name
-
-
-def clip_tokens(tokens, seqlens):
-    """The flat tokens as lists [spec][clip]."""
-    parts = iter(tokens.split(seqlens.flatten().tolist()))
-    return [[next(parts).tolist() for _ in row] for row in seqlens]
+from vjepa_fast.masks.specs import variants
 
 
 def scale(least):
@@ -85,7 +54,6 @@ configurations = {
     "step": st.integers(0, 2**63 - 1),
     "ids": st.lists(st.integers(0, 40) | st.integers(0, 2**62 - 1), min_size=1, max_size=4),
     "options": options,
-    "dtype": st.sampled_from([None, torch.int32, torch.int64]),
 }
 hypothesis_settings = settings(
     deadline=None,
@@ -95,39 +63,36 @@ hypothesis_settings = settings(
 
 
 def outcome(sampler, *arguments):
-    """What sample gives: masks, or the sentence it fails with."""
+    """The masks, or the error message."""
     try:
         return sampler.sample(*arguments)
     except ValueError as error:
         return str(error)
 
 
-def check_configuration(specs, grid, seed, step, ids, options, dtype):
+def check_configuration(specs, grid, seed, step, ids, options):
     try:
         sampler = MaskSampler(specs, grid, seed, **options)
     except ValueError:
         assume(False)
     twin = ReferenceSampler(specs, grid, seed, **options)
-    rooms = [None if dtype is None else s.buffers(len(ids), dtype) for s in (sampler, twin)]
-    masks = outcome(sampler, step, ids, None, rooms[0])
-    expected = outcome(twin, step, ids, None, rooms[1])
+    masks, expected = outcome(sampler, step, ids), outcome(twin, step, ids)
     if isinstance(expected, str):
         assert masks == expected
         return
     assert_same(masks, expected)
-    assert masks.context_tokens.dtype == masks.target_tokens.dtype == (dtype or torch.int64)
+    assert masks.context_tokens.dtype == masks.target_tokens.dtype == torch.int64
     check_promises(masks, specs, grid, options)
 
 
 def check_promises(masks, specs, grid, options):
-    """What every mask keeps to, whatever its spec."""
+    """Properties of every mask, whatever its spec."""
     contexts = clip_tokens(masks.context_tokens, masks.context_seqlens)
     targets = clip_tokens(masks.target_tokens, masks.target_seqlens)
     for m, spec in enumerate(specs):
-        choices = strategies(spec)
-        blocks = all(isinstance(choice, MultiBlock) for choice in choices)
-        frames = max(c.context_frames(grid) for c in choices) if blocks else grid[0]
-        caps = [c.max_keep if isinstance(c, MultiBlock) else None for c in choices]
+        blocks = all(isinstance(variant, MultiBlock) for variant in variants(spec))
+        frames = max(v.context_frames(grid) for v in variants(spec)) if blocks else grid[0]
+        caps = [v.max_keep if isinstance(v, MultiBlock) else None for v in variants(spec)]
         cap = masks.num_tokens if None in caps else max(caps)
         filled = options["complement"] is not None or (
             options["truncate"] == "none" and options["round_to"] in (None, 1) and not any(caps)
@@ -160,8 +125,8 @@ def test_twin_agrees_on_the_real_grid(truncate, complement):
     options = {"truncate": truncate, "complement": complement, "truncate_group": 6, "round_to": 16}
     ids = [100, 5, 26, 5, 2**40]
     assert_same(
-        MaskSampler(SPECS, **options).sample(3, ids),
-        ReferenceSampler(SPECS, **options).sample(3, ids),
+        MaskSampler(EVERY_KIND, **options).sample(3, ids),
+        ReferenceSampler(EVERY_KIND, **options).sample(3, ids),
     )
 
 
@@ -169,9 +134,9 @@ def test_twin_agrees_on_replayed_sizes():
     # The third has no tokens: the frames that its spec bars from the context are targets.
     sizes = [(3, 4, 5), (8, 14, 13), (8, 0, 1), (0, 0, 0), (0, 0, 0)]
     sizes += [(2, 14, 14), (0, 0, 0), (1, 1, 3)]
-    masks = MaskSampler(SPECS).sample(0, [1, 2], block_sizes=sizes)
+    masks = MaskSampler(EVERY_KIND).sample(0, [1, 2], block_sizes=sizes)
     assert masks.block_sizes.tolist() == [list(size) for size in sizes]
-    assert_same(masks, ReferenceSampler(SPECS).sample(0, [1, 2], block_sizes=sizes))
+    assert_same(masks, ReferenceSampler(EVERY_KIND).sample(0, [1, 2], block_sizes=sizes))
 
 
 @settings(max_examples=100, deadline=None)

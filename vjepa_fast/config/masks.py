@@ -1,9 +1,9 @@
 """The config's section of masks, and the sampler that it describes."""
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Discriminator, Field, Tag
+from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from vjepa_fast.config.fields import (
     Count,
@@ -108,6 +108,11 @@ class MixtureConfig(Section):
     """The specs to draw from. A mixture cannot contain a mixture."""
     weights: list[Positive] | None = None
     """Relative frequency of each spec; null: all the same."""
+
+    @model_validator(mode="after")
+    def _check_weights(self) -> Self:
+        self.spec()
+        return self
 
     def spec(self) -> Mixture:
         """The spec as `MaskSampler` takes it."""

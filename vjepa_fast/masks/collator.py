@@ -1,4 +1,6 @@
-"""A drop-in `collate_fn` with the call and the return values of the public V-JEPA code."""
+"""A drop-in `collate_fn` with the arguments and return values of the public V-JEPA code."""
+
+from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
@@ -18,19 +20,23 @@ _KEYS = tuple(field.name for field in fields(MultiBlock))
 class MaskCollator:
     """Collates a batch and draws its masks.
 
-    cfgs_mask: for each mask spec a dict of `MultiBlock`'s fields: num_blocks and spatial_scale, and
-        if wanted temporal_scale, aspect_ratio, max_temporal_keep, max_keep.
-    crop_size, num_frames: a clip's pixels (height, width; or one number for both) and frames.
-    patch_size, tubelet_size: a token's, likewise.
-    seed: not in the public call; give each rank of a distributed run its own.
-
     Each call takes the next number of a counter that all worker processes share, so no two batches
-    have the same masks, however many workers there are and however they are started. A batch's
-    masks are a pure function of (seed, its number, its size), but with several workers chance
-    decides which batch gets which number. A run that has to be repeated exactly, or resumed, draws
-    its masks in the training loop instead: `MaskSampler.sample(step, sample_ids)`.
+    have the same masks, for any number of workers and any start method. A batch's masks are a pure
+    function of (seed, its number, its size), but with several workers it is a race which batch gets
+    which number. A run that must be repeated exactly or resumed should draw its masks in the
+    training loop: `MaskSampler.sample(step, sample_ids)`.
 
-    Raises ValueError for bad arguments.
+    Args:
+        cfgs_mask: for each mask spec a dict of `MultiBlock`'s fields: num_blocks and spatial_scale,
+            optionally temporal_scale, aspect_ratio, max_temporal_keep, max_keep.
+        crop_size: pixels of a clip, (height, width) or one number for both.
+        num_frames: frames of a clip.
+        patch_size: pixels of a token, (height, width) or one number.
+        tubelet_size: frames of a token.
+        seed: not an argument of the public code; give each rank of a distributed run its own.
+
+    Raises:
+        ValueError: bad arguments.
     """
 
     def __init__(
@@ -44,7 +50,7 @@ class MaskCollator:
     ) -> None:
         if not isinstance(cfgs_mask, Sequence):
             raise ValueError(
-                f"found cfgs_mask {cfgs_mask!r}, expected a list of dicts, give one for each mask"
+                f"cfgs_mask: found {cfgs_mask!r}, expected a list of dicts; give one for each mask"
             )
         self._specs = [_spec(index, config) for index, config in enumerate(cfgs_mask)]
         height, width = _pair("crop_size", crop_size)
@@ -56,30 +62,32 @@ class MaskCollator:
         )
         if not is_int(seed) or not 0 <= seed < 2**32:
             raise ValueError(
-                f"found seed {seed!r}, expected an integer in 0 .. 2**32-1, give one in that range"
+                f"seed: found {seed!r}, expected an integer in 0 .. 2**32-1; give one in that range"
             )
         self._seed = int(seed)
         self._samplers: dict[int, MaskSampler] = {}
-        self._sampler(1)  # refuses impossible specs now
-        # A lock of the "spawn" kind travels to workers however they are started.
+        self._sampler(1)  # rejects impossible specs now
+        # A lock of the "spawn" context can be sent to workers of any start method.
         self._counter = get_context("spawn").Value("q", 0)
 
     def step(self) -> None:
         """Advance the counter by one batch, as a call does.
 
-        As many calls as batches were drawn resume a loader without workers. With workers they do
-        not: those draw ahead of the training loop, so the counter is further than what it saw.
+        Without workers, one call per batch already drawn resumes a loader. With workers it does
+        not: they draw ahead of the training loop.
         """
         self._next()
 
     def __call__(self, batch: list) -> tuple[Any, list[torch.Tensor], list[torch.Tensor]]:
-        """(collated batch, context masks, target masks): a mask is int64 [B, K], one per spec.
+        """Collate a batch of samples and draw its masks.
 
-        All clips of a batch are cut to the smallest context and the smallest target count in it.
+        Returns:
+            the collated batch, context masks and target masks, for each spec int64 [B, K]. All
+            clips are truncated to the smallest context and the smallest target count in the batch.
         """
         clips = len(batch)
         if clips == 0:
-            raise ValueError("found an empty batch, expected at least one sample, give some")
+            raise ValueError("batch: found no samples, expected at least one; drop empty batches")
         collated = default_collate(batch)
         number = self._next()
         ids = range(number * clips, (number + 1) * clips)
@@ -94,8 +102,11 @@ class MaskCollator:
         return number
 
     def _sampler(self, clips: int) -> MaskSampler:
-        """For batches of this size. Its seed depends on the size: the last, smaller batch of an
-        epoch would otherwise have the sample ids, and so the block places, of earlier clips."""
+        """The sampler for batches of this size.
+
+        Its seed depends on the size: otherwise the last, smaller batch of an epoch would have the
+        sample ids, and so the block positions, of earlier clips.
+        """
         if clips not in self._samplers:
             self._samplers[clips] = MaskSampler(
                 self._specs,
@@ -110,15 +121,15 @@ class MaskCollator:
 def _spec(index: int, config: Mapping[str, Any]) -> MultiBlock:
     if not isinstance(config, Mapping):
         raise ValueError(
-            f"found cfgs_mask[{index}] {config!r}, expected a dict of {', '.join(_KEYS)}, give one"
+            f"cfgs_mask[{index}]: found {config!r}, expected a dict of {', '.join(_KEYS)}; give one"
         )
     unknown = [key for key in config if key not in _KEYS]
     missing = [key for key in ("num_blocks", "spatial_scale") if key not in config]
     if unknown or missing:
         found = f"the key {unknown[0]!r}" if unknown else f"no {missing[0]}"
         raise ValueError(
-            f"found {found} in cfgs_mask[{index}], expected num_blocks and spatial_scale and "
-            f"optionally {', '.join(_KEYS[2:])}, {'drop' if unknown else 'add'} it"
+            f"cfgs_mask[{index}]: found {found}, expected num_blocks and spatial_scale and "
+            f"optionally {', '.join(_KEYS[2:])}; {'drop' if unknown else 'add'} it"
         )
     try:
         return MultiBlock(**config)
@@ -131,7 +142,7 @@ def _pair(name: str, value: int | tuple[int, int]) -> tuple[int, int]:
         return value, value
     pair = tuple(value) if isinstance(value, tuple | list) else ()
     if len(pair) != 2:
-        raise ValueError(f"found {name} {value!r}, expected height and width, give two numbers")
+        raise ValueError(f"{name}: found {value!r}, expected height and width; give two numbers")
     return pair
 
 
@@ -139,12 +150,12 @@ def _divide(name: str, size: int, part_name: str, part: int) -> int:
     for number in (size, part):
         if not is_int(number) or number < 1:
             raise ValueError(
-                f"found {name} {size!r} and {part_name} {part!r}, expected positive integers, "
+                f"{name}, {part_name}: found {size!r} and {part!r}, expected positive integers; "
                 "give sizes in pixels and frames"
             )
     if size % part:
         raise ValueError(
-            f"found {name} {size}, expected a multiple of {part_name} {part}, choose e.g. "
+            f"{name}: found {size}, expected a multiple of {part_name} {part}; choose e.g. "
             f"{size - size % part or part}"
         )
     return int(size // part)

@@ -1,4 +1,4 @@
-"""Philox4x32-10, the generator behind every random choice, and the streams that keep choices apart.
+"""Stateless randomness for masks/ and data/: Philox4x32-10 and the streams of all random choices.
 
 Word i of the sequence (seed, stream, index) is word i % 4 of `philox4x32` at
 counter (i // 4, stream, index_low, index_high) and key (seed_low, seed_high), so any word can be
@@ -6,19 +6,22 @@ computed without the ones before it. csrc/philox.h gives the same numbers.
 Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
 """
 
+from __future__ import annotations
+
 import numpy as np
 from numpy.typing import ArrayLike
 
+# Mask streams 1, 2, 7 to 10; data streams 3 to 6. csrc/philox.h has the mask streams.
 STREAM_BLOCK_SIZE = 1
-STREAM_BLOCK_PLACE = 2
+STREAM_BLOCK_POSITION = 2
 STREAM_VIDEO_ORDER = 3
 STREAM_CLIP_START = 4
 STREAM_CROP = 5
 STREAM_FLIP = 6
 STREAM_MIXTURE = 7
 STREAM_KEPT_TOKENS = 8
-STREAM_CUT_CONTEXT = 9
-STREAM_CUT_TARGET = 10
+STREAM_TRUNCATE_CONTEXT = 9
+STREAM_TRUNCATE_TARGET = 10
 
 _ROUNDS = 10
 _MULTIPLIERS = (np.uint64(0xD2511F53), np.uint64(0xCD9E8D57))
@@ -28,14 +31,14 @@ _HALF = np.uint64(32)
 
 
 def substream(stream: int, part: int) -> int:
-    """One part of a stream, e.g. per mask spec: stream in the low 8 bits, part (24 bits) above."""
+    """A part of a stream, e.g. of one mask spec: stream in the low 8 bits, part in the 24 above."""
     _check_range("stream", stream, 2**8)
     _check_range("part", part, 2**24)
     return stream | part << 8
 
 
 def philox4x32(counter: ArrayLike, key: tuple[int, int]) -> np.ndarray:
-    """Ten Philox rounds: counter uint32 [..., 4], key two 32-bit words -> uint32 [..., 4]."""
+    """Ten Philox rounds: counter uint32 [..., 4], key two 32-bit words → uint32 [..., 4]."""
     c0, c1, c2, c3 = np.moveaxis(np.asarray(counter, dtype=np.uint64), -1, 0)
     k0, k1 = key
     for _ in range(_ROUNDS):
@@ -53,9 +56,17 @@ def philox4x32(counter: ArrayLike, key: tuple[int, int]) -> np.ndarray:
 def draw(seed: int, stream: int, index: ArrayLike, count: int) -> np.ndarray:
     """The first `count` words of each sequence (seed, stream, index).
 
-    seed: 0 .. 2**64-1; stream: 0 .. 2**32-1; index: an int or an integer array, each 0 .. 2**63-1.
-    Returns uint32 [*shape of index, count], a pure function of its arguments.
-    Raises ValueError for anything out of range.
+    Args:
+        seed: 0 .. 2**64 - 1.
+        stream: 0 .. 2**32 - 1.
+        index: integers of any shape, each 0 .. 2**63 - 1.
+        count: words of each sequence.
+
+    Returns:
+        uint32 [*shape of index, count].
+
+    Raises:
+        ValueError: an argument out of range.
     """
     blocks = -(-count // 4)
     words = _blocks(seed, stream, index, 0, blocks)
@@ -63,22 +74,27 @@ def draw(seed: int, stream: int, index: ArrayLike, count: int) -> np.ndarray:
 
 
 def uniform(words: np.ndarray) -> np.ndarray:
-    """uint32 words to float64 in [0, 1): exactly word / 2**32."""
+    """uint32 words → float64 in [0, 1), exactly word / 2**32."""
     return np.asarray(words, dtype=np.float64) * 2.0**-32
 
 
 def bounded(seed: int, stream: int, index: ArrayLike, bound: ArrayLike) -> np.ndarray:
     """One unbiased integer in [0, bound) per index.
 
-    bound: 1 .. 2**32-1, broadcast against index. Returns int64 of the broadcast shape; the same
-    numbers as `PhiloxSequence(seed, stream, index).bounded(bound)`.
+    Args:
+        seed, stream, index: as for `draw`.
+        bound: 1 .. 2**32 - 1, broadcast against index.
+
+    Returns:
+        int64 of the broadcast shape, the numbers of
+        `PhiloxSequence(seed, stream, index).bounded(bound)`.
     """
     index, bound = np.broadcast_arrays(_indices(index), np.asarray(bound))
     if bound.dtype.kind not in "iu":
-        raise ValueError(f"found a bound of type {bound.dtype}, expected integers, give integers")
+        raise ValueError(f"bound: found type {bound.dtype}, expected integers; give integers")
     if bound.size and (bound.min() < 1 or bound.max() >= 2**32):
         raise ValueError(
-            f"found a bound of {bound.min()} .. {bound.max()}, expected 1 .. 2**32-1, "
+            f"bound: found {bound.min()} .. {bound.max()}, expected 1 .. 2**32-1; "
             "give a bound in that range"
         )
     shape, index, bound = index.shape, index.ravel(), bound.ravel().astype(np.uint64)
@@ -97,7 +113,7 @@ def bounded(seed: int, stream: int, index: ArrayLike, bound: ArrayLike) -> np.nd
 
 
 class PhiloxSequence:
-    """Reads the words of one sequence (seed, stream, index) in order; the twin of csrc/philox.h."""
+    """Reads the words of one sequence (seed, stream, index) in order; twin of csrc/philox.h."""
 
     def __init__(self, seed: int, stream: int, index: int) -> None:
         self._position = (seed, stream, index)
@@ -118,11 +134,11 @@ class PhiloxSequence:
     def bounded(self, bound: int) -> int:
         """The next unbiased integer in [0, bound), 1 <= bound < 2**32.
 
-        Lemire, "Fast random integer generation in an interval", 2019: biased words are redrawn.
+        Biased words are redrawn (Lemire, "Fast random integer generation in an interval", 2019).
         """
         if not 1 <= bound < 2**32:
             raise ValueError(
-                f"found a bound of {bound}, expected 1 .. 2**32-1, give a bound in that range"
+                f"bound: found {bound}, expected 1 .. 2**32-1; give a bound in that range"
             )
         threshold = 2**32 % bound
         while True:
@@ -149,10 +165,10 @@ def _indices(index: ArrayLike) -> np.ndarray:
     if index.size == 0:
         return index.astype(np.uint64)
     if index.dtype.kind not in "iu":
-        raise ValueError(f"found an index of type {index.dtype}, expected integers, give integers")
+        raise ValueError(f"index: found type {index.dtype}, expected integers; give integers")
     if index.min() < 0 or index.max() >= 2**63:
         raise ValueError(
-            f"found an index in {index.min()} .. {index.max()}, expected 0 .. 2**63-1, "
+            f"index: found {index.min()} .. {index.max()}, expected 0 .. 2**63-1; "
             "give a position in that range"
         )
     return index.astype(np.uint64)
@@ -161,6 +177,6 @@ def _indices(index: ArrayLike) -> np.ndarray:
 def _check_range(name: str, value: int, end: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or not 0 <= value < end:
         raise ValueError(
-            f"found {name} {value!r}, expected an integer in 0 .. {end - 1}, "
+            f"{name}: found {value!r}, expected an integer in 0 .. {end - 1}; "
             f"give a {name} in that range"
         )

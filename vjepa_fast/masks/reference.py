@@ -1,35 +1,42 @@
-"""The mask sampler in readable Python: what csrc/ must give, bit for bit."""
+"""The mask sampler in readable Python: the specification of csrc/, equal bit for bit."""
+
+from __future__ import annotations
 
 import numpy as np
-import torch
 
-from vjepa_fast.masks.batch import MaskBuffers
 from vjepa_fast.masks.philox import (
-    STREAM_BLOCK_PLACE,
+    STREAM_BLOCK_POSITION,
     STREAM_BLOCK_SIZE,
-    STREAM_CUT_CONTEXT,
-    STREAM_CUT_TARGET,
     STREAM_KEPT_TOKENS,
     STREAM_MIXTURE,
+    STREAM_TRUNCATE_CONTEXT,
+    STREAM_TRUNCATE_TARGET,
     PhiloxSequence,
     substream,
 )
 from vjepa_fast.masks.sampler import MaskSampler, check_ids
-from vjepa_fast.masks.specs import MultiBlock, Size
-from vjepa_fast.masks.strategies import Mixture, RandomTube, Strategy, part, strategies
+from vjepa_fast.masks.specs import (
+    Mixture,
+    MultiBlock,
+    RandomTube,
+    Size,
+    Variant,
+    stream_part,
+    variants,
+)
 
 MAX_DRAWS = 10_000
-"""A clip whose context is empty is drawn again, at most so often in all."""
+"""Draws of a clip whose context is empty, before that is an error."""
 
 
 class ReferenceSampler(MaskSampler):
-    """`MaskSampler`'s readable twin: same arguments, same numbers, hundreds of times slower."""
+    """Readable twin of `MaskSampler`: same arguments, same numbers, hundreds of times slower."""
 
     def _set_up(self) -> None:
         pass
 
     def _sample(
-        self, step: int, ids: np.ndarray, sizes: np.ndarray | None, out: MaskBuffers | None
+        self, step: int, ids: np.ndarray, sizes: np.ndarray | None
     ) -> tuple[np.ndarray, ...]:
         check_ids(ids)
         if sizes is None:
@@ -44,60 +51,56 @@ class ReferenceSampler(MaskSampler):
             for clip in ids:
                 first = clip - clip % group
                 together = [masks[first + i] for i in range(group)]
-                context, target = self._cut(index, clip, masks[clip][0], together)
+                context, target = self._truncate(index, clip, masks[clip][0], together)
                 contexts.append(context)
                 targets.append(target)
-        flat = (*self._flatten(contexts), *self._flatten(targets))
-        if out is not None:
-            for room, tokens in ((out.context_tokens, flat[0]), (out.target_tokens, flat[3])):
-                room[: len(tokens)] = torch.from_numpy(tokens)
-        return (*flat, sizes)
+        return (*self._flatten(contexts), *self._flatten(targets), sizes)
 
     def _draw_block_sizes(self, step: int) -> list[Size]:
-        """One for each strategy; zeros where it has no blocks."""
+        """One for each variant; zeros for variants without blocks."""
         sizes = []
         for index, spec in enumerate(self.specs):
-            for number, choice in enumerate(strategies(spec)):
-                if not isinstance(choice, MultiBlock):
+            for number, variant in enumerate(variants(spec)):
+                if not isinstance(variant, MultiBlock):
                     sizes.append((0, 0, 0))
                     continue
-                stream = substream(STREAM_BLOCK_SIZE, part(spec, index, number))
+                stream = substream(STREAM_BLOCK_SIZE, stream_part(spec, index, number))
                 random = PhiloxSequence(self.seed, stream, step)
                 draws = random.uniform(), random.uniform(), random.uniform()
-                sizes.append(choice.block_size(self.grid, *draws))
+                sizes.append(variant.block_size(self.grid, *draws))
         return sizes
 
     def _draw_mask(
         self, index: int, sizes: np.ndarray, sample_id: int
     ) -> tuple[np.ndarray, int | None]:
-        """A clip's context under a spec, bool [N] in raster order, and its max_keep."""
+        """Context of a clip under a spec, bool [N] in raster order, and max_keep."""
         spec, number = self.specs[index], 0
         if isinstance(spec, Mixture):
             random = PhiloxSequence(self.seed, substream(STREAM_MIXTURE, index), sample_id)
             draw, last = random.uniform(), len(spec.specs) - 1
             number = next((i for i, end in enumerate(spec.cumulative()) if draw < end), last)
-        choice, own = strategies(spec)[number], part(spec, index, number)
-        if isinstance(choice, MultiBlock):
-            row = number + sum(len(strategies(before)) for before in self.specs[:index])
+        variant, part = variants(spec)[number], stream_part(spec, index, number)
+        if isinstance(variant, MultiBlock):
+            row = number + sum(len(variants(before)) for before in self.specs[:index])
             size = tuple(sizes[row].tolist())
-            return self._draw_blocks(index, choice, own, size, sample_id), choice.max_keep
-        return self._draw_kept(choice, own, sample_id), None
+            return self._draw_blocks(index, variant, part, size, sample_id), variant.max_keep
+        return self._draw_kept(variant, part, sample_id), None
 
     def _draw_blocks(
-        self, index: int, spec: MultiBlock, own: int, size: Size, sample_id: int
+        self, index: int, spec: MultiBlock, part: int, size: Size, sample_id: int
     ) -> np.ndarray:
-        """Draw the blocks' places until the context isn't empty."""
-        random = PhiloxSequence(self.seed, substream(STREAM_BLOCK_PLACE, own), sample_id)
+        """Draw positions of the blocks until the context isn't empty."""
+        random = PhiloxSequence(self.seed, substream(STREAM_BLOCK_POSITION, part), sample_id)
         for _ in range(MAX_DRAWS):
             is_context = np.zeros(self.grid, dtype=bool)
             is_context[: spec.context_frames(self.grid)] = True
             for _ in range(spec.num_blocks):
                 corner = [
-                    random.bounded(whole - part + 1)
-                    for whole, part in zip(self.grid, size, strict=True)
+                    random.bounded(whole - side + 1)
+                    for whole, side in zip(self.grid, size, strict=True)
                 ]
                 block = tuple(
-                    slice(low, low + part) for low, part in zip(corner, size, strict=True)
+                    slice(low, low + side) for low, side in zip(corner, size, strict=True)
                 )
                 is_context[block] = False
             if is_context.any():
@@ -105,26 +108,26 @@ class ReferenceSampler(MaskSampler):
         raise ValueError(
             f"found no context token for clip {sample_id} in {MAX_DRAWS} draws of mask spec "
             f"{index} ({spec.num_blocks} blocks of {size[0]}x{size[1]}x{size[2]} tokens), "
-            "expected at least one, make its blocks smaller or fewer"
+            "expected at least one; make its blocks smaller or fewer"
         )
 
-    def _draw_kept(self, spec: Strategy, own: int, sample_id: int) -> np.ndarray:
-        """The context of a random tube, or of random tokens."""
-        random = PhiloxSequence(self.seed, substream(STREAM_KEPT_TOKENS, own), sample_id)
+    def _draw_kept(self, spec: Variant, part: int, sample_id: int) -> np.ndarray:
+        """Context of a RandomTube or of RandomTokens."""
+        random = PhiloxSequence(self.seed, substream(STREAM_KEPT_TOKENS, part), sample_id)
         time, height, width = self.grid
         if isinstance(spec, RandomTube):
-            places = choose_subset(random, height * width, spec.num_kept(self.grid))
-            return np.tile(places, time)
+            frame = choose_subset(random, height * width, spec.num_kept(self.grid))
+            return np.tile(frame, time)
         return choose_subset(random, time * height * width, spec.num_kept(self.grid))
 
-    def _cut(
+    def _truncate(
         self,
         index: int,
         clip: int,
         is_context: np.ndarray,
         group: list[tuple[np.ndarray, int | None]],
     ) -> tuple[np.ndarray, np.ndarray]:
-        """A clip's context and target tokens, given the masks of its truncation group."""
+        """Context and target tokens of a clip, given the masks of its truncation group."""
         num_tokens = is_context.size
         keep = min(min(int(mask.sum()), cap or num_tokens) for mask, cap in group)
         keep_target = min(int((~mask).sum()) for mask, _ in group)
@@ -133,15 +136,15 @@ class ReferenceSampler(MaskSampler):
             keep_target = keep_target - keep_target % self.round_to or keep_target
         context = np.flatnonzero(is_context)
         target = np.flatnonzero(~is_context)
-        context = self._cut_tokens(STREAM_CUT_CONTEXT, index, clip, context, keep)
-        target = self._cut_tokens(STREAM_CUT_TARGET, index, clip, target, keep_target)
+        context = self._truncate_tokens(STREAM_TRUNCATE_CONTEXT, index, clip, context, keep)
+        target = self._truncate_tokens(STREAM_TRUNCATE_TARGET, index, clip, target, keep_target)
         if self.complement == "target":
             target = np.setdiff1d(np.arange(num_tokens), context)
         if self.complement == "context":
             context = np.setdiff1d(np.arange(num_tokens), target)
         return context, target
 
-    def _cut_tokens(
+    def _truncate_tokens(
         self, stream: int, index: int, clip: int, tokens: np.ndarray, length: int
     ) -> np.ndarray:
         if self.truncate != "batch-random" or length == len(tokens):

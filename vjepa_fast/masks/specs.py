@@ -1,8 +1,12 @@
-"""The multi-block mask spec: how large its blocks are, and whether they can do their work."""
+"""Mask specs: multi-block, random tube, random tokens, and mixtures of them."""
+
+from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from numbers import Integral, Real
 
 Size = tuple[int, int, int]
@@ -14,17 +18,22 @@ _LAST_DRAW = _LAST_WORD * 2.0**-32
 
 @dataclass(frozen=True)
 class MultiBlock:
-    """The context is what no block covers; a step's blocks share one size (arXiv 2404.08471, 3.2).
+    """The union of blocks is target, the rest is context (arXiv 2404.08471, section 3.2).
 
-    num_blocks: blocks per clip, which may overlap.
-    spatial_scale: share of the frame that a block covers, drawn from [low, high).
-    temporal_scale: share of the clip's length that a block covers, drawn from [low, high).
-    aspect_ratio: height / width of a block, drawn uniformly from [low, high).
-    max_temporal_keep: only this first share of the frames, at least one, can be context.
-    max_keep: at most so many context tokens per clip: the first ones, but a random subset where the
-        sampler's truncate is "batch-random"; None sets no limit.
+    All clips of a step have blocks of one size.
 
-    Raises ValueError for a value out of range.
+    Attributes:
+        num_blocks: blocks per clip; they may overlap.
+        spatial_scale: area of a block as a fraction of the frame, drawn from [low, high).
+        temporal_scale: length of a block as a fraction of the clip, drawn from [low, high).
+        aspect_ratio: height / width of a block, drawn uniformly from [low, high).
+        max_temporal_keep: fraction of the frames, from the first on, that can be context; at least
+            one frame.
+        max_keep: limit of context tokens per clip: the first ones, or a random subset if the
+            sampler's truncate is "batch-random"; None is no limit.
+
+    Raises:
+        ValueError: a value out of range.
     """
 
     num_blocks: int
@@ -42,60 +51,62 @@ class MultiBlock:
         keep = self.max_temporal_keep
         if not is_real(keep) or not 0 < keep <= 1:
             raise ValueError(
-                f"found max_temporal_keep {keep!r}, expected a number above 0 and up to 1, "
-                "give the share of frames that may be context"
+                f"max_temporal_keep: found {keep!r}, expected a number above 0 and up to 1; "
+                "give the fraction of frames that may be context"
             )
         if self.max_keep is not None:
             _check_count("max_keep", self.max_keep)
 
     def block_size(self, grid: Size, temporal: float, spatial: float, aspect: float) -> Size:
-        """The block's (t, h, w) in tokens for three draws in [0, 1)."""
+        """Size (t, h, w) of a block in tokens, for three draws in [0, 1)."""
         time, height, width = grid
         area = self._area(grid, spatial)
         return (self._length(time, temporal), *self._sides(area, height, width, aspect))
 
     def check(self, grid: Size) -> None:
-        """Raise ValueError if some drawable size leaves no context or no target wherever it falls.
+        """Reject the spec if a drawable block size leaves no context or no target on this grid.
 
-        Blocks may coincide, so a single block decides: it leaves context somewhere unless it fills
-        the whole grid (a shorter one can start after frame 0, which may always be context). There
-        are targets if a block has tokens or if frames are barred from the context. Exact for the
-        2**32 values of a draw, since each step from a draw to a size is monotonic.
+        Blocks may coincide, so one block decides. It leaves context in some positions unless it
+        fills the whole grid: a shorter block can start after frame 0, which may always be context.
+        There are targets if a block has tokens or if frames are barred from the context.
+
+        Raises:
+            ValueError: such a size can be drawn.
         """
         grid = check_grid(grid)
         if self._length(grid[0], _LAST_DRAW) == grid[0] and self._fills_frame(grid):
             raise ValueError(
                 f"found that a block can fill the whole grid {_text(grid)} and leave no context, "
-                "expected free tokens for some place of its blocks, lower spatial_scale's or "
-                "temporal_scale's upper end"
+                "expected free tokens in some positions of the blocks; lower the upper end of "
+                "spatial_scale or temporal_scale"
             )
-        # The smallest area is flattest at one end of the aspect ratios and narrowest at the other.
+        # The smallest area is lowest at one end of the aspect ratios, narrowest at the other.
         ends = [self.block_size(grid, 0.0, 0.0, draw) for draw in (0.0, _LAST_DRAW)]
         empty = next((size for size in ends if 0 in size), None)
         if empty and self.context_frames(grid) == grid[0]:
             raise ValueError(
                 f"found that a block can have the size {_text(empty)} and give no target, "
-                "expected at least one token, raise spatial_scale's lower end or narrow "
+                "expected at least one token; raise the lower end of spatial_scale or narrow "
                 "aspect_ratio"
             )
 
     def context_frames(self, grid: Size) -> int:
-        """How many frames (of tokens), from the first on, can be context."""
+        """Number of frames (of tokens), from the first on, that can be context."""
         return max(1, int(grid[0] * self.max_temporal_keep))
 
     def _fills_frame(self, grid: Size) -> bool:
-        """Whether a block can be as high and as wide as the frame: the largest area decides, at the
-        lowest aspect ratio that makes it high enough, since a higher one only makes it narrower."""
+        """Whether a block of the largest area can be as high and as wide as the frame.
+
+        Sides are rounded to the nearest token, so an aspect ratio a fills the frame if
+        (H - ½)² / area <= a <= area / (W - ½)². The middle of that interval is (H - ½) / (W - ½)
+        whatever the area, so the draw nearest to it decides.
+        """
         _, height, width = grid
+        low, high = self.aspect_ratio
+        draw = ((height - 0.5) / (width - 0.5) - low) / (high - low) if high > low else 0.0
+        word = min(max(round(draw * 2.0**32), 0), _LAST_WORD)
         area = self._area(grid, _LAST_DRAW)
-        low, high = 0, _LAST_WORD
-        while low < high:
-            middle = (low + high) // 2
-            if self._sides(area, height, width, middle * 2.0**-32)[0] == height:
-                high = middle
-            else:
-                low = middle + 1
-        return self._sides(area, height, width, low * 2.0**-32) == (height, width)
+        return self._sides(area, height, width, word * 2.0**-32) == (height, width)
 
     def _length(self, time: int, draw: float) -> int:
         return max(1, int(time * _between(self.temporal_scale, draw)))
@@ -109,17 +120,150 @@ class MultiBlock:
         return min(tall, height), min(wide, width)
 
 
+@dataclass(frozen=True)
+class RandomTube:
+    """The same random positions are targets in every frame (arXiv 2404.08471, ablations; VideoMAE).
+
+    Attributes:
+        ratio: fraction of a frame's tokens that are targets. floor((1 - ratio) * tokens) stay
+            context, where ratio counts as the decimal number that it prints as: 0.9 of 100 tokens
+            leaves 10.
+
+    Raises:
+        ValueError: a ratio outside (0, 1).
+    """
+
+    ratio: float
+
+    def __post_init__(self) -> None:
+        _check_ratio(self.ratio)
+
+    def num_kept(self, grid: Size) -> int:
+        """Context tokens of a frame."""
+        return _num_kept(grid[1] * grid[2], self.ratio)
+
+    def check(self, grid: Size) -> None:
+        """Raise ValueError if a frame of this grid has no context or no target."""
+        _check_kept(self.num_kept(grid), grid[1] * grid[2], self.ratio, "tokens of a frame")
+
+
+@dataclass(frozen=True)
+class RandomTokens:
+    """Targets are random tokens anywhere in the clip.
+
+    Attributes:
+        ratio: fraction of the clip's tokens that are targets, rounded as for `RandomTube`.
+
+    Raises:
+        ValueError: a ratio outside (0, 1).
+    """
+
+    ratio: float
+
+    def __post_init__(self) -> None:
+        _check_ratio(self.ratio)
+
+    def num_kept(self, grid: Size) -> int:
+        """Context tokens of a clip."""
+        return _num_kept(math.prod(grid), self.ratio)
+
+    def check(self, grid: Size) -> None:
+        """Raise ValueError if a clip on this grid has no context or no target."""
+        _check_kept(self.num_kept(grid), math.prod(grid), self.ratio, "tokens of a clip")
+
+
+Variant = MultiBlock | RandomTube | RandomTokens
+"""A spec that is no mixture; a mixture chooses among several variants, any other spec is its own
+only variant."""
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Each clip is masked by one of several specs, chosen at random.
+
+    Attributes:
+        specs: at least one MultiBlock, RandomTube or RandomTokens.
+        weights: relative frequency of each; None means equal.
+
+    Raises:
+        ValueError: anything else.
+    """
+
+    specs: tuple[Variant, ...]
+    weights: tuple[float, ...] | None = None
+
+    def __post_init__(self) -> None:
+        specs = tuple(self.specs) if isinstance(self.specs, Sequence) else ()
+        if not 1 <= len(specs) < 2**12 or not all(isinstance(spec, Variant) for spec in specs):
+            raise ValueError(
+                f"mixture specs: found {self.specs!r}, expected MultiBlock, RandomTube or "
+                "RandomTokens specs; give 1 to 4095 of them"
+            )
+        object.__setattr__(self, "specs", specs)
+        if self.weights is None:
+            return
+        weights = tuple(self.weights) if isinstance(self.weights, Sequence) else ()
+        if (
+            len(weights) != len(specs)
+            or not all(is_real(w) and w > 0 for w in weights)
+            or not math.isfinite(sum(map(float, weights)))
+        ):
+            raise ValueError(
+                f"mixture weights: found {self.weights!r}, expected {len(specs)} positive numbers "
+                "with a finite sum; give one for each spec"
+            )
+        object.__setattr__(self, "weights", tuple(map(float, weights)))
+
+    def cumulative(self) -> list[float]:
+        """Cumulative probabilities of the specs."""
+        sums = list(accumulate(self.weights or [1.0] * len(self.specs)))
+        return [part / sums[-1] for part in sums]
+
+    def check(self, grid: Size) -> None:
+        """Raise ValueError if one of the specs is impossible on this grid."""
+        for index, spec in enumerate(self.specs):
+            try:
+                spec.check(grid)
+            except ValueError as error:
+                raise ValueError(f"spec {index} of the mixture: {error}") from error
+
+
+MaskSpec = Variant | Mixture
+
+
+def variants(spec: MaskSpec) -> tuple[Variant, ...]:
+    """A mixture's specs, or the spec itself."""
+    return spec.specs if isinstance(spec, Mixture) else (spec,)
+
+
+def stream_part(spec: MaskSpec, index: int, variant: int) -> int:
+    """The part of `philox.substream` for a variant of spec `index`; unique for each variant."""
+    return index | (variant + 1) << 12 if isinstance(spec, Mixture) else index
+
+
 def check_grid(grid: Size) -> Size:
     """The grid (T', H', W') as a tuple of ints; ValueError unless it is three positive integers."""
     sides = tuple(grid) if isinstance(grid, tuple | list) else ()
     if len(sides) != 3 or not all(is_int(side) and side >= 1 for side in sides):
         raise ValueError(
-            f"found grid {grid!r}, expected three positive integers (time, height, width), "
+            f"grid: found {grid!r}, expected three positive integers (time, height, width); "
             "give the clip's size in tokens"
         )
     if math.prod(sides) >= 2**31:
-        raise ValueError(f"found grid {grid!r}, expected under 2**31 tokens, give a smaller grid")
+        raise ValueError(f"grid: found {grid!r}, expected under 2**31 tokens; give a smaller grid")
     return tuple(int(side) for side in sides)
+
+
+def is_int(value: object) -> bool:
+    """Whether it is an integer, also numpy's, and no bool."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def is_real(value: object) -> bool:
+    """Whether it is a finite number that fits a float, and no bool."""
+    return (
+        isinstance(value, Real) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+    )
 
 
 def _between(ends: tuple[float, float], draw: float) -> float:
@@ -130,22 +274,15 @@ def _text(size: Size) -> str:
     return "x".join(map(str, size))
 
 
-def is_int(value: object) -> bool:
-    """Whether it is an integer, numpy's too; bools are none."""
-    return isinstance(value, Integral) and not isinstance(value, bool)
-
-
-def is_real(value: object) -> bool:
-    """Whether it is a number that a float can hold."""
-    return (
-        isinstance(value, Real) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
-    )
+def _num_kept(count: int, ratio: float) -> int:
+    # 1.0 - 0.9 is slightly below 0.1, so a whole product would be rounded down to the next integer.
+    return int(count * (1.0 - ratio) + 1e-9)
 
 
 def _check_count(name: str, value: object) -> None:
     if not is_int(value) or not 1 <= value < 2**31:
         raise ValueError(
-            f"found {name} {value!r}, expected an integer of at least 1, give a positive {name}"
+            f"{name}: found {value!r}, expected an integer of at least 1; give a positive {name}"
         )
 
 
@@ -157,5 +294,21 @@ def _check_range(name: str, value: object, least: float, most: float) -> tuple[f
             return low, high
     limits = "0 < low <= high <= 1" if not least else "2**-31 <= low <= high <= 2**31"
     raise ValueError(
-        f"found {name} {value!r}, expected [low, high] with {limits}, give an ascending pair"
+        f"{name}: found {value!r}, expected [low, high] with {limits}; give an ascending pair"
     )
+
+
+def _check_ratio(ratio: object) -> None:
+    if not is_real(ratio) or not 0 < ratio < 1:
+        raise ValueError(
+            f"ratio: found {ratio!r}, expected a number above 0 and below 1; give the fraction of "
+            "targets"
+        )
+
+
+def _check_kept(kept: int, count: int, ratio: float, what: str) -> None:
+    if not 1 <= kept < count:
+        raise ValueError(
+            f"ratio: found {ratio!r}, which leaves {kept} of the {count} {what} as context, "
+            "expected some context and some target; give another ratio"
+        )

@@ -1,4 +1,4 @@
-"""Random tubes, random tokens, mixtures, random cuts, rounding, complements, images."""
+"""Random tubes, random tokens, mixtures, random truncation, rounding, complements, images."""
 
 import math
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.masks.test_twin import clip_tokens
+from tests.helpers.masks import clip_tokens
 from vjepa_fast.masks import MaskSampler, Mixture, MultiBlock, RandomTokens, RandomTube
 
 GRID = (8, 14, 14)
@@ -212,9 +212,9 @@ def test_offsets_are_those_of_the_lengths():
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        (RandomTube(0.999), "mask spec 0: found ratio 0.999, which leaves 0 of the 196 places"),
+        (RandomTube(0.999), r"specs\[0\]: ratio: found 0.999, which leaves 0 of the 196 tokens"),
         (RandomTokens(0.9999), "leaves 0 of the 1568 tokens"),
-        (Mixture([SHORT_RANGE, RandomTube(0.999)]), "spec 1 of the mixture: found ratio"),
+        (Mixture([SHORT_RANGE, RandomTube(0.999)]), "spec 1 of the mixture: ratio: found"),
         (Mixture([MultiBlock(1, (1.0, 1.0), aspect_ratio=(1, 1))]), "can fill the whole grid"),
     ],
 )
