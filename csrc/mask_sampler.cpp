@@ -195,7 +195,7 @@ void MaskSampler::write(Workspace& w, int64_t* context, int64_t* target) const {
                         drawn.one_plane, settings_.specs[m].variants[drawn.variant].context_frames};
         uint32_t* plane = &w.tokens[worker * (frame_tokens + clip_tokens)];
         uint32_t* all = plane + frame_tokens;
-        uint64_t* chosen = &w.chosen[worker * words_for(clip_tokens)];
+        uint64_t* chosen = w.chosen.data() + worker * words_for(clip_tokens);
         const int64_t context_length = w.context_seqlens[i], target_length = w.target_seqlens[i];
         int64_t* contexts = context + w.context_offsets[i];
         int64_t* targets = target + w.target_offsets[i];

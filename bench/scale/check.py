@@ -33,7 +33,7 @@ from vjepa_fast.commands.terminal import text_table
 from vjepa_fast.config import Config, load_config
 from vjepa_fast.config.masks import sample_masks
 from vjepa_fast.errors import UserError
-from vjepa_fast.models.packed_masks import PackedMasks
+from vjepa_fast.models.sequences import PackedMasks
 from vjepa_fast.training.batches import make_sampler, packed, split_batch
 from vjepa_fast.training.build import build_trainer
 from vjepa_fast.training.distributed.launch import free_port, init_process_group

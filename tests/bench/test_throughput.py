@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tests.helpers.paths import REPOSITORY
 from vjepa_fast.models.jepa import encode_clips
-from vjepa_fast.models.packed_masks import pack_masks
+from vjepa_fast.models.sequences import pack_masks
 from vjepa_fast.training.distributed.launch import init_process_group
 
 BENCH = REPOSITORY / "bench"

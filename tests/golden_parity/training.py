@@ -12,7 +12,7 @@ from torch import Tensor
 from tests.golden_parity.items import Item, largest, relative, worst
 from vjepa_fast.config.schema import OptimConfig, ZeroConfig
 from vjepa_fast.models.jepa import build_vjepa
-from vjepa_fast.models.packed_masks import PackedMasks, pack_masks
+from vjepa_fast.models.sequences import PackedMasks, pack_masks
 from vjepa_fast.training.distributed.launch import init_process_group
 from vjepa_fast.training.schedules import Schedules
 from vjepa_fast.training.trainer import Trainer

@@ -10,7 +10,7 @@ from torch import Tensor
 from vjepa_fast.config.schema import CheckpointConfig, OptimConfig, ZeroConfig
 from vjepa_fast.masks import MaskSampler, MultiBlock
 from vjepa_fast.models.jepa import VJEPA, build_vjepa
-from vjepa_fast.models.packed_masks import PackedMasks
+from vjepa_fast.models.sequences import PackedMasks
 from vjepa_fast.training.batches import packed
 from vjepa_fast.training.checkpoint.format import checkpoints
 from vjepa_fast.training.checkpoint.writer import Saver

@@ -55,7 +55,7 @@ def check(runs):
 
 
 def test_random_input_for_a_minute(fuzz):
-    check(fuzz(30, (1, 2)))
+    check(fuzz(30, (1, 4)))
 
 
 def test_a_buffer_that_is_one_token_short_is_seen(fuzz):

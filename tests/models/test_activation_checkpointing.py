@@ -128,7 +128,7 @@ def test_choosing_a_backend_is_no_part_of_a_block(monkeypatch) -> None:
 
     @lru_cache
     def tried(dtype: torch.dtype, device: torch.device, head_dim: int):
-        assert attention._works(attention.sdpa, dtype, device, head_dim) is None
+        assert attention._error(attention.sdpa, dtype, device, head_dim) is None
         return attention.sdpa
 
     for module in (attention, recompute):

@@ -19,9 +19,9 @@ from vjepa_fast.models.cost import (
     step_flops,
     transformer_flops,
 )
+from vjepa_fast.models.encoder import ENCODER_PRESETS
 from vjepa_fast.models.jepa import build_vjepa, encode_clips
-from vjepa_fast.models.packed_masks import pack_masks
-from vjepa_fast.models.presets import ENCODER_PRESETS
+from vjepa_fast.models.sequences import pack_masks
 
 CONFIGS = REPOSITORY / "configs"
 PAPER = {"patch_size": 16, "tubelet_size": 2}

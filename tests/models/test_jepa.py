@@ -5,7 +5,7 @@ import torch
 from torch.func import functional_call
 
 from vjepa_fast.models.jepa import build_vjepa, encode_clips, feature_loss
-from vjepa_fast.models.packed_masks import pack_masks
+from vjepa_fast.models.sequences import pack_masks
 
 GRID, PATCH, TUBELET = (2, 3, 4), 4, 2
 N = 24
@@ -131,7 +131,7 @@ def test_encoder_on_all_tokens_is_the_encoder_of_whole_clips():
     torch.testing.assert_close(encode_clips(model.encoder, video[1:]), whole[N:])
 
 
-def test_the_prediction_depends_on_its_place_and_its_spec():
+def test_the_prediction_depends_on_its_position_and_its_spec():
     model = make_model()
     context = torch.randn(5, 24)
     tokens = torch.arange(5)
@@ -207,7 +207,7 @@ def test_bfloat16_positions_work_as_well():
 
 def test_heads_must_divide_the_width():
     shape = {"width": 24, "depth": 1, "heads": 5}
-    with pytest.raises(ValueError, match=r"^heads: found 5, expected a divisor of the width 24$"):
+    with pytest.raises(ValueError, match=r"^heads: found 5, expected a divisor of the width 24; "):
         build_vjepa(
             encoder=shape, predictor=shape, grid=GRID, patch_size=4, tubelet_size=2, num_specs=1
         )

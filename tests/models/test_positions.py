@@ -1,11 +1,10 @@
-"""The position table and the attentive classifier."""
+"""The position table."""
 
 import math
 
 import pytest
 import torch
 
-from vjepa_fast.evaluation.attentive_classifier import AttentiveClassifier
 from vjepa_fast.models.positions import axis_widths, position_table
 
 
@@ -33,18 +32,3 @@ def test_every_channel_by_hand(width, uniform, shares):
 def test_a_width_that_halves_do_not_fit():
     with pytest.raises(ValueError, match=r"^width: found 12, expected a multiple of 8 without"):
         position_table(12, (1, 2, 2), uniform_power=False)
-
-
-def test_attentive_classifier():
-    """Logits of each clip alone, whatever the order of its tokens; every weight takes part."""
-    torch.manual_seed(0)
-    classifier = AttentiveClassifier(width=24, heads=3, num_classes=5)
-    tokens = torch.randn(4, 11, 24)
-    logits = classifier(tokens)
-    assert logits.shape == (4, 5)
-    torch.testing.assert_close(classifier(tokens[2:3]), logits[2:3])
-    torch.testing.assert_close(classifier(tokens[:, torch.randperm(11)]), logits)
-    assert not torch.allclose(classifier(tokens.roll(1, 2)), logits)
-    logits.square().sum().backward()
-    idle = [name for name, p in classifier.named_parameters() if not p.grad.abs().any()]
-    assert not idle

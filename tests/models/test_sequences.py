@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 
 from vjepa_fast.models import attention as attention_module
 from vjepa_fast.models.attention import attention, choose_backend, sdpa
-from vjepa_fast.models.packed_masks import pack_masks
-from vjepa_fast.models.sequences import SeqLayout
+from vjepa_fast.models.sequences import SeqLayout, pack_masks
 
 LENGTHS = {
     "one row": [1],
@@ -39,8 +38,8 @@ def test_layout_takes_a_tensor_of_lengths():
 
 
 @pytest.mark.parametrize("lengths", [[], [0], [3, -1]], ids=str)
-def test_layout_refuses(lengths):
-    with pytest.raises(ValueError, match=r"^lengths: found \(.*\), expected positive lengths$"):
+def test_layout_rejects(lengths):
+    with pytest.raises(ValueError, match=r"^lengths: found \(.*\), expected positive lengths; "):
         SeqLayout.of(lengths)
 
 
@@ -106,8 +105,8 @@ def test_no_sequence_sees_another():
     assert same[:3].all() and same[7:].all() and not same[3:7].any()
 
 
-def test_attention_refuses_rows_that_are_not_the_layouts():
-    with pytest.raises(ValueError, match=r"^qkv: found 4 rows, expected the layout's 5$"):
+def test_attention_rejects_rows_that_are_not_the_layouts():
+    with pytest.raises(ValueError, match=r"^qkv: found 4 rows, expected the layout's 5; pass"):
         attention(torch.zeros(4, 3, 1, 2), SeqLayout.of([2, 3]))
 
 
@@ -216,6 +215,6 @@ LONG, TWO = torch.arange(4), torch.tensor([[2, 2]])
         ((LONG, TWO, LONG - 1, TWO), "target: found tokens -1 to 2, expected 0 to 9"),
     ],
 )
-def test_packing_refuses(arguments, message):
+def test_packing_rejects(arguments, message):
     with pytest.raises(ValueError, match="^" + message):
         pack_masks(*arguments, 10)

@@ -1,7 +1,7 @@
 """Which tokens are context and which are targets, as a pure function of (seed, step, sample id).
 
 Imports: numpy, torch and the compiled sampler of csrc/ only; it knows no config and no video.
-Elsewhere: index tensors for the networks (models/packed_masks.py), the config's keys (config/).
+Elsewhere: index tensors for the networks (models/sequences.py), the config's keys (config/).
 """
 
 from vjepa_fast.masks.batch import MaskBatch

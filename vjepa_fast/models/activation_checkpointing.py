@@ -1,10 +1,10 @@
-"""Which activations of a block wait for the backward pass, and which are computed again in it.
+"""Activation checkpointing: what a block saves for the backward pass and what is recomputed.
 
-| mode      | kept of a block, in widths D a token (MLP ratio r) | computed again            |
-|-----------|----------------------------------------------------|---------------------------|
-| none      | everything: 8 + 2 r                                | nothing                   |
-| selective | input, products and attention: 6 + r               | norms, GELU, additions    |
-| full      | its input: 1                                       | the block                 |
+| mode      | saved per token, in widths D (MLP ratio r) | recomputed             |
+|-----------|--------------------------------------------|------------------------|
+| none      | everything: 8 + 2 r                        | nothing                |
+| selective | input, GEMMs and attention: 6 + r          | norms, GELU, additions |
+| full      | input: 1                                   | the block              |
 """
 
 from __future__ import annotations
@@ -31,15 +31,17 @@ _ATTENTION = ("attention", "attn", "flash")  # in the names of torch's and xform
 def _kind(operator: object) -> str:
     namespace, _, name = operator._schema.name.partition("::")
     if namespace == "aten" and name in ("mm", "addmm"):
-        return "product"
+        return "gemm"
     return "attention" if any(word in name for word in _ATTENTION) else "cheap"
 
 
 def _policy(_: object, operator: object, *arguments: object, **__: object) -> CheckpointPolicy:
-    """Keep what is dear to compute, except a product that narrows: the MLP's second, which ends the
-    block, so that nothing in the block's backward asks for it."""
+    """Save expensive outputs, except those of GEMMs that narrow.
+
+    That is the MLP's second one: it ends the block, and the block's backward does not need it.
+    """
     kind = _kind(operator)
-    if kind == "product":
+    if kind == "gemm":
         inner, outer = arguments[-1].shape
         kind = "cheap" if inner > outer else kind
     return CheckpointPolicy.PREFER_RECOMPUTE if kind == "cheap" else CheckpointPolicy.MUST_SAVE
@@ -48,22 +50,26 @@ def _policy(_: object, operator: object, *arguments: object, **__: object) -> Ch
 def run_blocks(
     blocks: nn.ModuleList, x: Tensor, layout: SeqLayout, mode: ActivationCheckpointing
 ) -> Tensor:
-    """Blocks one after another, [rows, D] → [rows, D].
+    """Run the blocks one after another, [rows, D] → [rows, D].
 
     Args:
-        blocks: `layers.Block`s, called with x and the layout.
-        mode: see the top; plays no part where no gradient is recorded. Gradients are the same.
+        blocks: `block.Block`s, called with x and the layout.
+        x: [rows, D].
+        layout: the sequences along rows.
+        mode: see the table at the top; without effect if no gradient is recorded. Gradients are the
+            same in every mode.
     """
     if mode == "none" or not torch.is_grad_enabled():
         for block in blocks:
             x = block(x, layout)
         return x
-    # No block draws random numbers: there is no state to bring back.
-    if blocks:  # now, since its trial of a backend must not be recomputed
+    if blocks:  # now, because its trial of a backend must not be recomputed
         choose_backend(x.dtype, x.device, x.shape[1] // blocks[0].attn.heads)
-    again = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
+    # blocks draw no random numbers, so no generator state has to be restored
+    checkpointed = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
     if mode == "selective":
-        again = partial(again, context_fn=partial(create_selective_checkpoint_contexts, _policy))
+        contexts = partial(create_selective_checkpoint_contexts, _policy)
+        checkpointed = partial(checkpointed, context_fn=contexts)
     for block in blocks:
-        x = again(block, x, layout)
+        x = checkpointed(block, x, layout)
     return x

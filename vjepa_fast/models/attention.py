@@ -1,8 +1,8 @@
-"""Self-attention over a SeqLayout, by whichever fast kernel this machine has.
+"""Self-attention within the sequences of a SeqLayout, by the fastest kernel available.
 
-In order of preference: torch's own variable-length FlashAttention, xformers' (both CUDA, half
-precision), else scaled_dot_product_attention for each run of equal lengths, which is also the CPU
-path. A dense block-diagonal mask is never built. The choice is logged once, by name.
+In order of preference: torch's variable-length FlashAttention, xformers' (both on CUDA in half
+precision), else one scaled_dot_product_attention for each run of equal lengths, which is also the
+CPU path. A dense block-diagonal mask is never built. The choice is logged once.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ Backend = Callable[[Tensor, SeqLayout], Tensor]
 
 def sdpa(qkv: Tensor, layout: SeqLayout) -> Tensor:
     """One scaled_dot_product_attention call for each run of sequences of equal length."""
-    # Queries, keys and values apart first, then runs: the other way round the backward pass copies
-    # the gradient once more, out of an order that is slow to read.
+    # q, k and v are separated first, then split into runs: in the other order the backward pass
+    # copies the gradient once more, from a layout that is slow to read.
     rows = [sequences * length for sequences, length in layout.runs]
     outputs = []
     for run, *parts in zip(layout.runs, *(part.split(rows) for part in qkv.unbind(1)), strict=True):
@@ -45,7 +45,7 @@ def varlen(qkv: Tensor, layout: SeqLayout) -> Tensor:
 
 
 def xformers(qkv: Tensor, layout: SeqLayout) -> Tensor:
-    """xformers' FlashAttention with a block-diagonal bias that is never materialised."""
+    """xformers' FlashAttention with a block-diagonal bias that is never materialized."""
     from xformers.ops import fmha
 
     bias = fmha.attn_bias.BlockDiagonalMask.from_seqlens(list(layout.lengths), device=qkv.device)
@@ -53,8 +53,8 @@ def xformers(qkv: Tensor, layout: SeqLayout) -> Tensor:
     return fmha.memory_efficient_attention(q, k, v, attn_bias=bias).squeeze(0)
 
 
-def _works(backend: Backend, dtype: torch.dtype, device: torch.device, head_dim: int) -> str | None:
-    """Try a backend on a few tokens, forward and backward; the reason if it does not work here."""
+def _error(backend: Backend, dtype: torch.dtype, device: torch.device, head_dim: int) -> str | None:
+    """Try a backend on a few tokens, forward and backward; returns the reason if it fails."""
     try:
         layout = SeqLayout.of([3, 5], device)
         with torch.enable_grad():
@@ -75,21 +75,21 @@ def _log_once(message: str) -> None:
 
 @lru_cache
 def choose_backend(dtype: torch.dtype, device: torch.device, head_dim: int) -> Backend:
-    """The fastest backend that works for this dtype, device and head width; logged once."""
-    refused = []
+    """The fastest backend that works for this dtype, device and head width; logs it once."""
+    failures = []
     if device.type == "cuda" and dtype in (torch.bfloat16, torch.float16):
         for backend in (varlen, xformers):
-            reason = _works(backend, dtype, device, head_dim)
+            reason = _error(backend, dtype, device, head_dim)
             if reason is None:
                 _log_once(f"attention: {backend.__name__} on {device.type} ({dtype})")
                 return backend
-            refused.append(f"{backend.__name__}: {reason}")
-    note = "; ".join(refused)
+            failures.append(f"{backend.__name__}: {reason}")
+    note = "; ".join(failures)
     _log_once(f"attention: sdpa on {device.type} ({dtype})" + (f" since {note}" if note else ""))
     return sdpa
 
 
-@torch.compiler.disable  # somebody else's kernel already; compiled, it would follow every length
+@torch.compiler.disable  # already a fused kernel; compiled, it would specialize on every length
 def attention(qkv: Tensor, layout: SeqLayout) -> Tensor:
     """Softmax attention within each sequence of the layout.
 
@@ -98,13 +98,16 @@ def attention(qkv: Tensor, layout: SeqLayout) -> Tensor:
         layout: the sequences along rows.
 
     Returns:
-        [rows, heads, head_dim], dtype of qkv; the softmax is fp32 inside every backend.
+        [rows, heads, head_dim], dtype of qkv; every backend computes the softmax in fp32.
 
     Raises:
-        ValueError: rows that are not the layout's.
+        ValueError: another number of rows than the layout's.
     """
     if qkv.shape[0] != layout.rows:
-        raise ValueError(f"qkv: found {qkv.shape[0]} rows, expected the layout's {layout.rows}")
-    if len(layout.runs) == 1:  # equal lengths: dense attention takes them without any offsets
+        raise ValueError(
+            f"qkv: found {qkv.shape[0]} rows, expected the layout's {layout.rows}; pass the layout "
+            "of these rows"
+        )
+    if len(layout.runs) == 1:  # equal lengths: dense attention needs no offsets
         return sdpa(qkv, layout)
     return choose_backend(qkv.dtype, qkv.device, qkv.shape[-1])(qkv, layout)

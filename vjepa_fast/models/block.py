@@ -1,4 +1,4 @@
-"""A pre-norm transformer block on the flat token axis, and the weights it starts from."""
+"""A pre-norm transformer block on the flat token axis, and its initialization."""
 
 from __future__ import annotations
 
@@ -15,13 +15,18 @@ INIT_STD = 0.02
 
 
 class Attention(nn.Module):
-    """The products around multi-head self-attention. The attention itself stands between them, in
-    the block, so that a compiler that can't follow it leaves two regions there and not three."""
+    """Linear layers before and after multi-head self-attention.
+
+    The block calls the attention between them, so that torch.compile, which does not trace the
+    attention, splits a block into two graphs and not three.
+    """
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         if width % heads:
-            raise ValueError(f"heads: found {heads}, expected a divisor of the width {width}")
+            raise ValueError(
+                f"heads: found {heads}, expected a divisor of the width {width}; change one of them"
+            )
         self.heads = heads
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
@@ -31,7 +36,7 @@ class Attention(nn.Module):
         return self.qkv(x).view(x.shape[0], 3, self.heads, -1)
 
     def merge(self, x: Tensor) -> Tensor:
-        """The attention's output, projected: [rows, heads, D / heads] → [rows, D]."""
+        """Output projection: [rows, heads, D / heads] → [rows, D]."""
         return self.proj(x.flatten(1))
 
 
@@ -48,7 +53,7 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x)). The residual stream has the dtype of x."""
+    """x + attention(norm(x)), then x + mlp(norm(x)); [rows, D] → [rows, D], dtype of x."""
 
     def __init__(self, width: int, heads: int, mlp_ratio: float = 4.0) -> None:
         super().__init__()
@@ -63,7 +68,7 @@ class Block(nn.Module):
 
 
 def init_weights(module: nn.Module) -> None:
-    """Truncated normal of std 0.02, biases 0, norms 1 (use with Module.apply)."""
+    """Truncated normal of std 0.02, biases 0, norm weights 1; for `Module.apply`."""
     if isinstance(module, nn.Linear | nn.Conv3d):
         nn.init.trunc_normal_(module.weight, std=INIT_STD)
         if module.bias is not None:

@@ -1,8 +1,10 @@
-"""What a model costs, by formula: parameters, floating-point operations, memory.
+"""Cost of a model by formula: parameters, FLOPs and memory.
 
-An operation is a multiplication or an addition, so a product [m, k] x [k, n] counts 2 m k n. Norms,
-softmax, GELU and the loss are left out: they take time by their bytes, not by their operations.
+A multiply-add is two FLOPs, so a GEMM [m, k] x [k, n] has 2 m k n. Norms, softmax, GELU and the
+loss are left out: they are memory-bound.
 """
+
+from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -12,7 +14,7 @@ RGB = 3
 
 
 def patch_values(patch_size: int, tubelet_size: int) -> int:
-    """Numbers in one patch of pixels."""
+    """Values of one patch of pixels."""
     return RGB * tubelet_size * patch_size**2
 
 
@@ -38,20 +40,21 @@ def encoder_parameters(
 def predictor_parameters(
     *, encoder_width: int, width: int, depth: int, num_specs: int, mlp_ratio: float = 4.0
 ) -> int:
-    """Parameters of the predictor: embedding, mask tokens, blocks, final norm, projection back."""
+    """Parameters of the predictor: embedding, mask tokens, blocks, final norm, projection."""
     ends = encoder_width * width + width + width * encoder_width + encoder_width
     return ends + num_specs * width + depth * block_parameters(width, mlp_ratio) + 2 * width
 
 
-# -------------------------------------------------------------------------------------- operations
+# -------------------------------------------------------------------------------------------- FLOPs
 
 
 def transformer_flops(
     lengths: Iterable[float], *, width: int, depth: int, mlp_ratio: float = 4.0
 ) -> float:
-    """Operations of one forward pass through the blocks over sequences of these lengths.
+    """FLOPs of one forward pass through the blocks over sequences of these lengths.
 
-    A token costs 2 (4 D^2 + 2 D hidden) in a block's products, a sequence 4 L^2 D in its attention.
+    In a block a token costs 2 (4 D^2 + 2 D hidden) in the GEMMs and a sequence of length L costs
+    4 L^2 D in the attention.
     """
     hidden = int(width * mlp_ratio)
     per_token = 2 * (4 * width**2 + 2 * width * hidden)
@@ -60,7 +63,7 @@ def transformer_flops(
 
 @dataclass(frozen=True)
 class StepFlops:
-    """Operations by part; the encoder's and the predictor's include their backward pass."""
+    """FLOPs by part; encoder and predictor include their backward pass."""
 
     target_encoder: float
     encoder: float
@@ -68,7 +71,7 @@ class StepFlops:
 
     @property
     def total(self) -> float:
-        """All parts together."""
+        """Sum of all parts."""
         return self.target_encoder + self.encoder + self.predictor
 
 
@@ -86,13 +89,17 @@ def step_flops(
     mlp_ratio: float = 4.0,
     predictor_mlp_ratio: float = 4.0,
 ) -> StepFlops:
-    """Operations of one clip in a training step.
+    """FLOPs of one clip in a training step.
 
-    num_tokens: N, what the target encoder sees, once and without a backward pass.
-    context, target: the clip's token counts under each mask spec.
+    A backward pass costs twice its forward pass, except for the patch embedding, whose backward is
+    one GEMM since pixels need no gradient.
 
-    A backward pass costs twice its forward pass, except that pixels need no gradient: the patch
-    embedding's backward costs one product.
+    Args:
+        num_tokens: N, the tokens that the target encoder sees, once and without a backward pass.
+        context, target: the clip's token counts under each mask spec.
+        encoder_width, encoder_depth, mlp_ratio: size of the encoder.
+        predictor_width, predictor_depth, predictor_mlp_ratio: size of the predictor.
+        patch_size, tubelet_size: pixels and frames of a token.
     """
     context, target = list(context), list(target)
     embed = 2 * patch_values(patch_size, tubelet_size) * encoder_width
@@ -116,7 +123,7 @@ def step_flops(
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes on one device."""
+    """Bytes on one device, by kind of tensor."""
 
     weights: float
     gradients: float
@@ -126,7 +133,7 @@ class Memory:
 
     @property
     def total(self) -> float:
-        """All together."""
+        """Sum of all kinds."""
         return self.weights + self.gradients + self.optimizer + self.teacher + self.activations
 
 
@@ -140,28 +147,28 @@ def state_memory(
     accumulates: bool,
     activations: float = 0.0,
 ) -> Memory:
-    """Memory of one of `world_size` devices under a ZeRO stage (0 to 3), nothing offloaded.
+    """Memory of one of `world_size` devices at a ZeRO stage (0 to 3), nothing offloaded.
 
-    The working copy of the teacher is whole on each device, at stage 3 beside what is gathered for
-    it; weights are whole but at stage 3 (the layer in use is left out there). The fp32 masters,
-    Adam's two moments and the teacher's fp32 average are cut from stage 1 on, the gradients from
-    stage 2 on. Gradients are fp32 where they accumulate over micro-batches, at stage 1 always. One
-    device in fp32 has nothing to cut and trains as at stage 0.
+    From stage 1 on, the fp32 master weights, Adam's two moments and the teacher's fp32 EMA weights
+    are sharded, from stage 2 on the gradients, at stage 3 the weights (the layer in use is not
+    counted). The teacher's working copy is never sharded; stage 3 adds the buffer of its gather.
+    Gradients are fp32 if they accumulate over micro-batches, and at stage 1 always. One device in
+    fp32 runs as stage 0.
     """
     trained = encoder_parameters + predictor_parameters
     low = 2 if precision == "bf16" else 4
     if precision == "fp32" and world_size == 1:
         stage = 0
-    share = world_size if stage >= 1 else 1
+    shards = world_size if stage >= 1 else 1
     separate = precision == "bf16" or stage >= 1
-    # Unsharded fp32 weights are their own masters, and the teacher its own average.
+    # Unsharded fp32 weights are their own master weights, and the teacher its own EMA weights.
     copies = 2 if stage == 3 and world_size > 1 else 1
     gradient = 4 if accumulates or stage == 1 else low
     return Memory(
         weights=low * trained / (world_size if stage == 3 else 1),
         gradients=gradient * trained / (world_size if stage >= 2 else 1),
-        optimizer=(8 + 4 * separate) * trained / share,
-        teacher=copies * low * encoder_parameters + 4 * separate * encoder_parameters / share,
+        optimizer=(8 + 4 * separate) * trained / shards,
+        teacher=copies * low * encoder_parameters + 4 * separate * encoder_parameters / shards,
         activations=activations,
     )
 
@@ -181,19 +188,26 @@ def activation_memory(
     predictor_mlp_ratio: float = 4.0,
     activation_checkpointing: Literal["none", "selective", "full"] = "none",
 ) -> float:
-    """A rough count of the activations' bytes at their peak.
+    """Estimated peak bytes of activations of a micro-batch.
 
-    context_tokens, predictor_tokens: per clip, over all mask specs.
+    A block saves its two inputs, two norms, qkv, the attention's output and two hidden rows, 8 + 2
+    mlp_ratio widths a token; `activation_checkpointing` says how much remains if some are
+    recomputed, block by block, in the backward pass. The target encoder holds one block at a time,
+    and its features.
 
-    A block keeps its two inputs, two norms, qkv, the attention's output and two hidden rows: 8 + 2
-    mlp_ratio widths a token; `recompute` says what is left of that where some are computed again,
-    block by block, in the backward pass. The target encoder keeps one block at a time, and its
-    features.
+    Args:
+        num_tokens: tokens N of a clip.
+        context_tokens, predictor_tokens: per clip, over all mask specs.
+        micro_batch: clips on the device at a time.
+        encoder_width, encoder_depth, mlp_ratio: size of the encoder.
+        predictor_width, predictor_depth, predictor_mlp_ratio: size of the predictor.
+        precision: of the activations.
+        activation_checkpointing: see there.
     """
     number = 2 if precision == "bf16" else 4
 
     def widths(depth: int, ratio: float) -> tuple[float, float]:
-        """Of a token when the backward pass arrives, and once it has its last block again."""
+        """Saved per token when the backward begins, and after it recomputed the last block."""
         block = 8 + 2 * ratio
         kept = {"none": block, "selective": 6 + ratio, "full": 1.0}[activation_checkpointing]
         return depth * kept, depth * kept + block - kept
@@ -205,6 +219,6 @@ def activation_memory(
     backward = max(context * kept + predictor, context * most)
     features = num_tokens * encoder_width
     target_encoder = features * (8 + 2 * mlp_ratio)
-    # The target encoder runs when all is there that waits for the backward pass.
-    waiting = context * kept + predictor_tokens * predictor_width * predictor_kept
-    return number * micro_batch * max(waiting + target_encoder, features + backward)
+    # The target encoder runs while everything saved for the backward pass is in memory.
+    saved = context * kept + predictor_tokens * predictor_width * predictor_kept
+    return number * micro_batch * max(saved + target_encoder, features + backward)

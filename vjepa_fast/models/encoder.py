@@ -1,40 +1,49 @@
-"""The encoder: a vision transformer that is only ever given the tokens it shall see."""
+"""The encoder: a vision transformer on a subset of tokens, and the named sizes of it."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vjepa_fast.kernels import PatchEmbed
 from vjepa_fast.models.activation_checkpointing import ActivationCheckpointing, run_blocks
 from vjepa_fast.models.block import NORM_EPS, Block, init_weights, scale_init_by_depth
 from vjepa_fast.models.positions import position_table
 from vjepa_fast.models.sequences import SeqLayout
 
 
-class PatchEmbed(nn.Module):
-    """Patch rows to tokens: one GEMM with the weight of a Conv3d of equal kernel and stride."""
+@dataclass(frozen=True)
+class EncoderPreset:
+    """Size of a vision transformer; its MLP is `mlp_ratio` times as wide as its tokens."""
 
-    def __init__(self, width: int, patch_size: int, tubelet_size: int) -> None:
-        super().__init__()
-        kernel = (tubelet_size, patch_size, patch_size)
-        self.proj = nn.Conv3d(3, width, kernel_size=kernel, stride=kernel)
+    width: int
+    depth: int
+    heads: int
+    mlp_ratio: float = 4.0
 
-    def forward(self, patches: Tensor) -> Tensor:
-        return F.linear(patches, self.proj.weight.flatten(1), self.proj.bias)
+
+ENCODER_PRESETS: dict[str, EncoderPreset] = {
+    "vit_tiny": EncoderPreset(width=192, depth=12, heads=3),
+    "vit_small": EncoderPreset(width=384, depth=12, heads=6),
+    "vit_base": EncoderPreset(width=768, depth=12, heads=12),
+    "vit_large": EncoderPreset(width=1024, depth=24, heads=16),
+    "vit_huge": EncoderPreset(width=1280, depth=32, heads=16),
+}
 
 
 class VisionTransformer(nn.Module):
     """Pre-norm ViT over tubelets (paper, section 3.3): fixed 3-D positions, no class token.
 
     Args:
-        width, depth, heads, mlp_ratio: of the transformer.
+        width, depth, heads, mlp_ratio: size of the transformer.
         grid: tokens (T', H', W') of a clip.
         patch_size, tubelet_size: pixels and frames of a token.
-        uniform_power: flavour of the positions, see `positions.axis_widths`.
+        uniform_power: how channels are split among the axes, see `positions.axis_widths`.
         depth_scaled_init: divide the output projections of block l by sqrt(2 l). The released
-            models were trained without.
-        activation_checkpointing: what waits for the backward pass, see `recompute`.
+            models were trained without it.
+        activation_checkpointing: see `activation_checkpointing`.
     """
 
     def __init__(
@@ -69,24 +78,27 @@ class VisionTransformer(nn.Module):
         """Tokens N of a clip."""
         return self.positions.shape[0]
 
-    def forward(self, patches: Tensor, tokens: Tensor, layout: SeqLayout) -> Tensor:
-        """Encode the given tokens.
+    def forward(
+        self, video: Tensor, rows: Tensor | None, tokens: Tensor, layout: SeqLayout
+    ) -> Tensor:
+        """Encode some tokens of each clip.
 
         Args:
-            patches: rows of `kernels.patchify`, [rows, 3 · tubelet · patch²], dtype of the weights.
-            tokens: place of each row in the grid's raster, [rows] int64.
+            video: uint8 [B, T, H, W, 3].
+            rows: the tokens as b · N + token, [R] int64; None is all tokens of all clips.
+            tokens: position of each row in the grid's raster, 0 … N - 1, [R] int64.
             layout: the sequences along rows.
 
         Returns:
-            [rows, D] after the final norm. Positions are added in fp32 and the sum cast once, so
+            [R, D] after the final norm. Positions are added in fp32 and the sum is cast once, so
             the residual stream has the dtype of the weights.
         """
-        x = self.patch_embed(patches)
+        x = self.patch_embed(video, rows).view(-1, self.width)
         x = (x.float() + self.positions.float()[tokens]).to(x.dtype)
         return self.norm(run_blocks(self.blocks, x, layout, self.activation_checkpointing))
 
     def all_tokens(self, clips: int) -> tuple[Tensor, SeqLayout]:
-        """Tokens and layout of whole clips, for `forward`."""
+        """`tokens` and `layout` of whole clips, for `forward`."""
         device = self.positions.device
         tokens = torch.arange(self.num_tokens, device=device).repeat(clips)
         return tokens, SeqLayout.of([self.num_tokens] * clips, device)

@@ -7,22 +7,16 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from vjepa_fast.kernels import masked_feature_loss, patchify
+from vjepa_fast.kernels import masked_feature_loss
 from vjepa_fast.models.activation_checkpointing import ActivationCheckpointing
 from vjepa_fast.models.encoder import VisionTransformer
-from vjepa_fast.models.packed_masks import PackedMasks
 from vjepa_fast.models.predictor import Predictor
+from vjepa_fast.models.sequences import PackedMasks
 
 
 def encode_clips(encoder: VisionTransformer, video: Tensor) -> Tensor:
     """Features of all tokens of whole clips: uint8 [B, T, H, W, 3] → [B · N, D]."""
-    patches = patchify(
-        video,
-        patch_size=encoder.patch_size,
-        tubelet_size=encoder.tubelet_size,
-        dtype=encoder.patch_embed.proj.weight.dtype,
-    )
-    return encoder(patches, *encoder.all_tokens(video.shape[0]))
+    return encoder(video, None, *encoder.all_tokens(video.shape[0]))
 
 
 def feature_loss(
@@ -54,15 +48,7 @@ class VJEPA(nn.Module):
 
     def context(self, video: Tensor, masks: PackedMasks) -> Tensor:
         """Encode the context tokens of every mask in one pass: [Rc, D]."""
-        encoder = self.encoder
-        patches = patchify(
-            video,
-            masks.context_rows,
-            patch_size=encoder.patch_size,
-            tubelet_size=encoder.tubelet_size,
-            dtype=encoder.patch_embed.proj.weight.dtype,
-        )
-        return encoder(patches, masks.context_tokens, masks.context_layout)
+        return self.encoder(video, masks.context_rows, masks.context_tokens, masks.context_layout)
 
     def forward(self, video: Tensor, masks: PackedMasks) -> Tensor:
         """Predict the target features of one micro-batch.
@@ -78,7 +64,7 @@ class VJEPA(nn.Module):
         return self.predictor(self.context(video, masks), masks)
 
     def make_target_encoder(self) -> VisionTransformer:
-        """A copy of the encoder that receives no gradient."""
+        """A copy of the encoder in eval mode, without gradients."""
         teacher = copy.deepcopy(self.encoder).eval()
         return teacher.requires_grad_(False)
 
@@ -100,7 +86,12 @@ def build_vjepa(
 
     Args:
         encoder, predictor: width, depth, heads and mlp_ratio of each.
-        seed: of the initial weights; None leaves torch's generator as it is.
+        grid: tokens (T', H', W') of a clip.
+        patch_size, tubelet_size: pixels and frames of a token.
+        num_specs: mask specs, one learned mask token each.
+        uniform_power, depth_scaled_init, activation_checkpointing: see `VisionTransformer`.
+        loss_exponent: see `kernels.masked_feature_loss`.
+        seed: of the initial weights; None uses torch's generator as it is.
     """
     shared = {
         "grid": grid,

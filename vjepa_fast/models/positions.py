@@ -17,13 +17,19 @@ def _axis_table(width: int, coordinates: np.ndarray) -> np.ndarray:
 
 
 def axis_widths(width: int, uniform_power: bool) -> tuple[int, int, int]:
-    """Channels that time, height and width get. With uniform_power a third each (rounded up to an
-    even number; the concatenation is then cut to width), else a half, a quarter and a quarter."""
+    """Channels of time, height and width.
+
+    With uniform_power a third each, rounded up to an even number (the concatenation is truncated to
+    width), else a half, a quarter and a quarter.
+    """
     if uniform_power:
         third = math.ceil(width / 6) * 2
         return third, third, third
     if width % 8:
-        raise ValueError(f"width: found {width}, expected a multiple of 8 without uniform_power")
+        raise ValueError(
+            f"width: found {width}, expected a multiple of 8 without "
+            "uniform_power; change one of them"
+        )
     return width // 2, width // 4, width // 4
 
 
@@ -33,7 +39,7 @@ def position_table(width: int, grid: tuple[int, int, int], uniform_power: bool =
     Args:
         width: channels D.
         grid: tokens (T', H', W').
-        uniform_power: give the three axes equal shares of the channels, see `axis_widths`.
+        uniform_power: split the channels evenly among the three axes, see `axis_widths`.
 
     Returns:
         fp32 [T'H'W', D], raster order, time slowest.

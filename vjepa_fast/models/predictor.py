@@ -1,4 +1,4 @@
-"""The predictor: a narrow ViT that guesses target features from context features."""
+"""The predictor: a narrow ViT that predicts target features from context features."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from torch import Tensor, nn
 from vjepa_fast.kernels import gather_tokens, predictor_tokens
 from vjepa_fast.models.activation_checkpointing import ActivationCheckpointing, run_blocks
 from vjepa_fast.models.block import NORM_EPS, Block, init_weights, scale_init_by_depth
-from vjepa_fast.models.packed_masks import PackedMasks
 from vjepa_fast.models.positions import position_table
+from vjepa_fast.models.sequences import PackedMasks
 
 
 class Predictor(nn.Module):
     """Narrow ViT with one mask token per mask spec (paper, section 3.3).
 
     Args:
-        encoder_width: features of the encoder, also of the prediction.
-        width, depth, heads, mlp_ratio: of the predictor.
+        encoder_width: width of the encoder's features and of the prediction.
+        width, depth, heads, mlp_ratio: size of the predictor.
         grid: tokens (T', H', W') of a clip.
-        num_specs: mask specs, one learned mask token each, initialised to zero.
+        num_specs: mask specs, one learned mask token each, initialized to zero.
         uniform_power, depth_scaled_init, activation_checkpointing: as for the encoder.
     """
 
@@ -58,7 +58,7 @@ class Predictor(nn.Module):
             masks: all mask specs of the micro-batch.
 
         Returns:
-            [Rt, D_encoder]; only target rows go through the final norm and projection.
+            [Rt, D_encoder]; only target rows pass the final norm and projection.
         """
         x = predictor_tokens(
             self.embed(context),

@@ -22,7 +22,7 @@ from vjepa_fast.data.plan.planner import ClipPlanner
 from vjepa_fast.data.workers.process_pool import ProcessPool
 from vjepa_fast.errors import UserError
 from vjepa_fast.masks import MaskBatch, MaskSampler
-from vjepa_fast.models.packed_masks import PackedMasks, pack_masks
+from vjepa_fast.models.sequences import PackedMasks, pack_masks
 
 
 def make_planner(config: Config) -> ClipPlanner:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vjepa_fast.config.schema import OptimConfig, ZeroConfig
 from vjepa_fast.models.jepa import VJEPA, encode_clips, feature_loss
-from vjepa_fast.models.packed_masks import PackedMasks
+from vjepa_fast.models.sequences import PackedMasks
 from vjepa_fast.training.nonfinite import NonFiniteGuard
 from vjepa_fast.training.schedules import Schedules
 from vjepa_fast.training.teacher import Teacher
