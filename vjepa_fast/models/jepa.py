@@ -90,7 +90,6 @@ def build_vjepa(
         patch_size, tubelet_size: pixels and frames of a token.
         num_specs: mask specs, one learned mask token each.
         uniform_power, depth_scaled_init, activation_checkpointing: see `VisionTransformer`.
-        loss_exponent: see `kernels.masked_feature_loss`.
         seed: of the initial weights; None uses torch's generator as it is.
     """
     shared = {
