@@ -29,6 +29,6 @@ def eight_videos(tmp_path):
     yield videos.manifest_of(tmp_path, paths)
     for path in filter(Path.is_fifo, paths):
         while any(thread.name.startswith("vjepa-") for thread in threading.enumerate()):
-            with contextlib.suppress(OSError):  # nobody is about to open it just now
+            with contextlib.suppress(OSError):  # no reader at this moment
                 os.close(os.open(path, os.O_WRONLY | os.O_NONBLOCK))
             time.sleep(0.01)

@@ -23,17 +23,17 @@ from vjepa_fast.errors import UserError
 from vjepa_fast.training.loop import pretrain
 
 
-def place_of(video):
+def video_of(video):
     """Which video a clip is of."""
-    (place,) = {number // 8 for number in videos.read_numbers(video)}
-    return place
+    (index,) = {number // 8 for number in videos.read_numbers(video)}
+    return index
 
 
-def spoil(manifest, places, how):
+def spoil(manifest, indices, how):
     """Make these videos unusable, behind the back of the manifest."""
     entries = list(read_manifest(manifest))
-    for place in places:
-        path = Path(entries[place].path)
+    for i in indices:
+        path = Path(entries[i].path)
         if how == "missing":
             path.unlink()
             continue
@@ -45,10 +45,10 @@ def spoil(manifest, places, how):
         if how == "damaged":
             path.write_bytes(data[:200] + b"\xa5" * (len(data) - 200))
         elif how == "hanging":
-            os.mkfifo(path)  # whoever opens it to read waits for a writer, for ever
+            os.mkfifo(path)  # a reader waits for a writer forever
         status = path.stat()
         pin = {"size_bytes": status.st_size, "mtime_ns": status.st_mtime_ns}
-        entries[place] = replace(entries[place], **pin)
+        entries[i] = replace(entries[i], **pin)
     write_manifest(manifest, entries)
 
 
@@ -74,14 +74,14 @@ def test_bad_samples_are_replaced_as_planned_and_listed(eight_videos, tmp_path, 
     found = load(planner, backend, batches, log)
 
     expected = expected_videos(planner, range(16), bad)
-    labels = torch.cat([batch.labels["place"] for batch in found]).tolist()
+    labels = torch.cat([batch.labels["index"] for batch in found]).tolist()
     assert labels == expected
-    assert [place_of(clip.numpy()) for batch in found for clip in batch.video] == expected
+    assert [video_of(clip.numpy()) for batch in found for clip in batch.video] == expected
     assert torch.cat([batch.sample_ids for batch in found]).tolist() == list(range(16))
 
     rows = [json.loads(line) for line in log.read_text().splitlines()]
     for row in rows:
-        assert Path(row["path"]).stem in {str(place) for place in bad}
+        assert Path(row["path"]).stem in {str(video) for video in bad}
         assert row["path"] in row["reason"]
         attempts = [planner.plan_one(row["sample_id"], attempt).path for attempt in range(8)]
         assert row["replacement"] == attempts[attempts.index(row["path"]) + 1]
@@ -106,8 +106,8 @@ def test_where_no_time_stamps_can_be_read_the_sample_is_bad(timed, tmp_path, bac
     log = tmp_path / "bad.jsonl"
     found = load(planned(timed, fps=12.5), backend, [range(4), range(4, 8)], log)
     expected = expected_videos(planned(timed), range(8), {2})
-    assert torch.cat([batch.labels["place"] for batch in found]).tolist() == expected
-    assert [place_of(clip.numpy()) for batch in found for clip in batch.video] == expected
+    assert torch.cat([batch.labels["index"] for batch in found]).tolist() == expected
+    assert [video_of(clip.numpy()) for batch in found for clip in batch.video] == expected
     reason = {"missing": "missing", "damaged": "time stamps", "hanging": "takes more than 1 s"}
     rows = [json.loads(line) for line in log.read_text().splitlines()]
     assert rows
@@ -136,15 +136,15 @@ def test_both_loaders_and_any_number_of_ranks_replace_alike(eight_videos):
     spoil(eight_videos, [1, 2, 5], "damaged")
     planner = planned(eight_videos)
     whole = load(planner, "dali", [range(12)])[0]
-    assert whole.labels["place"].tolist() == expected_videos(planner, range(12), {1, 2, 5})
+    assert whole.labels["index"].tolist() == expected_videos(planner, range(12), {1, 2, 5})
     (other,) = load(planner, "pyav", [range(12)])
-    assert torch.equal(other.labels["place"], whole.labels["place"])
+    assert torch.equal(other.labels["index"], whole.labels["index"])
     assert (other.video.float() - whole.video.float()).abs().mean() < 1
     for world, backend in [(2, "dali"), (3, "pyav")]:
         size = 12 // world
         shares = [load(planner, backend, [range(r * size, r * size + size)]) for r in range(world)]
         assert torch.equal(
-            torch.cat([share[0].labels["place"] for share in shares]), whole.labels["place"]
+            torch.cat([share[0].labels["index"] for share in shares]), whole.labels["index"]
         )
 
 
@@ -173,7 +173,7 @@ def test_a_log_that_cannot_be_written_is_no_reason_to_stop(eight_videos, tmp_pat
     spoil(eight_videos, [2], "missing")
     planner = planned(eight_videos)
     (batch,) = load(planner, "pyav", [range(8)], tmp_path / "nowhere" / "bad.jsonl")
-    assert batch.labels["place"].tolist() == expected_videos(planner, range(8), {2})
+    assert batch.labels["index"].tolist() == expected_videos(planner, range(8), {2})
     assert "cannot write to" in caplog.text
 
 

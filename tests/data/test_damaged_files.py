@@ -52,12 +52,12 @@ def decode(decoder_class, cases, frames):
         video, failures = decoder.collect(plans, decoder.submit(plans))
         batch = zip(video.numpy(), cases[first : first + 8], strict=True)
         # The numbers are in the picture as it is stored: one that is upright is turned back.
-        lying = [np.rot90(clip, (case.entry.rotation or 0) // 90, (1, 2)) for clip, case in batch]
-        shown = [videos.read_numbers(clip) for clip in lying]
+        stored = [np.rot90(clip, (case.entry.rotation or 0) // 90, (1, 2)) for clip, case in batch]
+        shown = [videos.read_numbers(clip) for clip in stored]
         found += [failures.get(k, shown[k]) for k in range(len(plans))]
         workers |= set(getattr(decoder.pool, "pids", ()))
     decoder.close()
-    assert len(workers) <= 2  # nobody crashed or hung, or another would have taken its place
+    assert len(workers) <= 2  # none crashed or hung: it would have been replaced
     return found
 
 
@@ -100,7 +100,7 @@ def test_a_video_that_changes_its_size_is_reported(cases, decoder):
 
 
 @few_or_all
-def test_the_index_takes_or_refuses_each(cases, count):
+def test_the_index_accepts_or_rejects_each(cases, count):
     files = [ScannedFile(str(case.path), case.path.stat().st_size, 0) for case in cases(count)]
     results = list(scan(files, workers=2))
     assert len(results) == count
@@ -134,12 +134,12 @@ def test_a_title_that_is_no_utf8_is_no_obstacle(tmp_path):
         assert decode(decoder, [case], [0, 1, 3]) == [[0, 1, 3]]
 
 
-def test_a_codec_that_nobody_knows_is_refused(tmp_path):
+def test_a_codec_that_is_unknown_is_rejected(tmp_path):
     path = videos.write_numbered(tmp_path, "h264", 5)
     known = probe_video(path)
     data = path.read_bytes()
-    place = data.index(b"avc1", data.index(b"stsd"))
-    path.write_bytes(data[:place] + b"zzzz" + data[place + 4 :])
+    offset = data.index(b"avc1", data.index(b"stsd"))
+    path.write_bytes(data[:offset] + b"zzzz" + data[offset + 4 :])
     with pytest.raises(BadVideo, match="no decoder for its codec"):
         probe_video(path)
     case = damaged.Case("codec", path, damaged.pinned(known, path))

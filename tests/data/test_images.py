@@ -21,31 +21,31 @@ from vjepa_fast.data.prepare.transcode import transcode_manifest
 from vjepa_fast.errors import UserError
 from vjepa_fast.training.loop import pretrain
 
-COLOURS = {"red": (200, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 200)}
+COLORS = {"red": (200, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 200)}
 FORMATS = {"jpg": "JPEG", "JPEG": "JPEG", "png": "PNG", "webp": "WEBP", "bmp": "BMP"}
 
 
-def picture(colour: str, size: tuple[int, int] = (48, 32)) -> Image.Image:
-    """A grey picture with a square of that colour in its upper left corner."""
+def picture(color: str, size: tuple[int, int] = (48, 32)) -> Image.Image:
+    """A gray picture with a square of that color in its upper left corner."""
     image = Image.new("RGB", size, (128, 128, 128))
-    image.paste(COLOURS[colour], (0, 0, 16, 16))
+    image.paste(COLORS[color], (0, 0, 16, 16))
     return image
 
 
-def encoded(colour: str, form: str) -> bytes:
+def encoded(color: str, form: str) -> bytes:
     file = io.BytesIO()
-    picture(colour).save(file, form)
+    picture(color).save(file, form)
     return file.getvalue()
 
 
 @pytest.fixture
 def classes(tmp_path: Path) -> Path:
     """A folder a class, of an image in every format."""
-    for colour in COLOURS:
-        folder = tmp_path / "images" / colour
+    for color in COLORS:
+        folder = tmp_path / "images" / color
         folder.mkdir(parents=True)
         for i, (suffix, form) in enumerate(FORMATS.items()):
-            (folder / f"100%d_{i}.{suffix}").write_bytes(encoded(colour, form))
+            (folder / f"100%d_{i}.{suffix}").write_bytes(encoded(color, form))
     return tmp_path / "images"
 
 
@@ -68,7 +68,7 @@ def test_a_folder_of_images_becomes_clips_of_them(classes, tmp_path):
         for entry, video in zip(planner.entries, batch.video.numpy(), strict=True):
             assert (video == video[:1]).all()
             shown = video[0, 2:14, 2:6].mean((0, 1))  # the middle square starts at column 8
-            expected = COLOURS[Path(entry.path).parent.name]
+            expected = COLORS[Path(entry.path).parent.name]
             assert np.abs(shown - expected).max() < 12, entry.path
             assert np.abs(video[0, 24:].mean((0, 1)) - 128).max() < 3
     short = {"num_frames": 4, "frame_step": 4, "augment": None}
@@ -127,7 +127,7 @@ def test_images_beside_videos_are_left_out(demo, tmp_path, caplog, monkeypatch):
 def test_a_probe_on_images(small_config, classes, tmp_path, capsys):
     run = pretrain(parse_config(small_config(optim={"steps": 1})))
     entries, _ = index_directory(classes, tmp_path / "m.csv", workers=1)
-    names = list(COLOURS)
+    names = list(COLORS)
     labelled = [replace(e, labels={"c": names.index(Path(e.path).parent.name)}) for e in entries]
     write_manifest(tmp_path / "m.csv", labelled)
     manifest = str(tmp_path / "m.csv")

@@ -23,10 +23,10 @@ def threads():
     return [thread for thread in threading.enumerate() if thread.name.startswith("vjepa-")]
 
 
-def damage(manifest, place, packet=None):
+def damage(manifest, index, packet=None):
     """Spoil a file behind the back of size and time stamp: half of it, or one packet's payload."""
     entries = list(read_manifest(manifest))
-    path = Path(entries[place].path)
+    path = Path(entries[index].path)
     data = bytearray(path.read_bytes())
     first, last = len(data) // 3, len(data) * 5 // 6
     if packet is not None:
@@ -35,7 +35,7 @@ def damage(manifest, place, packet=None):
         first, last = found[packet][0] + 12, sum(found[packet]) - 2
     data[first:last] = b"\xa5" * (last - first)
     path.write_bytes(data)
-    entries[place] = replace(entries[place], mtime_ns=path.stat().st_mtime_ns)
+    entries[index] = replace(entries[index], mtime_ns=path.stat().st_mtime_ns)
     write_manifest(manifest, entries)
     return path
 
@@ -50,8 +50,8 @@ def test_batches_come_in_order_and_may_have_any_length(vp9, backend):
         assert batch.video.shape == (len(batch.sample_ids), 6, 24, 24, 3)
         assert batch.video.dtype == torch.uint8 and batch.video.is_contiguous()
         plans = planner.plan(batch.sample_ids.tolist())
-        assert batch.labels["place"].tolist() == [plan.labels["place"] for plan in plans]
-        assert batch.labels["place"].dtype == batch.sample_ids.dtype == torch.int64
+        assert batch.labels["index"].tolist() == [plan.labels["index"] for plan in plans]
+        assert batch.labels["index"].dtype == batch.sample_ids.dtype == torch.int64
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -124,7 +124,7 @@ def test_without_dali_auto_takes_pyav_and_says_so_once(vp9, monkeypatch, caplog)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_a_changed_or_missing_file_is_refused(tmp_path, backend):
+def test_a_changed_or_missing_file_is_rejected(tmp_path, backend):
     paths = [videos.write_numbered(tmp_path, "vp9", 12, f"{i}") for i in range(2)]
     planner = Fixed(videos.manifest_of(tmp_path, paths), [0, 1])
     videos.write_numbered(tmp_path, "vp9", 13, "1")

@@ -29,7 +29,7 @@ def resident() -> float:
 
 
 def of_its_own(pid: int) -> float:
-    """What a worker process shares with nobody, MiB."""
+    """The unshared memory of a worker process, MiB."""
     text = Path(f"/proc/{pid}/smaps_rollup").read_text()
     lines = [line.split() for line in text.splitlines() if line.startswith("Private_")]
     return sum(int(kib) for _, kib, _ in lines) / 1024

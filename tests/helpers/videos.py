@@ -97,8 +97,8 @@ def write_numbered(directory: Path, codec: str, frames: int, name: str = "number
 
 
 def manifest_of(directory: Path, paths: Iterable[Path], name: str = "manifest.csv") -> Path:
-    """Index `paths` and label video i with its place i."""
-    entries = [replace(probe_video(path), labels={"place": i}) for i, path in enumerate(paths)]
+    """Index `paths` and label video i with its index i."""
+    entries = [replace(probe_video(path), labels={"index": i}) for i, path in enumerate(paths)]
     write_manifest(directory / name, entries)
     return directory / name
 

@@ -52,7 +52,7 @@ def test_images_go_to_pyav():
     assert choose_backend("auto", [replace(image, frames=2)], CPU)[0] == "dali"
 
 
-def test_dali_is_refused_where_it_can_decode_nothing():
+def test_dali_is_rejected_where_it_can_decode_nothing():
     entries = [replace(ENTRY, codec="h264")]
     with pytest.raises(UserError, match=r"decodes none .* on cpu: 1 h264.*set data\.backend"):
         choose_backend("dali", entries, CPU)

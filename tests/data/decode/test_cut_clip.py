@@ -1,4 +1,4 @@
-"""A part of a video shows the same frames as the whole, or is refused."""
+"""A part cut out of a video decodes to the same frames as the whole, or is not cut."""
 
 import io
 import tarfile
@@ -34,7 +34,7 @@ CUT = {  # a codec, a container and how it is encoded
 }
 OPEN = ULTRAFAST | {"bf": "3", "x264-params": "open-gop=1"}
 REFRESH = ULTRAFAST | {"x264-params": "intra-refresh=1"}
-REFUSED = {
+UNCUT = {
     "open mp4": ("h264", "mp4", OPEN),
     "open mkv": ("h264", "mkv", OPEN),
     "refreshed bit by bit": ("h264", "mp4", REFRESH),
@@ -86,9 +86,9 @@ def test_what_comes_before_and_after_stays_out(video):
         assert len(part.content) < entry.size_bytes * 2 / 3
 
 
-@pytest.mark.parametrize("kind", REFUSED)
-def test_parts_that_build_on_others_or_cannot_be_numbered_are_refused(tmp_path, kind):
-    entry = probe_video(write(tmp_path, REFUSED[kind]))
+@pytest.mark.parametrize("kind", UNCUT)
+def test_parts_that_build_on_others_or_cannot_be_numbered_are_rejected(tmp_path, kind):
+    entry = probe_video(write(tmp_path, UNCUT[kind]))
     parts = [cut_clip(entry, np.arange(i, i + 8), NO_LIMIT) for i in range(GOP, 80, 13)]
     assert not any(parts)
 
@@ -137,7 +137,7 @@ def test_time_stamps_at_a_variable_rate_are_not_counted_by(tmp_path):
     entry = probe_video(path)
     assert entry.vfr is True and numbers(entry, 60) is None
     assert numbers(replace(entry, vfr=None), 60) is None  # of an older manifest
-    # Nor are those that would do for two places.
+    # Nor are time stamps that fit two positions.
     assert numbers(replace(entry, vfr=False, fps=25.0), 30) == [30, 32, 34]
     shaky = [40 * i + 19 * (i % 40 > 19) for i in range(FRAMES)]
     entry = probe_video(write_stamped(tmp_path / "b.webm", shaky))
@@ -194,20 +194,20 @@ def test_damage_gives_no_part_or_the_right_frames(tmp_path, kind):
     """Damage to what frames look like is the decoder's; to where they are, it must not mislead."""
     path = write(tmp_path, CUT[kind])
     entry, data = probe_video(path), path.read_bytes()
-    refused = 0
+    uncut = 0
     for number in range(40):
         random = np.random.default_rng(number)
         spoilt = bytearray(data)
-        for place in random.integers(0, len(data), 8):
-            spoilt[place] ^= 1 << random.integers(8)
+        for offset in random.integers(0, len(data), 8):
+            spoilt[offset] ^= 1 << random.integers(8)
         end = len(data) if number % 3 else random.integers(len(data) // 2, len(data))
         path.write_bytes(spoilt[:end])
         part = cut_clip(entry, np.arange(60, 68), NO_LIMIT)
         if part is None:
-            refused += 1
+            uncut += 1
             continue
         assert 0 <= part.frames[0] < 60 and np.ptp(part.frames) == 7
-    assert 0 < refused < 40
+    assert 0 < uncut < 40
     path.write_bytes(b"")
     assert cut_clip(entry, np.arange(60, 68), NO_LIMIT) is None
     path.unlink()

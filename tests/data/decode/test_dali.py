@@ -40,7 +40,7 @@ def test_what_only_dali_cannot_decode_comes_from_pyav(eight_videos, monkeypatch,
     found = load(planner, "dali", [range(i, i + 4) for i in range(0, 16, 4)], log)
     video = torch.cat([batch.video for batch in found])
     assert (video.float() - untouched.video.float()).abs().mean() < 1
-    assert torch.equal(torch.cat([b.labels["place"] for b in found]), untouched.labels["place"])
+    assert torch.equal(torch.cat([b.labels["index"] for b in found]), untouched.labels["index"])
     assert not log.exists()
     assert sum(built) >= 3
     said = [record.getMessage() for record in caplog.records]
@@ -132,5 +132,5 @@ def test_of_large_files_only_parts_enter_memory(eight_videos, monkeypatch, caplo
     assert len(left) == 3 and max(size for size, _ in read) <= sizes[3] + 1000
     assert caplog.text.count("others like it from now on") == 1
     for batch in (found, again):
-        assert torch.equal(batch.labels["place"], expected.labels["place"])
+        assert torch.equal(batch.labels["index"], expected.labels["index"])
         assert (batch.video.float() - expected.video.float()).abs().mean() < 1

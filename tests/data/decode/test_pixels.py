@@ -58,15 +58,15 @@ def test_both_loaders_give_the_same_clips(tmp_path, codec):
         difference = (by_dali.video.float() - by_pyav.video.float()).abs()
         assert difference.mean() < 1
         assert difference.flatten(1).mean(1).max() < 2
-        assert by_dali.labels.keys() == by_pyav.labels.keys() == {"place"}
-        assert torch.equal(by_dali.labels["place"], by_pyav.labels["place"])
+        assert by_dali.labels.keys() == by_pyav.labels.keys() == {"index"}
+        assert torch.equal(by_dali.labels["index"], by_pyav.labels["index"])
         assert torch.equal(by_dali.sample_ids, by_pyav.sample_ids)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_without_resizing_the_pixels_are_what_was_drawn(tmp_path, backend):
     picture = videos.numbered(5)
-    picture[:] = picture.mean(-1, keepdims=True)  # grey: no colour is lost
+    picture[:] = picture.mean(-1, keepdims=True)  # gray: no color is lost
     path = videos.write_video(tmp_path / "a.avi", [picture] * 3, "mjpeg", options={"q": "2"})
     box = (0.0, 0.125, 1.0, 0.75)
     video = one(Fixed(videos.manifest_of(tmp_path, [path]), [0, 1, 2], box), backend)
@@ -98,7 +98,7 @@ MATRICES = {90: (0, 1, -1, 0), 180: (-1, 0, 0, -1), 270: (0, -1, 1, 0)}
 @pytest.mark.parametrize("flip", [False, True])
 @pytest.mark.parametrize("rotation", MATRICES)
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_pictures_that_are_stored_lying_are_turned(tmp_path, backend, rotation, flip):
+def test_rotated_pictures_are_turned_upright(tmp_path, backend, rotation, flip):
     rows, columns = np.mgrid[:96, :128]
     gradient = np.stack([2 * columns, 2 * rows, np.full_like(rows, 90)], -1).astype(np.uint8)
     path = videos.write_video(tmp_path / "a.mp4", [gradient] * 50, "vp9")
@@ -134,7 +134,7 @@ def test_flips_and_a_transpose_turn_pictures_upright(rotation, mirrored):
     assert np.array_equal(found, expected[:, :, ::-1] if mirrored else expected)
 
 
-def test_lying_and_standing_pictures_share_a_batch(tmp_path):
+def test_rotated_and_upright_pictures_come_in_one_batch(tmp_path):
     pictures = [videos.numbered(i) for i in range(6)]
     paths = [videos.write_video(tmp_path / f"{i}.mp4", pictures, "vp9") for i in range(4)]
     for path, matrix in zip(paths[1:], MATRICES.values(), strict=True):

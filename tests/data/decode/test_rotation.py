@@ -1,4 +1,4 @@
-"""Boxes and pictures under quarter turns: what is cut as stored and turned is what was planned."""
+"""Rotation: cropping the stored picture and turning it equals cropping the upright one."""
 
 from dataclasses import replace
 
@@ -18,7 +18,7 @@ ROTATIONS = [None, 0, 90, 180, 270]
 
 @pytest.mark.parametrize("rotation", ROTATIONS)
 @pytest.mark.parametrize("box", [(0, 0, 8, 8), (0, 0, 3, 3), (2, 1, 5, 5), (5, 0, 3, 3)], ids=str)
-def test_cutting_the_stored_picture_and_turning_is_cutting_the_upright_one(rotation, box):
+def test_cropping_the_stored_picture_and_turning_is_cropping_the_upright_one(rotation, box):
     stored = np.arange(2 * 8 * 16 * 3).reshape(2, 8, 16, 3)
     upright = np.rot90(stored, -((rotation or 0) // 90), axes=(1, 2))
     rows, columns = upright.shape[1:3]
@@ -42,29 +42,29 @@ def test_ninety_degrees_are_clockwise():
 
 CORNERS = {"top left": (230, 20, 20), "top right": (20, 200, 20), "bottom left": (20, 20, 230)}
 CORNERS["bottom right"] = (220, 220, 220)
-# What the file says: the stored place (x, y), y downwards, is shown at (a x + c y, b x + d y).
+# The display matrix shows the stored point (x, y), y downwards, at (a x + c y, b x + d y).
 MATRIX = {0: (1, 0, 0, 1), 90: (0, 1, -1, 0), 180: (-1, 0, 0, -1), 270: (0, -1, 1, 0)}
 
 
 def marked(height, width):
-    """An upright picture with a colour of its own in each corner, over a gradient."""
+    """An upright picture with a color of its own in each corner, over a gradient."""
     rows, columns = np.mgrid[:height, :width]
     picture = np.stack([rows * 255 // height, columns * 255 // width, rows * 0 + 128], -1)
-    for name, colour in CORNERS.items():
+    for name, color in CORNERS.items():
         row = slice(0, height // 3) if "top" in name else slice(-(height // 3), None)
         column = slice(0, width // 3) if "left" in name else slice(-(width // 3), None)
-        picture[row, column] = colour
+        picture[row, column] = color
     return picture.astype(np.uint8)
 
 
 def corner_names(clip):
-    """The names of the colours in the corners of [S, S, 3], from top left to bottom right."""
+    """The names of the colors in the corners of [S, S, 3], from top left to bottom right."""
     inset = clip.shape[0] // 10
     found = [clip[y, x].astype(int) for y in (inset, -inset) for x in (inset, -inset)]
-    return [min(CORNERS, key=lambda name: np.abs(colour - CORNERS[name]).sum()) for colour in found]
+    return [min(CORNERS, key=lambda name: np.abs(color - CORNERS[name]).sum()) for color in found]
 
 
-def stored_lying(folder, rotation):
+def stored_rotated(folder, rotation):
     """A manifest of a video whose pictures are upright as displayed, stored `rotation` before."""
     size = (96, 64) if rotation in (90, 270) else (64, 96)
     stored = np.ascontiguousarray(np.rot90(marked(*size), rotation // 90))
@@ -77,7 +77,7 @@ def stored_lying(folder, rotation):
 
 @pytest.mark.parametrize("rotation", MATRIX)
 def test_corners_are_where_they_belong_from_the_index_to_the_clip(tmp_path, rotation):
-    manifest, upright = stored_lying(tmp_path, rotation)
+    manifest, upright = stored_rotated(tmp_path, rotation)
     settings = {"num_frames": 2, "frame_step": 1, "seed": 1}
     shape = {"area": (1, 1), "aspect_ratio": (upright.shape[1] / upright.shape[0],) * 2}
     for flip in (False, True):
@@ -99,7 +99,7 @@ def test_corners_are_where_they_belong_from_the_index_to_the_clip(tmp_path, rota
 
 @pytest.mark.parametrize("rotation", MATRIX)
 def test_a_crop_is_cut_from_the_upright_picture(tmp_path, rotation):
-    manifest, upright = stored_lying(tmp_path, rotation)
+    manifest, upright = stored_rotated(tmp_path, rotation)
     planner = ClipPlanner([read_manifest(manifest)], num_frames=2, frame_step=1, augment=None)
     height, width = upright.shape[:2]
     (plan,) = planner.plan([0])
@@ -108,5 +108,5 @@ def test_a_crop_is_cut_from_the_upright_picture(tmp_path, rotation):
         clip = decode_clip(replace(plan, crop=crop), planner.entries[0], side).numpy()
         expected = upright[top : top + side, left : left + side].astype(int)
         difference = np.abs(clip - expected)
-        assert difference.mean() < 6  # what is left is the colour's half resolution at the edges
+        assert difference.mean() < 6  # the rest is the color's half resolution at the edges
         assert np.median(difference) <= 3

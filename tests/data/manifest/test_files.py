@@ -44,7 +44,7 @@ def test_a_failed_write_leaves_the_old_manifest(tmp_path):
         (",30,", ",0,", "found no frames or no size"),
     ],
 )
-def test_a_malformed_manifest_is_refused(tmp_path, old, new, message):
+def test_a_malformed_manifest_is_rejected(tmp_path, old, new, message):
     path = tmp_path / "m.csv"
     write_manifest(path, [ENTRY])
     text = path.read_text()
@@ -54,7 +54,7 @@ def test_a_malformed_manifest_is_refused(tmp_path, old, new, message):
         read_manifest(path)
 
 
-def test_a_missing_or_empty_manifest_is_refused(tmp_path):
+def test_a_missing_or_empty_manifest_is_rejected(tmp_path):
     with pytest.raises(UserError, match="found no manifest"):
         read_manifest(tmp_path / "m.csv")
     write_manifest(tmp_path / "m.csv", [])

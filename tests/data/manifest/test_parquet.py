@@ -25,14 +25,14 @@ def test_parquet_holds_what_csv_holds(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["m.csv", "m.parquet"]
 
 
-def test_a_parquet_row_without_a_fact_is_refused(tmp_path):
+def test_a_parquet_row_without_a_fact_is_rejected(tmp_path):
     table = pyarrow.table({"path": ["a"], "frames": [None]} | {name: [1] for name in OTHER_FACTS})
     pyarrow.parquet.write_table(table, tmp_path / "m.parquet")
     with pytest.raises(UserError, match=r"found frames = '' in .*m\.parquet, line 1"):
         read_manifest(tmp_path / "m.parquet")
 
 
-def test_bad_parquet_is_refused(tmp_path):
+def test_bad_parquet_is_rejected(tmp_path):
     odd = replace(ENTRY, path="/a\udcff.webm")
     with pytest.raises(UserError, match="found a file name that is not UTF-8"):
         write_manifest(tmp_path / "m.parquet", [odd])

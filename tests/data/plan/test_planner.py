@@ -132,13 +132,13 @@ def test_labels_are_those_that_all_manifests_have():
 
 
 @pytest.mark.parametrize("weights", [[1.0], [1.0, 0.0], [1.0, -2.0], [1.0, 1e-6], [1.0, np.nan]])
-def test_bad_weights_are_refused(weights):
+def test_bad_weights_are_rejected(weights):
     path = manifest([30])
     with pytest.raises(UserError, match=r"found .*weight"):
         planner(path, path, weights=weights)
 
 
-def test_no_manifest_is_refused():
+def test_no_manifest_is_rejected():
     with pytest.raises(UserError, match="found no manifest"):
         planner()
 
@@ -198,7 +198,7 @@ def test_evaluation_takes_each_video_once_from_the_middle():
         made.plan([3])
 
 
-def test_negative_sample_ids_are_refused():
+def test_negative_sample_ids_are_rejected():
     with pytest.raises(ValueError, match="sample ids"):
         planner(manifest([30])).plan([-1])
 

@@ -155,7 +155,7 @@ def test_several_clips_come_from_the_parts_of_one_video(fps):
     epochs = visits[:, 0].reshape(-1, 5)
     assert (np.sort(epochs, axis=1) == np.arange(5)).all()
     starts = np.array([plan.frames[0] for plan in plans]).reshape(-1, 3)
-    for part in range(3):  # 61 places where a window fits: 20, 20 and 21
+    for part in range(3):  # a window fits at 61 positions: 20, 20 and 21
         low, high = starts[:, part].min(), starts[:, part].max()
         assert 20 * part <= low <= 20 * part + 2 and 20 * part + 17 <= high <= 20 * part + 20
     assert len({plan.crop for plan in plans[:3]}) == 3

@@ -147,7 +147,7 @@ def test_indexing_again_keeps_the_labels(tmp_path):
     (after,), _ = index_directory(tmp_path, manifest)
     assert (before.frames, after.frames) == (5, 7)
     assert read_manifest(manifest) == [after]
-    assert after.labels == {"place": 0}
+    assert after.labels == {"index": 0}
 
     videos.write_numbered(tmp_path, "mjpeg", 5, "unlabelled")
     with pytest.raises(UserError, match="1 videos without labels"):
