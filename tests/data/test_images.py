@@ -53,12 +53,12 @@ def test_a_folder_of_images_becomes_clips_of_them(classes, tmp_path):
     (classes / "red" / "png_inside.jpg").write_bytes(encoded("red", "PNG"))
     (classes / "bad.jpg").write_bytes(encoded("red", "JPEG")[:-60])
     (classes / "text.png").write_text("no picture\n")
-    entries, refused = index_directory(classes, tmp_path / "m.csv", workers=1)
+    entries, rejected = index_directory(classes, tmp_path / "m.csv", workers=1)
     assert len(entries) == 3 * len(FORMATS) + 1
     assert {(e.frames, e.fps, e.width, e.height, e.vfr) for e in entries} == {(1, 0, 48, 32, False)}
     found = {Path(e.path).name: e.codec for e in entries if "red" in e.path}
     assert list(found.values()) == ["jpeg", "jpeg", "png", "webp", "bmp", "png"]
-    reasons = {Path(path).name: reason.split(" (")[0] for path, reason in refused}
+    reasons = {Path(path).name: reason.split(" (")[0] for path, reason in rejected}
     assert reasons == {"bad.jpg": "truncated or damaged", "text.png": "a text file, not a video"}
     for rate in ({"frame_step": 4}, {"frame_step": 4, "fps": 8.0}):
         planner = ClipPlanner.in_order(read_manifest(tmp_path / "m.csv"), num_frames=4, **rate)
@@ -87,10 +87,10 @@ def test_a_photograph_is_turned_as_its_exif_says(tmp_path):
         exif = Image.Exif()
         exif[0x0112] = orientation
         image.save(tmp_path / f"{name}.jpg", exif=exif)
-    entries, refused = index_directory(tmp_path, tmp_path / "m.csv", workers=1)
+    entries, rejected = index_directory(tmp_path, tmp_path / "m.csv", workers=1)
     found = [(e.rotation, e.width, e.height) for e in entries]
     assert found == [(90, 32, 48), (270, 32, 48), (180, 48, 32), (0, 48, 32)]
-    assert [(Path(path).name, reason[:20]) for path, reason in refused] == [
+    assert [(Path(path).name, reason[:20]) for path, reason in rejected] == [
         ("mirrored.jpg", "to be shown mirrored"),
         ("other.jpg", "to be shown mirrored"),
     ]
@@ -118,8 +118,8 @@ def test_images_beside_videos_are_left_out(demo, tmp_path, caplog, monkeypatch):
     monkeypatch.setattr(logging.getLogger("vjepa_fast"), "propagate", True)
     (tmp_path / "v.webm").symlink_to(next((demo / "train").glob("*.webm")))
     (tmp_path / "thumbnail.jpg").write_bytes(encoded("red", "JPEG"))
-    entries, refused = index_directory(tmp_path, tmp_path / "m.csv", workers=1)
-    assert [Path(e.path).name for e in entries] == ["v.webm"] and not refused
+    entries, rejected = index_directory(tmp_path, tmp_path / "m.csv", workers=1)
+    assert [Path(e.path).name for e in entries] == ["v.webm"] and not rejected
     assert "images beside videos are left out (1)" in caplog.text
 
 

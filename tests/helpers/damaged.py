@@ -30,15 +30,17 @@ ODD_PIXELS = {
 
 @dataclass(frozen=True)
 class Case:
-    """A file, and what its manifest says: what the whole file was before somebody damaged it.
+    """A file, and its manifest entry from before the file was damaged.
 
-    `whole` says that nothing is wrong with it, only unusual: it has to be decoded.
+    Attributes:
+        kind: of damage or oddity.
+        valid: the file is not damaged, only unusual: it must be decoded.
     """
 
     kind: str
     path: Path
     entry: ManifestEntry
-    whole: bool = False
+    valid: bool = False
 
 
 def crash_or_hang(file: ScannedFile) -> ScanResult:
@@ -72,7 +74,7 @@ def crash_or_decode(plan: ClipPlan, entry: ManifestEntry, crop_size: int) -> np.
 
 
 def make_cases(folder: Path, count: int) -> list[Case]:
-    """`count` cases, VP9 and H.264 in turns: every odd file once, then damage drawn by number."""
+    """`count` cases, VP9 and H.264 alternating: each odd file once, then damage drawn by number."""
     bases = {
         "webm": videos.write_numbered(folder, "vp9", FRAMES, "base"),
         "mp4": videos.write_numbered(folder, "h264", FRAMES, "base"),
@@ -93,7 +95,7 @@ def make_cases(folder: Path, count: int) -> list[Case]:
 
 
 def pinned(entry: ManifestEntry, path: Path) -> ManifestEntry:
-    """The entry with that file's path, size and time, so that the file passes as unchanged."""
+    """The entry with the path, size and time of a file, which then counts as unchanged."""
     status = path.stat()
     return replace(
         entry, path=str(path), size_bytes=status.st_size, mtime_ns=status.st_mtime_ns, labels={}
@@ -105,8 +107,8 @@ def _truncated(data: bytearray, random: np.random.Generator) -> bytearray:
 
 
 def _flipped(data: bytearray, random: np.random.Generator, first: int = 0) -> bytearray:
-    for place in random.integers(first, len(data), random.integers(1, 20)):
-        data[place] ^= 1 << random.integers(8)
+    for offset in random.integers(first, len(data), random.integers(1, 20)):
+        data[offset] ^= 1 << random.integers(8)
     return data
 
 
@@ -160,8 +162,8 @@ def _odd_files(
     def case(kind: str, path: Path, base: str) -> Case:
         return Case(kind, path, pinned(entries[base], path))
 
-    def whole(kind: str, path: Path) -> Case:
-        return Case(kind, path, probe_video(path), whole=True)
+    def valid(kind: str, path: Path) -> Case:
+        return Case(kind, path, probe_video(path), valid=True)
 
     webm, mp4 = bases["webm"], bases["mp4"]
     for name, data, base in [
@@ -182,12 +184,12 @@ def _odd_files(
         base = videos.CODECS[codec][1]
         yield case("one_frame", videos.write_numbered(folder, codec, 1, "one_frame"), base)
         for pixels in ODD_PIXELS[codec]:
-            yield whole(pixels, write_as(folder / f"{pixels}.{base}", codec, pixels))
+            yield valid(pixels, write_as(folder / f"{pixels}.{base}", codec, pixels))
         path = write_sizes(folder / f"changing_size.{base}", codec)
         yield case("changing_size", path, base)
     path = folder / "rotated.mp4"
     path.write_bytes(videos.with_matrix(mp4.read_bytes(), (0, 1, -1, 0)))
-    yield whole("rotated", path)
+    yield valid("rotated", path)
     path = folder / "8k_header.mp4"
     path.write_bytes(huge_header(mp4.read_bytes()))
     yield case("8k_header", path, "mp4")

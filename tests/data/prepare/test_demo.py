@@ -131,18 +131,18 @@ def _direction_by_eye(video):
         ({"seed": -1}, "found seed -1, expected 0"),
     ],
 )
-def test_impossible_settings_are_refused(tmp_path, settings, sentence):
+def test_impossible_settings_are_rejected(tmp_path, settings, sentence):
     with pytest.raises(UserError, match=sentence):
         demo.make_demo(tmp_path, **{"clips": 8, "test_clips": 8, **settings})
     assert not files(tmp_path)
 
 
-def test_a_file_in_place_of_the_folder_is_refused(tmp_path):
+def test_a_file_in_place_of_the_folder_is_rejected(tmp_path):
     (tmp_path / "data").write_text("in the way")
     with pytest.raises(UserError, match="where no folder can be made"):
         demo.make_demo(tmp_path / "data", clips=8, test_clips=8)
 
 
-def test_an_unknown_split_is_refused():
+def test_an_unknown_split_is_rejected():
     with pytest.raises(ValueError, match="found split 'val'"):
         demo.render_clip(0, "val", 0)

@@ -1,4 +1,4 @@
-"""`vjepa-fast index`: usable files are described rightly, the others refused with a reason."""
+"""`vjepa-fast index`: usable files are described correctly, the others rejected with a reason."""
 
 import dataclasses
 import os
@@ -86,7 +86,7 @@ def test_bad_files_are_reported_with_their_reason_and_left_out(tmp_path, capsys)
         ("mpeg4", "avi", False),
     ],
 )
-def test_a_truncated_file_is_refused(tmp_path, codec, extension, faststart, fraction):
+def test_a_truncated_file_is_rejected(tmp_path, codec, extension, faststart, fraction):
     path = tmp_path / f"video.{extension}"
     pictures = [videos.numbered(i) for i in range(40)]
     videos.write_video(path, pictures, codec, faststart=faststart)
@@ -95,7 +95,7 @@ def test_a_truncated_file_is_refused(tmp_path, codec, extension, faststart, frac
         probe_video(cut(path, fraction))
 
 
-def test_an_avi_may_leave_places_empty_but_not_lack_frames(tmp_path):
+def test_an_avi_may_have_empty_chunks_but_not_lack_frames(tmp_path):
     """Where a frame is shown for longer, an AVI file has empty chunks, and counts them."""
     path = tmp_path / "video.avi"
     with av.open(str(path), "w") as container:
@@ -206,7 +206,7 @@ def test_unchanged_files_are_not_opened_again(tmp_path):
     paths = [videos.write_numbered(folder, "mjpeg", 5, name) for name in "abc"]
     (folder / "bad.mp4").write_bytes(bytes(range(256)))
     output = tmp_path / "m.csv"
-    first, refused = index_directory(folder, output)
+    first, rejected = index_directory(folder, output)
     for path in [paths[0], folder / "bad.mp4"]:  # other bytes, but the same size and time
         status = path.stat()
         path.write_bytes(bytes(status.st_size))
@@ -215,12 +215,12 @@ def test_unchanged_files_are_not_opened_again(tmp_path):
     videos.write_numbered(folder, "mjpeg", 7, "c")
     again, refused_again = index_directory(folder, output)
     assert [entry.frames for entry in again] == [5, 7]
-    assert again[0] == first[0] and refused_again == refused
-    assert refused[0][1].startswith("not a video")
+    assert again[0] == first[0] and refused_again == rejected
+    assert rejected[0][1].startswith("not a video")
     assert read_manifest(output) == again
 
 
-def test_an_interrupted_scan_goes_on_where_it_stopped(tmp_path, monkeypatch):
+def test_an_interrupted_scan_resumes_where_it_stopped(tmp_path, monkeypatch):
     folder = tmp_path / "videos"
     folder.mkdir()
     paths = [videos.write_numbered(folder, "mjpeg", 5, name) for name in "abc"]
@@ -242,9 +242,9 @@ def test_an_interrupted_scan_goes_on_where_it_stopped(tmp_path, monkeypatch):
         status = path.stat()
         path.write_bytes(bytes(status.st_size))
         os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
-    entries, refused = index_directory(folder, output)
+    entries, rejected = index_directory(folder, output)
     assert [entry.path for entry in entries] == [str(path) for path in paths]
-    assert [reason for _, reason in refused] == ["empty (0 bytes)"]
+    assert [reason for _, reason in rejected] == ["empty (0 bytes)"]
     assert not journal.exists()
 
 
@@ -259,14 +259,14 @@ def test_deep_decodes_what_demuxing_does_not_see(tmp_path):
     for position, size in packets[24:40]:  # the middle: neither the first nor the last frames
         data[position + 8 : position + size] = bytes(size - 8)
     bad.write_bytes(data)
-    entries, refused = index_directory(folder, tmp_path / "m.csv", deep=True)
+    entries, rejected = index_directory(folder, tmp_path / "m.csv", deep=True)
     assert [entry.path for entry in entries] == [str(good)]
-    assert refused[0][0] == str(bad) and refused[0][1].startswith("damaged")
+    assert rejected[0][0] == str(bad) and rejected[0][1].startswith("damaged")
     shallow, _ = index_directory(folder, tmp_path / "shallow.csv")
     assert len(shallow) == 2
 
 
-def test_videos_in_tar_shards_are_indexed_where_they_are(tmp_path):
+def test_videos_in_tar_archives_are_indexed_where_they_are(tmp_path):
     folder = tmp_path / "shards"
     folder.mkdir()
     video = videos.write_numbered(tmp_path, "vp9", 20)
@@ -276,22 +276,22 @@ def test_videos_in_tar_shards_are_indexed_where_they_are(tmp_path):
         tar.add(video, "deep/two.webm")
         tar.addfile(tarfile.TarInfo("empty.mp4"))
     (folder / "broken.tar").write_bytes((folder / "0.tar").read_bytes()[:700])
-    entries, refused = index_directory(folder, tmp_path / "m.csv")
+    entries, rejected = index_directory(folder, tmp_path / "m.csv")
     assert [entry.path for entry in entries] == [
         f"{folder}/0.tar::deep/two.webm",
         f"{folder}/0.tar::one.webm",
     ]
     assert [entry.frames for entry in entries] == [20, 20]
     assert entries[1].offset % 512 == 0 and entries[1].size_bytes == video.stat().st_size
-    assert [(name.rpartition("/")[2], reason.split(" (")[0]) for name, reason in refused] == [
+    assert [(name.rpartition("/")[2], reason.split(" (")[0]) for name, reason in rejected] == [
         ("0.tar::empty.mp4", "empty"),
         ("broken.tar", "unreadable tar archive"),
     ]
-    assert index_directory(folder, tmp_path / "m.csv") == (entries, refused)
+    assert index_directory(folder, tmp_path / "m.csv") == (entries, rejected)
 
 
 @pytest.mark.parametrize("name", ["folder", "file/m.csv"])
-def test_an_output_that_cannot_be_written_is_refused_before_the_scan(tmp_path, monkeypatch, name):
+def test_an_output_that_cannot_be_written_is_rejected_before_the_scan(tmp_path, monkeypatch, name):
     folder = tmp_path / "folder"
     folder.mkdir()
     (folder / "a.mp4").touch()
@@ -326,11 +326,11 @@ def test_a_title_that_is_no_utf8_does_not_end_the_scan(tmp_path, extension):
     assert b"TITLE-E" in data
     (tmp_path / f"t.{extension}").write_bytes(data.replace(b"TITLE-E", b"TITLE-\xe9"))
     path.unlink()
-    entries, refused = index_directory(tmp_path, tmp_path / "m.csv", workers=1)
-    assert [entry.frames for entry in entries] == [10] and not refused
+    entries, rejected = index_directory(tmp_path, tmp_path / "m.csv", workers=1)
+    assert [entry.frames for entry in entries] == [10] and not rejected
 
 
-def test_other_endings_are_refused(tmp_path):
+def test_other_endings_are_rejected(tmp_path):
     videos.write_numbered(tmp_path, "vp9", 12, "a")
     with pytest.raises(UserError, match=r"expected a name that ends in \.csv or \.parquet"):
         index_directory(tmp_path, tmp_path / "manifest.txt", workers=1)
@@ -343,17 +343,17 @@ def test_links_to_folders_are_followed_once(tmp_path):
     videos.write_numbered(elsewhere, "vp9", 12, "b")
     (folder / "more").symlink_to(elsewhere)
     (elsewhere / "round").symlink_to(folder)  # a circle
-    entries, refused = index_directory(folder, tmp_path / "manifest.csv", workers=1)
+    entries, rejected = index_directory(folder, tmp_path / "manifest.csv", workers=1)
     assert [os.path.basename(entry.path) for entry in entries] == ["a.webm", "b.webm"]
-    assert refused == []
+    assert rejected == []
 
 
-def test_a_deep_scan_of_a_labelled_manifest_with_refused_files(tmp_path):
+def test_a_deep_scan_of_a_labelled_manifest_with_rejected_files(tmp_path):
     videos.write_numbered(tmp_path, "vp9", 12, "a")
     (tmp_path / "empty.mp4").touch()
     manifest = tmp_path / "manifest.csv"
     entries, _ = index_directory(tmp_path, manifest, workers=1)
     write_manifest(manifest, [dataclasses.replace(entries[0], labels={"digit": 3})])
-    entries, refused = index_directory(tmp_path, manifest, workers=1, deep=True)
+    entries, rejected = index_directory(tmp_path, manifest, workers=1, deep=True)
     assert entries[0].labels == {"digit": 3}
-    assert len(refused) == 1
+    assert len(rejected) == 1

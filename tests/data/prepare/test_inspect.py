@@ -1,4 +1,4 @@
-"""What probing says about a video's time stamps and key frames, in a file and in a tar shard."""
+"""What probing says about a video's time stamps and key frames, in a file and a tar archive."""
 
 import tarfile
 from fractions import Fraction
@@ -60,7 +60,7 @@ def test_time_stamps_in_whole_milliseconds_are_no_variable_rate(tmp_path, rate):
     assert entry.fps == pytest.approx(rate, rel=0.003)
 
 
-def test_a_member_of_a_shard_is_read_from_its_place(tmp_path):
+def test_a_member_of_a_tar_archive_is_read_at_its_offset(tmp_path):
     files = [videos.write_numbered(tmp_path, codec, 20, codec) for codec in ("h264", "vp9")]
     shard = tmp_path / "a, b; c.tar"
     with tarfile.open(shard, "w") as tar:

@@ -1,4 +1,4 @@
-"""Pictures that are stored lying: what the index says of their display matrix."""
+"""Rotated videos: what the index says of their display matrix."""
 
 import numpy as np
 import pytest
@@ -49,14 +49,14 @@ def test_the_index_tells_the_quarter_turn_and_the_size_that_is_shown(tmp_path, m
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_mirrored_pictures_and_other_angles_are_refused(tmp_path, mp4, name):
+def test_mirrored_pictures_and_other_angles_are_rejected(tmp_path, mp4, name):
     path = tmp_path / "v.mp4"
     path.write_bytes(videos.with_matrix(mp4, REFUSED[name]))
     with pytest.raises(BadVideo, match="mirrored, or turned by other than a quarter turn"):
         probe_video(path)
 
 
-def test_a_rotation_that_is_no_quarter_turn_is_refused_in_a_manifest(tmp_path, mp4):
+def test_a_rotation_that_is_no_quarter_turn_is_rejected_in_a_manifest(tmp_path, mp4):
     path = tmp_path / "v.mp4"
     path.write_bytes(videos.with_matrix(mp4, QUARTERS[90]))
     write_manifest(tmp_path / "m.csv", [probe_video(path)])

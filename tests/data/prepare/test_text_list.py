@@ -86,7 +86,7 @@ def test_processes_do_not_probe_a_text_list_at_once(tmp_path):
     assert waiting.communicate(timeout=120)[0] == "5\n"
 
 
-def test_a_bad_text_list_is_refused(tmp_path):
+def test_a_bad_text_list_is_rejected(tmp_path):
     listed = tmp_path / "list.txt"
     good = videos.write_numbered(tmp_path, "mjpeg", 5, "good")
     listed.write_text(f"{good} cat\n")

@@ -1,4 +1,4 @@
-"""Copies show the same frames at the same times, smaller, with close key frames, and in order."""
+"""Copies have the same frames, times and order; they are smaller, with frequent key frames."""
 
 import os
 import re
@@ -54,8 +54,8 @@ def in_process(monkeypatch):
 
 @pytest.mark.parametrize(("codec", "suffix"), [("h264", "mp4"), ("vp9", "webm")])
 def test_copies_show_the_same_frames(originals, tmp_path, codec, suffix):
-    target, refused = transcode_manifest(originals, tmp_path / "copies", codec, 60, 5, workers=1)
-    assert not refused
+    target, rejected = transcode_manifest(originals, tmp_path / "copies", codec, 60, 5, workers=1)
+    assert not rejected
     before, after = read_manifest(originals), read_manifest(target)
     names = ["a.webm", "v.mp4", "sub/a.avi"]
     names = [name if name.endswith(suffix) else f"{name}.{suffix}" for name in names]
@@ -72,7 +72,7 @@ def test_copies_show_the_same_frames(originals, tmp_path, codec, suffix):
         assert shown == list(range(new.frames))
 
 
-def test_an_interrupted_call_goes_on_and_keeps_what_is_made(originals, tmp_path, monkeypatch):
+def test_an_interrupted_call_resumes_and_keeps_what_is_made(originals, tmp_path, monkeypatch):
     copies = tmp_path / "copies"
     real = transcode.scan
 
@@ -100,8 +100,8 @@ def test_a_damaged_video_is_left_out_with_its_reason(originals, tmp_path):
     first, *others = read_manifest(originals)
     pinned = replace(damaged.pinned(first, path), labels=first.labels)
     write_manifest(originals, [pinned, *others])
-    target, refused = transcode_manifest(originals, tmp_path / "copies", "h264", 60, 5, workers=1)
-    [(name, reason)] = refused
+    target, rejected = transcode_manifest(originals, tmp_path / "copies", "h264", 60, 5, workers=1)
+    [(name, reason)] = rejected
     assert name == str(path) and reason.startswith("damaged (FFmpeg: ")
     assert [entry.labels["kind"] for entry in read_manifest(target)] == [1, 0]
     assert (tmp_path / "copies" / "m.csv.rejected.csv").read_text().count(str(path)) == 1
@@ -125,7 +125,7 @@ def test_the_command_line_measures_the_decoding(originals, tmp_path, capsys):
         ({"output": "originals/a.webm"}, "--output: found that .* cannot be written"),
     ],
 )
-def test_bad_settings_are_refused(originals, tmp_path, settings, message):
+def test_bad_settings_are_rejected(originals, tmp_path, settings, message):
     settings = {"output": "copies", "workers": 1} | settings
     output = tmp_path / settings.pop("output")
     with pytest.raises(UserError, match=message):
@@ -141,8 +141,8 @@ def test_originals_outside_the_manifests_folder_are_kept(originals, tmp_path):
     (lists / "m.csv").write_text("\n".join(rows) + "\n")
     before = {path: path.read_bytes() for path in originals.parent.rglob("*.*")}
     output = tmp_path / "small"
-    target, refused = transcode_manifest(lists / "m.csv", output, "h264", 32, 5, workers=1)
-    assert not refused
+    target, rejected = transcode_manifest(lists / "m.csv", output, "h264", 32, 5, workers=1)
+    assert not rejected
     assert {path: path.read_bytes() for path in originals.parent.rglob("*.*")} == before
     place = (output / originals.parent.relative_to("/")).resolve()
     names = ["a.webm.mp4", "v.mp4", "sub/a.avi.mp4"]
@@ -213,8 +213,8 @@ def test_a_video_with_corrupt_frames_gets_no_clean_copy(tmp_path, codec):
     flipped(paths[0])
     write_manifest(tmp_path / "m.csv", [damaged.pinned(entry, paths[0]), probe_video(paths[1])])
     copies = tmp_path / "copies"
-    target, refused = transcode_manifest(tmp_path / "m.csv", copies, "h264", 32, 5, workers=1)
-    [(path, reason)] = refused
+    target, rejected = transcode_manifest(tmp_path / "m.csv", copies, "h264", 32, 5, workers=1)
+    [(path, reason)] = rejected
     assert path == str(paths[0]) and re.fullmatch(r"damaged \(frame \d+ is corrupt\)", reason)
     assert len(read_manifest(target)) == 1
     assert not list(copies.rglob("bad*"))
@@ -227,13 +227,13 @@ def test_a_video_that_changes_its_size_gets_no_copy(tmp_path, codec):
     good = videos.write_numbered(tmp_path, codec, 20)
     write_manifest(tmp_path / "m.csv", [probe_video(path), probe_video(good)])
     copies = tmp_path / "copies"
-    target, refused = transcode_manifest(tmp_path / "m.csv", copies, "h264", 32, 5, workers=1)
-    assert refused == [(str(path), "changes its size (64x48, from frame 20 on 128x96)")]
+    target, rejected = transcode_manifest(tmp_path / "m.csv", copies, "h264", 32, 5, workers=1)
+    assert rejected == [(str(path), "changes its size (64x48, from frame 20 on 128x96)")]
     assert len(read_manifest(target)) == 1
 
 
 @pytest.mark.usefixtures("in_process")
-def test_a_source_that_is_not_the_one_indexed_is_refused(originals, tmp_path):
+def test_a_source_that_is_not_the_one_indexed_is_rejected(originals, tmp_path):
     folder = originals.parent
     os.replace(folder / "sub" / "a.avi", folder / "a.webm")  # another size
     status = (folder / "v.mp4").stat()
@@ -242,8 +242,8 @@ def test_a_source_that_is_not_the_one_indexed_is_refused(originals, tmp_path):
     entries = [replace(probe_video(good), labels={"kind": 3}), *read_manifest(originals)]
     write_manifest(originals, entries)
     copies = tmp_path / "copies"
-    target, refused = transcode_manifest(originals, copies, "h264", 32, 5, workers=1)
-    assert {Path(path).name: reason for path, reason in refused} == {
+    target, rejected = transcode_manifest(originals, copies, "h264", 32, 5, workers=1)
+    assert {Path(path).name: reason for path, reason in rejected} == {
         "a.webm": "changed since it was indexed",
         "v.mp4": "changed since it was indexed",
         "a.avi": "missing",
@@ -273,9 +273,9 @@ def test_a_file_that_is_no_copy_is_never_replaced(originals, tmp_path, text):
     other.parent.mkdir()
     other.write_bytes(b"no video" if text else (originals.parent / "v.mp4").read_bytes())
     before = other.read_bytes()
-    target, refused = transcode_manifest(originals, other.parent, "h264", 32, 5, workers=1)
+    target, rejected = transcode_manifest(originals, other.parent, "h264", 32, 5, workers=1)
     reason = f"another file is in the way ({other})"
-    assert refused == [(str(originals.parent / "v.mp4"), reason)]
+    assert rejected == [(str(originals.parent / "v.mp4"), reason)]
     assert other.read_bytes() == before
     assert len(read_manifest(target)) == 2
 
@@ -297,7 +297,7 @@ def test_copies_stand_upright(tmp_path, degrees):
 
 
 @pytest.mark.usefixtures("in_process")
-def test_a_video_of_which_no_frame_decodes_is_refused_in_words(tmp_path):
+def test_a_video_of_which_no_frame_decodes_is_rejected_in_words(tmp_path):
     pictures = [videos.numbered(i) for i in range(40)]
     path = videos.write_video(tmp_path / "v.mp4", pictures, "h264", faststart=True)
     good = videos.write_numbered(tmp_path, "h264", 20)
@@ -306,8 +306,8 @@ def test_a_video_of_which_no_frame_decodes_is_refused_in_words(tmp_path):
     path.write_bytes(zeroed)
     write_manifest(tmp_path / "m.csv", [damaged.pinned(entry, path), probe_video(good)])
     copies = tmp_path / "copies"
-    target, refused = transcode_manifest(tmp_path / "m.csv", copies, "h264", 32, 5, workers=1)
-    assert refused == [(str(path), "damaged (no frame can be decoded)")]
+    target, rejected = transcode_manifest(tmp_path / "m.csv", copies, "h264", 32, 5, workers=1)
+    assert rejected == [(str(path), "damaged (no frame can be decoded)")]
     assert len(read_manifest(target)) == 1
 
 
@@ -320,8 +320,8 @@ def test_a_copy_that_lacks_frames_tells_of_a_damaged_source(tmp_path):
     write_manifest(tmp_path / "m.csv", [damaged.pinned(entry, whole), probe_video(good)])
     copies = tmp_path / "copies"
     for _ in range(2):
-        target, refused = transcode_manifest(tmp_path / "m.csv", copies, "h264", 32, 5, workers=1)
-        assert refused == [(str(whole), "damaged (20 of 30 frames can be decoded)")]
+        target, rejected = transcode_manifest(tmp_path / "m.csv", copies, "h264", 32, 5, workers=1)
+        assert rejected == [(str(whole), "damaged (20 of 30 frames can be decoded)")]
     assert len(read_manifest(target)) == 1
     assert not list(copies.rglob("v30*"))
 
@@ -332,8 +332,8 @@ def test_a_source_that_may_not_be_read_is_reported_as_such():
         paths = [videos.write_numbered(folder, "h264", 20, name) for name in ("secret", "open")]
         write_manifest(folder / "m.csv", [probe_video(path) for path in paths])
         paths[0].chmod(0)
-        target, refused = transcode_manifest(folder / "m.csv", folder / "copies", "h264", 32, 5, 1)
-        assert refused == [(str(paths[0]), "unreadable (Permission denied)")]
+        target, rejected = transcode_manifest(folder / "m.csv", folder / "copies", "h264", 32, 5, 1)
+        assert rejected == [(str(paths[0]), "unreadable (Permission denied)")]
         assert len(read_manifest(target)) == 1
 
 

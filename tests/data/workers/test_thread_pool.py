@@ -1,4 +1,4 @@
-"""Threads that hang are abandoned; the pool goes on without them."""
+"""Threads that hang are abandoned; the pool continues without them."""
 
 import threading
 import time
