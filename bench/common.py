@@ -99,9 +99,10 @@ def describe(device: torch.device) -> dict[str, Any]:
     }
 
 
-def pairs_text(pairs: dict[str, Any]) -> str:
-    """Names and values on one line."""
-    return ", ".join(f"{name}: {value}" for name, value in pairs.items())
+def machine_text(facts: dict[str, Any]) -> str:
+    """The facts of `describe` on one line, a CPU's name once."""
+    once = facts if facts["cpu"] not in facts["device"] else {**facts, "cpu": None}
+    return ", ".join(f"{name}: {value}" for name, value in once.items() if value is not None)
 
 
 def spread(values: np.ndarray) -> dict[str, float]:

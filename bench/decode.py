@@ -29,7 +29,7 @@ import av
 import numpy as np
 import torch
 
-from common import count, describe, new_file, pairs_text
+from common import count, describe, machine_text, new_file
 from vjepa_fast.data.decode.pyav import decode_clip
 from vjepa_fast.data.loader import make_loader
 from vjepa_fast.data.manifest.entry import ManifestEntry
@@ -327,7 +327,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _run_all(options: argparse.Namespace) -> int:
     facts, wrong = machine(), 0
-    print(pairs_text(facts))
+    print(machine_text(facts))
     print(
         f"{options.threads} decoding threads, clips of {options.crop_size} px, every {STEP}th frame"
     )

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from common import count, describe, new_file, pairs_text, spread, spread_text
+from common import count, describe, machine_text, new_file, spread, spread_text
 from kernel.cases import OPS, cases
 from kernel.shapes import Case, Provider
 from kernel.timer import CallTime, CallTimer
@@ -223,8 +223,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     timer = CallTimer(device)
     copy = timer.copy_bandwidth()
     machine = describe(device) | {"clock": timer.name, "clips": clips, "dtype": str(dtype)[6:]}
+    print(machine_text(machine))
     machine["copy_gb_per_s"] = copy
-    print(pairs_text(machine))
     if not machine["triton_kernels"]:
         print("here, ours is the PyTorch fallback of vjepa_fast.kernels, not its Triton kernels")
     print(

@@ -77,7 +77,7 @@ def efficiency(found: dict[int, dict[int, Step]], devices: int, stage: int, kind
 
 def text_of(found: dict[int, dict[int, Step]]) -> str:
     """Step times and efficiencies, then how stage 1's step divides."""
-    steps = [("GPUs", "micro-batch", "x", *(f"stage {stage}" for stage in STAGES))]
+    steps = [("GPUs", "micro-batch", "accumulation", *(f"stage {stage}" for stage in STAGES))]
     names = "compute", "update", "gradients", "weights", "teacher", "overlapped", "could overlap"
     stage_1 = [("GPUs", *names)]
     for devices, stages in found.items():

@@ -28,7 +28,7 @@ from common import (
     check_one_process,
     count,
     describe,
-    pairs_text,
+    machine_text,
     write_json,
 )
 from step import report
@@ -145,8 +145,8 @@ def measure(
     facts |= {"zero": config.zero.stage, **machine, "clips": config.optim.micro_batch}
     facts |= {"precision": precision, "steps": options.steps}
     print(
-        f"{name}, {facts['clips']} clips a step, {precision}, data: {options.data}\n"
-        f"{pairs_text(machine)}"
+        f"{name}, {facts['clips']} clips per step, {precision}, data: {options.data}\n"
+        f"{machine_text(machine)}"
     )
     with closing(Clips(config, device, decodes)) as clips:
         gate = compare(ours, baseline, clips, precision)
