@@ -38,6 +38,7 @@ def test_a_failed_write_leaves_the_old_manifest(tmp_path):
     ("old", "new", "message"),
     [
         (",codec", ",cdc", "found no column codec"),
+        ("path,", "file,", "found no column path"),
         ("30,", "thirty,", "found frames = 'thirty' in .*line 2, expected int"),
         ("vp9,1234", "vp9", "a row of another length in .*line 2"),
         (",3,", ",,", "found label_digit = '' in"),

@@ -172,7 +172,7 @@ def _entries(
     path: Path, columns: Sequence[str], blocks: Iterable[tuple[Sequence[int], Sequence[Sequence]]]
 ) -> Entries:
     """Entries from blocks of rows: their line numbers and, for each column, their values."""
-    missing = [name for name in _FACTS if name not in columns]
+    missing = [name for name in ("path", *_FACTS) if name not in columns]
     if missing:
         raise UserError(
             f"found no column {', '.join(missing)} in {path}, expected what `vjepa-fast index` "
