@@ -22,13 +22,14 @@ class Teacher:
     The target encoder's parameters are views of one flat buffer per parameter group. How that
     buffer follows the EMA depends on the group's storage:
 
-    | storage  | when                                  | the buffer                             |
-    |----------|---------------------------------------|----------------------------------------|
-    | one      | fp32, neither sharded nor offloaded   | is the EMA                             |
-    | cast     | bf16, neither sharded nor offloaded   | the EMA update writes it, cast to bf16 |
-    | gathered | sharded or offloaded                  | is all-gathered from the ranks' shards |
+    | storage  | when                                | the buffer                                 |
+    |----------|-------------------------------------|--------------------------------------------|
+    | one      | fp32, neither sharded nor offloaded | is the EMA itself                          |
+    | cast     | bf16, neither sharded nor offloaded | is written by the EMA update, cast to bf16 |
+    | gathered | sharded or offloaded                | is all-gathered from the ranks' shards, or |
+    |          |                                     | copied from host memory                    |
 
-    The all-gather is asynchronous; `network` waits for it, so it is overlapped with the student's
+    The all-gather is asynchronous. `network` waits for it, so it is overlapped with the student's
     forward pass of the next step. At stage 3, where a shard has a piece of every parameter, one
     more copy puts the gathered pieces in order.
 
