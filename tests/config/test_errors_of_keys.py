@@ -51,7 +51,7 @@ BAD = {
         "checkpoint.background",
         "found 1, expected true or false; write e.g. false",
     ),
-    "kept for good never": (
+    "an interval of no steps": (
         {"checkpoint.keep_every": 0},
         "checkpoint.keep_every",
         "found 0, expected a number of at least 1 or null; write e.g. null",

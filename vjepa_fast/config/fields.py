@@ -1,4 +1,4 @@
-"""The base class of the config's sections, and value types with a sentence for every mistake."""
+"""The base class of the sections, value types that explain mistakes, and numbers to suggest."""
 
 import json
 from typing import Annotated, Any
