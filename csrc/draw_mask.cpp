@@ -11,7 +11,7 @@ namespace {
 
 Drawn draw_blocks(const Variant& variant, const Size& grid, const Block& block, uint64_t seed,
                   int64_t sample_id, uint64_t* visible) {
-    const int64_t places = grid[1] * grid[2], num_words = words_for(places);
+    const int64_t frame_tokens = grid[1] * grid[2], num_words = words_for(frame_tokens);
     const bool empty = block.size[1] == 0 || block.size[2] == 0;
     const int64_t pattern_words =
         empty ? 0 : words_for((block.size[1] - 1) * grid[2] + block.size[2]);
@@ -34,7 +34,7 @@ Drawn draw_blocks(const Variant& variant, const Size& grid, const Block& block, 
                            visible + t * num_words);
             }
         }
-        for (int64_t t = 0; t < planes; ++t) flip_all(visible + t * num_words, places);
+        for (int64_t t = 0; t < planes; ++t) flip_all(visible + t * num_words, frame_tokens);
         const int64_t count = count_bits(visible, planes * num_words);
         if (count > 0) return {0, one_plane, one_plane ? count * variant.context_frames : count};
     }

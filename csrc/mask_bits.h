@@ -46,21 +46,23 @@ inline uint32_t* list_bits(uint64_t word, int64_t first, uint32_t* out) {
     return out;
 }
 
-// A uniformly random subset of `chosen` of planes * places bits (Floyd's algorithm: Bentley, CACM
-// 1987), drawn through the smaller of the subset and its complement. Each plane starts at a word.
-inline void choose_subset(PhiloxSequence& random, int64_t planes, int64_t places, int64_t chosen,
-                          uint64_t* words) {
-    const int64_t count = planes * places, num_words = words_for(places);
-    const auto plane_of = [&](int64_t bit) { return words + bit / places * num_words; };
+// A uniformly random subset of `chosen` of planes * plane_bits bits (Floyd's algorithm: Bentley,
+// CACM 1987), drawn through the smaller of the subset and its complement. Each plane starts at a
+// word.
+inline void choose_subset(PhiloxSequence& random, int64_t planes, int64_t plane_bits,
+                          int64_t chosen, uint64_t* words) {
+    const int64_t count = planes * plane_bits, num_words = words_for(plane_bits);
+    const auto plane_of = [&](int64_t bit) { return words + bit / plane_bits * num_words; };
     std::fill_n(words, planes * num_words, uint64_t{0});
     const int64_t drawn = std::min(chosen, count - chosen);
     for (int64_t last = count - drawn; last < count; ++last) {
         int64_t bit = random.bounded(static_cast<uint32_t>(last + 1));
-        if (test_bit(plane_of(bit), bit % places)) bit = last;
-        flip_bit(plane_of(bit), bit % places);
+        if (test_bit(plane_of(bit), bit % plane_bits)) bit = last;
+        flip_bit(plane_of(bit), bit % plane_bits);
     }
     if (drawn == chosen) return;
-    for (int64_t plane = 0; plane < planes; ++plane) flip_all(words + plane * num_words, places);
+    for (int64_t plane = 0; plane < planes; ++plane)
+        flip_all(words + plane * num_words, plane_bits);
 }
 
 }  // namespace vjepa

@@ -21,7 +21,7 @@ int64_t round_down(int64_t length, int64_t multiple) {
     return length < multiple ? length : length - length % multiple;
 }
 
-void refuse_above(double found, double most, const char* what, const char* power) {
+void reject_above(double found, double most, const char* what, const char* power) {
     if (found < most) return;
     throw std::invalid_argument(
         "sample ids: found " + std::to_string(static_cast<int64_t>(std::min(found, 0x1p62))) +
@@ -59,7 +59,7 @@ void MaskSampler::list_clips(const int64_t* ids, int64_t batch, Workspace& w) co
     }
     const double clips = static_cast<double>(w.groups.size()) * static_cast<double>(group);
     const double masks = clips * static_cast<double>(settings_.specs.size());
-    refuse_above(masks * static_cast<double>(mask_words_) * 64, 0x1p37,
+    reject_above(masks * static_cast<double>(mask_words_) * 64, 0x1p37,
                  " bits in the masks of one call", "2**37");
     int64_t at = 0;
     for (const int64_t own : w.groups) {
@@ -110,7 +110,7 @@ void MaskSampler::draw_clips(Workspace& w) const {
     });
 }
 
-void MaskSampler::refuse_empty(const Workspace& w) const {
+void MaskSampler::reject_empty(const Workspace& w) const {
     const int64_t clips = w.drawn_ids.size();
     const auto empty = std::find_if(w.drawn.begin(), w.drawn.end(),
                                     [](const Drawn& drawn) { return drawn.context == 0; });
@@ -167,11 +167,11 @@ void MaskSampler::draw(int64_t step, const int64_t* ids, int64_t batch, const Si
                        Workspace& w) const {
     const double rows = static_cast<double>(batch) * static_cast<double>(settings_.specs.size()) *
                         static_cast<double>(num_tokens_);
-    refuse_above(rows, 0x1p31, " tokens in one call", "2**31");
+    reject_above(rows, 0x1p31, " tokens in one call", "2**31");
     list_clips(ids, batch, w);
     set_blocks(step, sizes, w);
     draw_clips(w);
-    refuse_empty(w);
+    reject_empty(w);
     set_lengths(w);
 }
 

@@ -54,7 +54,7 @@ class MaskSampler {
     void list_clips(const int64_t* ids, int64_t batch, Workspace& workspace) const;
     void set_blocks(int64_t step, const Size* sizes, Workspace& workspace) const;
     void draw_clips(Workspace& workspace) const;
-    void refuse_empty(const Workspace& workspace) const;
+    void reject_empty(const Workspace& workspace) const;
     void set_lengths(Workspace& workspace) const;
 
     Settings settings_;

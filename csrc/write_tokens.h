@@ -22,12 +22,12 @@ struct Mask {
 // `plane` is scratch for the tokens of a frame.
 template <typename Token>
 void write_first(const Mask& mask, bool context, int64_t length, uint32_t* plane, Token* out) {
-    const int64_t places = mask.grid[1] * mask.grid[2], num_words = words_for(places);
+    const int64_t frame_tokens = mask.grid[1] * mask.grid[2], num_words = words_for(frame_tokens);
     int64_t listed = 0, written = 0;
     const auto list = [&](const uint64_t* visible) {
         uint32_t* end = plane;
         for (int64_t i = 0; i < num_words; ++i) {
-            const int64_t bits = std::min<int64_t>(64, places - 64 * i);
+            const int64_t bits = std::min<int64_t>(64, frame_tokens - 64 * i);
             const uint64_t all = ~uint64_t{0} >> (64 - bits);
             end = list_bits(context ? visible[i] : ~visible[i] & all, 64 * i, end);
         }
@@ -35,13 +35,13 @@ void write_first(const Mask& mask, bool context, int64_t length, uint32_t* plane
     };
     for (int64_t t = 0; written < length; ++t) {
         if (t == mask.context_frames) {  // frames from here on are all target
-            std::iota(plane, plane + places, 0);
-            listed = places;
+            std::iota(plane, plane + frame_tokens, 0);
+            listed = frame_tokens;
         } else if (t < mask.context_frames && (t == 0 || !mask.one_plane)) {
             list(mask.visible + t * num_words);
         }
         const int64_t count = std::min(listed, length - written);
-        const uint32_t first = static_cast<uint32_t>(t * places);
+        const uint32_t first = static_cast<uint32_t>(t * frame_tokens);
         for (int64_t i = 0; i < count; ++i) out[written + i] = static_cast<Token>(plane[i] + first);
         written += count;
     }

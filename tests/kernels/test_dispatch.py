@@ -58,7 +58,7 @@ def test_triton_where_it_cannot_run(monkeypatch):
 
 
 @pytest.mark.parametrize("setting", ["", "Triton", "cuda", "1"])
-def test_another_value_is_refused(monkeypatch, setting):
+def test_another_value_is_rejected(monkeypatch, setting):
     monkeypatch.setenv("VJEPA_FAST_KERNELS", setting)
     sentence = rf"^VJEPA_FAST_KERNELS: found '{setting}', expected 'auto', 'triton' or 'reference';"
     with pytest.raises(ValueError, match=sentence):

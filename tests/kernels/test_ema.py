@@ -146,7 +146,7 @@ WHOLE = torch.zeros(10)
     ],
     ids=["twice", "overlapping", "inside", "strided", "copies", "its own copy"],
 )
-def test_memory_written_twice_is_refused(teacher, copies, names):
+def test_memory_written_twice_is_rejected(teacher, copies, names):
     """A tied parameter that stands twice in a list would be averaged twice, or in a race."""
     student = [torch.ones_like(t) for t in teacher]
     if copies and copies[0] is not WHOLE:
@@ -156,7 +156,7 @@ def test_memory_written_twice_is_refused(teacher, copies, names):
     assert not WHOLE.any()
 
 
-def test_neighbours_in_one_memory_are_not_refused():
+def test_neighbours_in_one_memory_are_not_rejected():
     """Flat and interleaved, as DeepSpeed's partitions and columns of a matrix are."""
     flat, columns = torch.zeros(9), torch.zeros(3, 2)
     teacher = [flat[:4], flat[4:4], flat[4:], columns[:, 0], columns[:, 1]]
@@ -174,14 +174,14 @@ def test_generators_are_read_once():
         assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
-def test_tensors_on_several_devices_are_refused():
+def test_tensors_on_several_devices_are_rejected():
     with pytest.raises(
         ValueError, match=r"found tensors on \['cpu', 'meta'\], expected one device"
     ):
         ema_update_(T, [T[0].to("meta")], 0.5)
 
 
-def test_half_precision_teacher_is_refused_with_the_reason():
+def test_half_precision_teacher_is_rejected_with_the_reason():
     with pytest.raises(
         ValueError, match=r"teacher\[0\]: found dtype torch.bfloat16, .*float32"
     ) as e:
@@ -190,7 +190,7 @@ def test_half_precision_teacher_is_refused_with_the_reason():
     assert "low_precision_copy" in str(e.value)  # the way out
 
 
-def test_a_refused_update_changes_nothing():
+def test_a_rejected_update_changes_nothing():
     teacher = [torch.zeros(2), torch.zeros(2)]
     with pytest.raises(ValueError, match="found shapes"):
         ema_update_(teacher, [torch.ones(2), torch.ones(3)], 0.5)

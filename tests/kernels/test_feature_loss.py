@@ -138,7 +138,7 @@ def test_only_the_prediction_receives_a_gradient():
     assert features.grad is None and prediction.grad is not None
 
 
-def test_a_second_derivative_is_refused():
+def test_a_second_derivative_is_rejected():
     """The gradient is written in the forward: its own slope would silently be left out."""
     prediction, *others = make(SHAPES["one clip"])
     prediction.requires_grad_()

@@ -27,8 +27,8 @@ def test_kernels_under_the_interpreter():
     files = sorted(f"{FOLDER}/{path.name}" for path in (ROOT / FOLDER).glob("test_*.py"))
     assert f"{FOLDER}/test_ema.py" in files
 
-    def interpret(share):
-        return run("-rp", *share, TRITON_INTERPRET="1", VJEPA_FAST_KERNELS="triton")
+    def interpret(part):
+        return run("-rp", *part, TRITON_INTERPRET="1", VJEPA_FAST_KERNELS="triton")
 
     passed = set()
     with ThreadPoolExecutor(2) as pool:  # a process on each of two cores

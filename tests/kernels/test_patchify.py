@@ -222,7 +222,7 @@ def test_the_reference_reads_no_other_row_where_nobody_looked(row):
 
 
 def published(width, patch=16, tubelet=2):
-    """A Conv3d, and its result over a normalised float video."""
+    """A Conv3d, and its result over a normalized float video."""
     conv = nn.Conv3d(3, width, kernel_size=(tubelet, patch, patch), stride=(tubelet, patch, patch))
 
     def embed(video):

@@ -164,6 +164,6 @@ def test_bad_arguments_are_one_sentence(arguments, message):
     assert "\n" not in str(caught.value) and "expected" in str(caught.value)
 
 
-def test_an_empty_batch_is_refused():
+def test_an_empty_batch_is_rejected():
     with pytest.raises(ValueError, match="batch: found no samples"):
         MaskCollator(SPECS)([])

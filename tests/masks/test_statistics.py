@@ -37,7 +37,7 @@ def test_another_recipe_fails(tmp_path, change, failing):
     assert any(error > tolerance for item, error, tolerance in checks if failing in item)
 
 
-def test_a_file_of_another_form_is_refused(tmp_path):
+def test_a_file_of_another_form_is_rejected(tmp_path):
     np.savez(tmp_path / "other.npz", values=np.zeros(3))
     with pytest.raises(ValueError, match="expected mask statistics"):
         check_mask_statistics(tmp_path / "other.npz")

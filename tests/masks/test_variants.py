@@ -218,6 +218,6 @@ def test_offsets_are_those_of_the_lengths():
         (Mixture([MultiBlock(1, (1.0, 1.0), aspect_ratio=(1, 1))]), "can fill the whole grid"),
     ],
 )
-def test_impossible_specs_are_refused_when_the_sampler_is_built(spec, message):
+def test_impossible_specs_are_rejected_when_the_sampler_is_built(spec, message):
     with pytest.raises(ValueError, match=message):
         MaskSampler([spec])

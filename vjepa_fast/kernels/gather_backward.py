@@ -1,4 +1,4 @@
-"""The backward of every gather: a scatter that adds rows in a fixed order, without atomics.
+"""The backward of every gather: a scatter whose sums have a fixed order.
 
 `inverse_kernel` finds for each token the first and last row that came from it, then
 `scatter_kernel` writes each row of the result once. Masks never repeat a token, so first = last:

@@ -120,7 +120,7 @@ def test_nothing_to_update(device):
     ema_update_(empty, empty, 0.5, empty)
 
 
-def test_memory_written_twice_is_refused(device):
+def test_memory_written_twice_is_rejected(device):
     """Also where a strided tensor is written by way of another, and after its table was kept."""
     flat, square = torch.zeros(6, device=device), torch.zeros(2, 3, device=device).t()
     for teacher in ([flat, flat[5:]], [square, square]):

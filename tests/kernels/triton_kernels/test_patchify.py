@@ -1,4 +1,4 @@
-"""patchify's kernel against a reshape of the normalised video."""
+"""patchify's kernel against a reshape of the normalized video."""
 
 import pytest
 import torch
