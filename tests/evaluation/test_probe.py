@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.helpers.imports import modules_after
+from tests.helpers.house import PROBE_HELP, loaded
+from tests.helpers.paths import REPOSITORY
 from vjepa_fast import cli
 from vjepa_fast.config import parse_config
 from vjepa_fast.data.manifest.entry import ManifestEntry
@@ -64,14 +65,11 @@ def test_labeled_clips_are_a_fraction_of_every_class() -> None:
 
 @pytest.mark.parametrize(
     "program",
-    [
-        "import vjepa_fast.evaluation.probe",
-        "from vjepa_fast import cli\ntry: cli.main(['probe', '--help'])\nexcept SystemExit: pass",
-    ],
+    ["import vjepa_fast.evaluation.probe", PROBE_HELP],
     ids=["import", "help"],
 )
 def test_probing_imports_no_deepspeed_and_no_trainer(program: str) -> None:
-    found = modules_after(program)
+    found = set(loaded(REPOSITORY, program))
     assert "vjepa_fast.training.trainer" not in found
     assert not found & {"deepspeed", "sklearn", "matplotlib", "tensorboard"}
 

@@ -7,12 +7,13 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from tests.helpers.imports import modules_after
+from tests.helpers.house import loaded
+from tests.helpers.paths import REPOSITORY
 from vjepa_fast.training.checkpoint.format import verify_shard, write_shard
 
 
 def test_reading_a_checkpoint_imports_neither_deepspeed_nor_the_trainer() -> None:
-    found = modules_after("import vjepa_fast.training.checkpoint.format")
+    found = set(loaded(REPOSITORY, "import vjepa_fast.training.checkpoint.format"))
     ours = {name for name in found if name.startswith("vjepa_fast.")}
     assert ours == {
         "vjepa_fast.errors",
