@@ -1,8 +1,8 @@
-"""What drawing masks costs, beside a plain torch sampler in the same run: python bench/masks.py
+"""Time mask sampling against a plain torch sampler: python bench/masks.py
 
-First the statistics of the two samplers are compared, and before each case our own providers,
-whose masks must be the same; nothing wrong is timed. Every case's
-providers take turns, so that a busy machine slows all of them; ratios tell more than microseconds.
+First the statistics of the two samplers are compared, then, before each case, the masks of our own
+providers, which must be equal; nothing wrong is timed. The providers of a case are interleaved, so
+that other load on the machine slows all of them: ratios tell more than microseconds.
 """
 
 from __future__ import annotations
@@ -10,8 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -21,13 +19,14 @@ from typing import TextIO
 import numpy as np
 import torch
 
-from vjepa_fast import __version__
+from common import at_least, count, describe, machine_text, spread, spread_text
+from vjepa_fast.commands.terminal import text_table
 from vjepa_fast.masks import MaskSampler, MultiBlock
 
 GRID = (8, 14, 14)
 PAPER = (MultiBlock(8, (0.15, 0.15)), MultiBlock(2, (0.7, 0.7)))
 BASELINE = "plain torch"
-TURN = 5e-3  # seconds
+ROUND = 5e-3  # seconds of one provider's calls
 FIELDS = ("context_tokens", "context_seqlens", "target_tokens", "target_seqlens")
 Grid = tuple[int, int, int]
 
@@ -35,9 +34,9 @@ Grid = tuple[int, int, int]
 def plain_masks(
     specs: Sequence[MultiBlock], grid: Grid, clips: int, random: torch.Generator
 ) -> list[list[torch.Tensor]]:
-    """Multi-block masks as one would write them down, in torch, block by block and clip by clip.
+    """Multi-block masks written straightforwardly in torch, block by block and clip by clip.
 
-    Returns each spec's masks, int32 [T', H', W'], 1 where context is.
+    Returns the masks of each spec, int32 [T', H', W'], 1 at context tokens.
     """
 
     def between(ends: tuple[float, float]) -> float:
@@ -68,7 +67,7 @@ def plain_masks(
 
 
 def plain_tokens(masks: list[list[torch.Tensor]]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """Context and target tokens of each spec, int64 [clips, K], cut to the batch's shortest."""
+    """Context and target tokens of each spec, int64 [clips, K], truncated to the shortest."""
     sides = []
     for wanted in (1, 0):
         tensors = []
@@ -81,9 +80,9 @@ def plain_tokens(masks: list[list[torch.Tensor]]) -> tuple[list[torch.Tensor], l
 
 
 def compare_statistics(steps: int, clips: int = 24) -> list[tuple[str, float, float, float]]:
-    """(item, plain, ours, tolerance), each a mean over `steps` batches."""
+    """(item, plain, ours, tolerance), the values each a mean over `steps` batches."""
     random = torch.Generator().manual_seed(0)
-    cut, whole = MaskSampler(PAPER, GRID), MaskSampler(PAPER, GRID, truncate="none")
+    truncated, whole = MaskSampler(PAPER, GRID), MaskSampler(PAPER, GRID, truncate="none")
     plain, ours = [], []
     for step in range(steps):
         ids = range(step * clips, (step + 1) * clips)
@@ -96,7 +95,7 @@ def compare_statistics(steps: int, clips: int = 24) -> list[tuple[str, float, fl
         parts = batch.context_tokens.split(batch.context_seqlens.sum(dim=1).tolist())
         counts = [torch.bincount(part, minlength=batch.num_tokens) / clips for part in parts]
         seen = [count.view(GRID).mean(dim=0) for count in counts]
-        batch = cut.sample(step, ids)
+        batch = truncated.sample(step, ids)
         contexts = [batch.context(m) for m in range(len(PAPER))]
         targets = [batch.target(m) for m in range(len(PAPER))]
         ours.append(_statistics(seen, contexts, targets))
@@ -104,7 +103,7 @@ def compare_statistics(steps: int, clips: int = 24) -> list[tuple[str, float, fl
     for name in plain[0]:
         left = np.array([row[name] for row in plain])
         right = np.array([row[name] for row in ours])
-        # Five standard errors of the difference: a right sampler fails once in a million runs.
+        # Five standard errors of the difference: a correct sampler fails once in a million runs.
         error = np.sqrt((left.var(ddof=1) + right.var(ddof=1)) / steps)
         items.append((name, float(left.mean()), float(right.mean()), float(5 * error)))
     return items
@@ -113,19 +112,24 @@ def compare_statistics(steps: int, clips: int = 24) -> list[tuple[str, float, fl
 def _statistics(
     seen: list[torch.Tensor], contexts: list[torch.Tensor], targets: list[torch.Tensor]
 ) -> dict[str, float]:
-    """Of one batch; seen: each place's share of context before cutting, [H', W'] for each spec."""
+    """Statistics of one batch.
+
+    Args:
+        seen: for each spec the fraction of clips whose context holds a position, [H', W'], before
+            truncation.
+    """
     result = {}
-    for m, share in enumerate(seen):
-        result[f"spec {m}: share of context"] = share.mean().item()
-        result[f"spec {m}: share of context, middle"] = share[5:9, 5:9].mean().item()
-        result[f"spec {m}: share of context, corners"] = share[::13, ::13].mean().item()
-        result[f"spec {m}: context tokens after the cut"] = contexts[m].shape[1]
-        result[f"spec {m}: target tokens after the cut"] = targets[m].shape[1]
+    for m, fraction in enumerate(seen):
+        result[f"spec {m}: fraction of context"] = fraction.mean().item()
+        result[f"spec {m}: fraction of context, center"] = fraction[5:9, 5:9].mean().item()
+        result[f"spec {m}: fraction of context, corners"] = fraction[::13, ::13].mean().item()
+        result[f"spec {m}: context tokens after truncation"] = contexts[m].shape[1]
+        result[f"spec {m}: target tokens after truncation"] = targets[m].shape[1]
     return result
 
 
-def odd_one(calls: dict[str, Callable[[int], object]]) -> str | None:
-    """Which of our providers gives other masks than the first of them in one of three steps."""
+def provider_that_differs(calls: dict[str, Callable[[int], object]]) -> str | None:
+    """The name of our provider whose masks differ from the first one's in one of three steps."""
     first, *others = (name for name in calls if name != BASELINE)
     for step in range(3):
         expected = calls[first](step)
@@ -138,15 +142,19 @@ def odd_one(calls: dict[str, Callable[[int], object]]) -> str | None:
     return None
 
 
-def time_in_turns(calls: dict[str, Callable[[int], object]], repeats: int) -> dict[str, np.ndarray]:
-    """Seconds of each call, `repeats` of each, in turns; a turn makes calls for a few milliseconds,
-    so that one provider does not find its memory in the caches and another does not."""
+def time_interleaved(
+    calls: dict[str, Callable[[int], object]], repeats: int
+) -> dict[str, np.ndarray]:
+    """Seconds of each provider's call, [repeats], interleaved.
+
+    Each repeat makes calls for a few milliseconds, so that all providers run with warm caches.
+    """
     counts = {}
     for name, call in calls.items():
         call(0)
         start = time.perf_counter()
         call(1)
-        counts[name] = max(1, round(TURN / (time.perf_counter() - start)))
+        counts[name] = max(1, round(ROUND / (time.perf_counter() - start)))
     seconds = {name: np.empty(repeats) for name in calls}
     for repeat in range(repeats):
         for name, call in calls.items():
@@ -176,7 +184,7 @@ def providers(
 
 
 def cases() -> list[tuple[str, dict]]:
-    """What is timed: the paper's batch of 24, then batch, grid and blocks grown one by one."""
+    """The timed cases: the paper's batch of 24, then other batches, grids and block counts."""
     paper = {"specs": PAPER, "grid": GRID, "clips": 24, "baseline": True}
     grown = [(f"batch {clips}", paper | {"clips": clips}) for clips in (1, 192, 1536, 3072)]
     grown += [
@@ -188,48 +196,18 @@ def cases() -> list[tuple[str, dict]]:
         for blocks in (1, 4, 16, 64)
     ]
     for _, case in grown:
-        case["baseline"] = case["clips"] <= 24  # beyond, the plain one takes seconds
+        case["baseline"] = case["clips"] <= 24  # larger batches take plain torch seconds
     return [("paper, batch 24", paper), *grown]
-
-
-def describe() -> dict[str, object]:
-    """Machine, versions and commit: what a row needs to be compared with another."""
-    git = ["git", "-c", "safe.directory=*", "describe", "--always", "--dirty", "--exclude=*"]
-    done = subprocess.run(
-        git, cwd=Path(__file__).parent, capture_output=True, text=True, check=False
-    )
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
-    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return {
-        "cpu": models[0] if models else platform.machine(),
-        "cores": len(os.sched_getaffinity(0)),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "vjepa_fast": __version__,
-        "commit": done.stdout.strip() or None,
-    }
-
-
-def _number(least: int) -> Callable[[str], int]:
-    """An argparse type: a whole number from `least` on."""
-
-    def parse(text: str) -> int:
-        if not text.isdecimal() or int(text) < least:
-            raise argparse.ArgumentTypeError(
-                f"found {text!r}, expected a whole number from {least} on"
-            )
-        return int(text)
-
-    return parse
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Check, time, print; 1 if anything is wrong."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--repeats", type=_number(1), default=20)
-    # Two batches at least, for a spread to judge their difference by.
-    parser.add_argument("--check-steps", type=_number(2), default=200, help="batches compared")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--repeats", type=count, default=20, help="timed repeats (20)")
+    # At least two batches, since the tolerance comes from their spread.
+    parser.add_argument("--check-steps", type=at_least(2), default=200, help="compared batches")
     parser.add_argument("--output", type=Path, help="rows as JSON lines")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
@@ -244,32 +222,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def check_and_time(check_steps: int, repeats: int, output: TextIO) -> int:
-    """Print what is compared and timed, and write a row for each time as soon as it is there."""
+    """Print the comparison and the times; write each case's rows as soon as they are measured."""
     items = compare_statistics(check_steps)
     wrong = [item for item in items if not abs(item[1] - item[2]) <= item[3]]
-    for item, plain, ours, tolerance in wrong or items:
-        print(f"{item:42} plain {plain:8.3f}  ours {ours:8.3f}  (± {tolerance:.3f})")
+    statistics = [(name, *(f"{value:.3f}" for value in row)) for name, *row in wrong or items]
+    print(text_table([("mean of a batch", "plain torch", "ours", "tolerance"), *statistics]))
     if wrong:
-        print("error: the samplers' statistics differ; nothing was timed", file=sys.stderr)
+        print("error: the samplers' statistics differ; nothing is timed", file=sys.stderr)
         return 1
 
-    machine = describe()
-    print(f"\nmedian of {repeats} (20 % … 80 %), microseconds; {machine}")
+    machine = describe(torch.device("cpu"))
+    print(f"\n{machine_text(machine)}\nmicroseconds per batch, median of {repeats} (p20 … p80)\n")
     for title, case in cases():
         calls = providers(**case)
-        if odd := odd_one(calls):
-            print(f"error: {title}: {odd} draws other masks; it was not timed", file=sys.stderr)
+        if different := provider_that_differs(calls):
+            print(f"error: {title}: {different} draws other masks; not timed", file=sys.stderr)
             return 1
-        seconds = time_in_turns(calls, repeats)
+        seconds = time_interleaved(calls, repeats)
         base = np.median(seconds[BASELINE]) if BASELINE in seconds else None
+        cells = [(title, "us", "vs plain torch")]
         for name, values in seconds.items():
-            low, middle, high = np.percentile(values * 1e6, (20, 50, 80))
+            microseconds = spread(values * 1e6)
             ratio = base / np.median(values) if base else None
-            times = "" if ratio is None else f"{ratio:8.1f} x"
-            print(f"{title:18} {name:32} {middle:10.1f} ({low:.1f} … {high:.1f}) {times}")
+            speedup = "" if ratio is None else f"{ratio:.1f} x"
+            cells.append((f"  {name}", spread_text(microseconds), speedup))
             row = {"case": title, "provider": name, "baseline": name == BASELINE}
-            row |= {"p20_us": low, "p50_us": middle, "p80_us": high, "speedup": ratio}
-            print(json.dumps(row | machine), file=output, flush=True)
+            row |= {f"{point}_us": value for point, value in microseconds.items()}
+            print(json.dumps(row | {"speedup": ratio} | machine), file=output, flush=True)
+        print(text_table(cells), flush=True)
     return 0
 
 

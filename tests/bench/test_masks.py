@@ -1,6 +1,6 @@
 """The mask benchmark runs, and times nothing that is wrong."""
 
-import importlib.util
+import importlib
 import json
 
 import pytest
@@ -8,15 +8,11 @@ import pytest
 from tests.helpers.paths import REPOSITORY
 from vjepa_fast.masks import MultiBlock
 
-PATH = REPOSITORY / "bench" / "masks.py"
-
 
 @pytest.fixture
-def bench():
-    spec = importlib.util.spec_from_file_location("bench_masks", PATH)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def bench(monkeypatch):
+    monkeypatch.syspath_prepend(str(REPOSITORY / "bench"))
+    return importlib.import_module("masks")
 
 
 def test_it_compares_and_then_times(bench, monkeypatch, tmp_path, capsys):
