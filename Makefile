@@ -44,7 +44,7 @@ test-all: $(STAMP) ## all tests
 
 # Sizes for two cores; on a quiet machine a few minutes.
 BENCH := runs/bench
-bench: $(STAMP) ## the benchmarks at a CPU's sizes, in minutes; figures and pictures into runs/bench
+bench: $(STAMP) ## run all benchmarks at CPU sizes, in minutes; figures and pictures go to runs/bench
 	mkdir -p $(BENCH)
 	OMP_NUM_THREADS=1 $(BIN)/python bench/throughput.py --config $(CONFIG) --steps 10 --json $(BENCH)/throughput.json
 	$(BIN)/python bench/scaling.py $(BENCH)/throughput.json --json $(BENCH)/scaling.json
@@ -54,7 +54,7 @@ bench: $(STAMP) ## the benchmarks at a CPU's sizes, in minutes; figures and pict
 	$(BIN)/python bench/masks.py --repeats 5 --check-steps 50 --output $(BENCH)/masks.jsonl
 	$(BIN)/python bench/scaling.py --check --json $(BENCH)/scaling_check.json
 
-gpu-check: $(STAMP) ## does all work on this GPU, and how fast: a page and a JSON, in 10 minutes
+gpu-check: $(STAMP) ## check that everything works on this GPU, and how fast, in 10 minutes; writes report.md
 	$(BIN)/python bench/gpu_check.py
 
 lint: $(STAMP) ## ruff, check only

@@ -179,7 +179,7 @@ def providers(
     calls["vjepa_fast"] = lambda step: sampler.sample(step, ids)
     if clips >= 1536:  # where several threads draw
         alone = MaskSampler(specs, grid, num_threads=1)
-        calls["the same, one thread"] = lambda step: alone.sample(step, ids)
+        calls["vjepa_fast, one thread"] = lambda step: alone.sample(step, ids)
     return calls
 
 
@@ -249,7 +249,7 @@ def check_and_time(check_steps: int, repeats: int, output: TextIO) -> int:
             row = {"case": title, "provider": name, "baseline": name == BASELINE}
             row |= {f"{point}_us": value for point, value in microseconds.items()}
             print(json.dumps(row | {"speedup": ratio} | machine), file=output, flush=True)
-        print(text_table(cells), flush=True)
+        print(text_table(cells), end="\n\n", flush=True)
     return 0
 
 

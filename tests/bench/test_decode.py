@@ -1,4 +1,4 @@
-"""The decoding benchmark runs, and times nobody who shows the wrong frames."""
+"""bench/decode.py runs, and does not time a decoder that shows wrong frames."""
 
 import argparse
 import importlib
@@ -59,7 +59,7 @@ def test_the_work_of_other_processes_counts(bench):
 
 
 @pytest.mark.parametrize("off", ["frames", "pixels"])
-def test_it_times_nobody_who_shows_something_else(bench, monkeypatch, tmp_path, off):
+def test_a_decoder_that_shows_wrong_frames_is_not_timed(bench, monkeypatch, tmp_path, off):
     right = bench.PROVIDERS["pyav"]
 
     def wrong(*arguments):
@@ -75,7 +75,7 @@ def test_it_times_nobody_who_shows_something_else(bench, monkeypatch, tmp_path, 
     assert "clips_per_s" not in row
 
 
-def test_what_pyav_decodes_is_no_figure_of_dali(bench, monkeypatch, tmp_path):
+def test_clips_decoded_by_pyav_do_not_count_for_dali(bench, monkeypatch, tmp_path):
     manifest = bench.make_videos(tmp_path, "vp9", (96, 64), 12)
     monkeypatch.setattr("vjepa_fast.data.decode.dali.IN_MEMORY", 100)  # too little for any part
     case = {"codec": "vp9", "width": 96, "height": 64, "gop": 12, "num_frames": 4}

@@ -1,4 +1,4 @@
-"""The GPU check survives its parts, says how each went, and is rehearsed whole on a CPU."""
+"""bench/gpu_check.py survives failing parts, reports each one, and is rehearsed on a CPU."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_each_part_has_its_own_end(bench, part, tmp_path, capsys):
     assert page in capsys.readouterr().out
 
 
-def test_what_is_left_out_is_no_failure_and_time_is_one_budget(bench, part, tmp_path):
+def test_a_missing_package_is_no_failure_and_time_is_one_budget(bench, part, tmp_path):
     assert bench.main.check([part("missing", needs=("no_such",))], "cuda", tmp_path, 100) == 0
     slow = [part("slow", "import time; time.sleep(60)"), part("late", "pass")]
     assert bench.main.check(slow, "cuda", tmp_path, 1.5) == 1
@@ -130,7 +130,7 @@ def test_commands_name_options_and_files_that_are_there(bench, device, tmp_path)
                 assert not item.startswith("--") or f'"{item.replace("--no-", "--")}"' in source
 
 
-def test_what_did_not_happen_is_no_pass(bench, tmp_path, monkeypatch):
+def test_a_part_that_did_not_do_its_work_has_not_passed(bench, tmp_path, monkeypatch):
     error = bench.parts.UserError
     (tmp_path / "kernel_tests.log").write_text("1 passed, 2 skipped in 3s\n")
     with pytest.raises(error, match="2 skipped"):

@@ -1,4 +1,4 @@
-"""The kernel benchmark runs on small sizes, counts bytes as by hand, and times nothing wrong."""
+"""bench/kernels.py runs on small sizes, counts bytes correctly, and does not time wrong results."""
 
 import functools
 import importlib
@@ -16,7 +16,7 @@ OPS = ["gather", "loss", "patchify", "predictor_tokens", "ema"]
 
 @pytest.fixture
 def bench(monkeypatch):
-    """The modules of bench/, with one small model and little to flush."""
+    """The modules of bench/, with one small model and a small flush buffer."""
     monkeypatch.syspath_prepend(str(BENCH))
     found = SimpleNamespace(kernels=importlib.import_module("kernels"))
     for name in ("cases", "shapes", "timer"):
@@ -61,7 +61,7 @@ def test_it_compares_and_then_times_every_op(bench, tmp_path, capsys):
 
 
 def test_the_device_is_kept_busy_while_the_host_launches(bench):
-    """Twice as long as the same pass of the same provider took the host the last time."""
+    """For twice the host's last time of the same pass and provider."""
     asked, hosts = [], iter(range(1, 100))
 
     def timer(call, ahead=0.0):
@@ -79,7 +79,7 @@ def test_the_device_is_kept_busy_while_the_host_launches(bench):
 
 
 def test_events_enclose_the_call_and_nothing_else(bench, monkeypatch):
-    """On CUDA, whose part is played here: overwrite, sleep, event, call, event."""
+    """On CUDA, faked here: overwrite, sleep, event, call, event."""
     order = []
 
     class Event:
@@ -114,7 +114,7 @@ def test_events_enclose_the_call_and_nothing_else(bench, monkeypatch):
         (["--output", "none/rows.jsonl"], "argument --output: found none/rows.jsonl (No such file"),
     ],
 )
-def test_what_cannot_be_is_refused_before_anything_runs(
+def test_bad_arguments_are_rejected_before_anything_runs(
     bench, monkeypatch, tmp_path, capsys, arguments, message
 ):
     path = tmp_path / "rows.jsonl"
@@ -254,7 +254,7 @@ def test_one_wrong_op_leaves_the_others(bench, monkeypatch, tmp_path):
 
 
 def test_every_pytorch_provider_compiles_whole(bench, monkeypatch, tmp_path):
-    """As far as tracing goes: what the generated code costs is for the benchmark to say."""
+    """Tracing only; the benchmark itself measures the generated code."""
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
     status, rows = run(bench, tmp_path, "--compile")
     assert status == 0
@@ -265,7 +265,7 @@ def test_every_pytorch_provider_compiles_whole(bench, monkeypatch, tmp_path):
     assert not {(op, n) for op, n in names if n.startswith("ours,")}
 
 
-def test_unknown_op_is_refused(bench, capsys):
+def test_an_unknown_op_is_rejected(bench, capsys):
     with pytest.raises(SystemExit):
         bench.kernels.main(["--only", "gelu"])
     assert "gather" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""The mask benchmark runs, and times nothing that is wrong."""
+"""bench/masks.py runs, and does not time wrong masks."""
 
 import importlib
 import json
@@ -54,7 +54,7 @@ def test_it_refuses_to_time_other_masks_of_several_threads(bench, monkeypatch, c
     monkeypatch.setattr(bench, "cases", lambda: some)
     assert bench.main(["--repeats", "1", "--check-steps", "12"]) == 1
     printed = capsys.readouterr()
-    assert "batch 1536: the same, one thread draws other masks" in printed.err
+    assert "batch 1536: vjepa_fast, one thread draws other masks" in printed.err
     assert "batch 1 " in printed.out and "batch 1536" not in printed.out
 
 
@@ -62,8 +62,8 @@ def test_it_refuses_to_time_other_masks_of_several_threads(bench, monkeypatch, c
     "arguments",
     [("--check-steps", "1"), ("--check-steps", "0"), ("--repeats", "0"), ("--output", "/")],
 )
-def test_bad_arguments_are_refused_at_once(bench, arguments, monkeypatch, capsys):
-    monkeypatch.setattr(bench, "compare_statistics", lambda steps: pytest.fail("it went on"))
+def test_bad_arguments_are_rejected_at_once(bench, arguments, monkeypatch, capsys):
+    monkeypatch.setattr(bench, "compare_statistics", lambda steps: pytest.fail("it continued"))
     with pytest.raises(SystemExit) as caught:
         bench.main(list(arguments))
     assert caught.value.code == 2

@@ -1,4 +1,4 @@
-"""A checkout of the public trainer runs beside ours, and what it lacks is one sentence."""
+"""A checkout of the public trainer is timed beside ours; a missing piece is a one-sentence error."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The model of many GPUs, on cases that one can do by hand; the benchmarks of growth run."""
+"""The scaling model gives results computed by hand; bench/scaling.py and bench/growth.py run."""
 
 from __future__ import annotations
 

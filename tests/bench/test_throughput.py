@@ -1,4 +1,4 @@
-"""The throughput benchmark runs, counts as PyTorch does, and times nothing that trains wrongly."""
+"""bench/throughput.py runs, counts FLOPs as PyTorch does, and does not time a wrong side."""
 
 from __future__ import annotations
 
@@ -151,7 +151,7 @@ def scaled_backward(bench, monkeypatch):
         (scaled_backward, "encoder's gradient norm at step 0"),
     ],
 )
-def test_a_wrong_baseline_is_refused(
+def test_a_wrong_baseline_is_rejected(
     bench, config_file, tmp_path, monkeypatch, capsys, spoil, item
 ):
     spoil(bench, monkeypatch)
@@ -183,7 +183,7 @@ def test_a_mistake_is_a_sentence(
     assert error.startswith("error: ") and found in error and error.count("\n") == 1
 
 
-def test_unequal_lengths_and_other_processes_are_refused(bench, config_file, monkeypatch, capsys):
+def test_unequal_lengths_and_other_processes_are_rejected(bench, config_file, monkeypatch, capsys):
     assert run(bench, config_file(masks={"truncate": "none"})) == 2
     assert "masks.truncate: found 'none'" in capsys.readouterr().err
     monkeypatch.setenv("WORLD_SIZE", "2")

@@ -1,5 +1,5 @@
-"""Stands in for a checkout of facebookresearch/jepa: the same names and calls, with as little
-behind them as trains. The code is ours."""
+"""A stand-in for a checkout of facebookresearch/jepa: its names and signatures around the smallest
+networks that train. The code is ours."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ MODULES = {
 
 
 def make_checkout(folder: Path) -> Path:
-    """Write the stand-in; its folder."""
+    """Write the stand-in; returns its folder."""
     for name, parts in MODULES.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(f"from src.parts import {parts}\n")
