@@ -1,4 +1,4 @@
-"""A checkout of the public trainer is timed beside ours; a missing piece is a one-sentence error."""
+"""A checkout of the public trainer is timed beside ours; what it lacks is a one-sentence error."""
 
 from __future__ import annotations
 
