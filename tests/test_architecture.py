@@ -1,88 +1,114 @@
-"""Layers point one way, run as a script nobody is shadowed, files stay small and portable."""
+"""The layout: imports point one way, rooms load only what they need, folders and files stay small.
 
-import ast
+`python tests/helpers/house.py` prints the figures that these tests hold.
+"""
+
 import os
 import subprocess
 import sys
-from graphlib import TopologicalSorter
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
-PACKAGE = ROOT / "vjepa_fast"
-MODULES = {
-    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
-    for path in sorted(PACKAGE.rglob("*.py"))
-}
+from tests.helpers.house import House, files_per_folder, within
+from tests.helpers.paths import REPOSITORY
 
-# Whom each room may import; every room may import itself. The longest match counts, and a module of
-# no room is a failure, so that a new file must be given its place.
-LOWER = {"kernels", "masks", "models", "errors"}
-TRAINING = {*LOWER, "config", "data", "weights"}
+HOUSE = House(REPOSITORY)
+MODULES = HOUSE.modules
+ROOT = REPOSITORY
+PACKAGE = ROOT / "vjepa_fast"
+FILES_PER_FOLDER = 9
+LINES_PER_FILE = 400
+
+# Whom each room may import; every room may import itself. A name stands for everything below it,
+# and the longest one counts. A module of no room fails, so that a new file must be given its place.
+PLANS = {"data.plan", "data.decode", "data.loader", "data.open_manifest"}
 ALLOWED = {
     "": set(),  # vjepa_fast/__init__.py
     "errors": set(),
     "kernels": set(),
     "masks": set(),
     "models": {"kernels"},
-    "data": {"masks", "errors"},
+    "config": {"errors", "masks", "models"},
     "weights": {"errors"},
-    "config": {"masks", "models", "errors"},
-    "training": {*TRAINING, ""},
-    "evaluation": {*TRAINING, "training"},
-    "commands": {*TRAINING, "training", "evaluation"},
-    "train": {*TRAINING, "training"},
-    "cli": {*TRAINING, "training", "evaluation", "commands", "train", ""},
+    "data": set(),  # each file at its top has a line of its own below
+    "data.ffmpeg": set(),
+    "data.workers": {"errors"},
+    "data.manifest": {"errors"},
+    "data.plan": {"data.manifest", "errors", "masks"},
+    "data.decode": {"data.ffmpeg", "data.manifest", "data.plan", "data.workers", "errors"},
+    "data.bad_clips": {"data.decode", "data.plan", "errors"},
+    "data.loader": {"data.bad_clips", "data.decode", "data.plan"},
+    "data.prepare": {"data.decode", "data.ffmpeg", "data.manifest", "data.workers", "errors"},
+    "data.open_manifest": {"data.manifest", "data.prepare"},
+    "training.distributed": {"errors"},
+    "training.timers": set(),
+    "training.schedules": {"config"},
+    "training.recipe": {"config", "errors"},
+    "training.zero": {"config", "errors"},
+    "training.nonfinite": {"training.zero"},
+    "training.teacher": {"kernels", "models", "training.zero"},
+    "training.checkpoint.format": {"errors"},
+    "training.checkpoint": {
+        "config",
+        "errors",
+        "training.distributed",
+        "training.recipe",
+        "training.trainer",
+        "training.zero",
+    },
+    "training.monitoring": {
+        "",
+        "config",
+        "errors",
+        "masks",
+        "training.batches",
+        "training.checkpoint.format",
+        "training.recipe",
+        "training.timers",
+        "training.trainer",
+        "training.zero",
+    },
+    "training": {"config", "data.workers", "errors", "masks", "models", *PLANS},
+    "evaluation": {
+        "config",
+        "data.bad_clips",
+        "errors",
+        "kernels",
+        "models",
+        "training.checkpoint.format",
+        "weights",
+        *PLANS,
+    },
+    "commands": {
+        "config",
+        "data.manifest",
+        "data.prepare",
+        "errors",
+        "evaluation",
+        "masks",
+        "models",
+        "training.batches",
+        "training.monitoring",
+        "training.timers",
+        *PLANS,
+    },
+    "train": {"config", "errors", "training.loop", "training.recipe"},
+    "cli": {"", "commands", "errors", "train"},
 }
-# What the three parts that others use on their own may import from elsewhere.
+# What the parts that others use on their own may import from elsewhere.
 LIBRARIES = {
     "kernels": {"torch", "triton", "numpy"},
     "masks": {"torch", "numpy"},
     "models": {"torch", "numpy", "xformers"},  # xformers inside a function, if it is there
 }
-
-
-def within(name, part):
-    return name == part or name.startswith(f"{part}.")
-
-
-def imports(name):
-    """Every module that a file imports, anywhere in it, with whether that happens only later: in a
-    function, or for type checkers."""
-    path, found = MODULES[name], []
-    tree = ast.parse(path.read_text(), str(path))
-    functions = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
-    later = {
-        id(inner)
-        for node in ast.walk(tree)
-        if isinstance(node, functions)
-        or (isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test))
-        for inner in ast.walk(node)
-    }
-    package = name.split(".") if path.name == "__init__.py" else name.split(".")[:-1]
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            found += [(alias.name, id(node) in later) for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            base = package[: len(package) - node.level + 1] if node.level else []
-            base = ".".join([*base, *filter(None, [node.module])])
-            for alias in node.names:
-                full = f"{base}.{alias.name}"
-                # `from package import module`; from its own package also the compiled _sampler
-                own = "." in base and base != name and within(name, base)
-                module = full in MODULES or own
-                found.append((full if module else base, id(node) in later))
-    return found
-
-
-def ours(name):
-    """Imports of our own, without the package's name in front."""
-    return {
-        target.removeprefix("vjepa_fast").removeprefix(".")
-        for target, _ in imports(name)
-        if within(target, "vjepa_fast")
-    }
+# What importing a part must not load, since it has no need for it.
+NOT_LOADED = {
+    "vjepa_fast.cli": {"torch", "pydantic", "av", "sklearn", "matplotlib", "deepspeed"},
+    "vjepa_fast.config": {"deepspeed", "av", "sklearn", "vjepa_fast.training", "vjepa_fast.data"},
+    "vjepa_fast.training.checkpoint.format": {"deepspeed", "pydantic", "vjepa_fast.training.zero"},
+    "vjepa_fast.evaluation.probe": {"deepspeed", "vjepa_fast.training.trainer"},
+    "vjepa_fast.training.loop": {"sklearn", "vjepa_fast.commands", "vjepa_fast.evaluation"},
+}
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -93,17 +119,25 @@ def test_imports_point_one_way(name):
     part = max(parts, key=len)
     wrong = {
         target
-        for target in ours(name)
+        for target in HOUSE.ours(name)
         if not any(within(target, p) for p in {*ALLOWED[part], part})
     }
     assert not wrong, f"{name} may not import {wrong}"
 
 
+def test_rooms_do_not_import_each_other():
+    assert HOUSE.mutual() == []
+
+
+def test_no_module_imports_itself_in_a_circle():
+    """Not even inside functions or for type checkers."""
+    assert HOUSE.circle(deferred=True) == []
+
+
 @pytest.mark.parametrize("name", MODULES)
 def test_nothing_of_ours_imports_benchmarks_or_tests(name):
-    tops = {target.split(".")[0] for target, _ in imports(name)}
+    tops = {target.split(".")[0] for target, _ in HOUSE.imports(name)}
     assert not tops & {"bench", "tests", "setup", "conftest"}
-    assert not tops & {path.stem for path in (ROOT / "tests").glob("*.py")}
     assert not tops & ({path.stem for path in PACKAGE.iterdir()} - {"__init__", "__pycache__"})
 
 
@@ -113,28 +147,33 @@ def test_libraries_of_the_parts_that_others_use(part):
         target.split(".")[0]
         for name in MODULES
         if within(name, f"vjepa_fast.{part}")
-        for target, _ in imports(name)
+        for target, _ in HOUSE.imports(name)
     }
     assert found - sys.stdlib_module_names - {"vjepa_fast"} <= LIBRARIES[part]
 
 
-def test_no_module_imports_itself_in_a_circle():
-    graph = {
-        name: {target for target, later in imports(name) if not later and target in MODULES}
-        for name in MODULES
-    }
-    order = list(TopologicalSorter(graph).static_order())  # raises CycleError
-    assert order.index("vjepa_fast.errors") < order.index("vjepa_fast.cli")
-
-
 def test_imports_are_seen():
-    """The checks above look at what is there: lazy, relative and for type checkers."""
-    assert "config.schema" in ours("vjepa_fast.config.checks")
-    assert ("vjepa_fast.config", True) in imports("vjepa_fast.train")
-    assert ("vjepa_fast.masks", False) in imports("vjepa_fast.config.masks")
-    assert "evaluation.probe" in ours("vjepa_fast.commands.probe")
-    assert "kernels.gather_backward" in ours("vjepa_fast.kernels.gather")
-    assert "masks" in ours("vjepa_fast.config.masks")
+    """The checks above look at what is there: lazy, plain, and of modules of a package."""
+    assert "config.schema" in HOUSE.ours("vjepa_fast.config.checks")
+    assert ("vjepa_fast.masks", False) in HOUSE.imports("vjepa_fast.config.masks")
+    assert ("vjepa_fast.evaluation.probe", True) in HOUSE.imports("vjepa_fast.commands.probe")
+    assert "kernels.gather_backward" in HOUSE.ours("vjepa_fast.kernels.gather")
+    assert HOUSE.arrows()["models"] == {"kernels"}
+
+
+@pytest.mark.parametrize(
+    "source", ["def f():\n    import vjepa_fast.a.b\n", "import vjepa_fast.a\n"]
+)
+def test_a_circle_is_seen(source, tmp_path):
+    """The checks above can fail."""
+    for name, text in {"a/__init__": "", "a/b": "import vjepa_fast.c\n", "c": source}.items():
+        path = tmp_path / "vjepa_fast" / f"{name}.py"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    house = House(tmp_path)
+    assert house.mutual() == [("a", "c")]
+    assert bool(house.circle(deferred=True)) == ("a.b" in source)
+    assert house.circle(deferred=False) == []
 
 
 def fresh(*command, cwd, **environment):
@@ -165,6 +204,14 @@ def test_a_fresh_import_brings_nothing_else(part, companions, tmp_path):
     assert not modules & HEAVY
     found = {name.split(".")[1] for name in modules if name.startswith("vjepa_fast.")}
     assert found == {part} | companions
+
+
+@pytest.mark.parametrize("name", NOT_LOADED)
+def test_importing_a_part_loads_only_what_it_needs(name, tmp_path):
+    program = f"import sys\nimport {name}\nprint(*sys.modules)"
+    modules = set(fresh("-c", program, cwd=tmp_path, PYTHONPATH=str(ROOT)).split())
+    assert name in modules
+    assert not modules & NOT_LOADED[name]
 
 
 # Runs in the script's own process after the script is done.
@@ -215,12 +262,33 @@ def test_train_as_a_script_needs_no_installed_package(tmp_path):
     assert "--config" in fresh("-c", program, PACKAGE / "train.py", cwd=tmp_path)
 
 
-SOURCES = [*MODULES.values(), *sorted((ROOT / "csrc").iterdir())]
+@pytest.mark.parametrize("top", ["vjepa_fast", "bench", "tests"])
+def test_folders_hold_few_files(top):
+    crowded = {f: n for f, n in files_per_folder(ROOT, top).items() if n > FILES_PER_FOLDER}
+    assert not crowded
+
+
+FOLDERS = [path.parent for path in MODULES.values() if path.name == "__init__.py"]
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_folder_says_what_it_answers(folder):
+    text = (folder / "__init__.py").read_text(encoding="utf-8")
+    assert text.startswith('"""')
+    assert folder == PACKAGE or len(text.partition('"""')[2].partition('"""')[0].splitlines()) >= 3
+
+
+SOURCES = [
+    path
+    for top in ("vjepa_fast", "csrc", "bench", "tests")
+    for path in sorted((ROOT / top).rglob("*"))
+    if path.suffix in (".py", ".cpp", ".h")
+]
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_files_are_short(path):
-    assert len(path.read_text().splitlines()) <= 400
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= LINES_PER_FILE
 
 
 def test_the_algorithms_in_cpp_know_neither_python_nor_torch():

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.helpers.fake_peer import PARTS, make_checkout
+from tests.bench.fake_peer import PARTS, make_checkout
 from tests.helpers.paths import REPOSITORY
 from vjepa_fast.errors import UserError
 from vjepa_fast.training.distributed.launch import init_process_group

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.bad_configs import check_sentence
+from tests.config.bad_configs import check_sentence
 from tests.helpers.paths import REPOSITORY
 from vjepa_fast.config import load_config
 from vjepa_fast.errors import UserError

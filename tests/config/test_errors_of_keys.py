@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.bad_configs import REMOVED, check_sentence
+from tests.config.bad_configs import REMOVED, check_sentence
 
 TOP = (
     "one of seed, output, data, model, masks, optim, teacher, precision, zero, compile, "

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.bad_configs import check_sentence
+from tests.config.bad_configs import check_sentence
 
 # What is changed in configs/vith16.json (key: new value), the key with which the sentence must
 # start, and the rest of it.

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.helpers.stage_runs import WIDTH, launch, plain_loop
 from tests.helpers.trainers import make_model
+from tests.training.zero.stage_runs import WIDTH, launch, plain_loop
 
 HOST = {"offload_optimizer": True}
 BOTH = {"offload_optimizer": True, "offload_parameters": True}
