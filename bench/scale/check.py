@@ -198,6 +198,9 @@ def main() -> None:
     else:
         result = train_together(options.config)
     options.output.write_text(json.dumps(result), encoding="utf-8")
+    if dist.is_initialized():  # gloo's threads can abort a process that exits without this
+        dist.barrier()
+        dist.destroy_process_group()
 
 
 if __name__ == "__main__":
