@@ -30,13 +30,13 @@ from common import (
     write_json,
 )
 from step.clock import Clock
-from step.sides import Clips, Ours
+from step.trainers import Clips, Ours
 from vjepa_fast.commands.cost_of_config import clip_flops
 from vjepa_fast.commands.terminal import text_table
 from vjepa_fast.config import Config, load_config
 from vjepa_fast.errors import exit_status
+from vjepa_fast.training.distributed.cpu import prepare_cpu
 from vjepa_fast.training.distributed.launch import init_process_group
-from vjepa_fast.training.distributed.process import prepare_cpu
 
 CLIPS = 8  # of a step, on every axis but the batch's
 RATIOS = (0.5, 0.7, 0.8, 0.9)

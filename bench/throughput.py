@@ -36,15 +36,15 @@ from step.clock import Clock, Rates
 from step.gate import STEPS, compare
 from step.measure import Measured, Measurement
 from step.roofline import mean_work, step_work
-from step.sides import Baseline, Clips, Ours, demo_manifest, read_config
+from step.trainers import Baseline, Clips, Ours, demo_manifest, read_config
 from vjepa_fast.commands.cost_of_config import clip_flops
 from vjepa_fast.config import Config, load_config
 from vjepa_fast.errors import UserError, exit_status
+from vjepa_fast.training.distributed.cpu import prepare_cpu
 from vjepa_fast.training.distributed.launch import init_process_group
-from vjepa_fast.training.distributed.process import prepare_cpu
 
 if TYPE_CHECKING:
-    from peer.side import Peer
+    from peer.checkout import Peer
 
 STEPS_TIMED = {"cuda": 100, "cpu": 30}
 
@@ -84,7 +84,7 @@ def make_folder(folder: Path | None) -> None:
 
 def start_peer(options: argparse.Namespace, config: Config) -> Peer:
     """Start the peer's process and its warm-up steps; raises UserError if it cannot take part."""
-    from peer.side import Peer
+    from peer.checkout import Peer
 
     if options.data != "synthetic" or config.compile:
         found = "compile" if config.compile else f"--data {options.data}"

@@ -36,8 +36,8 @@ from vjepa_fast.errors import UserError
 from vjepa_fast.models.sequences import PackedMasks
 from vjepa_fast.training.batches import make_sampler, packed, split_batch
 from vjepa_fast.training.build import build_trainer
+from vjepa_fast.training.distributed.cpu import prepare_cpu
 from vjepa_fast.training.distributed.launch import free_port, init_process_group
-from vjepa_fast.training.distributed.process import prepare_cpu
 from vjepa_fast.training.monitoring.environment import processor_name
 from vjepa_fast.training.trainer import Trainer
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from step.sides import Baseline, Ours
+from step.trainers import Baseline, Ours
 
 STEPS = 3
 # Relative to the baseline's value. AdamW's first step divides each gradient by its own size, also

@@ -12,10 +12,10 @@ import torch
 
 from step.clock import Clock, Rates, peak_memory
 from step.gemms import gemms_alone
-from step.sides import PARTS, Baseline, Clips, Ours
+from step.trainers import PARTS, Baseline, Clips, Ours
 
 if TYPE_CHECKING:
-    from peer.side import Peer
+    from peer.checkout import Peer
 
 STEPS_PER_ROUND = {"cuda": 5, "cpu": 1}  # of each side
 PROFILED_STEPS = 3

@@ -28,7 +28,7 @@ from step.clock import datasheet_flops
 from step.gate import Gate
 from step.measure import Measured
 from step.roofline import Work
-from step.sides import PARTS
+from step.trainers import PARTS
 from vjepa_fast.commands.terminal import text_table
 
 NAMES = {

@@ -25,8 +25,8 @@ CLIPS = 4
 def bench(monkeypatch):
     """The modules of bench/, with a small GEMM and a small copy."""
     monkeypatch.syspath_prepend(str(BENCH))
-    names = {"throughput": "throughput", "clock": "step.clock", "side": "peer.side"}
-    names |= {"report": "step.report", "sides": "step.sides", "peer_step": "peer.step"}
+    names = {"throughput": "throughput", "clock": "step.clock", "checkout": "peer.checkout"}
+    names |= {"report": "step.report", "trainers": "step.trainers", "peer_step": "peer.step"}
     found = SimpleNamespace(**{key: importlib.import_module(name) for key, name in names.items()})
     monkeypatch.setattr(found.clock, "GEMM_SIZE", {"cpu": 64})
     monkeypatch.setattr(found.clock, "COPY_BYTES", {"cpu": 1 << 20})
@@ -42,7 +42,7 @@ def config_file(small_config, tmp_path):
 
 @pytest.fixture
 def config(bench, config_file):
-    return bench.sides.read_config(config_file, CLIPS, False, None, None)
+    return bench.trainers.read_config(config_file, CLIPS, False, None, None)
 
 
 @pytest.fixture
@@ -146,7 +146,7 @@ def test_what_a_checkout_lacks(bench, config, checkout, capfd, file, old, new, f
     assert old in text
     (checkout / file).write_text(text.replace(old, new))
     with pytest.raises(UserError) as error:
-        bench.side.Peer(checkout, config)
+        bench.checkout.Peer(checkout, config)
     assert str(error.value).startswith("--peer: found ") and found in str(error.value)
     assert ("ZeroDivisionError" in capfd.readouterr().err) == ("error above" in found)
 
@@ -161,7 +161,7 @@ def step(bench, config):
 
 def test_masks_are_those_of_the_other_sides(bench, config, step):
     init_process_group()
-    plain = bench.sides.Baseline(config, torch.device("cpu"))
+    plain = bench.trainers.Baseline(config, torch.device("cpu"))
     for number in (0, 5):
         for own, other in zip(step.masks(number), plain.prepare(number), strict=True):
             assert all(torch.equal(a, b) for a, b in zip(own, other, strict=True))

@@ -18,7 +18,7 @@ from vjepa_fast.models.sequences import pack_masks
 from vjepa_fast.training.distributed.launch import init_process_group
 
 BENCH = REPOSITORY / "bench"
-MODULES = ("baseline", "clock", "gate", "gemms", "measure", "report", "roofline", "sides")
+MODULES = ("baseline", "clock", "gate", "gemms", "measure", "report", "roofline", "trainers")
 CLIPS = 4
 
 
@@ -50,7 +50,7 @@ def config_file(small_config, tmp_path):
 def config(bench, config_file):
     """A small config as the benchmark reads it."""
     init_process_group()
-    return bench.sides.read_config(config_file(), CLIPS, False, None, None)
+    return bench.trainers.read_config(config_file(), CLIPS, False, None, None)
 
 
 def run(bench, config, *arguments):
@@ -78,7 +78,7 @@ def test_it_compares_and_then_times(bench, config_file, tmp_path, capsys):
     assert 0 < result["gemms"]["flops"] < result["gemms"]["step_flops"]
 
     rates, parts = result["rates"], result["parts"]
-    assert [row["part"] for row in parts] == list(bench.sides.PARTS)
+    assert [row["part"] for row in parts] == list(bench.trainers.PARTS)
     flops, gemm = sum(row["flops"] for row in parts), rates["gemm_gflop_per_s"]["p50"] * 1e9
     assert flops == pytest.approx(CLIPS * result["flops_per_clip"], rel=0.2)  # other masks
     for row in parts:
@@ -101,7 +101,7 @@ def test_it_compares_and_then_times(bench, config_file, tmp_path, capsys):
 @pytest.mark.parametrize("data", ["demo", "manifest"])
 def test_video_files_through_the_loader(bench, config_file, demo, tmp_path, monkeypatch, data):
     manifests = demo / "train.csv", demo / "test.csv"
-    monkeypatch.setattr(bench.sides, "make_demo", lambda folder, **_: manifests)
+    monkeypatch.setattr(bench.trainers, "make_demo", lambda folder, **_: manifests)
     path = config_file(data={"manifests": ["nowhere.csv"]} if data == "demo" else {})
     output = tmp_path / "out.json"
     chosen = "demo" if data == "demo" else manifests[1]
@@ -193,15 +193,17 @@ def test_unequal_lengths_and_other_processes_are_rejected(bench, config_file, mo
 
 def test_the_command_line_adds_to_the_config(bench, config_file):
     for own, asked in ((False, False), (True, False), (False, True)):
-        config = bench.sides.read_config(config_file(compile=own), 2, asked, 0, Path("other.csv"))
+        config = bench.trainers.read_config(
+            config_file(compile=own), 2, asked, 0, Path("other.csv")
+        )
         assert config.compile == (own or asked) and config.zero.stage == 0
         assert config.optim.micro_batch == config.optim.global_batch == 2
         assert config.masks.truncate_group == 2 and config.data.manifests == ["other.csv"]
 
 
 def test_parts_follow_each_other_and_leave_nothing_behind(bench, config):
-    ours = bench.sides.Ours(config)
-    video = next(bench.sides.Clips(config, ours.device, False))
+    ours = bench.trainers.Ours(config)
+    video = next(bench.trainers.Clips(config, ours.device, False))
     model = ours.trainer.model
 
     def state():
@@ -209,11 +211,11 @@ def test_parts_follow_each_other_and_leave_nothing_behind(bench, config):
         hooks = [list(module._forward_hooks) for module in (model, model.encoder)]
         return [set(vars(owner)) for owner in owners], hooks
 
-    before, parts = state(), bench.sides.PARTS
+    before, parts = state(), bench.trainers.PARTS
     first, *others, backward, optimizer, ema = parts  # ours runs the target encoder last
     own = (first, "context", "predictor", "target", "predictor", backward, optimizer, ema)
     assert set(own) == set(parts) and set(others) == {"context", "predictor", "target"}
-    for side, order in ((ours, own), (bench.sides.Baseline(config, ours.device), parts)):
+    for side, order in ((ours, own), (bench.trainers.Baseline(config, ours.device), parts)):
         marks = []
         side.step(0, video, side.prepare(0), marks.append)
         assert tuple(marks) == order
@@ -234,9 +236,9 @@ def test_parts_add_up_to_the_step(bench, monkeypatch):
 
 
 def test_flops_by_part_as_pytorch_counts_them(bench, config):
-    ours = bench.sides.Ours(config)
-    video = next(bench.sides.Clips(config, ours.device, False))
-    m = bench.sides.draw_masks(ours.sampler, 0, CLIPS)
+    ours = bench.trainers.Ours(config)
+    video = next(bench.trainers.Clips(config, ours.device, False))
+    m = bench.trainers.draw_masks(ours.sampler, 0, CLIPS)
     masks = pack_masks(
         m.context_tokens, m.context_seqlens, m.target_tokens, m.target_seqlens, m.num_tokens
     )
@@ -265,7 +267,7 @@ def test_flops_by_part_as_pytorch_counts_them(bench, config):
 
 
 def test_bytes_by_hand(bench, config):
-    ours = bench.sides.Ours(config)
+    ours = bench.trainers.Ours(config)
     context, target = ours.token_counts(0)
     fp32, bf16 = (bench.roofline.step_work(config, context, target, n) for n in (4, 2))
     encoder, all_weights = (

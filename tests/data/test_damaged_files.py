@@ -15,9 +15,9 @@ from vjepa_fast.data.decode.pyav import PyavDecoder
 from vjepa_fast.data.ffmpeg import BadVideo
 from vjepa_fast.data.manifest.entry import ManifestEntry
 from vjepa_fast.data.plan.clip_plan import ClipPlan
-from vjepa_fast.data.prepare.findings import ScannedFile
 from vjepa_fast.data.prepare.inspect import probe_video
 from vjepa_fast.data.prepare.scan import scan
+from vjepa_fast.data.prepare.scan_journal import ScannedFile
 
 CLIPS = [[0, 1, 2, 3], [2, 14, 15, 39], [30, 33, 36, 39], [33, 34, 35, 36]]
 SECONDS = 60.0  # for one clip; a hang, if it takes them

@@ -16,9 +16,9 @@ from tests.helpers import videos
 from vjepa_fast.data.decode.pyav import decode_pixels
 from vjepa_fast.data.manifest.entry import ManifestEntry
 from vjepa_fast.data.plan.clip_plan import ClipPlan
-from vjepa_fast.data.prepare.findings import ScannedFile, ScanResult
 from vjepa_fast.data.prepare.inspect import probe_video
 from vjepa_fast.data.prepare.scan import probe_file
+from vjepa_fast.data.prepare.scan_journal import ScannedFile, ScanResult
 
 FRAMES = 40
 # Pixel formats and what the encoder needs for them. (libvpx is mostly built without 10 bits.)

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.helpers.trainers import make_trainer, micro_batch
 from vjepa_fast.config import parse_config
-from vjepa_fast.training.distributed.process import ManualGarbageCollection
+from vjepa_fast.training.distributed.garbage_collection import ManualGarbageCollection
 from vjepa_fast.training.loop import pretrain
 
 READS = {

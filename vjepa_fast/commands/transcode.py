@@ -98,7 +98,7 @@ def _decoding_time(entry: ManifestEntry, position: float) -> float:
 
     from vjepa_fast.data.decode.pyav import decode_clip
     from vjepa_fast.data.plan.clip_plan import ClipPlan
-    from vjepa_fast.data.plan.windows import Windows
+    from vjepa_fast.data.plan.frame_sampling import Windows
 
     frames = Windows(num_frames=FRAMES, frame_step=FRAME_STEP).frames_at_step(
         np.array([entry.frames]),

@@ -15,11 +15,12 @@ from vjepa_fast.training.batches import Batches
 from vjepa_fast.training.build import build_trainer, with_pinned_teacher
 from vjepa_fast.training.checkpoint.resume import find_resumable, restore
 from vjepa_fast.training.checkpoint.writer import Saver
+from vjepa_fast.training.distributed.cpu import prepare_cpu
+from vjepa_fast.training.distributed.garbage_collection import ManualGarbageCollection
 from vjepa_fast.training.distributed.host_group import HostGroup
 from vjepa_fast.training.distributed.launch import init_process_group
 from vjepa_fast.training.distributed.peer_watch import PeerWatch
 from vjepa_fast.training.distributed.preemption import StopRequests
-from vjepa_fast.training.distributed.process import ManualGarbageCollection, prepare_cpu
 from vjepa_fast.training.monitoring.curves import draw_curves
 from vjepa_fast.training.monitoring.reporter import Reporter
 from vjepa_fast.training.recipe import settings_of

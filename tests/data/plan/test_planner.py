@@ -9,9 +9,9 @@ import pytest
 from tests.helpers.paths import GOLDEN
 from vjepa_fast.data.manifest.entry import ManifestEntry, entries_of
 from vjepa_fast.data.plan.crops import Augment, random_crops
+from vjepa_fast.data.plan.frame_sampling import window_frames
 from vjepa_fast.data.plan.planner import ClipPlanner
 from vjepa_fast.data.plan.video_order import MIXTURE_BLOCK, VideoOrder, shuffled
-from vjepa_fast.data.plan.windows import window_frames
 from vjepa_fast.errors import UserError
 
 RECORDED = json.loads((GOLDEN / "clip_frames.json").read_text())

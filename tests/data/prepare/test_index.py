@@ -20,10 +20,10 @@ from vjepa_fast.data.ffmpeg import BadVideo
 from vjepa_fast.data.manifest.files import read_manifest, write_manifest
 from vjepa_fast.data.plan.clip_plan import ClipPlan
 from vjepa_fast.data.prepare import index
-from vjepa_fast.data.prepare.findings import ScannedFile
 from vjepa_fast.data.prepare.index import index_directory
 from vjepa_fast.data.prepare.inspect import probe_video
 from vjepa_fast.data.prepare.scan import scan
+from vjepa_fast.data.prepare.scan_journal import ScannedFile
 from vjepa_fast.errors import UserError
 
 DAMAGED = (damaged.__name__,)  # imported before the time limit of a file starts

@@ -6,9 +6,9 @@ import pytest
 from tests.helpers import videos
 from vjepa_fast.data.ffmpeg import BadVideo
 from vjepa_fast.data.manifest.files import read_manifest, write_manifest
-from vjepa_fast.data.prepare.findings import ScannedFile
 from vjepa_fast.data.prepare.inspect import probe_video
 from vjepa_fast.data.prepare.scan import probe_file
+from vjepa_fast.data.prepare.scan_journal import ScannedFile
 from vjepa_fast.errors import UserError
 
 # (a, b, c, d): the stored place (x, y), y downwards, is shown at (a x + c y, b x + d y).

@@ -24,7 +24,7 @@ from vjepa_fast.data.decode.time_stamps import clip_frames
 from vjepa_fast.data.manifest.entry import ManifestEntry
 from vjepa_fast.data.manifest.location import check_unchanged, read_entry
 from vjepa_fast.data.plan.clip_plan import ClipPlan
-from vjepa_fast.data.plan.windows import TimedWindow
+from vjepa_fast.data.plan.frame_sampling import TimedWindow
 from vjepa_fast.data.workers.process_pool import ProcessPool
 from vjepa_fast.data.workers.thread_pool import CLIP_SECONDS, ThreadPool
 from vjepa_fast.errors import UserError

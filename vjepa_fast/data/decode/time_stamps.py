@@ -11,7 +11,7 @@ from vjepa_fast.data.ffmpeg import BadVideo, frame_times
 from vjepa_fast.data.manifest.entry import ManifestEntry
 from vjepa_fast.data.manifest.location import check_unchanged, entry_url
 from vjepa_fast.data.plan.clip_plan import ClipPlan
-from vjepa_fast.data.plan.windows import TimedWindow
+from vjepa_fast.data.plan.frame_sampling import TimedWindow
 from vjepa_fast.errors import UserError
 
 _KEPT = 256  # videos per process: an hour of frames is a megabyte

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from vjepa_fast.data.plan.windows import TimedWindow
+from vjepa_fast.data.plan.frame_sampling import TimedWindow
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ import numpy as np
 from vjepa_fast.data.manifest.entry import Entries, ManifestEntry
 from vjepa_fast.data.plan.clip_plan import ClipPlan
 from vjepa_fast.data.plan.crops import Augment, center_squares, random_crops
+from vjepa_fast.data.plan.frame_sampling import ShortVideos, TimedWindow, Windows
 from vjepa_fast.data.plan.video_order import VideoOrder
-from vjepa_fast.data.plan.windows import ShortVideos, TimedWindow, Windows
 from vjepa_fast.errors import UserError
 from vjepa_fast.masks.philox import STREAM_CLIP_START, STREAM_FLIP, bounded, draw, uniform
 

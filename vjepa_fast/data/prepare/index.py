@@ -17,7 +17,8 @@ from tqdm import tqdm
 
 from vjepa_fast.data.manifest.entry import ManifestEntry
 from vjepa_fast.data.manifest.files import read_manifest, write_manifest
-from vjepa_fast.data.prepare.findings import (
+from vjepa_fast.data.prepare.scan import probe_file, scan
+from vjepa_fast.data.prepare.scan_journal import (
     ScanJournal,
     ScannedFile,
     ScanResult,
@@ -25,7 +26,6 @@ from vjepa_fast.data.prepare.findings import (
     rejected_path,
     write_rejected,
 )
-from vjepa_fast.data.prepare.scan import probe_file, scan
 from vjepa_fast.errors import UserError
 
 _CONTAINERS = "3gp avi flv m2ts m4v mkv mov mp4 mpeg mpg ogv ts webm wmv"

@@ -9,8 +9,8 @@ import av
 from vjepa_fast.data.ffmpeg import BadVideo, open_video, video_stream
 from vjepa_fast.data.manifest.entry import ManifestEntry
 from vjepa_fast.data.manifest.location import entry_url
-from vjepa_fast.data.prepare.findings import ScannedFile, ScanResult
 from vjepa_fast.data.prepare.inspect import probe_video
+from vjepa_fast.data.prepare.scan_journal import ScannedFile, ScanResult
 from vjepa_fast.data.workers.process_pool import ProcessPool
 from vjepa_fast.data.workers.thread_pool import WorkerError
 

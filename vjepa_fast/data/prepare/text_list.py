@@ -15,13 +15,13 @@ from tqdm import tqdm
 from vjepa_fast.data.manifest.entry import Entries, ManifestEntry, entries_of
 from vjepa_fast.data.manifest.files import TEXT_READ, read_csv, write_manifest
 from vjepa_fast.data.manifest.location import is_in_place
-from vjepa_fast.data.prepare.findings import (
+from vjepa_fast.data.prepare.scan import scan
+from vjepa_fast.data.prepare.scan_journal import (
     ScannedFile,
     read_rejected,
     rejected_path,
     write_rejected,
 )
-from vjepa_fast.data.prepare.scan import scan
 from vjepa_fast.errors import UserError
 
 _SHOWN = 20  # rejected videos that a message names

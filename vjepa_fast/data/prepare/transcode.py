@@ -19,14 +19,14 @@ from vjepa_fast.data.manifest.entry import Entries, ManifestEntry
 from vjepa_fast.data.manifest.files import is_text_list, read_manifest, write_manifest
 from vjepa_fast.data.manifest.location import file_of, is_in_place, source_url
 from vjepa_fast.data.prepare.encode import CODECS, STAMP, Settings, encode_copy
-from vjepa_fast.data.prepare.findings import (
+from vjepa_fast.data.prepare.inspect import probe_video
+from vjepa_fast.data.prepare.scan import scan
+from vjepa_fast.data.prepare.scan_journal import (
     ScannedFile,
     ScanResult,
     rejected_path,
     write_rejected,
 )
-from vjepa_fast.data.prepare.inspect import probe_video
-from vjepa_fast.data.prepare.scan import scan
 from vjepa_fast.data.prepare.text_list import read_text_list
 from vjepa_fast.errors import UserError
 

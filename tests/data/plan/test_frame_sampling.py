@@ -17,9 +17,9 @@ from vjepa_fast.data.manifest.entry import ManifestEntry, entries_of
 from vjepa_fast.data.manifest.files import write_manifest
 from vjepa_fast.data.manifest.location import entry_url
 from vjepa_fast.data.plan.crops import Augment
+from vjepa_fast.data.plan.frame_sampling import Windows
 from vjepa_fast.data.plan.planner import ClipPlanner
 from vjepa_fast.data.plan.video_order import MIXTURE_BLOCK
-from vjepa_fast.data.plan.windows import Windows
 from vjepa_fast.data.prepare.inspect import probe_video
 from vjepa_fast.errors import UserError
 from vjepa_fast.training.batches import Batches

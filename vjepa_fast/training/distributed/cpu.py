@@ -1,9 +1,8 @@
-"""CPU threads, kept memory and garbage collection of a training process."""
+"""CPU threads and memory allocation of a training process."""
 
 from __future__ import annotations
 
 import ctypes
-import gc
 import os
 
 import torch
@@ -44,26 +43,3 @@ def _keep_freed_memory() -> None:
     if mallopt is not None:
         mallopt(_M_TRIM_THRESHOLD, _KEPT)
         mallopt(_M_MMAP_THRESHOLD, _MAPPED)
-
-
-class ManualGarbageCollection:
-    """Within this context Python's garbage collector runs only when `collect` is called.
-
-    Automatic collections scan everything that torch and DeepSpeed have made (half a million
-    objects, a quarter of a second) at different moments on each rank, and all ranks wait for the
-    slowest. Objects that exist on entry are never scanned again.
-    """
-
-    def __enter__(self) -> ManualGarbageCollection:
-        gc.collect()
-        gc.freeze()
-        gc.disable()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        gc.unfreeze()
-        gc.enable()
-
-    def collect(self) -> None:
-        """Free the cycles that became unreachable since the last call."""
-        gc.collect()
