@@ -25,10 +25,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Returns:
-        the exit status; a user's mistake is one sentence on stderr and status 2.
+        the exit status: 2, and one sentence on stderr, for a user's mistake.
     """
     parser = argparse.ArgumentParser(
-        prog="vjepa-fast", description="Fast V-JEPA pretraining; `vjepa_fast/train.py` pretrains."
+        prog="vjepa-fast",
+        description="Commands around V-JEPA pretraining. To pretrain, run vjepa_fast/train.py.",
     )
     parser.add_argument("--version", action="version", version=f"vjepa_fast {__version__}")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")

@@ -52,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         metavar="KEY=VALUE",
         help="override a config key, e.g. optim.lr=1e-4; may be repeated",
     )
-    parser.add_argument("--local_rank", type=int, help="set by launchers")
+    parser.add_argument("--local_rank", type=int, help="set by the launcher")
     options = parser.parse_args(arguments)
     if options.local_rank is not None:
         os.environ.setdefault("LOCAL_RANK", str(options.local_rank))

@@ -12,11 +12,22 @@ HELP = "write a small labeled data set of real video files"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's own arguments."""
-    parser.add_argument("--output", type=Path, default=Path("data/demo"), help="default: data/demo")
-    parser.add_argument("--clips", type=positive_int, default=4000, help="training clips (4000)")
-    parser.add_argument("--test-clips", type=positive_int, default=1000, help="test clips (1000)")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("data/demo"),
+        help="folder to write to (default: data/demo)",
+    )
+    parser.add_argument(
+        "--clips", type=positive_int, default=4000, help="training clips (default: 4000)"
+    )
+    parser.add_argument(
+        "--test-clips", type=positive_int, default=1000, help="test clips (default: 1000)"
+    )
     parser.add_argument("--codec", default="vp9", help="vp9 (default) or h264")
-    parser.add_argument("--seed", type=int, default=0, help="of all random choices (0)")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="seed of all random choices (default: 0)"
+    )
     add_workers_argument(parser)
 
 

@@ -16,10 +16,14 @@ SHOWN = 20  # rejected files that are printed; the list of rejected files has al
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's own arguments."""
     parser.add_argument("directory", type=Path, help="folder with videos, images or .tar archives")
-    parser.add_argument("--output", type=Path, required=True, help="manifest: .csv or .parquet")
+    parser.add_argument(
+        "--output", type=Path, required=True, help="manifest to write, .csv or .parquet"
+    )
     add_workers_argument(parser)
     parser.add_argument(
-        "--deep", action="store_true", help="also decode a few frames at start, middle and end"
+        "--deep",
+        action="store_true",
+        help="also decode a few frames at the start, middle and end of each video",
     )
 
 

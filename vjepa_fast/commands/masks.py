@@ -29,7 +29,12 @@ log = logging.getLogger("vjepa_fast")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's own arguments."""
     add_config_arguments(parser)
-    parser.add_argument("--output", type=Path, default=Path("masks.png"), help="default: masks.png")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("masks.png"),
+        help="picture to write (default: masks.png)",
+    )
 
 
 def run(options: argparse.Namespace) -> int:

@@ -13,17 +13,23 @@ HELP = "train an attentive probe on a checkpoint's frozen features"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's own arguments."""
     parser.add_argument("--checkpoint", type=Path, required=True, help="checkpoint or run folder")
-    parser.add_argument("--labels", required=True, help="e.g. digit,direction")
-    parser.add_argument("--train", type=Path, help="manifest (default: the run's own)")
     parser.add_argument(
-        "--test", type=Path, help="manifest (default: test.csv beside the training one)"
+        "--labels", required=True, help="label names, separated by commas, e.g. digit,direction"
+    )
+    parser.add_argument(
+        "--train", type=Path, help="manifest to train the probe on (default: the run's manifest)"
+    )
+    parser.add_argument(
+        "--test",
+        type=Path,
+        help="manifest to test the probe on (default: test.csv in the folder of --train)",
     )
     parser.add_argument(
         "--label-fraction",
         type=_fraction,
         default=1.0,
-        help="fraction of the training clips with labels, e.g. 0.1 (default: 1); below 1 the "
-        "result is the mean of three draws, as in the paper's low-shot evaluation",
+        help="fraction of the training clips to train on, e.g. 0.1 (default: 1); below 1, "
+        "the mean over three random subsets is reported, as in the paper's low-shot evaluation",
     )
 
 
@@ -34,7 +40,7 @@ def _fraction(text: str) -> float:
     except ValueError:
         fraction = 0.0
     if not 0 < fraction <= 1:
-        raise argparse.ArgumentTypeError(f"found {text!r}, expected a number above 0, at most 1")
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected a number in (0, 1]")
     return fraction
 
 
@@ -49,8 +55,8 @@ def run(options: argparse.Namespace) -> int:
     labels = [name.strip() for name in options.labels.split(",") if name.strip()]
     if not labels:
         raise UserError(
-            f"--labels: found {options.labels!r}, expected names as in label_<name>; name at least "
-            "one, e.g. --labels digit,direction"
+            f"--labels: found {options.labels!r}, expected names of label_<name> columns; name at "
+            "least one, e.g. --labels digit,direction"
         )
     result = run_probe(
         options.checkpoint, labels, options.train, options.test, options.label_fraction

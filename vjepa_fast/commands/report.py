@@ -39,8 +39,8 @@ pre{font-size:12px;overflow:auto;max-height:420px}
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's own arguments."""
-    parser.add_argument("run_folder", type=Path, metavar="RUN", help="e.g. runs/tiny")
-    parser.add_argument("--output", type=Path, help="default: RUN/report.html")
+    parser.add_argument("run_folder", type=Path, metavar="RUN", help="run folder, e.g. runs/tiny")
+    parser.add_argument("--output", type=Path, help="file to write (default: RUN/report.html)")
 
 
 def run(options: argparse.Namespace) -> int:

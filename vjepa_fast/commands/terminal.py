@@ -1,4 +1,4 @@
-"""What the commands share at the terminal: kinds of arguments, and a table of text."""
+"""Shared by the commands: argument types, common arguments, and a text table."""
 
 from __future__ import annotations
 
@@ -8,19 +8,21 @@ from pathlib import Path
 
 
 def positive_int(text: str) -> int:
-    """A whole number from 1 on, for argparse."""
+    """Parse a positive integer, for argparse."""
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"found {text!r}, expected a whole number from 1 on")
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected a positive integer")
     return int(text)
 
 
 def add_workers_argument(parser: argparse.ArgumentParser) -> None:
-    """--workers."""
-    parser.add_argument("--workers", type=positive_int, help="processes (default: one per core)")
+    """Add --workers."""
+    parser.add_argument(
+        "--workers", type=positive_int, help="worker processes (default: one per core)"
+    )
 
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
-    """--config and --set, as `vjepa_fast/train.py` has them."""
+    """Add --config and --set, the same as in `vjepa_fast/train.py`."""
     parser.add_argument("--config", required=True, type=Path, help="JSON file, see configs/")
     parser.add_argument(
         "--set",
@@ -32,7 +34,7 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def text_table(rows: Sequence[Sequence[str]]) -> str:
-    """Rows of cells in columns: the first column left-aligned, the others right-aligned."""
+    """Align cells in columns: the first column on the left, the others on the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for row in rows:

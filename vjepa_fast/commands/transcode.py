@@ -26,16 +26,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", type=Path, required=True, help="folder for the copies")
     parser.add_argument("--codec", default="h264", help="h264 (default) or vp9")
     parser.add_argument(
-        "--short-side", type=positive_int, default=320, help="pixels, even (default: 320)"
+        "--short-side",
+        type=positive_int,
+        default=320,
+        help="shorter side of the copies in pixels, even (default: 320)",
     )
     parser.add_argument(
-        "--gop", type=positive_int, default=12, help="frames from key frame to key frame (12)"
+        "--gop",
+        type=positive_int,
+        default=12,
+        help="key frame interval in frames (default: 12)",
     )
     add_workers_argument(parser)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Write the copies; print rejected videos, and sizes and decoding times before and after."""
+    """Write the copies; print the rejected videos, and sizes and decoding times of both sets."""
     import numpy as np
 
     from vjepa_fast.data.manifest.files import read_manifest

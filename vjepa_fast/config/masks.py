@@ -26,13 +26,13 @@ class MaskSpecConfig(Section):
     num_blocks: Count = Field(examples=[8])
     """Number of blocks."""
     spatial_scale: FractionRange = Field(examples=[[0.15, 0.15]])
-    """Area of a block as a fraction of the frame: smallest, largest."""
+    """Area of a block as a fraction of the frame: [smallest, largest]."""
     temporal_scale: FractionRange = (1.0, 1.0)
-    """Length of a block as a fraction of the clip: smallest, largest."""
+    """Length of a block as a fraction of the clip: [smallest, largest]."""
     aspect_ratio: PositiveRange = (0.75, 1.5)
-    """Height over width of a block: smallest, largest."""
+    """Height divided by width of a block: [smallest, largest]."""
     max_temporal_keep: Fraction = 1.0
-    """Fraction of the clip, from its start, that may be context."""
+    """Fraction of the clip, counted from its start, in which tokens may be context."""
     max_keep: Count | None = None
     """Maximum number of context tokens in a clip; null: no limit."""
 
@@ -55,13 +55,13 @@ class RandomMaskConfig(Section):
 
 
 def _strategy(value: Any) -> Any:
-    """The strategy that a mask spec names; "multi_block" if it names none."""
+    """The strategy of a mask spec; "multi_block" if it has none."""
     given = value.get("strategy") if isinstance(value, dict) else getattr(value, "strategy", None)
     return "multi_block" if given is None else given
 
 
 def _checked(value: Any, strategies: tuple[str, ...]) -> Any:
-    """A mask spec whose strategy is one of these, without "multi_block", which is no field."""
+    """Check the strategy of a mask spec, and drop "multi_block", which is not a field."""
     strategy = _strategy(value)
     if strategy not in strategies:
         raise ValueError(
@@ -82,7 +82,7 @@ def _any_mask(value: Any) -> Any:
 
 
 def _kind(value: Any) -> str:
-    """The tag of a mask spec. Pydantic puts it into the location of a mistake."""
+    """The tag of a mask spec, which pydantic adds to the location of a mistake."""
     strategy = _strategy(value)
     if strategy == "mixture":
         return "MixtureConfig"
@@ -107,7 +107,7 @@ class MixtureConfig(Section):
     )
     """The specs to draw from. A mixture cannot contain a mixture."""
     weights: list[Positive] | None = None
-    """Relative frequency of each spec; null: all the same."""
+    """Relative sampling weight of each spec; null: all specs equally often."""
 
     @model_validator(mode="after")
     def _check_weights(self) -> Self:
@@ -129,7 +129,7 @@ AnyMask = Annotated[
 
 
 class MasksConfig(Section):
-    """The masks. Every spec masks each clip once."""
+    """The masks. Each clip is masked once by every spec."""
 
     specs: list[AnyMask] = Field(
         default=[
@@ -140,17 +140,18 @@ class MasksConfig(Section):
         max_length=4096,
         examples=[[{"num_blocks": 8, "spatial_scale": [0.15, 0.15]}]],
     )
-    """The mask specs. Their "strategy" is "multi_block" unless given. The default is the paper's
-    pair: eight short-range blocks, and two long-range ones."""
+    """The mask specs. A spec without "strategy" is "multi_block". The default is the paper's pair:
+    eight short-range blocks, and two long-range blocks."""
     truncate: Literal["batch", "batch-random", "none"] = "batch"
-    """batch: truncate all clips of a group to the smallest token count in it, as published;
-    batch-random: to the same counts, but keep random tokens instead of the first ones; none: only
-    max_keep and round_to truncate."""
+    """batch: truncate all clips of a group to the smallest token count of the group, as in the
+    published code; batch-random: truncate to the same counts, but keep random tokens instead of the
+    first ones; none: only max_keep and round_to truncate."""
     truncate_group: Count = 24
-    """Number of consecutive sample ids in a group, in the paper the clips of one GPU. Ignored where
-    truncate is none."""
+    """Number of consecutive sample ids in a group. In the paper, a group is the batch of one GPU.
+    Ignored if truncate is none."""
     round_to: Count | None = None
-    """Truncate lengths to a multiple of this, for fewer shapes under compilation; null: off."""
+    """Truncate token counts to a multiple of this, so that torch.compile sees fewer shapes; null:
+    off."""
     complement: Literal["target", "context"] | None = None
     """target: every token that is not context becomes target, including truncated ones; context:
     the reverse; null: truncated tokens are neither."""
@@ -161,7 +162,7 @@ class MasksConfig(Section):
         Args:
             grid: tokens of a clip by axis, (T', H', W').
             seed: of the masks' random stream.
-            num_threads: CPU threads; 0 takes all cores.
+            num_threads: CPU threads; 0 uses all cores.
 
         Raises:
             ValueError: masks that are impossible on this grid.
@@ -179,9 +180,9 @@ class MasksConfig(Section):
 
 
 def sample_masks(sampler: MaskSampler, step: int, sample_ids: Sequence[int]) -> MaskBatch:
-    """`sampler.sample`, with a UserError for a spec that almost never leaves context.
+    """Call `sampler.sample`; raise UserError for a spec that almost never leaves any context.
 
-    Such a spec passes the checks, because only the drawn block positions show it.
+    The checks cannot find such a spec, since it depends on the drawn block positions.
     """
     try:
         return sampler.sample(step, sample_ids)

@@ -29,42 +29,44 @@ from vjepa_fast.models.encoder import ENCODER_PRESETS
 
 
 class DataConfig(Section):
-    """Which videos, and how a clip is taken from a video."""
+    """The videos, and how clips are sampled from them."""
 
     manifests: list[Annotated[str, Field(min_length=1)]] = Field(
         min_length=1, examples=[["data/train.csv"]]
     )
-    """The files that list the videos: CSV files as `vjepa-fast index` writes them, Parquet files or
-    text lists."""
+    """Files that list the videos: CSV or Parquet files written by `vjepa-fast index`, or text
+    lists."""
     weights: list[Positive] | None = None
-    """Relative sampling frequency of each manifest; null: every video alike."""
+    """Relative sampling weight of each manifest; null: all videos equally often."""
     num_frames: Count = 16
-    """Frames in a clip."""
+    """Frames per clip."""
     frame_step: Count = 4
-    """Distance of the clip's frames, in frames of the video."""
+    """Step between the frames of a clip, in frames of the video."""
     fps: Positive | None = None
-    """Frames of the clip per second of the video, by its time stamps; null: use frame_step."""
+    """Frames per second at which a clip is sampled, by the video's time stamps; null: use
+    frame_step."""
     clips_per_video: Count = 1
-    """Consecutive clips from each draw of a video, one from each of as many equal parts of it."""
+    """Clips from each draw of a video. The video is divided into this many equal parts, and one
+    clip is taken from each part. The clips have consecutive sample ids."""
     short_videos: Literal["repeat_last", "wrap", "drop"] = "repeat_last"
-    """Videos shorter than a clip: repeat the last frame, start again from the first frame, or leave
-    the video out."""
+    """Videos shorter than a clip. repeat_last: repeat the last frame; wrap: start again from the
+    first frame; drop: leave the video out."""
     crop_size: Count = 224
-    """Height and width of a clip, in pixels."""
+    """Height and width of a clip after the random resized crop, in pixels."""
     area: FractionRange = (0.3, 1.0)
-    """Area of the random crop as a fraction of the frame: smallest, largest."""
+    """Area of the random crop as a fraction of the frame: [smallest, largest]."""
     aspect_ratio: PositiveRange = (0.75, 1.35)
-    """Width over height of the random crop: smallest, largest."""
+    """Width divided by height of the random crop: [smallest, largest]."""
     flip: bool = True
-    """Mirror half of the clips, at random. Set to false where left and right have a meaning."""
+    """Flip each clip horizontally with probability 0.5. Set to false if left and right matter."""
     backend: Literal["auto", "dali", "pyav"] = "auto"
     """The decoder. auto: DALI if it can decode at least half of the videos, else PyAV. With DALI,
     PyAV decodes the videos that DALI cannot decode."""
     num_workers: Count = 2
-    """Clips that each training process decodes at the same time: worker processes with PyAV (a file
-    that crashes FFmpeg loses only its own clip), threads with DALI."""
+    """Decoding workers of each training process: processes with PyAV (a file that crashes FFmpeg
+    loses only its own clip), threads with DALI."""
     prefetch: Count = 2
-    """Micro-batches that are decoded ahead."""
+    """Micro-batches that are decoded ahead of training."""
     max_bad_fraction: Unit = 0.05
     """Largest fraction of clips that may fail to decode and be replaced. Above it, the run stops
     with an error."""
@@ -99,7 +101,7 @@ class EncoderConfig(Section):
     heads: Count = Field(examples=[16])
     """Number of attention heads, a divisor of the width."""
     mlp_ratio: Positive = 4.0
-    """Hidden width of the MLP, relative to the width."""
+    """Hidden width of the MLP divided by the width."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -114,7 +116,7 @@ class EncoderConfig(Section):
 
 
 def _preset_shape(value: Any) -> Any:
-    """The shape of a preset given by name; anything else unchanged, for EncoderConfig to check."""
+    """Replace a preset's name by its shape; leave anything else for EncoderConfig to check."""
     if not isinstance(value, str):
         return value
     if value not in ENCODER_PRESETS:
@@ -146,18 +148,19 @@ class ModelConfig(Section):
     patch_size: Count = 16
     """Height and width of a patch, in pixels."""
     tubelet_size: Count = 2
-    """Frames in a tubelet, the time step of a token."""
+    """Frames per tubelet. A token is a tubelet of patch_size x patch_size pixels."""
     uniform_power: bool = True
-    """Position table: true gives time, height and width equal fractions of the features; false
-    gives half of them to time."""
+    """Features of the position table. true: time, height and width have equal fractions; false:
+    time has half, height and width a quarter each."""
     predictor: PredictorConfig = PredictorConfig()
     """The predictor's shape."""
     depth_scaled_init: bool = False
-    """Divide the initial output projections of block l by sqrt(2 l). The paper's models did not."""
+    """Divide the initial output projections of block l = 1, 2, … by sqrt(2 l). The paper's models
+    were trained without it."""
 
     @property
     def predictor_heads(self) -> int:
-        """The predictor's attention heads, by default as many as the encoder has."""
+        """Attention heads of the predictor, by default as many as the encoder has."""
         return self.predictor.heads or self.encoder.heads
 
     @model_validator(mode="after")
@@ -171,10 +174,11 @@ class ModelConfig(Section):
         return self
 
     def _check_positions(self, network: str, width: int) -> None:
-        """The position table holds sine and cosine pairs for three axes.
+        """Check that the width holds sine-cosine pairs for each of the three position axes.
 
-        Equal fractions are rounded up to pairs, and the last axis takes the rest. Otherwise time
-        has half of the width, and the others a quarter each.
+        With uniform_power, each axis has a third of the width, rounded up to pairs, and the last
+        axis has the rest. Without it, time has half of the width, and height and width a quarter
+        each.
         """
         if self.uniform_power and (width % 2 or width < 10):
             raise FieldError(
@@ -196,11 +200,12 @@ class OptimConfig(Section):
     steps: Count = 90_000
     """Optimizer steps of the run. The default is the paper's, for its batch of 3072 clips."""
     global_batch: Count = 3072
-    """Clips in a step, over all processes. With another batch, change lr, start_lr, final_lr and
-    teacher.momentum too (docs/training.md says how)."""
+    """Clips per optimizer step, over all processes. If you change it, change lr, start_lr, final_lr
+    and teacher.momentum too (see docs/training.md)."""
     micro_batch: Count = 24
-    """Largest number of clips that one process runs at a time; gradients are accumulated over the
-    rest. Lower it if the GPU runs out of memory. The default is the paper's batch on each GPU."""
+    """Largest number of clips in one forward and backward pass of a process. Gradients are
+    accumulated over micro-batches. Lower it if the GPU runs out of memory. The default is the
+    paper's batch per GPU."""
     start_lr: NonNegative = 2e-4
     """Learning rate at the start of the warm-up."""
     lr: Positive = 6.25e-4
@@ -220,12 +225,13 @@ class OptimConfig(Section):
     clip_grad: Positive | None = 10.0
     """Largest gradient norm, for encoder and predictor separately; null: no clipping."""
     schedule_stretch: Annotated[float, Field(ge=1)] = 1.25
-    """Horizon of the schedules, relative to the steps: a run ends before its schedules do."""
+    """Horizon of the schedules, as a multiple of optim.steps. Above 1, the run ends before the
+    schedules reach their final values."""
     loss_exponent: Annotated[float, Field(ge=1)] = 1.0
-    """p of the loss |prediction - target|^p / p."""
+    """Exponent p of the loss |prediction - target|^p / p."""
     max_nonfinite_steps: Count = 10
-    """Consecutive steps with a non-finite loss or gradient that stop the run. Each such step is
-    skipped."""
+    """The run stops after this many consecutive steps with a non-finite loss or gradient. Each such
+    step is skipped."""
 
 
 class TeacherConfig(Section):
@@ -235,9 +241,9 @@ class TeacherConfig(Section):
     """ema: an exponential moving average of the encoder's weights; frozen: the target encoder of
     another run, which does not change."""
     checkpoint: Annotated[str, Field(min_length=1)] | None = None
-    """For frozen only: the run, or the checkpoint, whose target encoder to take."""
+    """With mode frozen only: run folder or checkpoint from which the target encoder is loaded."""
     momentum: UnitRange = (0.998, 1.0)
-    """Momentum of the EMA at the start and at the schedules' horizon. Ignored by frozen."""
+    """EMA momentum: [at the start, at the schedules' horizon]. Ignored if mode is frozen."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -246,8 +252,8 @@ class TeacherConfig(Section):
             raise FieldError(
                 "checkpoint",
                 f"found {self.checkpoint or 'null'} with teacher.mode {self.mode}, expected "
-                f"{expected}; a frozen target encoder comes from a checkpoint, an EMA starts as "
-                "the encoder",
+                f"{expected}; set teacher.checkpoint for a frozen target encoder only, since an "
+                "EMA starts from the encoder",
             )
         return self
 
@@ -287,17 +293,17 @@ class LogConfig(Section):
     every: Count = 10
     """Steps between lines of metrics. Each line costs one host sync."""
     collapse_every: Count = 100
-    """Steps between measurements of the target features' health (collapse monitor)."""
+    """Steps between measurements of the collapse monitor on the target features."""
     pictures_every: Count | None = None
     """Steps between pictures of masks and features; null: only at the end."""
     histograms_every: Count | None = None
     """Steps between TensorBoard histograms of weights and target features; null: none."""
     wandb: Annotated[str, Field(min_length=1)] | None = None
-    """Weights & Biases project that also receives the metrics; null: none."""
+    """Weights & Biases project to which the metrics are also logged; null: none."""
 
 
 class CheckpointConfig(Section):
-    """When the run is saved, and what is kept."""
+    """When checkpoints are written, and which are kept."""
 
     every: Count = 1000
     """Steps between checkpoints."""
@@ -333,8 +339,8 @@ class Config(Section):
     compile: bool = False
     """Run torch.compile on each transformer block."""
     activation_checkpointing: Literal["none", "selective", "full"] = "none"
-    """What is recomputed in the backward pass: nothing; norms and GELU; whole blocks. The gradients
-    are the same."""
+    """What the backward pass recomputes to save memory. none: nothing; selective: norms and GELU;
+    full: whole blocks. The gradients are the same."""
     log: LogConfig = LogConfig()
     """Metrics and pictures."""
     checkpoint: CheckpointConfig = CheckpointConfig()
