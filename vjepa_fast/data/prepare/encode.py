@@ -10,8 +10,8 @@ from pathlib import Path
 import av
 from av.video.reformatter import Interpolation, VideoReformatter
 
-from vjepa_fast.data.decode.rotation import rotation_of
 from vjepa_fast.data.ffmpeg import BadVideo, open_video, video_stream
+from vjepa_fast.data.prepare.inspect import checked_rotation
 
 STAMP = "vjepa_fast transcode"  # the beginning of every copy's comment
 CODECS = {  # name -> (encoder, suffix, options, muxer's options)
@@ -75,8 +75,7 @@ def encode_copy(url: str, target: Path, settings: Settings, stamp: str) -> None:
     """
     encoder, suffix, options, muxing = CODECS[settings.codec]
     reformatter = VideoReformatter()
-    form = {".mp4": "mp4", ".webm": "webm"}[suffix]
-    with open_video(url) as source, av.open(str(target), "w", form, options=muxing) as copy:
+    with open_video(url) as source, av.open(str(target), "w", suffix[1:], options=muxing) as copy:
         video = video_stream(source)
         if video is None:
             raise BadVideo("no video stream")
@@ -92,9 +91,7 @@ def encode_copy(url: str, target: Path, settings: Settings, stamp: str) -> None:
             if size is None:
                 size = frame.width, frame.height
                 width, height = _size(*size, settings.short_side)
-                rotation = rotation_of(frame)
-                if rotation is None:
-                    raise BadVideo("to be shown mirrored, or turned by other than a quarter turn")
+                rotation = checked_rotation(frame)
                 turned = rotation in (90, 270)
                 stream.width, stream.height = (height, width) if turned else (width, height)
                 upright = _turner(rotation, width, height)

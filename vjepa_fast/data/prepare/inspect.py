@@ -129,9 +129,13 @@ def _inspect(container: av.container.InputContainer, path: str) -> ManifestEntry
     _check_length(container, stream, packets, fps)
     frames, rotation = packets.frames, 0
     if packets.frames:
-        rotation = _decode_first(container, stream)
-        if _decode_end(container, stream, packets) != packets.tail_frames:
-            frames = _count_by_decoding(container, stream)
+        try:
+            rotation = _decode_first(container, stream)
+            if _decode_end(container, stream, packets) != packets.tail_frames:
+                container.seek(0)
+                frames = sum(1 for _ in container.decode(stream))
+        except av.error.FFmpegError as error:
+            raise BadVideo(f"damaged (decoding fails: {error.strerror})") from None
     width, height = stream.codec_context.width, stream.codec_context.height
     if frames and (width < 1 or height < 1):
         raise BadVideo("frames without a size")
@@ -164,7 +168,7 @@ def _inspect_still(container: av.container.InputContainer, path: str, head: byte
     frame = next(container.decode(stream), None)
     if frame is None or frame.is_corrupt:
         raise BadVideo("damaged (the image cannot be decoded)")
-    rotation = _checked_rotation(frame, mirrored=is_mirrored_photograph(head))
+    rotation = checked_rotation(frame, mirrored=is_mirrored_photograph(head))
     turned = rotation in (90, 270)
     return ManifestEntry(
         path=path,
@@ -252,17 +256,15 @@ def _decode_first(
     container: av.container.InputContainer, stream: av.video.stream.VideoStream
 ) -> int:
     """Decode the first frame; returns its rotation."""
-    try:
-        container.seek(0)
-        frame = next(container.decode(stream), None)
-    except av.error.FFmpegError as error:
-        raise BadVideo(f"damaged (decoding fails: {error.strerror})") from None
+    container.seek(0)
+    frame = next(container.decode(stream), None)
     if frame is None:
         raise BadVideo("damaged (no frame can be decoded)")
-    return _checked_rotation(frame)
+    return checked_rotation(frame)
 
 
-def _checked_rotation(frame: av.VideoFrame, mirrored: bool = False) -> int:
+def checked_rotation(frame: av.VideoFrame, mirrored: bool = False) -> int:
+    """The rotation of a frame, 0, 90, 180 or 270. Raises BadVideo for any other orientation."""
     rotation = rotation_of(frame)
     if rotation is None or mirrored:
         raise BadVideo("to be shown mirrored, or turned by other than a quarter turn")
@@ -275,23 +277,10 @@ def _decode_end(
     packets: _Packets,
 ) -> int:
     """Count the frames decoded from the last key frame on; -1 if it has no time stamp."""
-    try:
-        if packets.last_key_pts is None:
-            return -1
-        container.seek(packets.last_key_pts, stream=stream)
-        return sum(
-            frame.pts is not None and frame.pts >= packets.last_key_pts
-            for frame in container.decode(stream)
-        )
-    except av.error.FFmpegError as error:
-        raise BadVideo(f"damaged (decoding fails: {error.strerror})") from None
-
-
-def _count_by_decoding(
-    container: av.container.InputContainer, stream: av.video.stream.VideoStream
-) -> int:
-    try:
-        container.seek(0)
-        return sum(1 for _ in container.decode(stream))
-    except av.error.FFmpegError as error:
-        raise BadVideo(f"damaged (decoding fails: {error.strerror})") from None
+    if packets.last_key_pts is None:
+        return -1
+    container.seek(packets.last_key_pts, stream=stream)
+    return sum(
+        frame.pts is not None and frame.pts >= packets.last_key_pts
+        for frame in container.decode(stream)
+    )
