@@ -168,7 +168,7 @@ class Batches:
                 plan = self._planner.plan_one(sample_id)
                 entry, size = self._planner.entries[plan.video], self._config.data.crop_size
                 with suppress(UserError, OSError):  # the loader replaces and logs this clip
-                    clip = pool.result(pool.submit(decode_pixels, plan, entry, size))
+                    clip = pool.submit(decode_pixels, plan, entry, size).result()
                     found.append(torch.from_numpy(clip))
         return torch.stack(found) if found else None
 

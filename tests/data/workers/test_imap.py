@@ -73,10 +73,10 @@ def test_the_time_limit_is_of_an_item_not_of_a_chunk(pool):
 
 
 def test_the_items_of_a_generator(pool):
-    assert pool.result(pool.submit(count, 3)) == [0, 1, 2]
-    assert pool.result(pool.submit(count, 0)) == []
+    assert pool.submit(count, 3).result() == [0, 1, 2]
+    assert pool.submit(count, 0).result() == []
     with pytest.raises(WorkerError) as error:
-        pool.result(pool.submit(count_then_crash, 3))
+        pool.submit(count_then_crash, 3).result()
     assert error.value.items == [0, 1, 2]
 
 
@@ -84,4 +84,4 @@ def test_modules_are_imported_before_the_fork():
     program = "'colorsys' in __import__('sys').modules"  # nothing else imports it
     for modules, expected in [((), False), (("colorsys",), True)]:
         with ProcessPool(1, "vjepa-test", modules=modules) as pool:
-            assert pool.result(pool.submit(eval, program)) is expected
+            assert pool.submit(eval, program).result() is expected

@@ -81,17 +81,17 @@ def one_that_sleeps(pool):
 
 def test_results_and_errors_come_back(pool):
     sent = [pool.submit(divmod, i, 3) for i in range(50)]
-    assert [pool.result(future) for future in sent] == [divmod(i, 3) for i in range(50)]
-    large = pool.result(pool.submit(np.arange, 5_000_000))
+    assert [future.result() for future in sent] == [divmod(i, 3) for i in range(50)]
+    large = pool.submit(np.arange, 5_000_000).result()
     assert large.dtype == np.int64 and np.array_equal(large, np.arange(5_000_000))
-    assert pool.result(pool.submit(np.zeros, (0, 3), np.uint8)).shape == (0, 3)
+    assert pool.submit(np.zeros, (0, 3), np.uint8).result().shape == (0, 3)
     with pytest.raises(ZeroDivisionError) as error:
-        pool.result(pool.submit(divmod, 1, 0))
+        pool.submit(divmod, 1, 0).result()
     assert "In a worker process" in error.value.__notes__[0]
     with pytest.raises(TimeoutError, match="its own"):  # not to be taken for a late worker
-        pool.result(pool.submit(eval, "(_ for _ in ()).throw(TimeoutError('its own'))"))
+        pool.submit(eval, "(_ for _ in ()).throw(TimeoutError('its own'))").result()
     with pytest.raises(TypeError, match="cannot pickle"):
-        pool.result(pool.submit(socket.socket))
+        pool.submit(socket.socket).result()
 
 
 @pytest.mark.parametrize(
@@ -108,9 +108,9 @@ def test_a_crash_costs_what_was_running(pool, function, argument, reason):
     for i, future in enumerate(sent):
         if i == 3:
             with pytest.raises(UserError, match=reason):
-                pool.result(future)
+                future.result()
         else:
-            assert pool.result(future) == i
+            assert future.result() == i
 
 
 def test_one_killed_from_outside_is_replaced(pool):
@@ -118,30 +118,30 @@ def test_one_killed_from_outside_is_replaced(pool):
     (victim,) = pool.pids
     os.kill(victim, signal.SIGKILL)
     with pytest.raises(UserError, match="signal 9"):
-        pool.result(future)
+        future.result()
     assert victim not in pool.pids
 
 
 def test_one_that_died_while_idle_costs_nothing():
     pool = ProcessPool(1, "vjepa-test")
-    first = pool.result(pool.submit(os.getpid))
+    first = pool.submit(os.getpid).result()
     os.kill(first, signal.SIGKILL)
     wait_until(lambda: not is_there(first))
-    second = pool.result(pool.submit(os.getpid))
+    second = pool.submit(os.getpid).result()
     assert second != first and pool.pids == [second]
     pool.close()
 
 
 def test_one_that_is_late_is_killed():
     pool = ProcessPool(1, "vjepa-test", seconds=0.3)
-    pool.result(pool.submit(os.getpid))
+    pool.submit(os.getpid).result()
     (late,) = pool.pids
     hanging = [pool.submit(time.sleep, 600), pool.submit(time.sleep, 600, seconds=0.6)]
     fine = pool.submit(abs, -7)
     for future, limit in zip(hanging, ("0.3", "0.6"), strict=True):
         with pytest.raises(UserError, match=f"takes more than {limit} s"):
-            pool.result(future)
-    assert pool.result(fine) == 7
+            future.result()
+    assert fine.result() == 7
     assert not is_there(late)
     pool.close()
 
@@ -157,19 +157,19 @@ def test_close_is_quick_and_leaves_nobody(pool):
     assert not any(map(is_there, pids)) and not pool.pids
     for future in (*running, waiting, pool.submit(abs, 1)):
         with pytest.raises(CancelledError):
-            pool.result(future)
+            future.result()
 
 
 def test_a_server_that_was_killed_is_started_again(pool):
     server = fork_server()
-    first = pool.result(pool.submit(os.getpid))
+    first = pool.submit(os.getpid).result()
     parent = parent_of(first)
     os.kill(parent, signal.SIGKILL)
     wait_until(lambda: not is_there(parent))
     for _ in range(2):
         with pytest.raises(UserError, match="process ended"):
-            pool.result(pool.submit(os._exit, 1))
-    assert pool.result(pool.submit(abs, -3)) == 3
+            pool.submit(os._exit, 1).result()
+    assert pool.submit(abs, -3).result() == 3
     assert fork_server() is not server
 
 
@@ -186,7 +186,7 @@ while len(pool.pids) < 2:
     time.sleep(0.01)
 print(*pool.pids, flush=True)
 for future in futures:
-    pool.result(future)
+    future.result()
 print("done", flush=True)
 """
 

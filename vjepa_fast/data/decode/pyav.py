@@ -18,7 +18,7 @@ from vjepa_fast.data.manifest.entry import ManifestEntry
 from vjepa_fast.data.manifest.location import check_unchanged, entry_url
 from vjepa_fast.data.plan.clip_plan import ClipPlan
 from vjepa_fast.data.workers.process_pool import ProcessPool
-from vjepa_fast.data.workers.thread_pool import CLIP_SECONDS, WorkerPool
+from vjepa_fast.data.workers.thread_pool import CLIP_SECONDS
 from vjepa_fast.errors import UserError
 
 # With these, and BT.601 whatever the file's tag says, RGB is bit for bit that of DALI on the CPU.
@@ -74,7 +74,12 @@ class PyavDecoder:
             batch; the video of those is arbitrary.
         """
         video = empty_batch(plans, self._crop_size, pinned=self._stream is not None)
-        failures = collect_clips(self.pool, plans, dict(enumerate(clips)), video)
+        failures = {}
+        for i, clip in enumerate(clips):
+            try:
+                video[i] = torch.from_numpy(clip.result())
+            except UserError as error:
+                failures[i] = in_words(error, plans[i])
         if self._stream is None:
             return video, failures
         with torch.cuda.stream(self._stream):  # the default one would wait for the training step
@@ -93,26 +98,6 @@ def empty_batch(plans: Sequence[ClipPlan], crop_size: int, pinned: bool = False)
     """
     shape = len(plans), plans[0].num_frames, crop_size, crop_size, 3
     return torch.empty(shape, dtype=torch.uint8, pin_memory=pinned)
-
-
-def collect_clips(
-    pool: WorkerPool,
-    plans: Sequence[ClipPlan],
-    clips: dict[int, Future],
-    video: torch.Tensor,
-) -> dict[int, str]:
-    """Put the results of submitted `decode_pixels` calls at their positions (the keys) in `video`.
-
-    Returns:
-        The reasons of those that failed, by position.
-    """
-    failures = {}
-    for i, clip in clips.items():
-        try:
-            video[i] = torch.as_tensor(pool.result(clip))
-        except UserError as error:
-            failures[i] = in_words(error, plans[i])
-    return failures
 
 
 def in_words(error: UserError | OSError, plan: ClipPlan) -> str:

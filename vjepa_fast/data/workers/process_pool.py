@@ -87,16 +87,6 @@ class ProcessPool(TaskQueue):
         with self._lock:
             return sorted(child.pid for child in self._children)
 
-    def result(self, future: Future) -> Any:
-        """Wait for a task's result.
-
-        Raises:
-            WorkerError: it timed out, or its process crashed or was killed.
-            CancelledError: the pool was closed.
-            BaseException: whatever the function raised.
-        """
-        return future.result()
-
     def imap(
         self,
         function: Callable[[Item], Any],

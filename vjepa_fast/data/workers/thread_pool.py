@@ -11,7 +11,7 @@ from concurrent.futures import CancelledError, Future, wait
 from queue import SimpleQueue
 from threading import Lock, Thread, current_thread
 from time import monotonic
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from vjepa_fast.errors import UserError
 
@@ -27,16 +27,6 @@ class WorkerError(UserError):
     """
 
     items: Sequence[Any] = ()
-
-
-class WorkerPool(Protocol):
-    """Interface of `ThreadPool` and `process_pool.ProcessPool`."""
-
-    def submit(
-        self, function: Callable, *arguments: Any, seconds: float | None = None
-    ) -> Future: ...
-    def result(self, future: Future) -> Any: ...
-    def close(self) -> None: ...
 
 
 class Task(NamedTuple):
@@ -62,7 +52,7 @@ class TaskQueue:
         self._closed = False
 
     def submit(self, function: Callable, *arguments: Any, seconds: float | None = None) -> Future:
-        """Queue a call; pass the future to `result`.
+        """Queue a call.
 
         Args:
             function: called with `arguments`.
@@ -107,7 +97,7 @@ class ThreadPool(TaskQueue):
             self._start()
 
     def result(self, future: Future) -> Any:
-        """Wait for a task's result.
+        """Wait for a task's result; unlike `future.result()`, this abandons a timed-out task.
 
         Raises:
             WorkerError: it timed out.
