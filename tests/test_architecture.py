@@ -68,7 +68,7 @@ ALLOWED = {
         "training.trainer",
         "training.zero",
     },
-    "training": {"config", "data.workers", "errors", "masks", "models", *PLANS},
+    "training": {"config", "data.workers", "errors", "masks", "models", "weights", *PLANS},
     "evaluation": {
         "config",
         "data.bad_clips",

@@ -9,8 +9,6 @@ from torch import Tensor
 
 from vjepa_fast.config import Config
 from vjepa_fast.config.model import build_model
-from vjepa_fast.errors import UserError
-from vjepa_fast.models.jepa import VJEPA
 from vjepa_fast.training.batches import split_batch
 from vjepa_fast.training.checkpoint.format import Checkpoint
 from vjepa_fast.training.schedules import make_schedules
@@ -32,31 +30,24 @@ def with_pinned_teacher(config: Config) -> Config:
     return config.model_copy(update={"teacher": teacher})
 
 
-def frozen_teacher(config: Config, model: VJEPA) -> dict[str, Tensor] | None:
+def frozen_teacher(config: Config) -> dict[str, Tensor] | None:
     """The target encoder's weights by name, fp32, from `teacher.checkpoint`; None for an EMA.
 
     Raises:
-        UserError: no such checkpoint, or one of a different encoder.
+        UserError: no such checkpoint.
     """
     if config.teacher.checkpoint is None:
         return None
     checkpoint = Checkpoint.find(Path(config.teacher.checkpoint))
-    weights = checkpoint.weights("encoder", checkpoint.result_weights)
-    own = {name: tuple(p.shape) for name, p in model.encoder.named_parameters()}
-    saved = {name: tuple(w.shape) for name, w in weights.items()}
-    for name in sorted(own.keys() | saved.keys()):
-        found, expected = saved.get(name), own.get(name)
-        if found != expected:
-            raise UserError(
-                f"teacher.checkpoint: found {name} of shape {found or 'none'} in "
-                f"{checkpoint.folder}, expected {expected or 'none'} as model.encoder has it; set "
-                "model as the checkpoint's state.json has it"
-            )
-    return weights
+    return checkpoint.weights("encoder", checkpoint.result_weights)
 
 
 def build_trainer(config: Config, world: int) -> Trainer:
-    """Model, optimizer and teacher on this rank's device. Collective."""
+    """Model, optimizer and teacher on this rank's device. Collective.
+
+    Raises:
+        UserError: the batch does not split, or see `frozen_teacher` and `Trainer`.
+    """
     # fp32 means fp32, no TF32: it serves as the reference. In bf16 no GEMM is in fp32.
     torch.set_float32_matmul_precision("highest")
     micro_batch, accumulation = split_batch(config, world)
@@ -70,7 +61,7 @@ def build_trainer(config: Config, world: int) -> Trainer:
         micro_batch=micro_batch,
         accumulation=accumulation,
         bf16=config.precision_on(device) == "bf16",
-        frozen_teacher=frozen_teacher(config, model),
+        frozen_teacher=frozen_teacher(config),
     )
     if config.compile:
         target = trainer.teacher.network()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -39,29 +38,17 @@ class Teacher:
 
     Args:
         encoder: the target encoder with its initial weights, on its device.
-        shards: this rank's shards of all parameter groups; those of the encoder are used.
-        frozen: weights by parameter name of a target encoder that stays as it is; there is then no
-            EMA and no communication.
+        shards: of the student's encoder on this rank, which the EMA follows. Without any the target
+            encoder is frozen: there is no EMA and no communication.
 
     Attributes:
-        shards: the shards that the EMA follows; empty if frozen.
+        shards: as given.
         ema: fp32 EMA weights, laid out as each shard's masters, by group name; empty if frozen.
     """
 
-    def __init__(
-        self,
-        encoder: VisionTransformer,
-        shards: list[GroupShard],
-        frozen: Mapping[str, Tensor] | None = None,
-    ) -> None:
-        self._encoder = encoder
-        self._groups: list[_Group] = []
-        if frozen is None:
-            self._groups = [_make_group(encoder, s) for s in shards if s.part == "encoder"]
-        else:
-            for name, parameter in encoder.named_parameters():
-                parameter.data.copy_(frozen[name])
-        self.shards = [group.shard for group in self._groups]
+    def __init__(self, encoder: VisionTransformer, shards: list[GroupShard]) -> None:
+        self._encoder, self.shards = encoder, shards
+        self._groups = [_make_group(encoder, shard) for shard in shards]
         self.ema: dict[str, list[Tensor]] = {g.shard.name: g.ema for g in self._groups}
 
     @torch.no_grad()

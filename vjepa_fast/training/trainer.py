@@ -18,6 +18,7 @@ from vjepa_fast.training.teacher import Teacher
 from vjepa_fast.training.timers import StepTimer
 from vjepa_fast.training.zero.engine import make_engine
 from vjepa_fast.training.zero.optimizers import adapt, clip_gradients
+from vjepa_fast.weights import load_exactly
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,9 @@ class Trainer:
         accumulation: micro-batches of a step on each rank.
         bf16: weights and activations in bf16; master weights, moments, EMA and losses are fp32.
         frozen_teacher: weights by name of a target encoder that stays as it is; None for an EMA.
+
+    Raises:
+        UserError: `frozen_teacher` is of another encoder, or see `make_engine`.
     """
 
     def __init__(
@@ -72,6 +76,8 @@ class Trainer:
         self._clip_grad, self._loss_exponent = optim.clip_grad, optim.loss_exponent
         self.step_number = 0
         target = model.make_target_encoder()  # before the engine hooks and shards the student
+        if frozen_teacher is not None:
+            load_exactly(target, frozen_teacher, "teacher.checkpoint")
         self.engine = make_engine(
             model,
             optim,
@@ -88,7 +94,8 @@ class Trainer:
         if bf16:  # only the weights, as DeepSpeed does to the student: positions stay fp32
             for parameter in target.parameters():
                 parameter.data = parameter.data.bfloat16()
-        self.teacher = Teacher(target, self.shards, frozen_teacher)
+        followed = [s for s in self.shards if s.part == "encoder" and frozen_teacher is None]
+        self.teacher = Teacher(target, followed)
         self.guard = NonFiniteGuard(self.optimizer, self.device)
         self.timer = StepTimer(self.device)
         model.encoder.register_forward_hook(lambda *_: self.timer.mark("context"))
