@@ -142,9 +142,9 @@ def test_both_loaders_and_any_number_of_ranks_replace_alike(eight_videos):
     assert (other.video.float() - whole.video.float()).abs().mean() < 1
     for world, backend in [(2, "dali"), (3, "pyav")]:
         size = 12 // world
-        shares = [load(planner, backend, [range(r * size, r * size + size)]) for r in range(world)]
+        parts = [load(planner, backend, [range(r * size, r * size + size)]) for r in range(world)]
         assert torch.equal(
-            torch.cat([share[0].labels["index"] for share in shares]), whole.labels["index"]
+            torch.cat([part[0].labels["index"] for part in parts]), whole.labels["index"]
         )
 
 

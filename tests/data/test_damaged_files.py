@@ -105,14 +105,14 @@ def test_the_index_accepts_or_rejects_each(cases, count):
     results = list(scan(files, workers=2))
     assert len(results) == count
     taken = [result.entry for result in results if result.entry is not None]
-    refused = [result for result in results if result.entry is None]
-    reasons = {Path(result.file.path).name: result.reason for result in refused}
+    rejected = [result for result in results if result.entry is None]
+    reasons = {Path(result.file.path).name: result.reason for result in rejected}
     assert all(isinstance(entry, ManifestEntry) and entry.frames >= 2 for entry in taken)
     assert not [reason for reason in reasons.values() if "crashes or hangs" in reason]
     assert all(reasons.values())
     whole = {case.path.name for case in cases(count) if case.valid}
     assert not whole & reasons.keys()
-    assert len(refused) > count / 3
+    assert len(rejected) > count / 3
 
 
 def test_a_title_that_is_no_utf8_is_no_obstacle(tmp_path):

@@ -96,11 +96,11 @@ def test_a_photograph_is_turned_as_its_exif_says(tmp_path):
     ]
 
 
-def test_images_in_shards_and_class_folders_as_a_text_list(classes, tmp_path):
-    (tmp_path / "shards").mkdir()
-    with tarfile.open(tmp_path / "shards" / "0.tar", "w") as tar:
+def test_images_in_archives_and_class_folders_as_a_text_list(classes, tmp_path):
+    (tmp_path / "archives").mkdir()
+    with tarfile.open(tmp_path / "archives" / "0.tar", "w") as tar:
         tar.add(classes / "blue", "blue")
-    entries, _ = index_directory(tmp_path / "shards", tmp_path / "m.csv", workers=1)
+    entries, _ = index_directory(tmp_path / "archives", tmp_path / "m.csv", workers=1)
     assert sum("0.tar::blue/" in e.path and e.frames == 1 for e in entries) == len(FORMATS)
     lines = [
         f"{path} {label}\n"

@@ -177,15 +177,15 @@ def test_sound_is_left_out(tmp_path):
     assert len(part.content) < 30 * 1920 * 4  # the sound of its frames alone has more
 
 
-def test_a_part_of_a_member_of_a_shard(tmp_path):
+def test_a_part_of_a_member_of_an_archive(tmp_path):
     path = write(tmp_path, CUT["vp9 webm"])
     with tarfile.open(tmp_path / "a.tar", "w") as tar:
         tar.add(__file__, "text.py")
         tar.add(path, "video.webm")
     with tarfile.open(tmp_path / "a.tar") as tar:
         offset = tar.getmember("video.webm").offset_data
-    shard = f"{tmp_path / 'a.tar'}::video.webm"
-    entry = probe_video(shard, member=(offset, path.stat().st_size))
+    archived = f"{tmp_path / 'a.tar'}::video.webm"
+    entry = probe_video(archived, member=(offset, path.stat().st_size))
     assert numbers(entry, 60) == [60, 62, 64]
 
 

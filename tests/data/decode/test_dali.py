@@ -21,13 +21,13 @@ from vjepa_fast.errors import UserError
 
 
 def test_what_only_dali_cannot_decode_comes_from_pyav(eight_videos, monkeypatch, tmp_path, caplog):
-    """A pipeline that fails, or hangs, on one file is built again; the file goes to PyAV, said
-    once."""
+    """A pipeline that fails, or hangs, on one file is built again; PyAV decodes the
+    file, which is logged once."""
     planner = planned(eight_videos)
     (untouched,) = load(planner, "dali", [range(16)])
     run, built = DaliDecoder._run, []
 
-    def stumble(self, slot, plans, encoded):
+    def fail(self, slot, plans, encoded):
         built.append(slot.pipeline is None)
         if any(plan.video == 2 for plan in plans):
             raise RuntimeError("DALI: unsupported")
@@ -35,7 +35,7 @@ def test_what_only_dali_cannot_decode_comes_from_pyav(eight_videos, monkeypatch,
             time.sleep(5)
         return run(self, slot, plans, encoded)
 
-    monkeypatch.setattr(DaliDecoder, "_run", stumble)
+    monkeypatch.setattr(DaliDecoder, "_run", fail)
     log = tmp_path / "bad.jsonl"
     found = load(planner, "dali", [range(i, i + 4) for i in range(0, 16, 4)], log)
     video = torch.cat([batch.video for batch in found])
@@ -47,7 +47,7 @@ def test_what_only_dali_cannot_decode_comes_from_pyav(eight_videos, monkeypatch,
     named = [Path(text.split()[3].strip(",")).stem for text in said if "DALI cannot" in text]
     assert sorted(named) == ["2", "3"]
     assert "unsupported" in caplog.text and "takes more than 1 s" in caplog.text
-    deadline = time.monotonic() + 60  # those that were given up on come back and end
+    deadline = time.monotonic() + 60  # for the abandoned threads to end
     while any(thread.name == "vjepa-dali" for thread in threading.enumerate()):
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -107,7 +107,7 @@ def test_a_batch_may_take_as_long_as_its_clips_one_by_one(eight_videos, monkeypa
 
 
 def test_of_large_files_only_parts_enter_memory(eight_videos, monkeypatch, caplog):
-    """PyAV decodes those from which nothing small enough can be cut out, said once."""
+    """PyAV decodes those from which nothing small enough can be cut out; logged once."""
     planner = planned(eight_videos)
     (expected,) = load(planner, "dali", [range(8)])
     sizes = sorted(entry.size_bytes for entry in planner.entries)

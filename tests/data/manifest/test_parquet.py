@@ -16,12 +16,12 @@ OTHER_FACTS = ["fps", "width", "height", "codec", "size_bytes", "mtime_ns"]
 
 def test_parquet_holds_what_csv_holds(tmp_path):
     inside = replace(ENTRY, path=str(tmp_path / "é, a.webm"), duration=1.5, gop=12, vfr=True)
-    shard = replace(ENTRY, path="/elsewhere/0.tar::b.webm", labels={"digit": -1}, offset=0)
+    archived = replace(ENTRY, path="/elsewhere/0.tar::b.webm", labels={"digit": -1}, offset=0)
     for name in ("m.csv", "m.parquet"):
-        write_manifest(tmp_path / name, [inside, shard])
+        write_manifest(tmp_path / name, [inside, archived])
     assert (tmp_path / "m.parquet").read_bytes()[:4] == b"PAR1"
-    assert read_manifest(tmp_path / "m.parquet") == [inside, shard]
-    assert read_manifest(tmp_path / "m.csv") == [inside, shard]
+    assert read_manifest(tmp_path / "m.parquet") == [inside, archived]
+    assert read_manifest(tmp_path / "m.csv") == [inside, archived]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["m.csv", "m.parquet"]
 
 

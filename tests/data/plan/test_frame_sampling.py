@@ -190,8 +190,8 @@ def test_every_world_size_sees_the_same_clips(tmp_path, tiny_settings, settings)
         ranks = [Batches(config, rank, world) for rank in range(world)]
         seen = []
         for step in (0, 1, 1000):
-            shares = [ids for rank in ranks for micro in rank.sample_ids(step) for ids in micro]
-            assert sorted(shares) == list(range(step * 48, step * 48 + 48))
+            of_ranks = [ids for rank in ranks for micro in rank.sample_ids(step) for ids in micro]
+            assert sorted(of_ranks) == list(range(step * 48, step * 48 + 48))
             plans = [
                 plan
                 for rank in ranks

@@ -115,7 +115,7 @@ def test_one_frame_does_not_tell_the_direction_but_the_motion_does():
 def _direction_by_eye(video):
     """Direction 0..7 of [clips, T, H, W]: where the brightest part of the frame, the digit, goes.
 
-    The phase of the coarsest wave along an axis is the place along it, and wraps as the digit does.
+    The phase of the coarsest wave along an axis is the position along it; both wrap around.
     """
     spectrum = np.fft.fft2(video)
     waves = np.stack([spectrum[:, :, 1, 0], spectrum[:, :, 0, 1]], axis=-1)  # along y, along x

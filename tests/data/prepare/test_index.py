@@ -101,9 +101,9 @@ def test_an_avi_may_have_empty_chunks_but_not_lack_frames(tmp_path):
     with av.open(str(path), "w") as container:
         stream = container.add_stream("mpeg4", rate=25, width=64, height=48)
         stream.codec_context.time_base = Fraction(1, 25)
-        for i, place in enumerate([*range(0, 30, 3), *range(30, 60)]):
+        for i, position in enumerate([*range(0, 30, 3), *range(30, 60)]):
             frame = av.VideoFrame.from_ndarray(videos.numbered(i), format="rgb24")
-            frame.pts, frame.time_base = place, Fraction(1, 25)
+            frame.pts, frame.time_base = position, Fraction(1, 25)
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
     entry = probe_video(path)
@@ -213,9 +213,9 @@ def test_unchanged_files_are_not_opened_again(tmp_path):
         os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
     paths[1].unlink()
     videos.write_numbered(folder, "mjpeg", 7, "c")
-    again, refused_again = index_directory(folder, output)
+    again, rejected_again = index_directory(folder, output)
     assert [entry.frames for entry in again] == [5, 7]
-    assert again[0] == first[0] and refused_again == rejected
+    assert again[0] == first[0] and rejected_again == rejected
     assert rejected[0][1].startswith("not a video")
     assert read_manifest(output) == again
 
@@ -267,7 +267,7 @@ def test_deep_decodes_what_demuxing_does_not_see(tmp_path):
 
 
 def test_videos_in_tar_archives_are_indexed_where_they_are(tmp_path):
-    folder = tmp_path / "shards"
+    folder = tmp_path / "archives"
     folder.mkdir()
     video = videos.write_numbered(tmp_path, "vp9", 20)
     with tarfile.open(folder / "0.tar", "w") as tar:

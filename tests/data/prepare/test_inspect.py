@@ -62,17 +62,17 @@ def test_time_stamps_in_whole_milliseconds_are_no_variable_rate(tmp_path, rate):
 
 def test_a_member_of_a_tar_archive_is_read_at_its_offset(tmp_path):
     files = [videos.write_numbered(tmp_path, codec, 20, codec) for codec in ("h264", "vp9")]
-    shard = tmp_path / "a, b; c.tar"
-    with tarfile.open(shard, "w") as tar:
+    archive = tmp_path / "a, b; c.tar"
+    with tarfile.open(archive, "w") as tar:
         for file in files:
             tar.add(file, file.name)
-    with tarfile.open(shard) as tar:
+    with tarfile.open(archive) as tar:
         members = {member.name: (member.offset_data, member.size) for member in tar}
     entries = []
     for file in files:
         alone = probe_video(file)
-        entry = probe_video(f"{shard}::{file.name}", member=members[file.name])
-        assert archive_of(entry.path) == str(shard)
+        entry = probe_video(f"{archive}::{file.name}", member=members[file.name])
+        assert archive_of(entry.path) == str(archive)
         found = (entry.frames, entry.codec, entry.duration, entry.gop, entry.size_bytes)
         assert found == (alone.frames, alone.codec, alone.duration, alone.gop, alone.size_bytes)
         assert read_entry(entry).tobytes() == file.read_bytes() == read_entry(alone).tobytes()
@@ -83,5 +83,5 @@ def test_a_member_of_a_tar_archive_is_read_at_its_offset(tmp_path):
     write_manifest(tmp_path / "m.csv", entries)
     assert read_manifest(tmp_path / "m.csv") == entries
     assert all(is_in_place(entry) for entry in entries)
-    shard.write_bytes(shard.read_bytes()[:-1])
+    archive.write_bytes(archive.read_bytes()[:-1])
     assert not any(is_in_place(entry) for entry in entries)

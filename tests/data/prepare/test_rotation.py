@@ -11,9 +11,9 @@ from vjepa_fast.data.prepare.scan import probe_file
 from vjepa_fast.data.prepare.scan_journal import ScannedFile
 from vjepa_fast.errors import UserError
 
-# (a, b, c, d): the stored place (x, y), y downwards, is shown at (a x + c y, b x + d y).
+# (a, b, c, d): the stored point (x, y), y downwards, is shown at (a x + c y, b x + d y).
 QUARTERS = {0: (1, 0, 0, 1), 90: (0, 1, -1, 0), 180: (-1, 0, 0, -1), 270: (0, -1, 1, 0)}
-REFUSED = {
+REJECTED = {
     "mirrored": (-1, 0, 0, 1),
     "upside down": (1, 0, 0, -1),
     "transposed": (0, 1, 1, 0),
@@ -48,10 +48,10 @@ def test_the_index_tells_the_quarter_turn_and_the_size_that_is_shown(tmp_path, m
         assert list(read_manifest(tmp_path / name)) == [entry]
 
 
-@pytest.mark.parametrize("name", REFUSED)
+@pytest.mark.parametrize("name", REJECTED)
 def test_mirrored_pictures_and_other_angles_are_rejected(tmp_path, mp4, name):
     path = tmp_path / "v.mp4"
-    path.write_bytes(videos.with_matrix(mp4, REFUSED[name]))
+    path.write_bytes(videos.with_matrix(mp4, REJECTED[name]))
     with pytest.raises(BadVideo, match="mirrored, or turned by other than a quarter turn"):
         probe_video(path)
 

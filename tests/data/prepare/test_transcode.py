@@ -144,9 +144,9 @@ def test_originals_outside_the_manifests_folder_are_kept(originals, tmp_path):
     target, rejected = transcode_manifest(lists / "m.csv", output, "h264", 32, 5, workers=1)
     assert not rejected
     assert {path: path.read_bytes() for path in originals.parent.rglob("*.*")} == before
-    place = (output / originals.parent.relative_to("/")).resolve()
+    folder = (output / originals.parent.relative_to("/")).resolve()
     names = ["a.webm.mp4", "v.mp4", "sub/a.avi.mp4"]
-    assert [entry.path for entry in read_manifest(target)] == [str(place / name) for name in names]
+    assert [entry.path for entry in read_manifest(target)] == [str(folder / name) for name in names]
 
 
 @pytest.mark.parametrize(
@@ -200,8 +200,8 @@ def flipped(path):
         packets = [packet for packet in container.demux(video=0) if packet.size]
         first, size = packets[15].pos, packets[15].size
     data = bytearray(path.read_bytes())
-    for place in np.random.default_rng(0).integers(first + 8, first + size, 5):
-        data[place] ^= 16
+    for offset in np.random.default_rng(0).integers(first + 8, first + size, 5):
+        data[offset] ^= 16
     path.write_bytes(data)
 
 
