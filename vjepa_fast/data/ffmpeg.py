@@ -41,7 +41,7 @@ def video_stream(
 def count_frame(packet: av.Packet, codec: str) -> bool:
     """Whether decoding a packet of the video stream yields a frame.
 
-    The empty packet at the end yields none, nor do packets that an edit list cuts away, nor VP8's
+    The empty packet at the end yields none, nor do packets that an edit list removes, nor VP8's
     alternative reference frames, which are never shown (RFC 6386, section 9.1).
     """
     if packet.size == 0 or packet.is_discard:

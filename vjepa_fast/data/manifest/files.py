@@ -203,15 +203,20 @@ def _entries(
 
 def _parsed(values: Sequence, kind: type, name: str, path: Path, lines: Sequence[int]) -> list:
     """The values of a column as `kind`; unknown ones as in `entry.COLUMNS`."""
+    unknown = math.nan if kind is float else -1
+    if name in _OPTIONAL_FACTS:
+        values = [unknown if value == "" else value for value in values]
     try:
-        if name not in _OPTIONAL_FACTS:
-            return list(map(kind, values))
-        unknown = math.nan if kind is float else -1
-        return [unknown if value == "" else kind(value) for value in values]
+        return list(map(kind, values))
     except ValueError:
         for line, value in zip(lines, values, strict=True):
-            if name not in _OPTIONAL_FACTS or value != "":
-                _number(value, kind, name, f"{path}, line {line}")
+            try:
+                kind(value)
+            except ValueError:
+                raise UserError(
+                    f"found {name} = {value!r} in {path}, line {line}, expected {kind.__name__}; "
+                    "correct it"
+                ) from None
         raise
 
 
@@ -236,15 +241,6 @@ def _other_length(path: Path, line: int, columns: Sequence[str]) -> UserError:
         f"found a row of another length in {path}, line {line}, expected {len(columns)} columns; "
         "fix or remove it"
     )
-
-
-def _number(text: Any, kind: type, name: str, line: str) -> None:
-    try:
-        kind(text)
-    except ValueError:
-        raise UserError(
-            f"found {name} = {text!r} in {line}, expected {kind.__name__}; correct it"
-        ) from None
 
 
 def _write_parquet(file: IO[bytes], columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:

@@ -63,7 +63,7 @@ def is_in_place(entry: ManifestEntry) -> bool:
 
 
 def check_unchanged(entry: ManifestEntry) -> None:
-    """Raise UserError if the file is gone or no longer the one that was indexed."""
+    """Raise UserError if the file is missing or is no longer the one that was indexed."""
     if not is_in_place(entry):
         there = os.path.exists(file_of(entry.path))
         what = "changed since it was indexed" if there else "missing"

@@ -24,6 +24,7 @@ from tqdm import tqdm
 from vjepa_fast.data.manifest.entry import ManifestEntry
 from vjepa_fast.data.manifest.files import read_csv, write_manifest
 from vjepa_fast.data.manifest.location import is_in_place
+from vjepa_fast.data.prepare.encode import comment_of
 from vjepa_fast.data.workers.process_pool import ProcessPool
 from vjepa_fast.data.workers.thread_pool import WorkerError
 from vjepa_fast.errors import UserError
@@ -186,7 +187,8 @@ def _unchanged(
             continue
         for index, entry in enumerate(read_csv(manifest)):
             path, stamp = _file_of(directory, codec, seed, split, index)
-            if entry.path == str(path.resolve()) and is_in_place(entry) and _stamp(path) == stamp:
+            same = entry.path == str(path.resolve()) and is_in_place(entry)
+            if same and comment_of(path) == stamp:
                 found[split, index] = entry
     return found
 
@@ -195,14 +197,6 @@ def _file_of(directory: Path, codec: str, seed: int, split: str, index: int) -> 
     """The path of a clip, and the comment of its file."""
     path = directory / split / f"{index:05d}{_CODECS[codec].suffix}"
     return path, f"vjepa_fast demo {_VERSION}, {codec}, seed {seed}, {split} {index}"
-
-
-def _stamp(path: Path) -> str | None:
-    try:
-        with av.open(path) as container:
-            return {name.lower(): text for name, text in container.metadata.items()}.get("comment")
-    except av.FFmpegError:
-        return None
 
 
 def _write_clip(directory: Path, codec: str, seed: int, job: tuple[str, int]) -> ManifestEntry:
@@ -230,7 +224,7 @@ def _write_clip(directory: Path, codec: str, seed: int, job: tuple[str, int]) ->
 
 def _is_complete(path: Path, stamp: str) -> bool:
     """Whether the file exists, has this comment and decodes to the end."""
-    if not path.is_file() or _stamp(path) != stamp:
+    if comment_of(path) != stamp:
         return False
     try:
         with av.open(path) as container:

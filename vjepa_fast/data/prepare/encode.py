@@ -112,6 +112,19 @@ def encode_copy(url: str, target: Path, settings: Settings, stamp: str) -> None:
         copy.mux(stream.encode(None))
 
 
+def comment_of(path: Path) -> str | None:
+    """The comment of a file that `encode_copy` or `demo` wrote; None if there is none, or no file
+    that FFmpeg can open.
+    """
+    if not path.is_file():
+        return None
+    try:
+        with open_video(str(path)) as container:
+            return {name.lower(): text for name, text in container.metadata.items()}.get("comment")
+    except av.error.FFmpegError:
+        return None
+
+
 def _turner(rotation: int, width: int, height: int) -> Callable[[av.VideoFrame], av.VideoFrame]:
     """A function that rotates yuv420p frames of that size clockwise by `rotation` degrees."""
     if not rotation:

@@ -73,7 +73,7 @@ def index_directory(
     rejected: list[ScanResult] = []
     files = _videos_or_images(list(_list_files(directory, rejected)), directory)
     if not files and not rejected:
-        known = ", ".join(sorted(VIDEO_EXTENSIONS | IMAGE_EXTENSIONS))
+        known = ", ".join(sorted(_KNOWN))
         raise UserError(
             f"found no video file and no image in {directory}, expected .tar or {known}; give the "
             "folder that holds them"

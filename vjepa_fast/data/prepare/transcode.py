@@ -14,11 +14,11 @@ from pathlib import Path
 import av
 from tqdm import tqdm
 
-from vjepa_fast.data.ffmpeg import BadVideo, open_video
-from vjepa_fast.data.manifest.entry import Entries, ManifestEntry
+from vjepa_fast.data.ffmpeg import BadVideo
+from vjepa_fast.data.manifest.entry import ManifestEntry
 from vjepa_fast.data.manifest.files import is_text_list, read_manifest, write_manifest
 from vjepa_fast.data.manifest.location import file_of, is_in_place, source_url
-from vjepa_fast.data.prepare.encode import CODECS, STAMP, Settings, encode_copy
+from vjepa_fast.data.prepare.encode import CODECS, STAMP, Settings, comment_of, encode_copy
 from vjepa_fast.data.prepare.inspect import probe_video
 from vjepa_fast.data.prepare.scan import scan
 from vjepa_fast.data.prepare.scan_journal import (
@@ -50,7 +50,7 @@ def transcode_manifest(
     workers: int | None = None,
     progress: bool = False,
 ) -> tuple[Path, list[tuple[str, str]]]:
-    """Copy the videos of a manifest: without sound, upright, each frame with its time stamp.
+    """Copy the videos of a manifest: without audio, upright, each frame with its time stamp.
 
     Copies of the same file and settings are kept, so an interrupted call can be run again to
     resume. A file that is not a copy is never replaced.
@@ -80,7 +80,7 @@ def transcode_manifest(
             f"--output: found {output}, which holds the manifest itself, expected another folder, "
             "since the copies' manifest has the same name"
         )
-    entries = _opened(manifest)
+    entries = read_text_list(manifest) if is_text_list(manifest) else read_manifest(manifest)
     sources = {
         entry.path: _Source(
             entry.path, entry.size_bytes, entry.mtime_ns, entry.offset, entry.frames
@@ -126,10 +126,6 @@ def transcode_manifest(
             "folder of yours on a disk with space; name another or make space"
         ) from None
     return target, [(result.file.path, result.reason) for result in rejected]
-
-
-def _opened(manifest: Path) -> Entries:
-    return read_text_list(manifest) if is_text_list(manifest) else read_manifest(manifest)
 
 
 def _checked(codec: str, short_side: int, gop: int) -> Settings:
@@ -206,12 +202,12 @@ def _copy(source: _Source, root: Path, output: Path, settings: Settings) -> Scan
     target = _target(source.path, root, output, settings)
     stamp = f"{settings.stamp} of {source.size_bytes} bytes, {source.mtime_ns} ns"
     try:
-        found = _stamp(target)
+        found = comment_of(target) or ""
         if found == stamp:
             return ScanResult(source, _complete(target, source))
         if source.frames == 1:
             raise BadVideo("an image, which decodes as it is")
-        if found is None and target.exists():
+        if not found.startswith(STAMP) and target.exists():
             raise BadVideo(f"another file is in the way ({target})")
         _check_source(source)
         url = source_url(source.path, source.offset, source.size_bytes)
@@ -250,15 +246,3 @@ def _complete(copy: Path, source: _Source) -> ManifestEntry:
     if entry.frames < source.frames:
         raise BadVideo(f"damaged ({entry.frames} of {source.frames} frames can be decoded)")
     return entry
-
-
-def _stamp(target: Path) -> str | None:
-    """The comment of a copy, which says what it was made of; None if there is no copy."""
-    if not target.is_file():
-        return None
-    try:
-        with open_video(str(target)) as container:
-            texts = [text for _, text in container.metadata.items()]
-    except av.error.FFmpegError:
-        return None
-    return next((text for text in texts if text.startswith(STAMP)), None)
