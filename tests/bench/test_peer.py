@@ -109,7 +109,7 @@ def test_a_mistake_is_a_sentence(
     bench, config_file, checkout, demo, monkeypatch, capsys, arguments, found
 ):
     manifests = demo / "train.csv", demo / "test.csv"
-    monkeypatch.setattr(bench.sides, "make_demo", lambda folder, **_: manifests)
+    monkeypatch.setattr(bench.trainers, "make_demo", lambda folder, **_: manifests)
     monkeypatch.chdir(checkout.parent)
     assert run(bench, config_file, *arguments) == 2
     error = capsys.readouterr().err
