@@ -1,10 +1,9 @@
 // Random specs, grids and batches through the C++ mask sampler, for a build with sanitizers:
-// fuzz_masks SECONDS SEED [short]. Tokens go to buffers of their exact size, so that one too many
-// is seen ("short": of one less, which a sanitizer must see). Exits with 1, saying what, where a
-// mask breaks a promise.
+// fuzz_masks CALLS SEED [short]. Tokens go to buffers of exactly their size, so a sanitizer sees a
+// write past the end ("short": buffers lack one token, which a sanitizer must report). Exits with 1
+// and prints the property if a mask violates one.
 #include <algorithm>
 #include <atomic>
-#include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <limits>
@@ -22,7 +21,7 @@ std::atomic<int64_t> allocations{0};
 
 std::mt19937_64 chance;
 
-int64_t missing = 0;  // room that buffers lack
+int64_t missing = 0;  // tokens that the buffers are short of
 
 int64_t between(int64_t low, int64_t high) {
     return std::uniform_int_distribution<int64_t>(low, high)(chance);
@@ -81,13 +80,13 @@ vjepa::Settings random_settings() {
     return settings;
 }
 
-void require(bool holds, const char* promise) {
+void require(bool holds, const char* property) {
     if (holds) return;
-    std::fprintf(stderr, "broken promise: %s\n", promise);
+    std::fprintf(stderr, "violated: %s\n", property);
     std::exit(1);
 }
 
-// Calls use(clip's tokens, how many) for each mask.
+// Checks the context or the target tokens of all masks and marks them in `taken`.
 void check_side(const std::vector<int64_t>& tokens, const std::vector<int64_t>& seqlens,
                 const std::vector<int64_t>& offsets, int64_t num_tokens,
                 std::vector<std::vector<char>>& taken) {
@@ -134,7 +133,7 @@ void run(const vjepa::MaskSampler& sampler, const std::vector<int64_t>& ids, int
             require(std::count(clip.begin(), clip.end(), 1) == num_tokens, "the clip is filled");
         }
     }
-    // The same call again draws the same, and on one thread from memory that is there already.
+    // The same call again draws the same masks and, on one thread, allocates nothing.
     const auto first_context = context, first_target = target;
     const bool alone = settings.num_threads == 1;
     const int64_t before = allocations;
@@ -156,18 +155,18 @@ void operator delete(void* memory, size_t) noexcept { std::free(memory); }
 
 int main(int argc, char** argv) {
     if (argc < 3) return 2;
-    const double seconds = std::atof(argv[1]);
+    const int64_t least = std::atoll(argv[1]);
     chance.seed(std::strtoull(argv[2], nullptr, 10));
     missing = argc > 3;
-    const auto start = std::chrono::steady_clock::now();
     vjepa::Workspace workspace;
-    int64_t calls = 0, refused = 0;
-    while (std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count() <
-           seconds) {
+    int64_t calls = 0, rejected = 0;
+    while (calls < least) {
         const vjepa::MaskSampler sampler(random_settings());
         const auto& grid = sampler.settings().grid;
+        // A batch may need its whole truncation groups, and a clip 10,000 draws: limit the clips.
+        const int64_t most = 3200 / sampler.settings().truncate_group + 1;
         for (int64_t repeat = between(1, 3); repeat > 0; --repeat, ++calls) {
-            std::vector<int64_t> ids(between(1, between(0, 9) ? 8 : 400));
+            std::vector<int64_t> ids(between(1, std::min<int64_t>(between(0, 9) ? 8 : 400, most)));
             const int64_t last = between(0, 1) ? 100 : (int64_t{1} << 62) - 1;
             for (int64_t& id : ids) id = between(0, last);
             std::vector<vjepa::Size> sizes;
@@ -182,11 +181,10 @@ int main(int argc, char** argv) {
                 const vjepa::Size* given = sizes.empty() ? nullptr : sizes.data();
                 run(sampler, ids, step, given, workspace);
             } catch (const std::invalid_argument&) {
-                ++refused;
+                ++rejected;
             }
         }
     }
-    std::printf("%lld calls, %lld refused\n", static_cast<long long>(calls),
-                static_cast<long long>(refused));
-    return calls > 0 && refused < calls ? 0 : 1;
+    std::printf("%lld calls, %lld rejected\n", static_cast<long long>(calls),
+                static_cast<long long>(rejected));
 }
