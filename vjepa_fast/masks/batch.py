@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import torch
 
-from vjepa_fast.masks.specs import is_int
+from vjepa_fast.masks._checks import require_int
 
 
 class MaskBatch(NamedTuple):
@@ -50,12 +50,7 @@ class MaskBatch(NamedTuple):
 
 
 def _rows(tokens: torch.Tensor, seqlens: torch.Tensor, spec: int, name: str) -> torch.Tensor:
-    if not is_int(spec) or not 0 <= spec < len(seqlens):
-        raise ValueError(
-            f"spec: found {spec!r}, expected an integer in 0 .. {len(seqlens) - 1}; "
-            "give the number of a mask spec"
-        )
-    lengths = seqlens[spec]
+    lengths = seqlens[require_int("spec", spec, 0, len(seqlens))]
     if lengths.numel() and not bool((lengths == lengths[0]).all()):
         raise ValueError(
             f"{name} tokens of spec {spec}: found lengths from {lengths.min()} to {lengths.max()}, "

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch.utils.data import default_collate
 
+from vjepa_fast.masks._checks import is_int, require_int
 from vjepa_fast.masks.sampler import MaskSampler
-from vjepa_fast.masks.specs import MultiBlock, is_int
+from vjepa_fast.masks.specs import MultiBlock
 
 _KEYS = tuple(field.name for field in fields(MultiBlock))
 
@@ -60,11 +61,7 @@ class MaskCollator:
             _divide("crop_size", height, "patch_size", tall),
             _divide("crop_size", width, "patch_size", wide),
         )
-        if not is_int(seed) or not 0 <= seed < 2**32:
-            raise ValueError(
-                f"seed: found {seed!r}, expected an integer in 0 .. 2**32-1; give one in that range"
-            )
-        self._seed = int(seed)
+        self._seed = require_int("seed", seed, 0, 2**32)
         self._samplers: dict[int, MaskSampler] = {}
         self._sampler(1)  # rejects impossible specs now
         # A lock of the "spawn" context can be sent to workers of any start method.

@@ -11,6 +11,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike
 
+from vjepa_fast.masks._checks import require_int
+
 # Mask streams 1, 2, 7 to 10; data streams 3 to 6. csrc/philox.h has the mask streams.
 STREAM_BLOCK_SIZE = 1
 STREAM_BLOCK_POSITION = 2
@@ -32,8 +34,8 @@ _HALF = np.uint64(32)
 
 def substream(stream: int, part: int) -> int:
     """A part of a stream, e.g. of one mask spec: stream in the low 8 bits, part in the 24 above."""
-    _check_range("stream", stream, 2**8)
-    _check_range("part", part, 2**24)
+    require_int("stream", stream, 0, 2**8)
+    require_int("part", part, 0, 2**24)
     return stream | part << 8
 
 
@@ -149,8 +151,8 @@ class PhiloxSequence:
 
 def _blocks(seed: int, stream: int, index: ArrayLike, first: int, count: int) -> np.ndarray:
     """Philox blocks first .. first+count-1 of each sequence: uint32 [*shape of index, count, 4]."""
-    _check_range("seed", seed, 2**64)
-    _check_range("stream", stream, 2**32)
+    require_int("seed", seed, 0, 2**64)
+    require_int("stream", stream, 0, 2**32)
     index = _indices(index)
     counter = np.empty((*index.shape, count, 4), dtype=np.uint64)
     counter[..., 0] = np.arange(first, first + count, dtype=np.uint64)
@@ -172,11 +174,3 @@ def _indices(index: ArrayLike) -> np.ndarray:
             "give a position in that range"
         )
     return index.astype(np.uint64)
-
-
-def _check_range(name: str, value: int, end: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or not 0 <= value < end:
-        raise ValueError(
-            f"{name}: found {value!r}, expected an integer in 0 .. {end - 1}; "
-            f"give a {name} in that range"
-        )

@@ -10,6 +10,7 @@ from typing import Literal
 import numpy as np
 import torch
 
+from vjepa_fast.masks._checks import require_int
 from vjepa_fast.masks.batch import MaskBatch
 from vjepa_fast.masks.specs import (
     MaskSpec,
@@ -19,7 +20,6 @@ from vjepa_fast.masks.specs import (
     Size,
     Variant,
     check_grid,
-    is_int,
     stream_part,
     variants,
 )
@@ -91,11 +91,11 @@ class MaskSampler:
                 raise ValueError(f"specs[{index}]: {error}") from error
         _check_choice("truncate", truncate, TRUNCATE)
         _check_choice("complement", complement, COMPLEMENT)
-        self.seed = _integer("seed", seed, 0, 2**64)
+        self.seed = require_int("seed", seed, 0, 2**64)
         self.truncate = truncate
-        self.truncate_group = _integer("truncate_group", truncate_group, 1, 2**31)
-        self.num_threads = _integer("num_threads", num_threads, 0, 2**31)
-        self.round_to = None if round_to is None else _integer("round_to", round_to, 1, 2**31)
+        self.truncate_group = require_int("truncate_group", truncate_group, 1, 2**31)
+        self.num_threads = require_int("num_threads", num_threads, 0, 2**31)
+        self.round_to = None if round_to is None else require_int("round_to", round_to, 1, 2**31)
         self.complement = complement
         if complement == "context":
             self._check_unlimited_context()
@@ -121,7 +121,7 @@ class MaskSampler:
             ValueError: bad arguments; 2**31 tokens or more in one call; a clip whose context was
                 empty in 10,000 draws.
         """
-        step = _integer("step", step, 0, 2**63)
+        step = require_int("step", step, 0, 2**63)
         ids = self._sample_ids(sample_ids)
         sizes = None if block_sizes is None else self._block_sizes(block_sizes)
         context, context_seqlens, context_cu, target, target_seqlens, target_cu, used = map(
@@ -253,12 +253,3 @@ def _check_choice(name: str, value: object, choices: tuple[str | None, ...]) -> 
             f"{name}: found {value!r}, expected one of {', '.join(map(repr, choices))}; "
             "give one of them"
         )
-
-
-def _integer(name: str, value: int, low: int, end: int) -> int:
-    if not is_int(value) or not low <= value < end:
-        raise ValueError(
-            f"{name}: found {value!r}, expected an integer in {low} .. {end - 1}; "
-            f"give a {name} in that range"
-        )
-    return int(value)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from numbers import Integral, Real
+
+from vjepa_fast.masks._checks import is_int, is_real, require_int
 
 Size = tuple[int, int, int]
 """(time, height, width) in tokens: a grid or the size of a block."""
@@ -44,7 +44,7 @@ class MultiBlock:
     max_keep: int | None = None
 
     def __post_init__(self) -> None:
-        _check_count("num_blocks", self.num_blocks)
+        require_int("num_blocks", self.num_blocks, 1, 2**31)
         for name in ("spatial_scale", "temporal_scale", "aspect_ratio"):
             least, most = (2.0**-31, 2.0**31) if name == "aspect_ratio" else (0.0, 1.0)
             object.__setattr__(self, name, _check_range(name, getattr(self, name), least, most))
@@ -55,7 +55,7 @@ class MultiBlock:
                 "give the fraction of frames that may be context"
             )
         if self.max_keep is not None:
-            _check_count("max_keep", self.max_keep)
+            require_int("max_keep", self.max_keep, 1, 2**31)
 
     def block_size(self, grid: Size, temporal: float, spatial: float, aspect: float) -> Size:
         """Size (t, h, w) of a block in tokens, for three draws in [0, 1)."""
@@ -254,18 +254,6 @@ def check_grid(grid: Size) -> Size:
     return tuple(int(side) for side in sides)
 
 
-def is_int(value: object) -> bool:
-    """Whether it is an integer, also numpy's, and no bool."""
-    return isinstance(value, Integral) and not isinstance(value, bool)
-
-
-def is_real(value: object) -> bool:
-    """Whether it is a finite number that fits a float, and no bool."""
-    return (
-        isinstance(value, Real) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
-    )
-
-
 def _between(ends: tuple[float, float], draw: float) -> float:
     return ends[0] + draw * (ends[1] - ends[0])
 
@@ -277,13 +265,6 @@ def _text(size: Size) -> str:
 def _num_kept(count: int, ratio: float) -> int:
     # 1.0 - 0.9 is slightly below 0.1, so a whole product would be rounded down to the next integer.
     return int(count * (1.0 - ratio) + 1e-9)
-
-
-def _check_count(name: str, value: object) -> None:
-    if not is_int(value) or not 1 <= value < 2**31:
-        raise ValueError(
-            f"{name}: found {value!r}, expected an integer of at least 1; give a positive {name}"
-        )
 
 
 def _check_range(name: str, value: object, least: float, most: float) -> tuple[float, float]:
