@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
 
 from vjepa_fast.data.manifest.entry import Entries
 from vjepa_fast.data.manifest.files import is_text_list, read_manifest
@@ -23,8 +22,3 @@ def open_manifest(path: str | os.PathLike) -> Entries:
 
         return read_text_list(path)
     return read_manifest(path)
-
-
-def open_manifests(paths: Iterable[str | os.PathLike]) -> list[Entries]:
-    """`open_manifest` of each path, in order."""
-    return [open_manifest(path) for path in paths]

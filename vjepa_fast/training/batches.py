@@ -15,7 +15,7 @@ from vjepa_fast.config.fields import divisors, nearest
 from vjepa_fast.config.masks import sample_masks
 from vjepa_fast.data.decode.pyav import decode_pixels
 from vjepa_fast.data.loader import ClipLoader, make_loader
-from vjepa_fast.data.open_manifest import open_manifests
+from vjepa_fast.data.open_manifest import open_manifest
 from vjepa_fast.data.plan.clip_plan import ClipBatch
 from vjepa_fast.data.plan.crops import Augment
 from vjepa_fast.data.plan.planner import ClipPlanner
@@ -29,7 +29,7 @@ def make_planner(config: Config) -> ClipPlanner:
     """The planner of training clips that a config asks for."""
     data = config.data
     return ClipPlanner(
-        open_manifests(data.manifests),
+        list(map(open_manifest, data.manifests)),
         data.weights,
         num_frames=data.num_frames,
         frame_step=data.frame_step,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right, insort
 from collections.abc import Iterator
+from itertools import chain
 
 import av
 
@@ -92,14 +93,7 @@ def _by_counting(
         opening = next(frames, None)
         # Without an index in the container, a seek may land anywhere.
         if opening is not None and opening.pts is not None and opening.pts <= key:
-            return _numbered(opening, frames, {pts: index for index, pts in enumerate(stamps)})
+            index_of = {pts: index for index, pts in enumerate(stamps)}
+            return ((index_of.get(frame.pts, -1), frame) for frame in chain([opening], frames))
     container.seek(0)
     return None
-
-
-def _numbered(
-    opening: av.VideoFrame, frames: Iterator[av.VideoFrame], index_of: dict[int, int]
-) -> _Numbered:
-    yield index_of.get(opening.pts, -1), opening
-    for frame in frames:
-        yield index_of.get(frame.pts, -1), frame

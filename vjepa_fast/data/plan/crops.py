@@ -52,18 +52,16 @@ def random_crops(
     left = np.floor(u[..., 3][chosen] * (widths - width + 1)).astype(np.int64)
     crops = np.stack([top, left, height, width], axis=1)
     return np.where(
-        fits.any(axis=1)[:, None], crops, _largest_centered(heights, widths, augment.aspect_ratio)
+        fits.any(axis=1)[:, None], crops, largest_centered(heights, widths, augment.aspect_ratio)
     )
 
 
-def center_squares(heights: np.ndarray, widths: np.ndarray) -> np.ndarray:
-    """The largest centered squares: (top, left, height, width) in pixels, int64 [n, 4]."""
-    return _largest_centered(heights, widths, (1.0, 1.0))
-
-
-def _largest_centered(
-    heights: np.ndarray, widths: np.ndarray, aspect_ratio: tuple[float, float]
+def largest_centered(
+    heights: np.ndarray, widths: np.ndarray, aspect_ratio: tuple[float, float] = (1.0, 1.0)
 ) -> np.ndarray:
+    """The largest centered boxes with an aspect ratio in the range, by default squares: (top, left,
+    height, width) in pixels, int64 [n, 4].
+    """
     low, high = aspect_ratio
     width = np.minimum(widths, np.rint(heights * high).astype(np.int64))
     height = np.minimum(heights, np.rint(widths / low).astype(np.int64))

@@ -11,7 +11,7 @@ import numpy as np
 
 from vjepa_fast.data.manifest.entry import Entries, ManifestEntry
 from vjepa_fast.data.plan.clip_plan import ClipPlan
-from vjepa_fast.data.plan.crops import Augment, center_squares, random_crops
+from vjepa_fast.data.plan.crops import Augment, largest_centered, random_crops
 from vjepa_fast.data.plan.frame_sampling import ShortVideos, TimedWindow, Windows
 from vjepa_fast.data.plan.video_order import VideoOrder
 from vjepa_fast.errors import UserError
@@ -133,7 +133,7 @@ class ClipPlanner:
             for name in ("frames", "height", "width")
         )
         if self.augment is None:
-            crops = center_squares(heights, widths)
+            crops = largest_centered(heights, widths)
         else:
             crops = random_crops(self.seed, ids, heights, widths, self.augment)
         if self.augment is not None and self.augment.flip:

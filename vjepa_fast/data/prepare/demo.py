@@ -12,7 +12,6 @@ repository); the test split has images that are not in the training split.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
 
@@ -49,24 +48,15 @@ _HELD_OUT = 0.2  # of the images of each digit, for the test split
 
 _SPLITS = ("train", "test")
 
-
-@dataclass(frozen=True)
-class _Codec:
-    encoder: str
-    container: str
-    suffix: str
-    options: dict[str, str]
-
-
-# Constant quality at which the noise survives; on one thread the bytes are always the same.
+# Name -> (encoder, suffix, options). The noise survives at this constant quality. One thread always
+# writes the same bytes.
 _CODECS = {
-    "vp9": _Codec(
+    "vp9": (
         "libvpx-vp9",
-        "webm",
         ".webm",
         {"deadline": "realtime", "cpu-used": "8", "crf": "16", "b": "0"},
     ),
-    "h264": _Codec("libx264", "mp4", ".mp4", {"preset": "ultrafast", "crf": "16"}),
+    "h264": ("libx264", ".mp4", {"preset": "ultrafast", "crf": "16"}),
 }
 
 
@@ -195,7 +185,7 @@ def _unchanged(
 
 def _file_of(directory: Path, codec: str, seed: int, split: str, index: int) -> tuple[Path, str]:
     """The path of a clip, and the comment of its file."""
-    path = directory / split / f"{index:05d}{_CODECS[codec].suffix}"
+    path = directory / split / f"{index:05d}{_CODECS[codec][1]}"
     return path, f"vjepa_fast demo {_VERSION}, {codec}, seed {seed}, {split} {index}"
 
 
@@ -206,7 +196,7 @@ def _write_clip(directory: Path, codec: str, seed: int, job: tuple[str, int]) ->
     video, labels = render_clip(seed, split, index)
     if not _is_complete(path, stamp):
         temporary = path.with_name(path.name + ".part")
-        _encode(temporary, video, _CODECS[codec], stamp)
+        _encode(temporary, video, codec, stamp)
         os.replace(temporary, path)  # a file of this name is complete
     found = path.stat()
     return ManifestEntry(
@@ -233,11 +223,12 @@ def _is_complete(path: Path, stamp: str) -> bool:
         return False
 
 
-def _encode(path: Path, video: np.ndarray, codec: _Codec, stamp: str) -> None:
+def _encode(path: Path, video: np.ndarray, codec: str, stamp: str) -> None:
+    encoder, suffix, options = _CODECS[codec]
     bitexact = {"fflags": "bitexact"}  # no random ids: the same call writes the same bytes
-    with av.open(path, "w", format=codec.container, options=bitexact) as container:
+    with av.open(path, "w", format=suffix[1:], options=bitexact) as container:
         container.metadata["comment"] = stamp
-        stream = container.add_stream(codec.encoder, rate=FPS, options=codec.options)
+        stream = container.add_stream(encoder, rate=FPS, options=options)
         stream.height, stream.width = video.shape[1:3]
         stream.pix_fmt = "yuv420p"
         stream.codec_context.thread_count = 1
