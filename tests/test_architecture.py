@@ -92,7 +92,7 @@ ALLOWED = {
         "training.timers",
         *PLANS,
     },
-    "train": {"config", "errors", "training.loop", "training.recipe"},
+    "train": {"commands.terminal", "config", "errors", "training.loop", "training.recipe"},
     "cli": {"", "commands", "errors", "train"},
 }
 # What the parts that others use on their own may import from elsewhere.

@@ -20,6 +20,7 @@ import os
 import warnings
 from collections.abc import Sequence
 
+from vjepa_fast.commands.terminal import add_config_arguments
 from vjepa_fast.errors import exit_status
 
 
@@ -44,14 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         the exit status.
     """
     parser = argparse.ArgumentParser(description="Pretrain V-JEPA from a config.")
-    parser.add_argument("--config", required=True, type=Path, help="JSON file, see configs/")
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="override a config key, e.g. optim.lr=1e-4; may be repeated",
-    )
+    add_config_arguments(parser)
     parser.add_argument("--local_rank", type=int, help="set by the launcher")
     options = parser.parse_args(arguments)
     if options.local_rank is not None:
