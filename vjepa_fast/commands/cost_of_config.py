@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
 
 from vjepa_fast.config import Config
 from vjepa_fast.config.masks import sample_masks
@@ -123,30 +122,18 @@ def zero_stages(config: Config) -> tuple[int, ...]:
     return (0, 1, 2, 3) if config.precision_on("cuda") == "fp32" else (1, 2, 3)
 
 
-class WorldMemory(NamedTuple):
-    """What a world size means for each of its GPUs.
-
-    Attributes:
-        world: GPUs.
-        micro_batch: clips.
-        accumulation: micro-batches per step.
-        totals: bytes on a GPU, one number for each of `zero_stages`.
-    """
-
-    world: int
-    micro_batch: int
-    accumulation: int
-    totals: list[float]
-
-
 def memory_by_world(
     config: Config, context_tokens: float, target_tokens: float
-) -> list[WorldMemory]:
+) -> list[tuple[int, int, int, list[float]]]:
     """Memory at the world sizes worth showing: 1, 8, and one micro-batch per GPU.
 
     Args:
         config: of the run.
         context_tokens, target_tokens: mean per clip, of all masks together.
+
+    Returns:
+        GPUs, clips of a micro-batch, micro-batches per step, and bytes on a GPU at each of
+        `zero_stages`, for each world size.
     """
     encoder_count, predictor_count = parameter_counts(config)
     found = []
@@ -168,5 +155,5 @@ def memory_by_world(
             ).total
             for stage in zero_stages(config)
         ]
-        found.append(WorldMemory(world, micro_batch, accumulation, totals))
+        found.append((world, micro_batch, accumulation, totals))
     return found

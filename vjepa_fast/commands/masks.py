@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 HELP = "draw a config's masks over a clip and count their tokens"
 DEMO = Path("data/demo/train.csv")
 CLIPS = 2  # masks of each spec that are drawn over the clip
-SHOWN_FRAMES = 4  # at most, of each mask
 MOST_SPECS = 6  # drawn; the table has all
 
 log = logging.getLogger("vjepa_fast")
@@ -174,9 +173,10 @@ def draw(
     import matplotlib.pyplot as plt
 
     from vjepa_fast.masks.overlay import overlay, token_kinds
+    from vjepa_fast.training.monitoring.pictures import shown_frames
 
     grid, specs = config.grid, config.masks.specs[:MOST_SPECS]
-    frames = np.unique(np.linspace(0, grid[0] - 1, SHOWN_FRAMES).round().astype(int))
+    frames = shown_frames(grid[0])
     kinds = token_kinds(masks, grid)
     names = ["the clip", *(f"mask {i + 1}" for i in range(CLIPS)), "how often\ncontext"]
     width = 1.25 * len(frames) + 0.7  # inches
