@@ -20,7 +20,7 @@ HELP = "write a run's curves, pictures and tables as one HTML file"
 MOST_ROWS = 20
 MOST_PICTURES = 4  # of each kind: the first and the newest ones
 SUMMARY = ("loss", "std_across_clips", "rank_me", "clips_per_second", "data_wait", "skipped_steps")
-INK = "#123456"  # stands for the page's text color in matplotlib's SVG
+INK = "#123456"  # stands for the report's text color in matplotlib's SVG
 INKED = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")
 NO_METADATA = dict.fromkeys(("Date", "Creator", "Format", "Type"))
 # No colors but the browser's own, light or dark.
@@ -47,7 +47,7 @@ def run(options: argparse.Namespace) -> int:
     """Write the report and print its path.
 
     Raises:
-        UserError: a folder that is no run, or an output that can't be written.
+        UserError: the folder is not a run's, or the output cannot be written.
     """
     report = report_html(options.run_folder)
     output = options.output or options.run_folder / "report.html"
@@ -66,7 +66,7 @@ def report_html(run: Path) -> str:
     """The report of a run's folder, finished or not.
 
     Raises:
-        UserError: a folder that is no run.
+        UserError: the folder is not a run's.
     """
     from vjepa_fast.training.monitoring.writer import read_metrics
 
@@ -97,7 +97,7 @@ def report_html(run: Path) -> str:
         "Probes": _probes(_json(run / "probe.json")),
         "Checkpoints": _checkpoints(run),
         "Bad videos": _bad_videos(read_metrics(run / "bad_videos.jsonl")),
-        "Environment": _table(("at the newest start", ""), environment.items()),
+        "Environment": _table(("of the newest start", ""), environment.items()),
         "Config": f"<pre>{escape(json.dumps(config, indent=2))}</pre>" if config else "",
     }
     body = "".join(
@@ -165,7 +165,7 @@ def _curves(rows: list[dict]) -> str:
     from vjepa_fast.training.monitoring.curves import PANELS, draw_panel
 
     charts = []
-    # Text stays text, and the same page comes out of the same run.
+    # Text can be selected, and the same run gives the same charts.
     style = {"svg.fonttype": "none", "svg.hashsalt": "vjepa_fast", **dict.fromkeys(INKED, INK)}
     with matplotlib.rc_context({**style, "legend.framealpha": 0}):
         for panel in PANELS:
@@ -200,7 +200,7 @@ def _pictures(run: Path, kind: str, note: str) -> str:
         found = [found[0], *found[1 - MOST_PICTURES :]]
     figures = []
     for path in found:
-        step = int(path.name.split("_")[1])
+        step = path.name.split("_")[1].lstrip("0") or "0"
         data = base64.b64encode(path.read_bytes()).decode()
         figures.append(
             f'<figure><img alt="{kind} at step {step}" src="data:image/png;base64,{data}">'
@@ -220,8 +220,9 @@ def _probes(result: dict) -> str:
         for label, by_kind in accuracy.items()
     ]
     note = f"Accuracy of attentive probes at step {result.get('step')}"
-    if "label_fraction" in result:  # of older versions it is unknown
-        note += f", with {result['label_fraction']:.0%} of the labels"
+    fraction = result.get("label_fraction", result.get("label_share"))  # older versions: share
+    if fraction is not None:
+        note += f", with {fraction:.0%} of the labels"
     return f"<p>{note}.</p>" + _table(("label", *kinds, "chance"), rows)
 
 
@@ -236,7 +237,8 @@ def _checkpoints(run: Path) -> str:
             continue
         shards = _json(state).get("shards")
         world = len(shards) if isinstance(shards, list) else "?"
-        rows.append((int(folder.name.removeprefix("step_")), saved, f"{size / 1e6:.1f} MB", world))
+        step = folder.name.removeprefix("step_").lstrip("0") or "0"
+        rows.append((step, saved, f"{size / 1e6:.1f} MB", world))
     return _table(("step", "saved", "size", "processes"), rows)
 
 
