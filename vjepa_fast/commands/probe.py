@@ -75,12 +75,10 @@ def probe_table(result: dict) -> str:
 
     accuracy, kinds = result["accuracy"], (PRETRAINED, RANDOM, PIXELS)
     fraction = result["label_fraction"]
-    labelled = (
-        "" if fraction == 1.0 else f", {fraction:.0%} of the labels, mean of {LOW_SHOT_DRAWS} draws"
-    )
+    low_shot = f", {fraction:.0%} of the labels, mean of {LOW_SHOT_DRAWS} draws"
     lines = [
-        f"attentive probe on frozen features{labelled}; accuracy on held-out videos, step "
-        f"{result['step']}",
+        f"attentive probe on frozen features{low_shot * (fraction < 1)}; accuracy on held-out "
+        f"videos, step {result['step']}",
         f"{'':20}" + "".join(f"{label:>12}" for label in accuracy),
     ]
     for kind in kinds:
@@ -96,6 +94,6 @@ def probe_table(result: dict) -> str:
     if ahead:
         lines.append(
             f"Raw pixels win on {' and '.join(ahead)}: there the probe itself learns filters from "
-            "labelled pixels, end to end, which frozen features do not allow."
+            "labeled pixels, end to end, which frozen features do not allow."
         )
     return "\n".join(lines)

@@ -40,8 +40,8 @@ def _fields(section: type[Section], prefix: str = "") -> Iterator[tuple[str, Fie
                 yield from _fields(choice, f"{items}.{choice.__name__}.")
 
 
-# Every key of the config with its field. Below a list of several kinds of sections each key stands
-# twice: as users write it, and as pydantic does, with the kind's name between.
+# Every key of the config with its field. Below a list that may hold several kinds of sections, each
+# key is listed twice: as users write it, and with the kind's name in it, as pydantic reports it.
 FIELDS = dict(_fields(Config))
 _KINDS = {part for key in FIELDS for part in key.split(".") if part[0].isupper()}
 

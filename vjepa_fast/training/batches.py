@@ -66,7 +66,7 @@ def split_batch(config: Config, world_size: int) -> tuple[int, int]:
         micro-batches of a step.
 
     Raises:
-        UserError: the global batch does not split evenly; names one that does.
+        UserError: the global batch does not split evenly; the message names a split that works.
     """
     total, wanted = config.optim.global_batch, config.optim.micro_batch
     message = (

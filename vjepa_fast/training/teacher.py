@@ -153,7 +153,7 @@ class _Gather:
 
     @property
     def in_flight(self) -> bool:
-        """Whether an all-gather has started that nobody has waited for."""
+        """Whether an all-gather has started and `finish` has not waited for it yet."""
         return self._work is not None
 
     def start(self) -> None:

@@ -21,8 +21,8 @@ class HostGroup:
     def any(self, *flags: bool) -> list[bool]:
         """For each flag, whether it is set on any process. Collective.
 
-        Runs once a step with one byte a flag: a signal at one process stops all of them at the same
-        step, and a collective of the group fails soon after a process died (peer_watch.py).
+        Runs once a step, with one byte per flag: a signal at one process stops all of them at the
+        same step, and a collective of the group fails soon after a process died (peer_watch.py).
         """
         if self.world == 1:
             return list(flags)
@@ -39,6 +39,6 @@ class HostGroup:
         return values
 
     def barrier(self) -> None:
-        """Wait until every process has come here. Collective."""
+        """Wait for all processes. Collective."""
         if self.world > 1:
             dist.barrier(group=self._group)

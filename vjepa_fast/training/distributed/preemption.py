@@ -13,7 +13,7 @@ from pathlib import Path
 log = logging.getLogger("vjepa_fast")
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-_ECHO = 1.0  # seconds in which a repeated signal counts as one, relayed by several senders
+_ECHO = 1.0  # seconds in which the same signal counts once, since several senders relay it
 
 
 class StopRequests:

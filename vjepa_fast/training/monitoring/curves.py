@@ -1,4 +1,4 @@
-"""Which curves a run's metrics make, for RUN/curves.png and `vjepa-fast report`."""
+"""Draws a run's metrics as curves, for RUN/curves.png and `vjepa-fast report`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Panel(NamedTuple):
 
     Attributes:
         title: above it.
-        names: keys of metrics.jsonl, a curve each.
+        names: keys of metrics.jsonl, one curve each.
         log: whether the axis of the values is logarithmic.
         from_zero: whether that axis begins at zero.
     """
