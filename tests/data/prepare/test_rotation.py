@@ -52,7 +52,9 @@ def test_the_index_tells_the_quarter_turn_and_the_size_that_is_shown(tmp_path, m
 def test_mirrored_pictures_and_other_angles_are_rejected(tmp_path, mp4, name):
     path = tmp_path / "v.mp4"
     path.write_bytes(videos.with_matrix(mp4, REJECTED[name]))
-    with pytest.raises(BadVideo, match="mirrored, or turned by other than a quarter turn"):
+    with pytest.raises(
+        BadVideo, match="mirrored, or rotated by other than a multiple of 90 degrees"
+    ):
         probe_video(path)
 
 

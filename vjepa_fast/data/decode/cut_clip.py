@@ -70,7 +70,7 @@ def cut_clip(entry: ManifestEntry, frames: np.ndarray, limit: int) -> EncodedCli
     Returns:
         The part and the indices in it. None where it is larger than `limit`; where the packets
         alone do not tell which frames it holds or whether it decodes by itself (another container;
-        a variable rate in Matroska; time stamps that are missing, duplicated or cut by an edit
+        a variable rate in Matroska; time stamps that are missing, duplicated or removed by an edit
         list; frames stored after a key frame and shown before it); and where the file is damaged,
         since decoding the whole file finds the reason.
     """
@@ -82,7 +82,7 @@ def cut_clip(entry: ManifestEntry, frames: np.ndarray, limit: int) -> EncodedCli
                 return None
             codec = stream.codec_context.codec.canonical_name
             for other in set(container.streams) - {stream}:
-                other.discard = Discard.all  # skip the sound
+                other.discard = Discard.all  # skip the audio
             video = _Video(entry, container, stream, codec)
             names = container.format.name.split(",")
             if "mp4" in names:

@@ -76,7 +76,7 @@ def probe_video(
 
     Raises:
         BadVideo: the file is unreadable, empty, text, audio only, truncated, damaged, too short,
-            mirrored, or rotated by other than a quarter turn.
+            mirrored, or rotated by other than a multiple of 90 degrees.
     """
     path = os.path.abspath(path)
     try:
@@ -267,7 +267,7 @@ def checked_rotation(frame: av.VideoFrame, mirrored: bool = False) -> int:
     """The rotation of a frame, 0, 90, 180 or 270. Raises BadVideo for any other orientation."""
     rotation = rotation_of(frame)
     if rotation is None or mirrored:
-        raise BadVideo("to be shown mirrored, or turned by other than a quarter turn")
+        raise BadVideo("to be shown mirrored, or rotated by other than a multiple of 90 degrees")
     return rotation
 
 

@@ -1,4 +1,4 @@
-"""Work in processes and threads that may crash or hang, without loss for whoever waits for it.
+"""Runs work in processes and threads that may crash or hang; only the failed task is lost.
 
 May import: errors. The picture of the processes is at the top of `process_pool`.
 What the work is (decoding, scanning, encoding) belongs to the rooms that submit it.
