@@ -116,6 +116,18 @@ def test_a_run_that_was_killed_has_a_report(run: Path, tmp_path: Path) -> None:
     assert page.sections["Checkpoints"].strip() == "Nothing yet."
 
 
+def test_an_older_runs_probe_and_a_copied_checkpoint(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").touch()
+    probe = {"step": 6, "label_share": 0.1, "accuracy": {"digit": {"random": 0.5}}}
+    (tmp_path / "probe.json").write_text(json.dumps(probe))
+    copied = tmp_path / "checkpoints" / "step_00000003 (copy)"
+    copied.mkdir(parents=True)
+    (copied / "state.json").write_text('{"shards": [{}]}')
+    sections = Page(report_html(tmp_path)).sections
+    assert "10% of the labels" in sections["Probes"]
+    assert "3 (copy)" in sections["Checkpoints"]
+
+
 def test_a_report_needs_no_deepspeed() -> None:
     program = "import sys, vjepa_fast.commands.report; sys.exit('deepspeed' in sys.modules)"
     subprocess.run([sys.executable, "-c", program], check=True, cwd=REPOSITORY)
