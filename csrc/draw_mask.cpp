@@ -22,8 +22,8 @@ Drawn draw_blocks(const Variant& variant, const Size& grid, const Block& block, 
     };
     PhiloxSequence random(seed, substream(kStreamBlockPosition, variant.part), sample_id);
     for (int attempt = 0; attempt < kMaxDraws; ++attempt) {
-        std::fill_n(visible, planes * num_words,
-                    uint64_t{0});  // first the union of blocks, then its complement
+        // first the union of the blocks, then its complement
+        std::fill_n(visible, planes * num_words, uint64_t{0});
         for (int64_t i = 0; i < variant.num_blocks; ++i) {
             const int64_t start = random.bounded(bound(0));
             const int64_t top = random.bounded(bound(1));

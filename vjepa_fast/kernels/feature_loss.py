@@ -189,11 +189,6 @@ def scale_kernel(p_values, p_factor, p_out, factor, size, BLOCK: tl.constexpr):
     tl.store(p_out + o, b_values.to(p_out.dtype.element_ty), o < size)
 
 
-def rows_warps(width: int) -> int:
-    """Warps of a program of `rows_kernel`: 16 elements of a row a thread."""
-    return min(max(triton.next_power_of_2(width) // 512, 1), 16)
-
-
 def launch_loss(
     prediction: Tensor,
     features: Tensor,
@@ -212,6 +207,8 @@ def launch_loss(
     gradient = torch.empty(count, width, dtype=prediction.dtype, device=prediction.device)
     if not gradient.numel():
         return loss.fill_(float("nan")), gradient  # a mean of nothing
+    block = triton.next_power_of_2(width)
+    warps = min(max(block // 512, 1), 16)  # 16 elements of a row a thread
     with torch.cuda.device_of(prediction):
         weights_kernel[(len(seqlens),)](
             seqlens, spec_ids, weights, len(seqlens), count, float(width),
@@ -222,9 +219,9 @@ def launch_loss(
             prediction, features, rows, weights, losses, gradient,
             features.shape[0], exponent, FEATURE_NORM_EPS, scale,
             *prediction.stride(), *features.stride(), rows.stride(0),
-            D=width, BLOCK=triton.next_power_of_2(width),
+            D=width, BLOCK=block,
             EXPONENT=int(exponent) if exponent in (1.0, 2.0) else 0, NORMALIZE=normalize,
-            num_warps=rows_warps(width), **LAUNCH,
+            num_warps=warps, **LAUNCH,
         )  # fmt: skip
         sum_kernel[(1,)](losses, loss, count, BLOCK=SUM_BLOCK, num_warps=SUM_WARPS, **LAUNCH)
     return loss, gradient

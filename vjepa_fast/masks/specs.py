@@ -263,7 +263,7 @@ def _text(size: Size) -> str:
 
 
 def _num_kept(count: int, ratio: float) -> int:
-    # 1.0 - 0.9 is slightly below 0.1, so a whole product would be rounded down to the next integer.
+    # 1.0 - 0.9 is slightly below 0.1, so an exact integer would be rounded down to the one below.
     return int(count * (1.0 - ratio) + 1e-9)
 
 

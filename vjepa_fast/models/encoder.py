@@ -61,11 +61,10 @@ class VisionTransformer(nn.Module):
         activation_checkpointing: ActivationCheckpointing = "none",
     ) -> None:
         super().__init__()
-        self.width, self.grid = width, tuple(grid)
-        self.patch_size, self.tubelet_size = patch_size, tubelet_size
+        self.width = width
         self.activation_checkpointing = activation_checkpointing
         self.patch_embed = PatchEmbed(width, patch_size, tubelet_size)
-        table = position_table(width, self.grid, uniform_power)
+        table = position_table(width, grid, uniform_power)
         self.register_buffer("positions", table, persistent=False)
         self.blocks = nn.ModuleList(Block(width, heads, mlp_ratio) for _ in range(depth))
         self.norm = nn.LayerNorm(width, eps=NORM_EPS)

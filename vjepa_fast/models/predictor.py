@@ -41,7 +41,7 @@ class Predictor(nn.Module):
         self.activation_checkpointing = activation_checkpointing
         self.embed = nn.Linear(encoder_width, width)
         self.mask_tokens = nn.Parameter(torch.zeros(num_specs, width))
-        table = position_table(width, tuple(grid), uniform_power)
+        table = position_table(width, grid, uniform_power)
         self.register_buffer("positions", table, persistent=False)
         self.blocks = nn.ModuleList(Block(width, heads, mlp_ratio) for _ in range(depth))
         self.norm = nn.LayerNorm(width, eps=NORM_EPS)
