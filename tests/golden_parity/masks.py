@@ -1,8 +1,8 @@
 """Holds a file of recorded mask statistics against the sampler.
 
 Per strategy the file has, besides its `config`: block_size_by_step [steps, 3], keep_per_clip
-[steps * clips], visible_probability [T', H', W'] and the counts left after cutting to the batch
-minimum, context_kept_batch<clips> and target_kept_batch<clips> [steps].
+[steps * clips], visible_probability [T', H', W'] and the counts left after truncation to the
+batch minimum, context_kept_batch<clips> and target_kept_batch<clips> [steps].
 """
 
 import json
@@ -17,7 +17,7 @@ Check = tuple[str, float, float]
 """(item, error, tolerance)"""
 
 _DRAWS = 20_000
-_REPLAYS = 4  # the smallest of a batch scatters far more than a mean over clips does
+_REPLAYS = 4  # the minimum of a batch varies far more than a mean over clips
 _GRID_KEYS = {"crop_size", "num_frames", "patch_size", "tubelet_size"}
 
 
@@ -25,7 +25,7 @@ def check_mask_statistics(path: str | Path) -> list[Check]:
     """Every check of every strategy in the file; an error above its tolerance is a failure.
 
     Replayed block sizes: mean of keep_per_clip 2 %, its quartiles 3 %, each cell of
-    visible_probability 0.03, means after the batch cut 3 % or four standard errors. Our own block
+    visible_probability 0.03, means after truncation 3 % or four standard errors. Our own block
     sizes: total variation against the file's frequencies 0.12. Raises ValueError for a file of
     another form.
     """
@@ -33,7 +33,9 @@ def check_mask_statistics(path: str | Path) -> list[Check]:
         file = {name: arrays[name] for name in arrays.files}
     strategies = [name.removesuffix("/config") for name in file if name.endswith("/config")]
     if not strategies:
-        raise ValueError(f"found no <strategy>/config in {path}, expected mask statistics")
+        raise ValueError(
+            f"{path}: found no <strategy>/config, expected mask statistics; pass such a file"
+        )
     checks = []
     for strategy in strategies:
         recorded = {
@@ -42,7 +44,7 @@ def check_mask_statistics(path: str | Path) -> list[Check]:
             if name.startswith(f"{strategy}/")
         }
         spec, grid = _read_config(json.loads(str(recorded["config"])))
-        results = _check_replay(recorded, spec, grid) + _check_cut(recorded, spec, grid)
+        results = _check_replay(recorded, spec, grid) + _check_truncation(recorded, spec, grid)
         results += _check_block_sizes(recorded, spec, grid)
         checks += [(f"{strategy}: {item}", error, limit) for item, error, limit in results]
     return checks
@@ -53,7 +55,8 @@ def _read_config(config: dict) -> tuple[MultiBlock, tuple[int, int, int]]:
     unknown = fields.keys() - MultiBlock.__dataclass_fields__.keys()
     if unknown or _GRID_KEYS - config.keys():
         raise ValueError(
-            f"found the mask config {config}, expected multi-block's keys and {sorted(_GRID_KEYS)}"
+            f"config: found {config}, expected the keys of MultiBlock and {sorted(_GRID_KEYS)}; "
+            "record such a config"
         )
     height, width = np.broadcast_to(config["crop_size"], 2) // config["patch_size"]
     return MultiBlock(**fields), (
@@ -87,7 +90,7 @@ def _check_replay(recorded: dict, spec: MultiBlock, grid: tuple[int, int, int]) 
     return checks
 
 
-def _check_cut(recorded: dict, spec: MultiBlock, grid: tuple[int, int, int]) -> list[Check]:
+def _check_truncation(recorded: dict, spec: MultiBlock, grid: tuple[int, int, int]) -> list[Check]:
     sizes = recorded["block_size_by_step"].astype(np.int64)
     clips = len(recorded["keep_per_clip"]) // len(sizes)
     kept = {"context": np.empty((_REPLAYS, len(sizes))), "target": np.empty((_REPLAYS, len(sizes)))}

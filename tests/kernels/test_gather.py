@@ -187,7 +187,7 @@ def test_masks_may_be_an_iterator():
 
 
 def test_a_token_outside_never_reaches_another_clip():
-    """Not even where nobody checks indices: the scatter, and the reference on CUDA."""
+    """Not even where indices are not checked: the scatter, and the reference on CUDA."""
     for outside in (torch.tensor([[0], [-1]]), torch.tensor([[5], [0]])):
         with pytest.raises(IndexError):
             scatter_tokens_op(torch.ones(2, 3), [outside], 2, 5)

@@ -99,7 +99,7 @@ def test_threads_share_the_counter():
 
 @pytest.mark.parametrize("strategy", ["short_range", "long_range", "causal_half"])
 def test_recorded_statistics(strategy):
-    """Lengths after the cut, and (through a batch of one, which is not cut) where context lies."""
+    """Lengths after truncation and, from batches of one (not truncated), where context lies."""
     with np.load(RECORDED) as arrays:
         recorded = {
             key.split("/")[1]: arrays[key] for key in arrays.files if key.startswith(f"{strategy}/")

@@ -1,4 +1,4 @@
-"""What the mask sampler promises: purity, truncation, cleanly redrawn and refused contexts."""
+"""The mask sampler: purity, truncation, empty contexts that are redrawn or rejected."""
 
 import hashlib
 import math
@@ -66,7 +66,7 @@ def test_masks_do_not_depend_on_the_batch_split():
 @pytest.mark.parametrize("spec", EVERY_KIND, ids=lambda spec: type(spec).__name__)
 def test_masks_do_not_depend_on_threads_or_history(spec, truncate, complement):
     if complement == "context" and getattr(spec, "max_keep", None):
-        spec = replace(spec, max_keep=None, max_temporal_keep=1.0)  # refused together
+        spec = replace(spec, max_keep=None, max_temporal_keep=1.0)  # rejected together
     options = {"seed": 5, "truncate": truncate, "complement": complement}
     ids = list(range(2100))
     assert len(ids) * math.prod(GRID) > 3 * 2**20  # a thread takes 2**20 tokens: four have work
@@ -93,17 +93,17 @@ def test_seed_step_spec_and_clip_each_matter():
 def test_truncation_keeps_the_first_tokens_of_each_clip():
     ids = list(range(48))
     full = MaskSampler(SPECS, truncate="none").sample(2, ids)
-    cut = MaskSampler(SPECS, truncate="batch", truncate_group=24).sample(2, ids)
+    few = MaskSampler(SPECS, truncate="batch", truncate_group=24).sample(2, ids)
     pairs = [
-        (full.context_tokens, full.context_seqlens, cut.context_tokens, cut.context_seqlens),
-        (full.target_tokens, full.target_seqlens, cut.target_tokens, cut.target_seqlens),
+        (full.context_tokens, full.context_seqlens, few.context_tokens, few.context_seqlens),
+        (full.target_tokens, full.target_seqlens, few.target_tokens, few.target_seqlens),
     ]
-    for tokens, seqlens, cut_tokens, cut_seqlens in pairs:
-        rows, cut_rows = clip_tokens(tokens, seqlens), clip_tokens(cut_tokens, cut_seqlens)
+    for tokens, seqlens, few_tokens, few_seqlens in pairs:
+        rows, few_rows = clip_tokens(tokens, seqlens), clip_tokens(few_tokens, few_seqlens)
         for m in range(len(SPECS)):
             for group in (slice(0, 24), slice(24, 48)):
                 least = min(map(len, rows[m][group]))
-                assert cut_rows[m][group] == [row[:least] for row in rows[m][group]]
+                assert few_rows[m][group] == [row[:least] for row in rows[m][group]]
 
 
 def test_max_keep_caps_the_context_alone():

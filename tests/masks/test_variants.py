@@ -41,15 +41,17 @@ def frequencies(masks):
     ],
     ids=str,
 )
-def test_a_random_tube_keeps_the_same_places_in_every_frame(grid, ratio, kept):
+def test_a_random_tube_keeps_the_same_positions_in_every_frame(grid, ratio, kept):
     masks = MaskSampler([RandomTube(ratio)], grid, truncate="none").sample(0, range(2000))
     frame = grid[1] * grid[2]
     for row in contexts(masks)[0][:100]:
-        places = {token for token in row if token < frame}
-        assert len(places) == kept
-        assert row == [t * frame + place for t in range(grid[0]) for place in sorted(places)]
-    share = kept / frame
-    assert np.abs(frequencies(masks) - share).max() < 5 * math.sqrt(share * (1 - share) / 2000)
+        positions = {token for token in row if token < frame}
+        assert len(positions) == kept
+        assert row == [
+            t * frame + position for t in range(grid[0]) for position in sorted(positions)
+        ]
+    p = kept / frame
+    assert np.abs(frequencies(masks) - p).max() < 5 * math.sqrt(p * (1 - p) / 2000)
 
 
 @pytest.mark.parametrize(("ratio", "kept"), [(0.25, 90), (0.75, 30), (0.9, 12), (0.95, 6)])
@@ -57,11 +59,11 @@ def test_random_tokens_are_spread_evenly_and_one_by_one(ratio, kept):
     grid = (4, 6, 5)
     masks = MaskSampler([RandomTokens(ratio)], grid, truncate="none").sample(0, range(4000))
     assert (masks.context_seqlens == kept).all()
-    share = kept / 120
-    assert np.abs(frequencies(masks) - share).max() < 5 * math.sqrt(share * (1 - share) / 4000)
-    # Two tokens are context together as often as chance has it, also the same place one frame on.
+    p = kept / 120
+    assert np.abs(frequencies(masks) - p).max() < 5 * math.sqrt(p * (1 - p) / 4000)
+    # Tokens are independent, also at one position of adjacent frames.
     together = np.mean([{0, 30} <= set(row) for row in contexts(masks)[0]])
-    expected = share * (kept - 1) / 119
+    expected = p * (kept - 1) / 119
     assert abs(together - expected) < 5 * math.sqrt(expected / 4000)
 
 
@@ -107,14 +109,14 @@ def test_specs_of_every_kind_side_by_side():
     masks = MaskSampler(specs, truncate_group=8).sample(0, range(8))
     for m in range(3):
         assert masks.context(m).shape[0] == masks.target(m).shape[0] == 8
-    # Each spec's masks are those that it gives alone in its place.
+    # Each spec's masks are those that it gives without the others.
     assert torch.equal(
         masks.context(0),
         MaskSampler([SHORT_RANGE], truncate_group=8).sample(0, range(8)).context(0),
     )
 
 
-def test_a_random_cut_is_as_short_and_unbiased():
+def test_random_truncation_is_as_short_and_unbiased():
     ids = range(24 * 100)
     sizes = [(8, 5, 5)]
     whole = MaskSampler([SHORT_RANGE], truncate="none").sample(0, ids, sizes)
@@ -125,13 +127,13 @@ def test_a_random_cut_is_as_short_and_unbiased():
     for side, name in ((contexts, "context_tokens"), (targets, "target_tokens")):
         for row, full in zip(side(random)[0], side(whole)[0], strict=True):
             assert set(row) <= set(full)
-        share = {  # of the last frame, 1/8 before cutting
-            cut: (getattr(masks, name) >= 7 * 196).double().mean().item()
-            for cut, masks in (("whole", whole), ("raster", raster), ("random", random))
+        last = {  # fraction of tokens in the last frame, 1/8 before truncation
+            kind: (getattr(masks, name) >= 7 * 196).double().mean().item()
+            for kind, masks in (("whole", whole), ("raster", raster), ("random", random))
         }
-        assert abs(share["whole"] - 1 / 8) < 1e-9
-        assert abs(share["random"] - 1 / 8) < 0.003
-        assert share["raster"] < 0.1
+        assert abs(last["whole"] - 1 / 8) < 1e-9
+        assert abs(last["random"] - 1 / 8) < 0.003
+        assert last["raster"] < 0.1
 
 
 @pytest.mark.parametrize("truncate", ["batch", "batch-random", "none"])
@@ -154,14 +156,14 @@ def test_lengths_below_the_multiple_stay():
 @pytest.mark.parametrize("truncate", ["batch", "batch-random", "none"])
 def test_complements_fill_the_clip(truncate):
     specs, ids = [SHORT_RANGE, Mixture([LONG_RANGE, RandomTube(0.8)])], range(48)
-    cut = MaskSampler(specs, truncate=truncate, round_to=8).sample(0, ids)
+    truncated = MaskSampler(specs, truncate=truncate, round_to=8).sample(0, ids)
     for complement, kept, filled in (
         ("target", contexts, targets),
         ("context", targets, contexts),
     ):
         sampler = MaskSampler(specs, truncate=truncate, round_to=8, complement=complement)
         masks = sampler.sample(0, ids)
-        assert kept(masks) == kept(cut)
+        assert kept(masks) == kept(truncated)
         for m in range(2):
             for row, rest in zip(kept(masks)[m], filled(masks)[m], strict=True):
                 assert rest == sorted(set(range(1568)) - set(row))
@@ -188,14 +190,14 @@ def test_images(grid):
 
 
 def test_grids_that_are_not_square():
-    """A block may be as tall or as wide as the grid, and covers every place that it may cover."""
+    """A block may be as tall or as wide as the grid, and reaches every position."""
     grid = (4, 3, 40)
     masks = MaskSampler([MultiBlock(1, (0.3, 0.3))], grid, truncate="none").sample(0, range(4000))
     _, height, width = masks.block_sizes[0].tolist()
     assert height == 3 and 4 <= width <= 7
     hidden = 1 - frequencies(masks).reshape(grid)
-    places = 40 - width + 1
-    expected = [min(x + 1, width, 40 - x, places) / places for x in range(40)]
+    positions = 40 - width + 1
+    expected = [min(x + 1, width, 40 - x, positions) / positions for x in range(40)]
     assert np.abs(hidden - expected).max() < 0.05
 
 

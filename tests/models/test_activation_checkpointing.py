@@ -11,8 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from tests.helpers.trainers import GRID, micro_batch
-from vjepa_fast.models import activation_checkpointing as recompute
-from vjepa_fast.models import attention
+from vjepa_fast.models import activation_checkpointing, attention
 from vjepa_fast.models.cost import activation_memory
 from vjepa_fast.models.jepa import VJEPA, build_vjepa, encode_clips, feature_loss
 
@@ -131,7 +130,7 @@ def test_choosing_a_backend_is_no_part_of_a_block(monkeypatch) -> None:
         assert attention._error(attention.sdpa, dtype, device, head_dim) is None
         return attention.sdpa
 
-    for module in (attention, recompute):
+    for module in (attention, activation_checkpointing):
         monkeypatch.setattr(module, "choose_backend", tried)
     gradients = []
     for mode in MODES:

@@ -84,7 +84,7 @@ def test_parameters_of_the_papers_models() -> None:
     assert round(predictor / 1e6) == 22
 
 
-def test_operations_of_the_design_table() -> None:
+def test_flops_of_the_design_table() -> None:
     """ViT-H/16, 224 px, 16 frames, mean token counts: the design's 2.37, 1.85 and 0.46 TFLOP.
 
     Its figures are rounded and leave out the patch embedding (0.006): hence 2 %.
@@ -105,10 +105,10 @@ def test_operations_of_the_design_table() -> None:
     assert flops.total / 1e12 == pytest.approx(4.7, rel=0.02)
 
 
-def test_operations_as_pytorch_counts_them() -> None:
-    """A real step of an odd model, forward and backward, to the last operation.
+def test_flops_as_pytorch_counts_them() -> None:
+    """A real step of an odd model, forward and backward, FLOP by FLOP.
 
-    But one: the mask tokens' gradient may be a small product, which the formula leaves out.
+    One exception: the mask tokens' gradient may be a small GEMM, which the formula leaves out.
     """
     grid, context, target = (2, 3, 3), [5, 3], [11, 9]
     encoder = {"width": 32, "depth": 2, "heads": 4, "mlp_ratio": 3.0}
@@ -138,7 +138,7 @@ def test_operations_as_pytorch_counts_them() -> None:
     )
 
     def counted(run) -> float:
-        # The math backend spells attention out in products, which the counter knows.
+        # The math backend computes attention by GEMMs, which the counter knows.
         with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
             run()
         return counter.get_total_flops() / clips
@@ -152,7 +152,7 @@ def test_operations_as_pytorch_counts_them() -> None:
     assert run in (expected.predictor, expected.predictor + mask_tokens)
 
 
-def test_operations_grow_with_the_square_of_the_length_only_in_attention() -> None:
+def test_flops_grow_with_the_square_of_the_length_only_in_attention() -> None:
     shape = {"width": 64, "depth": 1}
     one, two = transformer_flops([10], **shape), transformer_flops([20], **shape)
     assert two - 2 * one == 4 * (20**2 - 2 * 10**2) * 64
@@ -163,7 +163,7 @@ def test_operations_grow_with_the_square_of_the_length_only_in_attention() -> No
     ("precision", "stage", "accumulates", "expected"),
     [
         # 10 trained parameters, 6 of them the encoder's, on 2 devices:
-        # weights, gradients, masters + moments, teacher + its fp32 average
+        # weights, gradients, master weights + moments, teacher + its fp32 EMA
         ("bf16", 0, False, (20, 20, 120, 12 + 24)),
         ("bf16", 0, True, (20, 40, 120, 12 + 24)),
         ("bf16", 1, True, (20, 40, 60, 12 + 12)),
@@ -190,7 +190,7 @@ def test_memory_by_hand(precision, stage, accumulates, expected) -> None:
     assert memory.total == sum(expected) + 1000
 
 
-def test_one_process_in_fp32_has_nothing_to_cut() -> None:
+def test_one_process_in_fp32_has_nothing_to_shard() -> None:
     sizes = {"encoder_parameters": 6, "predictor_parameters": 4, "accumulates": True}
     alone = [
         state_memory(**sizes, precision="fp32", stage=stage, world_size=1) for stage in range(4)
@@ -211,7 +211,7 @@ def test_activations_scale_with_the_micro_batch() -> None:
     }
     one = activation_memory(micro_batch=1, **shape)
     assert activation_memory(micro_batch=24, **shape) == 24 * one
-    # what waits for the backward pass, and a block of the target encoder
+    # everything saved for the backward pass, and a block of the target encoder
     by_hand = 2 * (469 * 1280 * 32 * 16 + 2322 * 384 * 12 * 16 + 1568 * 1280 * 16)
     assert one == by_hand
 

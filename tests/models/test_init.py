@@ -55,7 +55,7 @@ def test_initial_weights():
     assert seen == set(weights(model))
     every = torch.cat([m.weight.detach().flatten() for m in matrices(model)])
     assert every.std().item() == pytest.approx(0.02, rel=0.01)
-    # normal, not uniform: 4.6 % beyond two sigma, and nobody beyond the truncation
+    # normal, not uniform: 4.6 % beyond two sigma, and none beyond the truncation
     assert (every.abs() > 0.04).float().mean().item() == pytest.approx(0.0455, rel=0.1)
     assert every.abs().max() < 2
 

@@ -9,21 +9,21 @@ from vjepa_fast.models.positions import axis_widths, position_table
 
 
 @pytest.mark.parametrize(
-    ("width", "uniform", "shares"),
+    ("width", "uniform", "widths"),
     [(12, True, (4, 4, 4)), (64, True, (22, 22, 22)), (16, False, (8, 4, 4))],
 )
-def test_every_channel_by_hand(width, uniform, shares):
+def test_every_channel_by_hand(width, uniform, widths):
     """A grid of three different sides: time slowest, then height, then width."""
     grid = (2, 3, 4)
-    assert axis_widths(width, uniform) == shares
+    assert axis_widths(width, uniform) == widths
     table = position_table(width, grid, uniform)
     expected = []
     for t in range(2):
         for h in range(3):
             for w in range(4):
                 row = []
-                for share, at in zip(shares, (t, h, w), strict=True):
-                    angles = [at / 10000 ** (2 * i / share) for i in range(share // 2)]
+                for channels, at in zip(widths, (t, h, w), strict=True):
+                    angles = [at / 10000 ** (2 * i / channels) for i in range(channels // 2)]
                     row += [math.sin(a) for a in angles] + [math.cos(a) for a in angles]
                 expected.append(row[:width])
     torch.testing.assert_close(table, torch.tensor(expected), rtol=0, atol=1e-6)

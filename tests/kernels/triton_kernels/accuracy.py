@@ -24,6 +24,6 @@ def assert_accurate(
     """
     assert ours.shape == torchs.shape == exact.shape
     assert ours.dtype == torchs.dtype
-    assert torch.equal(ours.isnan(), exact.isnan()), "NaN in other places than expected"
+    assert torch.equal(ours.isnan(), exact.isnan()), "NaN at other positions than expected"
     found, allowed = error(ours, exact), factor * error(torchs, exact) + atol
     assert found <= allowed, f"error {found:.3g}, at most {allowed:.3g} allowed"

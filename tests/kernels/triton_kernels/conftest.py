@@ -16,7 +16,7 @@ POISON = {torch.bool: True, torch.uint8: 255}
 
 
 def round_to_bfloat16(cast):
-    """The interpreter cuts fp32 off to bf16; a GPU rounds to nearest, so let both do that."""
+    """The interpreter truncates fp32 to bf16; a GPU rounds to nearest, so both do that here."""
 
     def wrapper(self, source, dtype):
         if (source.dtype.scalar, dtype.scalar) == (tl.float32, tl.bfloat16):

@@ -56,7 +56,7 @@ def test_low_precision_copy(device, dtype):
 
 @pytest.mark.parametrize("bad", [False, True])
 def test_skip(device, bad):
-    """Nothing is written, NaN or not, or all as if nobody had asked."""
+    """Nothing is written, NaN or not; or everything, as without `skip`."""
     (teacher, student), (expected, _) = make(device), make(device)
     student[-1][3] = float("nan")
     wide = torch.randn(8, 6, device=device)

@@ -1,4 +1,4 @@
-"""The harness itself: kernels run here, unwritten memory shows, and the error rule can refuse."""
+"""The harness itself: kernels run, unwritten memory shows, and the error rule can fail."""
 
 import pytest
 import torch

@@ -150,7 +150,7 @@ def test_what_is_not_finite_is_kept(device, where, value, exponent, normalize):
 
 
 def test_a_row_outside_the_features_is_not_read(device):
-    """NaN where nobody looked at the index; the others as they should be."""
+    """NaN in rows of an unchecked invalid index; the other rows are right."""
     prediction, features, rows, *sequences = make(device, (24, 40, [6, 3], [0, 1]))
     prediction.requires_grad_()
     clean = gradient(masked_feature_loss(prediction, features, rows, *sequences), prediction)
@@ -169,7 +169,7 @@ LENGTHS = [[60, 2], [60, 5], [70, -7], [-4, 67], [200, -90], [63, 0], [0, 63], [
 
 @pytest.mark.parametrize("seqlens", LENGTHS, ids=str)
 def test_wrong_lengths_give_nan(device, monkeypatch, seqlens):
-    """Where nobody looked at them, and nothing outside is written."""
+    """Lengths are unchecked here; nothing outside the result is written."""
     prediction, features, rows, *_ = make(device, SHAPES["63 x 80"])
     around = torch.full((63 + 200,), 7.0, device=device)
     allocate = torch.empty

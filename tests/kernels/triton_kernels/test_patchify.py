@@ -106,7 +106,7 @@ def test_a_still_clip_is_expanded(device):
 
 @pytest.mark.parametrize("axis", range(5), ids=["clip", "frame", "line", "column", "channel"])
 def test_strides_past_two_to_the_31st_byte(device, axis):
-    """The place of the last pixel along an axis doesn't fit in 32 bits; its stride may."""
+    """The offset of the last pixel along an axis exceeds 32 bits; its stride may not."""
     size = (3, 1, 1, 1, 3, 3)
     strides = [81, 27, 9, 3, 1]
     strides[axis] = 2**30 + 8
