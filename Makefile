@@ -20,7 +20,7 @@ $(STAMP): $(SOURCES)
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 13) else f"error: found Python {v[0]}.{v[1]}, expected 3.11 to 3.13; name one with: make PYTHON=python3.12 …")'
 	@command -v $${CXX:-c++} >/dev/null || { echo "error: found no C++ compiler, expected c++ or CXX; install one, e.g. g++" >&2; exit 1; }
 	@$(PYTHON) -c 'import os, sys, sysconfig; h = os.path.join(sysconfig.get_path("include"), "Python.h"); sys.exit(0 if os.path.exists(h) else f"error: found no {h}, expected the headers of Python; install them, e.g. python3-dev")'
-	@# anew after an attempt that broke off, or for another Python
+	@# created again after an interrupted attempt, or for another Python version
 	test "$$($(BIN)/python -c 'import pip, sys; print(sys.version)' 2>/dev/null)" = "$$($(PYTHON) -c 'import sys; print(sys.version)')" || $(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[train,test]'
 	@touch $@
@@ -29,22 +29,22 @@ $(DATA)/train.csv: $(STAMP) vjepa_fast/data/prepare/demo.py
 	$(BIN)/vjepa-fast demo-data --output $(DATA)
 	@touch $@
 
-train: $(STAMP) $(DATA)/train.csv ## demo data, pretraining and probe, in minutes
+train: $(STAMP) $(DATA)/train.csv ## make demo data, pretrain a tiny model and probe it, in minutes
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/deepspeed vjepa_fast/train.py --config $(CONFIG)
 	$(BIN)/vjepa-fast probe --checkpoint $(RUN) --labels digit,direction --label-fraction 0.1
 
-# A test process on each core; idle ones take tests over from busy ones.
+# One test process per core; idle processes take tests from busy ones.
 SPREAD := -n logical --maxprocesses 8 --dist worksteal
 
-test: $(STAMP) ## all tests but the slow ones
+test: $(STAMP) ## run all tests but the slow ones
 	$(BIN)/python -m pytest $(SPREAD)
 
-test-all: $(STAMP) ## all tests
+test-all: $(STAMP) ## run all tests, also the slow ones
 	$(BIN)/python -m pytest $(SPREAD) -m ''
 
-# Sizes for two cores; on a quiet machine a few minutes.
+# The sizes suit two cores: a few minutes on an idle machine.
 BENCH := runs/bench
-bench: $(STAMP) ## run all benchmarks at CPU sizes, in minutes; figures and pictures go to runs/bench
+bench: $(STAMP) ## run all benchmarks at CPU sizes, in minutes; results and pictures in runs/bench
 	mkdir -p $(BENCH)
 	OMP_NUM_THREADS=1 $(BIN)/python bench/throughput.py --config $(CONFIG) --steps 10 --json $(BENCH)/throughput.json
 	$(BIN)/python bench/scaling.py $(BENCH)/throughput.json --json $(BENCH)/scaling.json
@@ -54,14 +54,14 @@ bench: $(STAMP) ## run all benchmarks at CPU sizes, in minutes; figures and pict
 	$(BIN)/python bench/masks.py --repeats 5 --check-steps 50 --output $(BENCH)/masks.jsonl
 	$(BIN)/python bench/scaling.py --check --json $(BENCH)/scaling_check.json
 
-gpu-check: $(STAMP) ## check that everything works on this GPU, and how fast, in 10 minutes; writes report.md
+gpu-check: $(STAMP) ## test everything on this GPU and measure its speed, in 10 minutes; writes report.md
 	$(BIN)/python bench/gpu_check.py
 
-lint: $(STAMP) ## ruff, check only
+lint: $(STAMP) ## check with ruff
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-format: $(STAMP) ## ruff, in place
+format: $(STAMP) ## fix and format with ruff, in place
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 

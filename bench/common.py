@@ -1,4 +1,4 @@
-"""Shared by the benchmark commands: argument types, machine, spreads, output files, pictures."""
+"""Shared by the benchmarks: argument types, machine facts, spreads, output files and pictures."""
 
 from __future__ import annotations
 
@@ -57,8 +57,8 @@ def check_json(path: Path | None) -> None:
     """Raises UserError if a JSON file or the picture beside it cannot be written at the end."""
     if path and (path.is_dir() or not path.parent.is_dir() or path.suffix == ".png"):
         raise UserError(
-            f"--json: found {path}, expected a file in an existing folder, whose .png stays free "
-            "for the picture; name another, e.g. result.json"
+            f"--json: found {path}, expected a file in an existing folder, not a .png, which is "
+            "the picture's name; name another, e.g. result.json"
         )
 
 

@@ -1,9 +1,9 @@
 """Time video decoding by PyAV, DALI, decord and torchcodec: python bench/decode.py
 
-Makes videos whose frames show their numbers. A decoder is timed only after its clips have shown the
-planned frames and the same pixels as PyAV's. Each decoder runs in a process of its own: PyAV and
-DALI as in training; decord and torchcodec, if installed, with one clip per thread and the same crop
-and resize in torch. --threads is the number of decoding threads (for PyAV: processes).
+Encodes videos whose frames show their frame numbers. A decoder is timed only after a check that its
+clips have the planned frames and the pixels of PyAV's clips. Each decoder runs in its own process.
+PyAV and DALI run as in training. decord and torchcodec, if installed, decode one clip per thread,
+with the same crop and resize in torch.
 """
 
 from __future__ import annotations
@@ -307,14 +307,15 @@ def main(arguments: list[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--codecs", nargs="+", choices=list(ENCODERS), default=list(ENCODERS))
-    parser.add_argument("--sizes", nargs="+", type=_size, default=[(320, 240), (640, 480)])
-    parser.add_argument("--gops", nargs="+", type=count, default=[12, 96], help="key frame spacing")
+    sizes = [(320, 240), (640, 480)]
+    parser.add_argument("--sizes", nargs="+", type=_size, default=sizes, help="e.g. 320x240")
+    parser.add_argument("--gops", nargs="+", type=count, default=[12, 96], help="frames per GOP")
     parser.add_argument("--lengths", nargs="+", type=count, default=[8, 16], help="frames per clip")
     parser.add_argument("--providers", nargs="+", choices=list(PROVIDERS), default=list(PROVIDERS))
-    parser.add_argument("--threads", type=count, default=2)
-    parser.add_argument("--crop-size", type=count, default=224, help="pixels")
-    parser.add_argument("--seconds", type=float, default=0.5, help="shortest measurement")
-    parser.add_argument("--output", type=new_file, help="rows as JSON lines")
+    parser.add_argument("--threads", type=count, default=2, help="for PyAV: processes (default: 2)")
+    parser.add_argument("--crop-size", type=count, default=224, help="pixels (default: 224)")
+    parser.add_argument("--seconds", type=float, default=0.5, help="per measurement (default: 0.5)")
+    parser.add_argument("--output", type=new_file, help="file for the results, as JSON lines")
     parser.add_argument("--only", nargs=2, help=argparse.SUPPRESS)  # of a provider's process
     options = parser.parse_args(arguments)
     if options.only:

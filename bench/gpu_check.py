@@ -1,12 +1,12 @@
-"""Check that everything works on this GPU, and how fast, in under ten minutes:
+"""Check that everything works on this GPU, and measure its speed, in under ten minutes:
 
     make gpu-check                            # or: python bench/gpu_check.py
-    python bench/gpu_check.py --device cpu    # a rehearsal of every part at tiny sizes
+    python bench/gpu_check.py --device cpu    # dry run of every part at tiny sizes
 
-The parts: versions, the kernels' tests, real training steps, steps of ViT-L/16 and ViT-H/16 against
-the baseline, the kernel and decoding benchmarks. Each part runs in processes of its own under a
-time limit, on one GPU. A part that fails or lacks a package does not stop the others. Writes
-report.md, and report.json to attach to an issue.
+The parts: versions, the tests of the kernels, training steps on video files, steps of ViT-L/16 and
+ViT-H/16 against the baseline, and the kernel and decoding benchmarks. Each part runs in its own
+processes on one GPU, under a time limit. A part that fails or lacks a package does not stop the
+others. Writes report.md, and report.json to attach to an issue.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ def one_gpu(device: str) -> None:
         return
     if not torch.cuda.is_available():
         raise UserError(
-            f"found no GPU that torch {torch.__version__} can use, expected one; see nvidia-smi, "
-            "or rehearse the check with --device cpu"
+            f"--device: found no GPU that torch {torch.__version__} can use, expected one; check "
+            "nvidia-smi, or try a dry run with --device cpu"
         )
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0")
     os.environ["CUDA_VISIBLE_DEVICES"] = visible.partition(",")[0]
@@ -91,8 +91,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
-    parser.add_argument("--output", type=Path, help="new folder (default: gpu_check/<time>)")
+    parser.add_argument(
+        "--device",
+        choices=("cuda", "cpu"),
+        default="cuda",
+        help="cuda (default), or cpu for a dry run",
+    )
+    parser.add_argument(
+        "--output", type=Path, help="new or empty folder for the report (default: gpu_check/<time>)"
+    )
     options = parser.parse_args(arguments)
     return exit_status(lambda: run(options))
 

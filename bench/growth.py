@@ -2,10 +2,10 @@
 
     python bench/growth.py
 
-Along each axis a few configs differ in that one setting; their steps are interleaved. Their times
-stand beside their FLOPs (vjepa_fast/models/cost.py). A slope of 1 means that time grows as FLOPs
-do; below 1, larger steps use the device better. Without arguments: configs/vitl16.json on a GPU,
-else configs/tiny.json.
+On each axis, a few configs differ in that one setting only. Their steps are interleaved. Times are
+reported beside FLOPs (vjepa_fast/models/cost.py), with the slope of log time against log FLOPs. A
+slope of 1 means that time is proportional to FLOPs; below 1, larger steps use the device better.
+Default config: configs/vitl16.json on a GPU, else configs/tiny.json.
 """
 
 from __future__ import annotations
@@ -174,8 +174,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--config", type=Path, help="JSON file, see configs/")
-    parser.add_argument("--repeats", type=count, default=7, help="timed steps of each config (7)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="all figures; a picture beside")
+    parser.add_argument(
+        "--repeats", type=count, default=7, help="timed steps per config (default: 7)"
+    )
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="file for all results; a picture is saved beside"
+    )
     options = parser.parse_args(arguments)
     return exit_status(lambda: run(options))
 

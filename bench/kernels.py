@@ -1,8 +1,8 @@
 """Time the kernels against eager and compiled PyTorch: python bench/kernels.py
 
-Each result is first checked against float64; a wrong one is not timed. Providers are interleaved
-and start with cold caches. GB/s count the least bytes that an op must move, so they compare to the
-bandwidth of a large copy on the same device.
+Each result is first checked against float64. A wrong one is not timed. Calls of the providers are
+interleaved and start with cold caches. GB/s count the minimum bytes that an op must move, and are
+compared with the bandwidth of a large copy on the same device.
 """
 
 from __future__ import annotations
@@ -199,16 +199,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--only", nargs="+", choices=OPS, default=(), metavar="OP", help=", ".join(OPS)
+        "--only",
+        nargs="+",
+        choices=OPS,
+        default=(),
+        metavar="OP",
+        help=f"time only these of {', '.join(OPS)}",
     )
-    parser.add_argument("--clips", type=count, help="clips per call (24; 2 on a CPU)")
-    parser.add_argument("--repeats", type=count, default=20, help="timed calls (20)")
+    parser.add_argument("--clips", type=count, help="clips per call (default: 24; 2 on a CPU)")
+    parser.add_argument("--repeats", type=count, default=20, help="timed calls (default: 20)")
     parser.add_argument(
         "--compile",
         action=argparse.BooleanOptionalAction,
         help="also time torch.compile of each PyTorch provider (default: on a GPU only)",
     )
-    parser.add_argument("--output", type=new_file, help="rows as JSON lines; a picture beside")
+    parser.add_argument("--output", type=new_file, help="JSON lines; a picture is saved beside")
     options = parser.parse_args(arguments)
     if options.output:
         options.output.write_text("")
@@ -226,10 +231,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(machine_text(machine))
     machine["copy_gb_per_s"] = copy
     if not machine["triton_kernels"]:
-        print("here, ours is the PyTorch fallback of vjepa_fast.kernels, not its Triton kernels")
+        print('no Triton on this device: "ours" is the PyTorch reference of vjepa_fast.kernels')
     print(
-        f"median of {options.repeats} calls (p20 … p80); GB/s of the least bytes, and as a "
-        f"fraction of a copy ({copy:.1f} GB/s); vs: times as fast"
+        f"median of {options.repeats} calls (p20 … p80); GB/s of the minimum bytes, and as a "
+        f"fraction of a copy ({copy:.1f} GB/s); vs: speedup"
     )
     rows, wrong = [], []
     for case in cases(clips, device, dtype, options.only):

@@ -1,8 +1,9 @@
 """Time mask sampling against a plain torch sampler: python bench/masks.py
 
-First the statistics of the two samplers are compared, then, before each case, the masks of our own
-providers, which must be equal; nothing wrong is timed. The providers of a case are interleaved, so
-that other load on the machine slows all of them: ratios tell more than microseconds.
+First, the statistics of the two samplers are compared. Before each case, the masks of our own
+providers are compared and must be equal. If a check fails, nothing more is timed. The providers of
+a case are interleaved, so that other load on the machine slows all of them alike; speedups are
+therefore more reliable than microseconds.
 """
 
 from __future__ import annotations
@@ -205,10 +206,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--repeats", type=count, default=20, help="timed repeats (20)")
+    parser.add_argument("--repeats", type=count, default=20, help="timed repeats (default: 20)")
     # At least two batches, since the tolerance comes from their spread.
-    parser.add_argument("--check-steps", type=at_least(2), default=200, help="compared batches")
-    parser.add_argument("--output", type=Path, help="rows as JSON lines")
+    parser.add_argument(
+        "--check-steps",
+        type=at_least(2),
+        default=200,
+        help="batches over which the statistics are compared (default: 200)",
+    )
+    parser.add_argument("--output", type=Path, help="file for the results, as JSON lines")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     try:  # before minutes of timing

@@ -1,13 +1,13 @@
 """Predict step time and efficiency on 1 … 1024 GPUs at each ZeRO stage:
 
     python bench/throughput.py --json step.json      # on one GPU: measures the parts of a step
-    python bench/scaling.py step.json                # predicts from these parts and stated links
+    python bench/scaling.py step.json                # predicts from these parts and link speeds
     python bench/scaling.py --check                  # checks the model with 1, 2 and 4 processes
 
-The parts of a step are measured. The bytes that each stage sends are counted. The bandwidths are
-stated: --inside and --between are GB/s of one GPU within its host and to other hosts. Their
-defaults are 70 % of the data sheets' 450 GB/s (NVLink of an H100) and 50 GB/s (one 400 Gb/s
-InfiniBand port per GPU).
+The parts of a step are measured, and the bytes that each stage sends are counted. The bandwidths
+are assumed: --inside and --between are GB/s per GPU within a host and between hosts. The defaults
+are 70 % of the data sheets' 450 GB/s (NVLink of an H100) and 50 GB/s (one 400 Gb/s InfiniBand port
+per GPU).
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def read_parts(path: Path) -> tuple[Parts, dict]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{path}: found {type(error).__name__} ({error}), expected a file that this version's "
-            "`python bench/throughput.py --json FILE` wrote; make one"
+            "`python bench/throughput.py --json FILE` wrote; run that first"
         ) from None
 
 
@@ -149,7 +149,7 @@ def run(options: argparse.Namespace) -> int:
         return check(options.config or CONFIGS / "tiny.json", options.json)
     if options.measured is None:
         raise UserError(
-            "FILE: found none, expected the file of `python bench/throughput.py --json FILE`; name "
+            "FILE: found none, expected the file of `python bench/throughput.py --json FILE`; pass "
             "it, or use --check"
         )
     parts, measured = read_parts(options.measured)
@@ -188,17 +188,39 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "measured", nargs="?", type=Path, metavar="FILE", help="of throughput.py --json"
+        "measured",
+        nargs="?",
+        type=Path,
+        metavar="FILE",
+        help="result of bench/throughput.py --json FILE",
     )
     parser.add_argument(
         "--config", type=Path, help="the measured config's JSON file, if it is not in configs/"
     )
-    parser.add_argument("--per-host", type=int, default=8, help="GPUs of a host (8)")
-    parser.add_argument("--inside", type=float, default=315.0, help="GB/s within a host (315)")
-    parser.add_argument("--between", type=float, default=35.0, help="GB/s to other hosts (35)")
-    parser.add_argument("--latency", type=float, default=10.0, help="microseconds a message (10)")
-    parser.add_argument("--check", action="store_true", help="against gloo processes here")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="all figures; a picture beside")
+    parser.add_argument("--per-host", type=int, default=8, help="GPUs per host (default: 8)")
+    parser.add_argument(
+        "--inside",
+        type=float,
+        default=315.0,
+        help="bandwidth within a host, GB/s per GPU (default: 315)",
+    )
+    parser.add_argument(
+        "--between",
+        type=float,
+        default=35.0,
+        help="bandwidth between hosts, GB/s per GPU (default: 35)",
+    )
+    parser.add_argument(
+        "--latency", type=float, default=10.0, help="microseconds per message (default: 10)"
+    )
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="check the model against gloo processes on this machine",
+    )
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="file for all results; a picture is saved beside"
+    )
     options = parser.parse_args(arguments)
     return exit_status(lambda: run(options))
 

@@ -2,11 +2,12 @@
 
     python bench/throughput.py
 
-Both sides, the shipped trainer (DeepSpeed, one process) and bench/step/baseline.py, start from the
-same weights. If their losses, gradient norms or EMA weights differ, nothing is timed. Whole steps
-are interleaved; then the parts of a step are timed one by one beside their roofline bounds. Without
-arguments: configs/vitl16.json on a GPU, else configs/tiny.json, on synthetic video that is on the
-device already. --peer adds a checkout of facebookresearch/jepa as a third side.
+The two sides are the shipped trainer (DeepSpeed, one process) and bench/step/baseline.py. They
+start from the same weights. If their losses, gradient norms or EMA weights differ, nothing is
+timed. Steps of the two sides are timed interleaved. Then each part of a step is timed alone and
+compared with its roofline bound. Defaults: configs/vitl16.json on a GPU, else configs/tiny.json;
+synthetic video that is already on the device. --peer adds a checkout of facebookresearch/jepa as a
+third side.
 """
 
 from __future__ import annotations
@@ -54,19 +55,31 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--config", type=Path, help="JSON file, see configs/")
-    parser.add_argument("--batch", type=count, help="clips of a step (default: optim.micro_batch)")
-    parser.add_argument("--steps", type=count, help="timed steps of each side (100; 30 on a CPU)")
+    parser.add_argument("--batch", type=count, help="clips per step (default: optim.micro_batch)")
+    parser.add_argument(
+        "--steps", type=count, help="timed steps per side (default: 100; 30 on a CPU)"
+    )
     parser.add_argument(
         "--data",
         default="synthetic",
         metavar="synthetic|demo|MANIFEST",
-        help="random video on the device, or video decoded by the loader: demo files or a manifest",
+        help="synthetic (default): random video on the device; demo, or a manifest: video files, "
+        "decoded by the loader",
     )
-    parser.add_argument("--compile", action="store_true", help="torch.compile, on both sides")
-    parser.add_argument("--zero", type=int, metavar="STAGE", help="ZeRO stage of our side")
-    parser.add_argument("--peer", type=Path, metavar="DIR", help="a checkout to time as well")
-    parser.add_argument("--profile", type=Path, metavar="DIR", help="write each side's trace here")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="all figures; a picture beside")
+    parser.add_argument("--compile", action="store_true", help="use torch.compile on both sides")
+    parser.add_argument(
+        "--zero",
+        type=int,
+        metavar="STAGE",
+        help="ZeRO stage of our trainer (default: the config's)",
+    )
+    parser.add_argument(
+        "--peer", type=Path, metavar="DIR", help="checkout of facebookresearch/jepa to time as well"
+    )
+    parser.add_argument("--profile", type=Path, metavar="DIR", help="folder for a trace per side")
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="file for all results; a picture is saved beside"
+    )
     return parser.parse_args(arguments)
 
 
@@ -77,8 +90,8 @@ def make_folder(folder: Path | None) -> None:
             folder.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError):
             raise UserError(
-                f"--profile: found {folder}, which is not a folder, expected a folder or a free "
-                "name; name another"
+                f"--profile: found {folder}, which is not a folder, expected a folder or a path "
+                "that does not exist; name another"
             ) from None
 
 
@@ -89,8 +102,8 @@ def start_peer(options: argparse.Namespace, config: Config) -> Peer:
     if options.data != "synthetic" or config.compile:
         found = "compile" if config.compile else f"--data {options.data}"
         raise UserError(
-            f"--peer: found it with {found}, expected eager steps on synthetic video, the only "
-            "ones that a peer runs; leave one of the two out"
+            f"--peer: found together with {found}, expected eager steps on synthetic video, since "
+            "a checkout runs no others; remove one of the two"
         )
     return Peer(options.peer, config)
 
@@ -131,7 +144,7 @@ def measure(
     """Run the gate, then time the sides.
 
     Args:
-        name: of the config's file.
+        name: name of the config's file.
 
     Returns:
         The JSON file's content, see step/report.py; None if the sides do not train alike.

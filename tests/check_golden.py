@@ -1,7 +1,7 @@
-"""Hold files of the golden forms against the project: python tests/check_golden.py FILE…
+"""Compare golden files with the shipped code: python tests/check_golden.py FILE…
 
-Prints the largest error of every item beside its tolerance; exits with 1 beyond one, with 2 where a
-file is not of a golden form.
+Prints the largest error of every item beside its tolerance. Exit status: 1 if an error exceeds its
+tolerance, 2 if a file is not a golden file.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What several test files share: small real videos, a small config, and a small trainer."""
+"""Fixtures that several test files share: small videos, a small config, and a small trainer."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The layout: imports point one way, rooms load only what they need, folders and files stay small.
 
-`python tests/helpers/house.py` prints the figures that these tests hold.
+`python tests/helpers/house.py` prints the figures that these tests check.
 """
 
 import os

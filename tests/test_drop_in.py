@@ -1,5 +1,5 @@
-"""A JEPA in plain PyTorch, written here, and the same with its calls swapped for ours, one by
-one, as docs/drop_in.md tells: the losses of 20 steps agree."""
+"""A JEPA in plain PyTorch, and the same with its calls replaced by ours, one by one, as in
+docs/drop_in.md: the losses of 20 steps agree."""
 
 import copy
 import re

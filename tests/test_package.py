@@ -1,4 +1,4 @@
-"""The package as others get it: built, installed elsewhere, imported in a fresh process."""
+"""The distributed package: built, installed elsewhere, imported in a fresh process."""
 
 import re
 import shutil

@@ -1,6 +1,6 @@
 """The parts of bench/gpu_check.py: their commands, and how to read each result.
 
-On a CPU the same parts run at tiny sizes. Such a rehearsal tests the commands, not the speed.
+On a CPU the same parts run at tiny sizes: a dry run, which tests the commands, not the speed.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ def markdown(outcomes: Sequence[Outcome], device: str, seconds: float) -> str:
 
     Args:
         device: "cuda", or "cpu" for a rehearsal, whose figures mean nothing.
-        seconds: of the whole check.
+        seconds: duration of the whole check.
     """
     title = "GPU check" if device == "cuda" else "GPU check, rehearsed on a CPU at tiny sizes"
     text = [f"# {title}", "", f"{headline(outcomes)}; {seconds:.0f} s in total.", ""]

@@ -25,7 +25,7 @@ class Part:
     """The commands of one part and how to read their results.
 
     Attributes:
-        name: of its log and of its entry in report.json.
+        name: name of its log and of its entry in report.json.
         title: its heading in report.md.
         commands: run one after the other in the repository's root.
         limit: seconds for all commands together.

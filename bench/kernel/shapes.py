@@ -17,7 +17,7 @@ class Case:
 
     Attributes:
         op: its name, as `--only` takes it.
-        shape: for people.
+        shape: the shape as text.
         inputs: arguments of every provider.
         wrt: positions of the inputs that receive gradients; none: forward only.
         providers: baseline first, ours last.

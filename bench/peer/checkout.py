@@ -34,7 +34,7 @@ class Peer:
 
     Args:
         folder: the checkout.
-        config: of the other sides; the process gets a copy.
+        config: config of the other sides; the process gets a copy.
 
     Raises UserError if the folder or this environment lacks something it needs.
     """

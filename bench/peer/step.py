@@ -27,7 +27,7 @@ class Step:
 
     Args:
         parts: classes and functions of the checkout (`process.load_parts`).
-        config: of the other sides; a step is one micro-batch.
+        config: config of the other sides; a step is one micro-batch.
     """
 
     def __init__(self, parts: SimpleNamespace, config: Config, device: torch.device) -> None:

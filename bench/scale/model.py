@@ -143,7 +143,7 @@ def step_on(
     a large model's again in the backward pass.
 
     Args:
-        devices: that divide the batch equally.
+        devices: devices that divide the batch equally.
         parts: measured on one device; computation is assumed proportional to the clips.
     """
     clips = global_batch / devices

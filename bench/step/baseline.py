@@ -1,10 +1,11 @@
 """The baseline of bench/throughput.py: V-JEPA's training step in plain PyTorch.
 
-It makes the usual choices of public trainers. The whole video becomes normalized floats. Every pass
-embeds all patches, then gathers with a repeated index. Encoder and predictor run once for each
-mask. All target features are layer-normed before half of them are gathered. Clipping and AdamW are
-torch's; the EMA is updated tensor by tensor; bf16 runs by autocast; the loss is read at every step.
-Parameters have the names of our model, so that both sides start from the same weights.
+It makes the usual choices of public trainers. The whole video is normalized to floats. Every pass
+embeds all patches, then gathers with an index repeated over the width. Encoder and predictor run
+once per mask. All target features are layer-normed before half of them are gathered. Clipping and
+AdamW are torch's. The EMA is updated tensor by tensor. bf16 runs under autocast. The loss is read
+at every step (a host sync). Parameters have the names of our model, so that both sides start from
+the same weights.
 """
 
 from __future__ import annotations
@@ -146,7 +147,7 @@ class BaselineTrainer:
     """Student, teacher and optimizer, with the weights of one of our models.
 
     Args:
-        config: of the run; a step is one micro-batch.
+        config: the run's config; a step is one micro-batch.
         weights: state dict of our model.
         device: where to run; in bf16 by autocast if the config asks for it on this device.
     """

@@ -1,4 +1,4 @@
-"""Measures a step: seconds of it and of its parts, the device's rates, the memory that it takes."""
+"""Measures a step: its time, the time of its parts, its memory, and the device's peak rates."""
 
 from __future__ import annotations
 

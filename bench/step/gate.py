@@ -1,4 +1,4 @@
-"""The gate of bench/throughput.py: nothing is timed unless both sides train alike."""
+"""The equality check of bench/throughput.py: nothing is timed unless both sides train alike."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Gate:
     """How closely the sides agree.
 
     Attributes:
-        losses: of the baseline, step by step.
+        losses: losses of the baseline, step by step.
         largest: the largest relative difference of each item of `LIMITS`.
         errors: a sentence for each difference above its limit.
     """

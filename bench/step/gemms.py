@@ -1,5 +1,4 @@
-"""Times the GEMMs of one step alone, at their own shapes: narrow ones do not reach the large GEMM's
-rate."""
+"""Times the GEMMs of one step alone, at their own shapes: narrow GEMMs run at a lower rate."""
 
 from __future__ import annotations
 

@@ -61,8 +61,8 @@ def step_fields(measured: Measured, clips: int, flops: float, gpu: str | None) -
     """`rates` to `ratio_spread` of the schema.
 
     Args:
-        clips: of a step.
-        flops: of a step, counted from the tokens of the timed steps.
+        clips: clips per step.
+        flops: FLOPs per step, counted from the tokens of the timed steps.
         gpu: name of the GPU whose data sheet the MFU refers to; None without bf16.
     """
     times, datasheet = measured.times, datasheet_flops(gpu) if gpu else None

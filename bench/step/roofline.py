@@ -47,9 +47,9 @@ def step_work(
     update reads and writes the EMA weight and reads the student's.
 
     Args:
-        config: of the run; a step is one micro-batch.
+        config: the run's config; a step is one micro-batch.
         context, target: tokens under each mask spec, a row for each clip.
-        value_bytes: of an activation or weight: 2 in bf16, 4 in fp32.
+        value_bytes: bytes of an activation or weight: 2 in bf16, 4 in fp32.
     """
     model, encoder, predictor = config.model, config.model.encoder, config.model.predictor
     clips, depth = len(context), encoder.depth

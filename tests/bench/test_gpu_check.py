@@ -1,4 +1,4 @@
-"""bench/gpu_check.py survives failing parts, reports each one, and is rehearsed on a CPU."""
+"""bench/gpu_check.py continues after failing parts, reports each one, and runs dry on a CPU."""
 
 from __future__ import annotations
 
@@ -157,7 +157,7 @@ def test_a_part_that_did_not_do_its_work_has_not_passed(bench, tmp_path, monkeyp
 
 
 @pytest.mark.slow
-def test_rehearsal_on_a_cpu(bench, tmp_path, capsys):
+def test_dry_run_on_a_cpu(bench, tmp_path, capsys):
     folder = tmp_path / "report"
     assert bench.main.main(["--device", "cpu", "--output", str(folder)]) == 0
     report = json.loads((folder / "report.json").read_text())

@@ -101,8 +101,8 @@ def test_as_many_weights_are_said(bench):
     ("arguments", "found"),
     [
         (["--peer", "nowhere"], "found no src/models/vision_transformer.py in it, expected a"),
-        (["--peer", "jepa", "--data", "demo"], "--peer: found it with --data demo"),
-        (["--peer", "jepa", "--compile"], "--peer: found it with compile"),
+        (["--peer", "jepa", "--data", "demo"], "--peer: found together with --data demo"),
+        (["--peer", "jepa", "--compile"], "--peer: found together with compile"),
     ],
 )
 def test_a_mistake_is_a_sentence(

@@ -1,4 +1,4 @@
-"""The console script `vjepa-fast`: its commands, and what it says when a package is missing."""
+"""The console script `vjepa-fast`: its commands, and its error when a package is missing."""
 
 from __future__ import annotations
 

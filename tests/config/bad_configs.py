@@ -1,4 +1,4 @@
-"""Makes configs with a mistake, and checks what is said of it."""
+"""Makes configs with a mistake, and checks the error message."""
 
 from __future__ import annotations
 

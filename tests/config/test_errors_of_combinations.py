@@ -77,29 +77,29 @@ BAD = {
     "micro-batch": (
         {"optim.global_batch": 100, "optim.micro_batch": 48},
         "optim.micro_batch",
-        "48 does not divide optim.global_batch 100; choose a divisor, e.g. 50",
+        "found 48, expected a divisor of optim.global_batch 100; choose e.g. 50",
     ),
     "micro-batch, with the group in mind": (
         {"optim.micro_batch": 100},
         "optim.micro_batch",
-        "100 does not divide optim.global_batch 3072; choose a divisor, e.g. 96",
+        "found 100, expected a divisor of optim.global_batch 3072; choose e.g. 96",
     ),
     "micro-batch above the batch": (
         {"optim.global_batch": 24, "optim.micro_batch": 48},
         "optim.micro_batch",
-        "48 does not divide optim.global_batch 24; choose a divisor, e.g. 24",
+        "found 48, expected a divisor of optim.global_batch 24; choose e.g. 24",
     ),
     "group and batch": (
         {"masks.truncate_group": 7},
         "masks.truncate_group",
-        "7 does not divide optim.global_batch 3072; choose a divisor, e.g. 6, or set "
+        "found 7, expected a divisor of optim.global_batch 3072; choose e.g. 6, or set "
         "masks.truncate to "
         '"none"',
     ),
     "group and micro-batch": (
         {"optim.micro_batch": 16},
         "optim.micro_batch",
-        "16 is neither a multiple nor a divisor of masks.truncate_group 24; choose e.g. 12",
+        "found 16, expected a multiple or a divisor of masks.truncate_group 24; choose e.g. 12",
     ),
     "weights and manifests": (
         {"data.weights": [1.0, 2.0]},

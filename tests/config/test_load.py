@@ -32,9 +32,9 @@ GIVEN_TWICE = "found twice in the same object, expected once; remove one"
         ("{'seed': 0}", ", line 1, column 2: found bad JSON (expecting property name enclosed in "),
         ("[1, 2]", ": found [1, 2], expected one JSON object; write "),
         ("null", ": found null, expected one JSON object; write "),
-        (b"\xff\xfe\x00", ": found something that is not JSON text ('utf-8' codec can't decode "),
-        ("[" * 100_000, ": found something that is not JSON text ("),
-        ('{"seed": ' + "1" * 5000 + "}", ": found something that is not JSON text ("),
+        (b"\xff\xfe\x00", ": found a file that is not JSON text ('utf-8' codec can't decode "),
+        ("[" * 100_000, ": found a file that is not JSON text ("),
+        ('{"seed": ' + "1" * 5000 + "}", ": found a file that is not JSON text ("),
     ],
     ids=[
         "colon",
@@ -64,7 +64,7 @@ def test_no_file(tmp_path: Path) -> None:
     )
     with pytest.raises(UserError) as error:
         load_config(tmp_path)
-    assert str(error.value).startswith(f"{tmp_path}: found something unreadable (Is a directory), ")
+    assert str(error.value).startswith(f"{tmp_path}: found an unreadable file (Is a directory), ")
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Configs that name other mask strategies and truncations, and what is said of bad ones."""
+"""Configs with other mask strategies and truncations, and the errors for bad ones."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ def test_info_names_every_strategy():
         (
             ["masks.truncate=batch-random", "masks.truncate_group=7"],
             "masks.truncate_group",
-            "7 does not divide optim.global_batch 3072",
+            "found 7, expected a divisor of optim.global_batch 3072",
         ),
         (
             ["masks.specs[0].ratios=1"],

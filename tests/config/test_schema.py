@@ -1,4 +1,4 @@
-"""Good configs: what loads, what overrides do, what the shipped recipes say."""
+"""Valid configs: loading, overrides, and the values of the shipped recipes."""
 
 from __future__ import annotations
 

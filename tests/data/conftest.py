@@ -1,4 +1,4 @@
-"""Fixtures of the data rooms."""
+"""Fixtures of the data tests."""
 
 import contextlib
 import os

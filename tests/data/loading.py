@@ -1,4 +1,4 @@
-"""Planners and loaders that several tests of the data rooms use."""
+"""Planners and loaders that several data tests use."""
 
 from dataclasses import replace
 

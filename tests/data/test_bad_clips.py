@@ -1,4 +1,4 @@
-"""A clip that cannot be decoded costs itself only, whatever is wrong and whichever loader runs."""
+"""A clip that cannot be decoded costs no other clip, whatever its fault and with either loader."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""The probe learns what features hold and nothing else, and reports it."""
+"""The probe learns a label only if the features hold it; its report."""
 
 import json
 import logging

@@ -1,4 +1,4 @@
-"""One compared quantity, and how far apart two tensors are."""
+"""One compared quantity, and the distance of two tensors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Hold a golden table of positions against the project."""
+"""Compares a golden position table with the shipped one."""
 
 from __future__ import annotations
 

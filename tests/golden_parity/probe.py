@@ -1,4 +1,4 @@
-"""Hold a golden attentive-classifier file against the shipped one."""
+"""Compares a golden attentive-classifier file with the shipped classifier."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The published implementation's numbers, through the shipped code (see check_golden.py)."""
+"""The shipped code reproduces numbers of the published implementation (see check_golden.py)."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Hold a golden training-steps file against the shipped model, trainer and engine."""
+"""Compares a golden file of training steps with the shipped model, trainer and engine."""
 
 from __future__ import annotations
 

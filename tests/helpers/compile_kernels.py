@@ -1,9 +1,9 @@
-"""Compiles the Triton kernels ahead of time, for GPUs that needn't be there, and looks inside.
+"""Compiles the Triton kernels ahead of time, without a GPU, and inspects the compiled code.
 
 Run as a program, in a process without TRITON_INTERPRET: it prints JSON, and with --record writes
 the figures to tests/golden/kernel_resources.json. A variant is a call of an op's own launch code
 with tensors on the meta device, so it compiles exactly what a launch would compile: Triton itself
-derives types, specialisations and options. tests/kernels/variants/<op>.py has, for each op,
+derives types, specializations and options. tests/kernels/variants/<op>.py has, for each op,
     VARIANTS: name of a variant → call,
     WIDE: name of a variant → its kernel that must move 16 bytes at a time,
     QUICK: names of a few variants that `make test` compiles, the others being slow tests.

@@ -3,8 +3,8 @@
 Run as a program it prints the figures of any checkout: python tests/helpers/house.py [ROOT].
 tests/test_architecture.py asserts on the same functions.
 
-A *room* is what stands directly in vjepa_fast/: a folder, or a file. An *arrow* is an import of one
-room by another, wherever it stands in a file: inside a function or for type checkers, too.
+A *room* is a folder or file directly in vjepa_fast/. An *arrow* is an import of one room by
+another, anywhere in a file, also inside a function or for type checking.
 """
 
 from __future__ import annotations

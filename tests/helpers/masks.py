@@ -1,4 +1,4 @@
-"""Comparing batches of masks."""
+"""Compares batches of masks."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""Where the repository and its parts are, for tests that run programs or read files of it."""
+"""Paths of the repository and its parts, for tests that run its programs or read its files."""
 
 from pathlib import Path
 

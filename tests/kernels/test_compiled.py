@@ -1,5 +1,4 @@
-"""Every kernel as a GPU would get it: no spills, 16-byte accesses, no warnings, resources as
-recorded."""
+"""Every kernel compiled for GPUs: no spills, 16-byte accesses, no warnings, recorded resources."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Which way an op goes, how that is logged, and what importing the kernels costs."""
+"""The choice of Triton or reference for an op, its log line, and the import time of the kernels."""
 
 import compileall
 import logging

@@ -1,4 +1,4 @@
-"""patchify against loops, and against the Conv3d whose input it lays out."""
+"""patchify against loops, and the patch embedding against a Conv3d."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""Philox against the published known answers, and what the streams promise."""
+"""Philox against the published known answers, and the documented properties of its streams."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""One sentence for each bad argument, and what the extension itself rejects."""
+"""Each bad argument gives one sentence, and the arguments that the extension itself rejects."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""The C++ mask sampler against its readable twin, bit for bit, over random configurations."""
+"""The C++ mask sampler against its Python reference, bit for bit, over random configurations."""
 
 import pytest
 import torch

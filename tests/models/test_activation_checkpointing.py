@@ -1,4 +1,4 @@
-"""Activation checkpointing: the same gradients, less memory, and what `info` says of it."""
+"""Activation checkpointing: the same gradients, and the memory that `info` predicts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The weights that training starts from, and the paper's models without any weights."""
+"""The initial weights, and the paper's models built on the meta device."""
 
 import math
 

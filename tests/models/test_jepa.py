@@ -1,4 +1,4 @@
-"""Encoder, predictor and loss: packed equals one at a time, and nothing sees what was dropped."""
+"""Encoder, predictor and loss: packed equals one by one; dropped tokens have no influence."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The clips of a run's pictures: what crashes FFmpeg costs a clip, not the run."""
+"""The clips of a run's pictures: a file that crashes FFmpeg costs a clip, not the run."""
 
 import torch
 

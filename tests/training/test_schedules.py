@@ -1,4 +1,4 @@
-"""Schedules against the published trainer's numbers, and their properties at the joints."""
+"""Schedules against the published trainer's numbers, and their values at the boundaries."""
 
 import json
 

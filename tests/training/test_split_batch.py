@@ -41,26 +41,26 @@ def test_worlds_that_fit(world: int) -> None:
         (
             3072,
             96,
-            "optim.micro_batch: 24 clips on each of 96 processes do not divide optim.global_batch "
-            "3072; set optim.micro_batch to e.g. 8",
+            "optim.micro_batch: found 24 clips on each of 96 processes, expected a divisor of "
+            "optim.global_batch 3072; set optim.micro_batch to e.g. 8",
         ),
         (
             3072,
             192,
-            "optim.micro_batch: 24 clips on each of 192 processes do not divide "
+            "optim.micro_batch: found 24 clips on each of 192 processes, expected a divisor of "
             "optim.global_batch 3072; set optim.micro_batch to e.g. 8",
         ),
         (
             3072,
             7,
-            "optim.global_batch: 3072 clips do not divide among 7 processes; use a number of "
-            "processes that divides them, e.g. 4",
+            "optim.global_batch: found 3072 clips for 7 processes, expected a multiple of the "
+            "number of processes; start another number of them, e.g. 4",
         ),
         (
             3360,
             11,
-            "optim.global_batch: 3360 clips do not divide among 11 processes; use a number of "
-            "processes that divides them, e.g. 10",
+            "optim.global_batch: found 3360 clips for 11 processes, expected a multiple of the "
+            "number of processes; start another number of them, e.g. 10",
         ),
     ],
 )

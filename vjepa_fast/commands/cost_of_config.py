@@ -96,7 +96,7 @@ def activation_bytes(
     """Memory of one micro-batch's activations on a GPU, see `models.cost.activation_memory`.
 
     Args:
-        config: of the run.
+        config: the run's config.
         context_tokens, target_tokens: mean per clip, of all masks together.
         micro_batch: clips.
     """
@@ -128,7 +128,7 @@ def memory_by_world(
     """Memory at the world sizes worth showing: 1, 8, and one micro-batch per GPU.
 
     Args:
-        config: of the run.
+        config: the run's config.
         context_tokens, target_tokens: mean per clip, of all masks together.
 
     Returns:

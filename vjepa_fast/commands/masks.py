@@ -48,7 +48,9 @@ def run(options: argparse.Namespace) -> int:
     config, output = load_config(options.config, options.set), options.output
     if not output.suffix or output.is_dir():  # matplotlib would write to another path
         found = f"the folder {output}" if output.is_dir() else f"{output}, a name without an ending"
-        raise UserError(f"--output: found {found}, expected a picture's path; name e.g. masks.png")
+        raise UserError(
+            f"--output: found {found}, expected the path of a picture; name e.g. masks.png"
+        )
     clip, source = find_clip(config)
     sampler = config.masks.sampler(config.grid, config.seed, num_threads=1)
     context_rate, text = count(config, sampler)
@@ -58,11 +60,10 @@ def run(options: argparse.Namespace) -> int:
 
 
 def find_clip(config: Config) -> tuple[np.ndarray, str]:
-    """A clip, uint8 [T, H, W, 3], and where it is from.
+    """A clip, uint8 [T, H, W, 3], and its source.
 
-    It is the first clip of the config's data if there is any, else of the demo data, else a clip
-    rendered as the demo's are. The demo's clips are short: their frames are spread over the
-    config's.
+    It is the first clip of the config's data if there is any, else of the demo data, else a
+    rendered demo clip. Demo clips are short: their frames are spread over the config's frames.
     """
     import torch
 
@@ -159,7 +160,7 @@ def draw(
 
     Args:
         config: with M mask specs.
-        masks: of `CLIPS` clips.
+        masks: masks of `CLIPS` clips.
         clip: uint8 [T, H, W, 3].
         context_rate: how often each token is context, [M, T', H', W'].
         output: picture to write.

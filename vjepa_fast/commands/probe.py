@@ -40,7 +40,7 @@ def _fraction(text: str) -> float:
     except ValueError:
         fraction = 0.0
     if not 0 < fraction <= 1:
-        raise argparse.ArgumentTypeError(f"found {text!r}, expected a number in (0, 1]")
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected a number above 0 and up to 1")
     return fraction
 
 
@@ -93,7 +93,7 @@ def probe_table(result: dict) -> str:
     ahead = [label for label, row in accuracy.items() if row[PIXELS] > row[PRETRAINED]]
     if ahead:
         lines.append(
-            f"Raw pixels win on {' and '.join(ahead)}: there the probe itself learns filters from "
-            "labeled pixels, end to end, which frozen features do not allow."
+            f"Raw pixels win on {' and '.join(ahead)}: on pixels, the probe learns its own filters "
+            "end to end, which frozen features do not allow."
         )
     return "\n".join(lines)

@@ -73,7 +73,7 @@ def report_html(run: Path) -> str:
     if not (run / "metrics.jsonl").is_file() and not (run / "config.json").is_file():
         what = "neither config.json nor metrics.jsonl" if run.is_dir() else "no such folder"
         raise UserError(
-            f"{run}: found {what}, expected a run's folder as train.py leaves it; name one, e.g. "
+            f"{run}: found {what}, expected the run folder of a train.py run; name one, e.g. "
             "runs/tiny"
         )
     lines = read_metrics(run / "metrics.jsonl")

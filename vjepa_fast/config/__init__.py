@@ -1,7 +1,7 @@
 """What a run's config says: one typed JSON file, checked as a whole before anything starts.
 
 May import errors, masks and models; imports nothing that trains, decodes or evaluates.
-What a key does belongs to the room that does it. Other rooms import these names from here.
+The effect of a key belongs to the room that reads it. Other rooms import these names from here.
 """
 
 from vjepa_fast.config.load import load_config, parse_config

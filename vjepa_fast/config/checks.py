@@ -20,7 +20,7 @@ def check_config(config: Config) -> None:
 
 
 def fits_group(config: Config, micro_batch: int) -> bool:
-    """Whether a truncation group holds whole micro-batches, or a micro-batch whole groups."""
+    """Whether one of truncation group and micro-batch is a multiple of the other."""
     group = config.masks.truncate_group
     return config.masks.truncate == "none" or micro_batch % group == 0 or group % micro_batch == 0
 
@@ -47,17 +47,18 @@ def _check_batch(config: Config) -> None:
         choices = [divisor for divisor in choices if fits_group(config, divisor)]
     if total % micro:
         raise UserError(
-            f"optim.micro_batch: {micro} does not divide optim.global_batch {total}; choose a "
-            f"divisor, e.g. {nearest(choices, micro)}"
+            f"optim.micro_batch: found {micro}, expected a divisor of optim.global_batch {total}; "
+            f"choose e.g. {nearest(choices, micro)}"
         )
     if grouped and total % group:
         raise UserError(
-            f"masks.truncate_group: {group} does not divide optim.global_batch {total}; choose a "
-            f'divisor, e.g. {nearest(divisors(total), group)}, or set masks.truncate to "none"'
+            f"masks.truncate_group: found {group}, expected a divisor of optim.global_batch "
+            f"{total}; choose e.g. {nearest(divisors(total), group)}, or set masks.truncate to "
+            '"none"'
         )
     if not fits_group(config, micro):
         raise UserError(
-            f"optim.micro_batch: {micro} is neither a multiple nor a divisor of "
+            f"optim.micro_batch: found {micro}, expected a multiple or a divisor of "
             f"masks.truncate_group {group}; choose e.g. {nearest(choices, micro)}"
         )
 
@@ -72,11 +73,11 @@ def _check_masks(config: Config) -> None:
 def _check_compile(config: Config) -> None:
     if config.compile and config.activation_checkpointing == "selective":
         raise UserError(
-            "activation_checkpointing: found selective with compile, expected none or full: the "
-            "compiler itself recomputes norms and GELU; set it to none"
+            "activation_checkpointing: found selective with compile, expected none or full, since "
+            "the compiler itself recomputes norms and GELU; set it to none"
         )
     if config.compile and config.zero.stage == 3:
         raise UserError(
-            "zero.stage: found 3 with compile, expected 0, 1 or 2: gathering the weights layer by "
-            "layer breaks the compiled blocks apart; set zero.stage to 2 or compile to false"
+            "zero.stage: found 3 with compile, expected 0, 1 or 2, since gathering the weights "
+            "layer by layer breaks the compiled graphs; set zero.stage to 2 or compile to false"
         )

@@ -47,7 +47,7 @@ class FieldError(ValueError):
     """A mistake that a section finds among its own keys.
 
     Args:
-        key: the key of the section that the sentence is about.
+        key: the section's key with the mistake.
         text: "found …, expected …; what to do", without the key.
     """
 

@@ -22,7 +22,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """Read a JSON file, apply overrides in order, and check the whole.
 
     Args:
-        path: of the JSON file.
+        path: the JSON file.
         overrides: `key.path=value` each, as `--set` takes them.
 
     Raises:
@@ -82,8 +82,8 @@ def read_json_object(path: str | Path) -> dict[str, Any]:
         ) from None
     except OSError as error:
         raise UserError(
-            f"{path}: found something unreadable ({error.strerror}), expected a JSON config; give "
-            "a readable file"
+            f"{path}: found an unreadable file ({error.strerror}), expected a JSON config; give a "
+            "readable file"
         ) from None
     except json.JSONDecodeError as error:
         problem = error.msg[:1].lower() + error.msg[1:]
@@ -94,7 +94,7 @@ def read_json_object(path: str | Path) -> dict[str, Any]:
         ) from None
     except (ValueError, RecursionError) as error:
         raise UserError(
-            f"{path}: found something that is not JSON text ({error}), expected a JSON config in "
+            f"{path}: found a file that is not JSON text ({error}), expected a JSON config in "
             "UTF-8; give another file"
         ) from None
     if not isinstance(value, dict):

@@ -161,7 +161,7 @@ class MasksConfig(Section):
 
         Args:
             grid: tokens of a clip by axis, (T', H', W').
-            seed: of the masks' random stream.
+            seed: seed of the masks' random stream.
             num_threads: CPU threads; 0 uses all cores.
 
         Raises:

@@ -73,10 +73,10 @@ class BadClips:
         if plan.path not in self._named:
             self._named.add(plan.path)
             if len(self._named) <= _SHOWN:
-                log.warning("replaced by another clip, now and in later epochs: %s", reason)
+                log.warning("bad clip, replaced by another one now and in later epochs: %s", reason)
             elif len(self._named) == _SHOWN + 1:
                 where = f", see {self._path}" if self._path else ""
-                log.warning("more videos are replaced than are shown here%s", where)
+                log.warning("further replaced videos are not shown here%s", where)
         if self._path is None:
             return
         row = {"sample_id": plan.sample_id, "path": plan.path, "reason": reason}

@@ -122,7 +122,7 @@ def make_loader(
         crop_size: side of the clips in pixels.
         backend: "auto" takes DALI where it can decode at least half of the videos on the device,
             else PyAV, and logs which. With DALI, PyAV decodes the videos that DALI cannot.
-        device: where the video goes.
+        device: device of the video.
         num_workers: processes (PyAV) or threads (DALI) that decode.
         prefetch: micro-batches that are decoded ahead, at least 1.
         bad_videos: file of JSON lines, see `BadClips`.

@@ -1,5 +1,5 @@
-"""How good frozen features are: an attentive probe on a checkpoint's encoder.
+"""Evaluation of frozen features: an attentive probe on a checkpoint's encoder.
 
 Imports data, models, kernels, config, weights and training.checkpoint.format; no DeepSpeed.
-The command and its table belong in commands/probe.py, measures during training in monitoring.
+The command and its table belong in commands/probe.py, measurements during training in monitoring.
 """

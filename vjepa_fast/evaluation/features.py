@@ -103,7 +103,7 @@ def load_clips(
         num_frames, frame_step, fps: the window, as in the config's data section.
         crop_size: side of the square in pixels.
         backend, num_workers: see `make_decoder`.
-        max_bad_fraction: of the videos, how many may fail to decode.
+        max_bad_fraction: largest fraction of the videos that may fail to decode.
 
     Raises:
         UserError: the manifest lacks a label; the backend cannot be used; too many videos, or all,
@@ -205,6 +205,6 @@ def _require_memory(size: int, device: torch.device, what: str, clips: int) -> N
     if size > free:
         raise UserError(
             f"{what}: found {clips} clips, which take {size / 1e9:.1f} GB, expected at most the "
-            f"{free / 1e9:.1f} GB that are free on {device.type}; name manifests with fewer videos "
-            "with --train and --test"
+            f"{free / 1e9:.1f} GB that are free on {device.type}; pass manifests with fewer videos "
+            "to --train and --test"
         )

@@ -17,9 +17,9 @@ class ProbeRecipe:
     """How a probe is trained; the same for every kind of feature.
 
     Attributes:
-        steps, batch, lr, weight_decay: of AdamW; the learning rate decays to 0 by a cosine.
-        width, heads: of the classifier; features of another width are first projected to it by a
-            linear layer of the probe.
+        steps, batch, lr, weight_decay: for AdamW; the learning rate decays to 0 by a cosine.
+        width, heads: size of the classifier; features of another width are first projected to it
+            by a linear layer of the probe.
     """
 
     steps: int = 300
@@ -36,7 +36,7 @@ def label_split(labels: Tensor, fraction: float, seed: int) -> Tensor:
     Args:
         labels: classes, int64 [n].
         fraction: in (0, 1]; at least one clip of each class is kept.
-        seed: of the draw.
+        seed: seed of the draw.
 
     Returns:
         indices of the drawn clips in ascending order, int64 [m], on the host.
@@ -66,9 +66,9 @@ def probe_accuracy(
     Args:
         train, test: features, fp32 [n, N, D].
         train_labels, test_labels: classes, int64 [n], on the same device.
-        recipe: how to train.
-        seed: of the probe's initial weights and the order of clips.
-        name: for the progress bar.
+        recipe: the training settings.
+        seed: seed of the probe's initial weights and of the order of clips.
+        name: label of the progress bar.
         labeled: indices of the training clips to learn from, int64 [m]; None for all.
 
     Returns:

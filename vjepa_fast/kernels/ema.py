@@ -1,6 +1,6 @@
 """Exponential moving average (EMA) of parameters, in fp32, all tensors in one launch.
 
-Our trainer passes one flat tensor a parameter group. The pointer tables and their cache serve
+Our trainer passes one flat tensor per parameter group. The pointer tables and their cache serve
 drop-in use: hundreds of separate parameters, some strided, in one launch.
 """
 
@@ -84,7 +84,7 @@ def ema_kernel(
     if COPY is not None:
         p_copy = a_copy.to(tl.pointer_type(COPY)) + o
     if (left >= BLOCK) & (((a_teacher | a_student | a_copy) & 15) == 0):
-        # 4 elements a thread for every dtype: 8 would exchange values through shared memory
+        # 4 elements per thread for every dtype: 8 would exchange values through shared memory
         p_teacher = tl.max_contiguous(tl.multiple_of(p_teacher, 16), 4)
         p_student = tl.max_contiguous(tl.multiple_of(p_student, 16), 4)
         p_copy = tl.max_contiguous(tl.multiple_of(p_copy, 16), 4)
@@ -139,7 +139,7 @@ def _table_rows(tables: list[BlockTable]) -> int:
 def block_tables(
     entries: tuple[Entry, ...], teacher: Sequence[Tensor], copies: Sequence[Tensor]
 ) -> list[BlockTable]:
-    """For each launch (one a pair of dtypes): table, student's dtype, copy's dtype.
+    """For each launch (one per pair of dtypes): table, student's dtype, copy's dtype.
 
     The first call with these tensors is a host sync. Tables are cached, about `KEPT_ROWS` rows in
     all; the least recently used are evicted.

@@ -2,9 +2,9 @@
 
 `inverse_kernel` finds for each token the first and last row that came from it, then
 `scatter_kernel` writes each row of the result once. Masks never repeat a token, so first = last:
-that is the fast path, one load a mask. `sum_of_row`, `next_position` and the while loop at the end
-of `scatter_kernel` serve indices with repeats, which other callers of `gather_tokens` may have;
-they cost nothing where there are none.
+that is the fast path, one load per mask. `sum_of_row`, `next_position` and the while loop at the
+end of `scatter_kernel` serve indices with repeats, which other callers of `gather_tokens` may have;
+they cost nothing if there are none.
 """
 
 from __future__ import annotations

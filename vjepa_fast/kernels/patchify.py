@@ -263,7 +263,7 @@ def patchify(
         patch_size: side of a patch in pixels.
         tubelet_size: frames of a tubelet.
         mean, std: per channel, of pixels scaled to 0 … 1.
-        dtype: of the result, floating; the arithmetic is fp32.
+        dtype: dtype of the result, floating; the arithmetic is fp32.
 
     Returns:
         [R, 3 * tubelet_size * patch_size²], values of a patch in the order of a Conv3d weight

@@ -191,7 +191,7 @@ def activation_memory(
     """Estimated peak bytes of activations of a micro-batch.
 
     A block saves its two inputs, two norms, qkv, the attention's output and two hidden rows, 8 + 2
-    mlp_ratio widths a token; `activation_checkpointing` says how much remains if some are
+    mlp_ratio widths per token; `activation_checkpointing` says how much remains if some are
     recomputed, block by block, in the backward pass. The target encoder holds one block at a time,
     and its features.
 
@@ -201,8 +201,8 @@ def activation_memory(
         micro_batch: clips on the device at a time.
         encoder_width, encoder_depth, mlp_ratio: size of the encoder.
         predictor_width, predictor_depth, predictor_mlp_ratio: size of the predictor.
-        precision: of the activations.
-        activation_checkpointing: see there.
+        precision: dtype of the activations.
+        activation_checkpointing: mode, see `activation_checkpointing.py`.
     """
     number = 2 if precision == "bf16" else 4
 

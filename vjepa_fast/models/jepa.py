@@ -90,7 +90,7 @@ def build_vjepa(
         patch_size, tubelet_size: pixels and frames of a token.
         num_specs: mask specs, one learned mask token each.
         uniform_power, depth_scaled_init, activation_checkpointing: see `VisionTransformer`.
-        seed: of the initial weights; None uses torch's generator as it is.
+        seed: seed of the initial weights; None uses torch's generator as it is.
     """
     shared = {
         "grid": grid,

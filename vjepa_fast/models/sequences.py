@@ -20,7 +20,7 @@ class SeqLayout:
 
     Attributes:
         lengths: rows of each sequence, all positive.
-        device: of `cu_seqlens`.
+        device: device of `cu_seqlens`.
     """
 
     lengths: tuple[int, ...]
@@ -117,7 +117,7 @@ def pack_masks(
         context_tokens, target_tokens: [Rc], [Rt] int64 on the host; spec-major, then by clip.
         context_seqlens, target_seqlens: [M, B] int64 on the host, tokens of each sequence.
         num_tokens: tokens N of a clip.
-        device: where the index tensors go.
+        device: device of the index tensors.
 
     Raises:
         ValueError: an empty context or target; lengths that don't sum to the tokens; tokens outside

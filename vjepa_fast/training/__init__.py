@@ -1,5 +1,5 @@
-"""How a model is pretrained: loop.py says when, trainer.py what a step does, build.py assembles.
+"""Pretraining: loop.py runs the steps, trainer.py does one step, build.py makes the trainer.
 
 May import config, models, kernels, masks, data, weights and errors; no command, no scikit-learn.
-Probing belongs in evaluation/; DeepSpeed's insides in zero/, files on disk in checkpoint/.
+Probing belongs in evaluation/, DeepSpeed internals in zero/, checkpoint files in checkpoint/.
 """

@@ -26,7 +26,7 @@ from vjepa_fast.models.sequences import PackedMasks, pack_masks
 
 
 def make_planner(config: Config) -> ClipPlanner:
-    """The planner of training clips that a config asks for."""
+    """Make the config's planner of training clips."""
     data = config.data
     return ClipPlanner(
         list(map(open_manifest, data.manifests)),
@@ -42,7 +42,7 @@ def make_planner(config: Config) -> ClipPlanner:
 
 
 def make_sampler(config: Config) -> MaskSampler:
-    """The mask sampler that a config asks for."""
+    """Make the config's mask sampler."""
     return config.masks.sampler(config.grid, config.seed)
 
 
@@ -70,8 +70,8 @@ def split_batch(config: Config, world_size: int) -> tuple[int, int]:
     """
     total, wanted = config.optim.global_batch, config.optim.micro_batch
     message = (
-        f"optim.micro_batch: {wanted} clips on each of {world_size} processes do not divide "
-        f"optim.global_batch {total}"
+        f"optim.micro_batch: found {wanted} clips on each of {world_size} processes, expected a "
+        f"divisor of optim.global_batch {total}"
     )
     if total % world_size == 0:
         part = total // world_size
@@ -82,8 +82,9 @@ def split_batch(config: Config, world_size: int) -> tuple[int, int]:
         raise UserError(f"{message}; set optim.micro_batch to e.g. {nearest(choices, wanted)}")
     fitting = [d for d in divisors(total) if d < world_size and _splits(config, d)]
     raise UserError(
-        f"optim.global_batch: {total} clips do not divide among {world_size} processes; use a "
-        f"number of processes that divides them, e.g. {nearest(fitting, world_size)}"
+        f"optim.global_batch: found {total} clips for {world_size} processes, expected a multiple "
+        f"of the number of processes; start another number of them, e.g. "
+        f"{nearest(fitting, world_size)}"
     )
 
 
@@ -103,8 +104,8 @@ class Batches:
     global batches.
 
     Args:
-        config: of the run.
-        rank: of this process.
+        config: the run's config.
+        rank: rank of this process.
         world: number of ranks.
     """
 
@@ -135,7 +136,7 @@ class Batches:
 
         Args:
             first_step: the first step whose clips are needed.
-            device: where the clips go.
+            device: device of the clips.
         """
         data = self._config.data
         steps = range(first_step, self._config.optim.steps)

@@ -40,7 +40,7 @@ class NonFiniteGuard:
     Args:
         optimizer: whose fused torch optimizer leaves weights, moments and step counter as they are
             where `skip` is 1.
-        device: of losses and gradient norms.
+        device: device of losses and gradient norms.
 
     Attributes:
         skip: fp32 scalar on the device: 1.0 if the step that was checked last is to be skipped,
@@ -62,7 +62,7 @@ class NonFiniteGuard:
 
         Args:
             step: its number.
-            loss: of this rank, scalar.
+            loss: loss of this rank, scalar.
             norms: gradient norm over all ranks of each part, scalars.
         """
         flags = torch.stack([loss.float(), *norms.values()]).isfinite().logical_not().float()

@@ -23,7 +23,7 @@ class Schedules:
             fractional.
         start_lr, peak_lr, final_lr: at the start and the end of the warm-up, and at the horizon.
         start_weight_decay, final_weight_decay: at the start and at the horizon.
-        start_momentum, final_momentum: of the EMA, at the start and at the horizon.
+        start_momentum, final_momentum: EMA momentum at the start and at the horizon.
     """
 
     warmup_steps: int

@@ -69,7 +69,7 @@ class Teacher:
         """Update the EMA after an optimizer step, and start the all-gather. Collective.
 
         Args:
-            momentum: of the EMA.
+            momentum: momentum of the EMA.
             skip: scalar; where it is not 0, the EMA stays as it is (see `ema_update_`).
         """
         for group in self._groups:

@@ -15,7 +15,7 @@ PARTS = ("data", "target", "context", "predictor", "backward", "optimizer", "ema
 
 
 class TimedIterator(Iterator[Item]):
-    """Passes an iterator's items on and adds up the seconds spent waiting for them."""
+    """Yields an iterator's items and sums the seconds spent waiting for them."""
 
     def __init__(self, items: Iterator[Item]) -> None:
         self._items = items
@@ -74,7 +74,7 @@ class StepTimer:
     before `take`.
 
     Args:
-        device: that does the work.
+        device: the device that runs the step.
     """
 
     def __init__(self, device: torch.device) -> None:

@@ -137,7 +137,8 @@ class Trainer:
                 self.timer.mark("backward")
         if len(losses) != self.accumulation:
             raise ValueError(
-                f"micro_batches: found {len(losses)}, expected {self.accumulation} for a step"
+                f"micro_batches: found {len(losses)}, expected {self.accumulation} for a step; "
+                "pass all micro-batches of the step"
             )
         self.optimizer.reduce_gradients()
         self.timer.mark("backward")

@@ -1,7 +1,7 @@
-"""Weights under other names than ours: published files in, exported files out.
+"""Conversion between our weight names and those of the published checkpoints, both ways.
 
-Imports torch and errors only. A run's own weights are read by training/checkpoint/format.py.
-What the names stand for belongs in models.
+Imports torch and errors only. training/checkpoint/format.py reads a run's own weights.
+The modules with these weights belong in models.
 """
 
 from vjepa_fast.weights.published import (

@@ -88,7 +88,7 @@ def load_exactly(module: nn.Module, state: Mapping[str, Tensor], what: str) -> N
     Args:
         module: to load into.
         state: weights by name.
-        what: where they are from, for the error.
+        what: source of the weights, for the error message.
 
     Raises:
         UserError: names are missing or unknown, or shapes differ.

@@ -1,4 +1,4 @@
-"""A part cut out of a video decodes to the same frames as the whole, or is not cut."""
+"""A part cut out of a video decodes to the same frames as the whole video, or is not cut out."""
 
 import io
 import tarfile

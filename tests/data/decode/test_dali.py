@@ -130,7 +130,7 @@ def test_of_large_files_only_parts_enter_memory(eight_videos, monkeypatch, caplo
         left = loader.fallback
     assert {planner.entries[i].path for i in range(8)} == {path for _, path in read} | set(left)
     assert len(left) == 3 and max(size for size, _ in read) <= sizes[3] + 1000
-    assert caplog.text.count("others like it from now on") == 1
+    assert caplog.text.count("similar files from now on") == 1
     for batch in (found, again):
         assert torch.equal(batch.labels["index"], expected.labels["index"])
         assert (batch.video.float() - expected.video.float()).abs().mean() < 1

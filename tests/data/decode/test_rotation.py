@@ -1,4 +1,4 @@
-"""Rotation: cropping the stored picture and turning it equals cropping the upright one."""
+"""Rotation: cropping the stored frame and rotating the crop equals cropping the upright frame."""
 
 from dataclasses import replace
 

@@ -28,7 +28,7 @@ def test_parquet_holds_what_csv_holds(tmp_path):
 def test_a_parquet_row_without_a_fact_is_rejected(tmp_path):
     table = pyarrow.table({"path": ["a"], "frames": [None]} | {name: [1] for name in OTHER_FACTS})
     pyarrow.parquet.write_table(table, tmp_path / "m.parquet")
-    with pytest.raises(UserError, match=r"found frames = '' in .*m\.parquet, line 1"):
+    with pytest.raises(UserError, match=r"m\.parquet, line 1: found frames = ''"):
         read_manifest(tmp_path / "m.parquet")
 
 
@@ -40,7 +40,7 @@ def test_bad_parquet_is_rejected(tmp_path):
     with pytest.raises(UserError, match="unreadable as Parquet"):
         read_manifest(tmp_path / "m.parquet")
     write_manifest(tmp_path / "m.parquet", [])
-    with pytest.raises(UserError, match="found no video in"):
+    with pytest.raises(UserError, match="found no video, expected"):
         read_manifest(tmp_path / "m.parquet")
 
 

@@ -105,7 +105,9 @@ def test_without_a_time_stamp_for_each_frame_a_variable_rate_has_no_frames(tmp_p
     assert frame_times(entry_url(entry), entry.frames) is None
     (plan,) = planner(entries_of([entry]), num_frames=4, fps=5).plan([0])
     if vfr:
-        with pytest.raises(UserError, match="found no time stamp for each frame of"):
+        with pytest.raises(
+            UserError, match="found frames without a time stamp, expected one for each"
+        ):
             clip_frames(plan, entry)
     else:  # what the index, too, calls a constant rate
         assert np.diff(clip_frames(plan, entry)).tolist() == [5, 5, 5]
@@ -121,7 +123,7 @@ def test_starts_at_a_target_rate_are_anywhere():
 
 
 def test_an_unknown_rate_cannot_be_planned_in_seconds():
-    with pytest.raises(UserError, match=r"found no frame rate for .*m\.csv0"):
+    with pytest.raises(UserError, match=r"m\.csv0: found no frame rate"):
         planner(manifest([50], fps=0.0), fps=5)
 
 
@@ -142,7 +144,7 @@ def test_short_videos():
     assert sorted(plan.video for plan in kept.plan(range(2))) == [0, 1]
     by_time = planner(path, short_videos="drop", num_frames=4, fps=12.5)
     assert [entry.frames for entry in by_time.entries] == [8, 30]
-    with pytest.raises(UserError, match=r"found only videos shorter than a clip in .*m\.csv"):
+    with pytest.raises(UserError, match=r"m\.csv: found only videos shorter than a clip"):
         planner(path, short_videos="drop", frame_step=8)
 
 

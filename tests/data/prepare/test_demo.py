@@ -1,4 +1,4 @@
-"""The demo data: labels, chance, files, and that the direction is in the motion alone."""
+"""The demo data: labels, randomness, files, and that only motion shows the direction."""
 
 import av
 import numpy as np

@@ -309,7 +309,9 @@ def test_the_command_line(tmp_path, capsys):
     assert main(["index", str(folder), "--output", str(output), "--workers", "1", "--deep"]) == 0
     assert "1 videos, 5 frames; 0 files rejected" in capsys.readouterr().out
     assert main(["index", str(tmp_path / "nowhere"), "--output", str(output)]) == 2
-    assert capsys.readouterr().err.startswith("error: found no folder at")
+    assert capsys.readouterr().err.endswith(
+        ": found no folder, expected a folder with videos; correct the path\n"
+    )
 
 
 @pytest.mark.parametrize("extension", ["mp4", "webm"])

@@ -1,4 +1,4 @@
-"""What probing says about a video's time stamps and key frames, in a file and a tar archive."""
+"""The time stamps and key frames that inspection finds in a video, in a file or a tar archive."""
 
 import tarfile
 from fractions import Fraction

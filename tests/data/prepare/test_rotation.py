@@ -1,4 +1,4 @@
-"""Rotated videos: what the index says of their display matrix."""
+"""Rotated videos: the rotation that the index reads from their display matrix."""
 
 import numpy as np
 import pytest
@@ -65,5 +65,5 @@ def test_a_rotation_that_is_no_quarter_turn_is_rejected_in_a_manifest(tmp_path, 
     text = (tmp_path / "m.csv").read_text()
     assert text.splitlines()[1].endswith(",90")
     (tmp_path / "m.csv").write_text(text.strip().removesuffix("90") + "45\n")
-    with pytest.raises(UserError, match=r"rotation = 45 in .*line 2, expected 0, 90, 180 or 270"):
+    with pytest.raises(UserError, match=r"line 2: found rotation = 45, expected 0, 90, 180 or 270"):
         read_manifest(tmp_path / "m.csv")

@@ -1,4 +1,4 @@
-"""Many items in a process pool: those that crash or hang are lost alone, the others all come."""
+"""Many items in a process pool: only the items that crash or hang are lost."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""Worker processes that crash, hang, are killed or lose their parent; what they decode."""
+"""Worker processes that crash, hang, are killed or lose their parent; the pixels they return."""
 
 import ctypes
 import json

@@ -1,4 +1,4 @@
-"""Corrupt, foreign and malicious checkpoints are named and rejected, and never executed."""
+"""Corrupt, incompatible and malicious checkpoints are rejected by name and never executed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The checkpoint format: what reading it needs, and its bytes."""
+"""The checkpoint format: the imports that reading needs, and the bytes on disk."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A process's rank from its launcher's environment; none trains alone by mistake."""
+"""A process's rank from its launcher's environment; no process trains alone by mistake."""
 
 from __future__ import annotations
 

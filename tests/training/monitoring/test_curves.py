@@ -1,4 +1,4 @@
-"""The curves of curves.png and of the report: where they lie, and values that cannot be drawn."""
+"""The curves of curves.png and of the report: their coordinates, and values that are not drawn."""
 
 from __future__ import annotations
 

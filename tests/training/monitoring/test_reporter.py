@@ -1,4 +1,4 @@
-"""What a run reports: pictures, lines, histograms, Weights & Biases, its environment."""
+"""The reports of a run: pictures, metrics, histograms, Weights & Biases, environment."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ class Decoder(Protocol):
     it gives the reason, by their position in the batch.
 
     Attributes:
-        name: of the backend.
+        name: name of the backend.
         fallback: the videos that it leaves to another decoder, as far as known.
     """
 
@@ -53,7 +53,7 @@ def choose_backend(
     Args:
         backend: "auto" takes DALI where it decodes at least half of the videos.
         entries: the videos.
-        device: where the clips go.
+        device: device of the clips.
 
     Returns:
         "dali" or "pyav", and why.
@@ -79,7 +79,7 @@ def choose_backend(
     if backend == "dali":
         if no_dali:
             raise UserError(
-                f'found data.backend = "dali" but {no_dali}, expected it to decode the manifests; '
+                f'data.backend: found "dali", but {no_dali}, expected videos that DALI decodes; '
                 'set data.backend to "auto" or "pyav"'
             )
         return "dali", f"{AS_CONFIGURED}; {rest}" if rest else AS_CONFIGURED

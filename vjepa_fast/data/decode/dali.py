@@ -199,7 +199,7 @@ class DaliDecoder:
         if not self._large_named:
             self._large_named = True
             log.warning(
-                "PyAV decodes %s and others like it from now on: files of more than %d MiB, from "
+                "PyAV decodes %s and similar files from now on: files larger than %d MiB, from "
                 "which no smaller part can be cut out",
                 self._entries[video].path,
                 IN_MEMORY // 2**20,
@@ -245,7 +245,7 @@ class DaliDecoder:
             where = f"on the first {_FAILED_VIDEOS} videos that PyAV decodes"
             raise _does_not_work(where, self._last_error)
         log.warning(
-            "DALI cannot decode %s, PyAV decodes it from now on (%s)", plan.path, self._last_error
+            "DALI cannot decode %s; PyAV decodes it from now on (%s)", plan.path, self._last_error
         )
 
     def _run(
@@ -327,7 +327,7 @@ class _NoPipelineError(Exception):
 def _does_not_work(where: str, error: str) -> UserError:
     return UserError(
         f"data.backend: found that DALI fails {where} ({' '.join(error.split())[:300]}), expected "
-        'it to work with this driver; set data.backend to "pyav"'
+        'DALI to work with this driver; set data.backend to "pyav"'
     )
 
 

@@ -150,18 +150,18 @@ def decode_pixels(plan: ClipPlan, entry: ManifestEntry, crop_size: int) -> np.nd
                 pictures.append(rgb.to_ndarray()[rows, columns])
     except (av.error.FFmpegError, EOFError, OSError) as error:
         raise UserError(
-            f"found {plan.path} damaged (FFmpeg: {error.strerror}), expected it to decode; index "
-            "its folder again or remove it"
+            f"{plan.path}: found a damaged file (FFmpeg: {error.strerror}), expected it to decode; "
+            "index its folder again or remove the file"
         ) from None
     except BadVideo as error:
         raise UserError(
-            f"found {plan.path} damaged ({error}), expected {entry.frames} frames of "
-            f"{stored[0]}x{stored[1]}; index its folder again or remove it"
+            f"{plan.path}: found a damaged file ({error}), expected {entry.frames} frames of "
+            f"{stored[0]}x{stored[1]}; index its folder again or remove the file"
         ) from None
     if len(pictures) < len(wanted):
         raise UserError(
-            f"found no frame {wanted[len(pictures)]} in {plan.path}, expected {entry.frames} "
-            "frames; index its folder again"
+            f"{plan.path}: found no frame {wanted[len(pictures)]}, expected {entry.frames} frames; "
+            "index its folder again"
         )
     video = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)
     video = torch.nn.functional.interpolate(

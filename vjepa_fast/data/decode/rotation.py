@@ -1,8 +1,7 @@
 """Rotation metadata: the angle from a frame's display matrix, and showing stored pictures upright.
 
-A `rotation` is the angle in degrees clockwise by which the stored picture has to be turned to be
-upright; None means 0. Clips are cropped as stored, resized to a square and only then turned, which
-moves the fewest pixels.
+A `rotation` is the clockwise angle, in degrees, that turns the stored picture upright; None means
+0. Clips are cropped as stored, resized to a square and then rotated, which moves the fewest pixels.
 """
 
 from __future__ import annotations

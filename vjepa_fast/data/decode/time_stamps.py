@@ -32,14 +32,15 @@ def clip_frames(plan: ClipPlan, entry: ManifestEntry) -> np.ndarray:
         times = _times(entry_url(entry), entry.mtime_ns, entry.size_bytes, entry.frames)
     except (av.error.FFmpegError, EOFError, OSError, BadVideo) as error:
         raise UserError(
-            f"found that the time stamps of {entry.path} cannot be read "
-            f"({getattr(error, 'strerror', None) or error}), expected them, since data.fps is set; "
-            "index its folder again or remove it"
+            f"{entry.path}: found unreadable time stamps "
+            f"({getattr(error, 'strerror', None) or error}), expected readable ones, since "
+            "data.fps is set; index its folder again or remove the file"
         ) from None
     if times is None and entry.vfr:  # if the manifest does not know: constant, as `index` decides
         raise UserError(
-            f"found no time stamp for each frame of {entry.path}, expected them, since its rate is "
-            "variable and data.fps is set; index its folder again or remove its line"
+            f"{entry.path}: found frames without a time stamp, expected one for each frame, since "
+            "the frame rate is variable and data.fps is set; index its folder again or remove its "
+            "line from the manifest"
         )
     return plan.frames.frames(entry, times)
 

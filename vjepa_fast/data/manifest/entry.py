@@ -37,16 +37,16 @@ class ManifestEntry:
         path: its file, or `archive.tar::member`.
         frames: frames that decoding yields (container headers are not trusted); 1 for an image.
         fps: average rate in frames per second; 0 for an image.
-        width, height: of the upright picture, in pixels.
+        width, height: size of the upright picture, in pixels.
         codec: FFmpeg's name, such as "vp9"; of an image "jpeg", "png", "webp" or "bmp".
-        size_bytes: of the video when it was indexed.
+        size_bytes: size of the video when it was indexed.
         mtime_ns: modification time of the file (or tar archive) when it was indexed.
         labels: integer labels by name.
         duration: in seconds.
         gop: most frames from a key frame to the next.
         vfr: whether the frame rate is variable: some frame is over half a frame from the time that
             a constant rate gives it.
-        offset: of the video's first byte in its tar archive.
+        offset: position of the video's first byte in its tar archive.
         rotation: degrees clockwise, 0, 90, 180 or 270, by which the stored picture has to be turned
             to be upright.
 

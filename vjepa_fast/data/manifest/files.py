@@ -75,7 +75,7 @@ def write_manifest(path: str | os.PathLike, entries: Iterable[ManifestEntry]) ->
     for entry in entries:
         if set(entry.labels) != set(names):
             raise UserError(
-                f"found labels {sorted(entry.labels)} for {entry.path}, expected {sorted(names)} "
+                f"{entry.path}: found labels {sorted(entry.labels)}, expected {sorted(names)} "
                 "as in the first entry; give every video of a manifest the same labels"
             )
         labels = [entry.labels[name] for name in names]
@@ -99,7 +99,7 @@ def read_manifest(path: str | os.PathLike) -> Entries:
     path = Path(path)
     if not path.is_file():
         raise UserError(
-            f"found no manifest at {path}, expected a CSV file; write one with "
+            f"{path}: found no manifest, expected a CSV or Parquet file; write one with "
             f"`vjepa-fast index DIR --output {path}`"
         )
     if _is_parquet(path):
@@ -109,9 +109,7 @@ def read_manifest(path: str | os.PathLike) -> Entries:
     else:
         entries = read_csv(path)
     if not entries:
-        raise UserError(
-            f"found no video in {path}, expected one a line; index a folder that holds some"
-        )
+        raise UserError(f"{path}: found no video, expected one per line; index a folder of videos")
     return entries
 
 
@@ -133,7 +131,7 @@ def read_csv(path: Path) -> Entries:
             return _read_rows(path, file)
     except csv.Error as error:
         raise UserError(
-            f"found {path} unreadable as CSV ({error}), expected a manifest; index again"
+            f"{path}: found a file unreadable as CSV ({error}), expected a manifest; index again"
         ) from None
 
 
@@ -175,8 +173,8 @@ def _entries(
     missing = [name for name in ("path", *_FACTS) if name not in columns]
     if missing:
         raise UserError(
-            f"found no column {', '.join(missing)} in {path}, expected what `vjepa-fast index` "
-            "writes; run it and add label_<name> columns to its output"
+            f"{path}: found no column {', '.join(missing)}, expected the columns that `vjepa-fast "
+            "index` writes; run it and add label_<name> columns to its output"
         )
     labels = [name for name in columns if name.startswith(LABEL_PREFIX)]
     kinds = _FACTS | dict.fromkeys(labels, int)
@@ -195,8 +193,8 @@ def _entries(
             builder.add(paths, found.pop("codec"), found)
         except OverflowError as error:
             raise UserError(
-                f"found a number out of range in {path}, lines {lines[0]} to {lines[-1]} "
-                f"({error}), expected what `vjepa-fast index` writes; index the videos again"
+                f"{path}, lines {lines[0]} to {lines[-1]}: found a number out of range ({error}), "
+                "expected the numbers that `vjepa-fast index` writes; index the videos again"
             ) from None
     return builder.build(str(path))
 
@@ -214,7 +212,7 @@ def _parsed(values: Sequence, kind: type, name: str, path: Path, lines: Sequence
                 kind(value)
             except ValueError:
                 raise UserError(
-                    f"found {name} = {value!r} in {path}, line {line}, expected {kind.__name__}; "
+                    f"{path}, line {line}: found {name} = {value!r}, expected {kind.__name__}; "
                     "correct it"
                 ) from None
         raise
@@ -225,21 +223,21 @@ def _check_rows(found: dict[str, list], path: Path, lines: Sequence[int]) -> Non
     if min(smallest) < 1:
         line = lines[[size < 1 for size in smallest].index(True)]
         raise UserError(
-            f"found no frames or no size in {path}, line {line}, expected at least 1; index the "
-            "video again"
+            f"{path}, line {line}: found no frames or no size, expected frames, width and height "
+            "of at least 1; index the video again"
         )
     for line, degrees in zip(lines, found.get("rotation", ()), strict=False):
         if degrees not in (-1, 0, 90, 180, 270):
             raise UserError(
-                f"found rotation = {degrees} in {path}, line {line}, expected 0, 90, 180 or 270 "
+                f"{path}, line {line}: found rotation = {degrees}, expected 0, 90, 180 or 270 "
                 "degrees clockwise; index the video again"
             )
 
 
 def _other_length(path: Path, line: int, columns: Sequence[str]) -> UserError:
     return UserError(
-        f"found a row of another length in {path}, line {line}, expected {len(columns)} columns; "
-        "fix or remove it"
+        f"{path}, line {line}: found too few or too many columns, expected {len(columns)}; fix or "
+        "remove the line"
     )
 
 
@@ -251,8 +249,8 @@ def _write_parquet(file: IO[bytes], columns: Sequence[str], rows: Sequence[Seque
         parquet.write_table(arrow.table(values), file)
     except UnicodeEncodeError as error:
         raise UserError(
-            f"found a file name that is not UTF-8 ({error.object!r}), expected one for Parquet; "
-            "rename it, or write the manifest as .csv"
+            f"found a file name that is not UTF-8 ({error.object!r}), expected UTF-8 names in a "
+            "Parquet manifest; rename the file, or write the manifest as .csv"
         ) from None
 
 
@@ -286,7 +284,8 @@ def _readable(path: Path, arrow: ModuleType) -> Iterator[None]:
         yield
     except (arrow.ArrowInvalid, OSError) as error:
         raise UserError(
-            f"found {path} unreadable as Parquet ({error}), expected a manifest; index again"
+            f"{path}: found a file unreadable as Parquet ({error}), expected a manifest; index "
+            "again"
         ) from None
 
 
@@ -296,7 +295,7 @@ def _library() -> tuple[ModuleType, ModuleType]:
         import pyarrow.parquet
     except ImportError as error:
         raise UserError(
-            f"found that pyarrow cannot be imported ({error}), expected it for a .parquet "
+            f"found that pyarrow cannot be imported ({error}), expected pyarrow for a .parquet "
             "manifest; install it, or use a .csv manifest"
         ) from None
     return pyarrow, pyarrow.parquet

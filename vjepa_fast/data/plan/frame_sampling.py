@@ -135,8 +135,8 @@ def seconds_of(entry: ManifestEntry) -> float:
         return 0.0
     if entry.fps <= 0:
         raise UserError(
-            f"found no frame rate for {entry.path} in its manifest, expected one, since clips are "
-            "planned in seconds; remove its line, or set data.fps to null"
+            f"{entry.path}: found no frame rate in its manifest, expected one, since data.fps is "
+            "set; remove its line, or set data.fps to null"
         )
     return entry.frames / entry.fps
 

@@ -29,10 +29,10 @@ class ClipPlanner:
 
     Args:
         manifests: the videos, one `Entries` for each manifest (`open_manifest`).
-        weights: of the manifests in a mixture, see `VideoOrder`.
+        weights: weights of the manifests in a mixture, see `VideoOrder`.
         num_frames, frame_step, fps: the window, see `Windows`.
         augment: random crops and flips, or None.
-        seed: of all random choices.
+        seed: seed of all random choices.
         clips_per_video: n sample ids from a multiple of n on show n clips of one video.
         short_videos: see `Windows.short`.
 
@@ -58,7 +58,7 @@ class ClipPlanner:
         short_videos: ShortVideos = "repeat_last",
     ) -> None:
         if not manifests:
-            raise UserError("found no manifest, expected at least one; name it in data.manifests")
+            raise UserError("data.manifests: found no manifest, expected at least one; add one")
         self.windows = Windows(num_frames, frame_step, fps, short_videos, clips_per_video)
         manifests = [_without_short(entries, self.windows) for entries in manifests]
         self.entries = Entries.joined(manifests)
@@ -119,8 +119,9 @@ class ClipPlanner:
             return self.plan([sample_id])[0]
         if self._order is None:
             raise UserError(
-                f"found {self.entries[sample_id].path} unusable in an evaluation, expected every "
-                "video of its manifest to decode; index its folder again or remove its line"
+                f"{self.entries[sample_id].path}: found a file that does not decode, expected "
+                "every video of an evaluation to decode; index its folder again or remove its line "
+                "from the manifest"
             )
         visit = sample_id // self.windows.clips
         video = int(self._order.videos(np.array([visit]))[0])
@@ -187,11 +188,14 @@ def _without_short(entries: Entries, windows: Windows) -> Entries:
         return entries
     if short.all():
         raise UserError(
-            f"found only videos shorter than a clip in {entries.source}, expected longer ones, "
-            'since data.short_videos is "drop"; set it to "repeat_last" or "wrap", or ask for '
-            "shorter clips"
+            f"{entries.source}: found only videos shorter than a clip, expected longer ones, "
+            'since data.short_videos is "drop"; set it to "repeat_last" or "wrap", or shorten '
+            "the clips (data.num_frames, data.frame_step, data.fps)"
         )
     log.info(
-        "%s: %d of %d videos left out, shorter than a clip", entries.source, short.sum(), len(short)
+        "%s: %d of %d videos are shorter than a clip and left out",
+        entries.source,
+        short.sum(),
+        len(short),
     )
     return entries.take(~short)

@@ -28,7 +28,7 @@ def shuffled(
     Black and Rogaway, "Ciphers with arbitrary finite domains", 2002) gives a bijection of the set.
 
     Args:
-        seed: of the random numbers.
+        seed: seed of the random numbers.
         order: tells several orders under one seed apart.
         epoch: int64.
         position: int64, of the same shape, each in 0 .. size-1.
@@ -63,7 +63,7 @@ class VideoOrder:
     Args:
         sizes: number of videos of each source.
         weights: one for each source, or None.
-        seed: of all orders.
+        seed: seed of all orders.
 
     Raises:
         UserError: weights that are not positive, not one for each source, or too small.
@@ -108,12 +108,12 @@ class VideoOrder:
         others = self._sizes[source] - 1
         if not others:
             raise UserError(
-                "found no other video to replace an unusable one in a data set of one video, "
-                "expected at least two; add videos"
+                "found no other video to replace a bad one, since the data set has only one "
+                "video, expected at least two; add videos"
             )
         if attempt > others:
             raise UserError(
-                f"found all {others + 1} videos that sample {sample_id} could show unusable, "
+                f"found all {others + 1} videos that sample {sample_id} could show to be unusable, "
                 "expected one that decodes; index the videos again"
             )
         order, epoch, position = _REPLACEMENTS + source, np.array([sample_id]), attempt - 1
@@ -132,13 +132,14 @@ def _slots(sizes: Sequence[int], weights: Sequence[float]) -> np.ndarray:
     """How many samples of a block each source gets: int64, sums to MIXTURE_BLOCK."""
     if len(weights) != len(sizes):
         raise UserError(
-            f"found {len(weights)} weights for {len(sizes)} manifests, expected one each; "
-            "correct data.weights"
+            f"data.weights: found {len(weights)} weights for {len(sizes)} manifests, expected one "
+            "for each; add or remove weights"
         )
     weights = np.asarray(weights, dtype=np.float64)
     if not (np.isfinite(weights).all() and (weights > 0).all()):
         raise UserError(
-            f"found weights {weights.tolist()}, expected positive numbers; correct data.weights"
+            f"data.weights: found {weights.tolist()}, expected positive numbers as weights; "
+            "correct them"
         )
     exact = weights / weights.sum() * MIXTURE_BLOCK
     slots = np.floor(exact).astype(np.int64)
@@ -146,7 +147,7 @@ def _slots(sizes: Sequence[int], weights: Sequence[float]) -> np.ndarray:
     slots[largest] += 1
     if slots.min() == 0:
         raise UserError(
-            f"found a weight below 1/{MIXTURE_BLOCK} of the sum in {weights.tolist()}, expected "
-            "more; raise it or leave that manifest out"
+            f"data.weights: found a weight below 1/{MIXTURE_BLOCK} of the sum in "
+            f"{weights.tolist()}, expected at least that; raise it or remove that manifest"
         )
     return slots

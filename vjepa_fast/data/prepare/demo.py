@@ -1,4 +1,4 @@
-"""Demo data: labelled videos of handwritten digits that move over textured backgrounds.
+"""Demo data: labeled videos of handwritten digits that move over textured backgrounds.
 
 `digit` (10 classes) is appearance; `direction` (8 classes, clockwise in steps of 45 degrees from
 "right") is motion. A digit starts at a random position, moves at a random speed and wraps around
@@ -110,12 +110,12 @@ def make_demo(
     Valid files of the same settings are kept, so an interrupted call can be run again to resume.
 
     Args:
-        directory: where to write.
+        directory: folder to write to.
         clips: number of training clips.
         test_clips: number of test clips.
         codec: "vp9" (which DALI decodes on a CPU) or "h264" (.mp4).
-        seed: of all random draws.
-        workers: number of processes that draw and encode; None: one a core.
+        seed: seed of all random draws.
+        workers: number of processes that draw and encode; None: one per core.
 
     Returns:
         The manifests of the training and the test split.
@@ -132,7 +132,7 @@ def make_demo(
     if clips < 1 or test_clips < 1:
         raise UserError(
             f"found {clips} training and {test_clips} test clips, expected at least 1 of each; "
-            "ask for more"
+            "set --clips and --test-clips to 1 or more"
         )
     if not 0 <= seed < 2**64:
         raise UserError(f"found seed {seed}, expected 0 .. 2**64-1; choose one in that range")
@@ -141,7 +141,7 @@ def make_demo(
             (directory / split).mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(
-                f"found {directory}, where no folder can be made ({error.strerror}), "
+                f"{directory}: found a path where no folder can be made ({error.strerror}), "
                 "expected a folder to write to; name another"
             ) from None
 
@@ -238,7 +238,7 @@ def _encode(path: Path, video: np.ndarray, codec: str, stamp: str) -> None:
 
 
 def _line(speed: float, angle: float) -> np.ndarray:
-    """Positions of a motion at `speed` pixels a frame from 0 on: (y, x), [T, 2]."""
+    """Positions of a motion at `speed` pixels per frame from 0 on: (y, x), [T, 2]."""
     return speed * np.arange(FRAMES)[:, None] * np.array([np.sin(angle), np.cos(angle)])
 
 

@@ -53,7 +53,7 @@ def index_directory(
     Args:
         directory: the folder.
         output: the manifest, .csv or .parquet. Not written if no file is usable.
-        workers: number of processes; None: one a core.
+        workers: number of processes; None: one per core.
         progress: show a progress bar.
         deep: decode a few frames of every file, also of files that are unchanged.
 
@@ -68,14 +68,14 @@ def index_directory(
     directory, output = Path(directory), Path(output)
     if not directory.is_dir():
         raise UserError(
-            f"found no folder at {directory}, expected one with videos; correct the path"
+            f"{directory}: found no folder, expected a folder with videos; correct the path"
         )
     rejected: list[ScanResult] = []
     files = _videos_or_images(list(_list_files(directory, rejected)), directory)
     if not files and not rejected:
         known = ", ".join(sorted(_KNOWN))
         raise UserError(
-            f"found no video file and no image in {directory}, expected .tar or {known}; give the "
+            f"{directory}: found no video file and no image, expected .tar or {known}; give the "
             "folder that holds them"
         )
     try:
@@ -83,7 +83,7 @@ def index_directory(
     except OSError as error:
         raise UserError(
             f"--output: found that {output} cannot be written or read ({error.strerror}), "
-            "expected a file in a folder of yours; name another"
+            "expected a path that you can write to; name another"
         ) from None
 
 
@@ -99,7 +99,7 @@ def _index(
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
     if output.suffix not in (".csv", ".parquet"):
         raise UserError(
-            f"--output: found {output}, expected a name that ends in .csv or .parquet; add one"
+            f"--output: found {output}, expected a name that ends in .csv or .parquet; rename it"
         )
     list_of_rejected = rejected_path(output)
     journal = ScanJournal(output.with_name(output.name + ".partial.jsonl"), deep)
@@ -232,10 +232,10 @@ def _results_in(entries: list[ManifestEntry]) -> list[ScanResult]:
 
 def _check_labels(paths: list[str], labels: dict[str, dict[str, int]], output: Path) -> None:
     """Indexing again must not lose the label columns that somebody added to the manifest."""
-    unlabelled = [path for path in paths if path not in labels]
-    if labels and unlabelled:
+    unlabeled = [path for path in paths if path not in labels]
+    if labels and unlabeled:
         raise UserError(
-            f"found {len(unlabelled)} videos without labels in {output} (the first: "
-            f"{unlabelled[0]}), expected all or none of them labelled; write to another --output "
-            "and add the labels there"
+            f"{output}: found {len(unlabeled)} videos without labels (the first: {unlabeled[0]}), "
+            "expected labels for all videos or for none; write to another --output and add the "
+            "labels there"
         )

@@ -1,4 +1,4 @@
-"""Probing one video file: it demuxes the whole file and decodes a few frames.
+"""Inspects one video file: demuxes the whole file and decodes a few frames.
 
 Headers are not trusted: WebM has no frame count, and a truncated file keeps its header.
 """

@@ -36,7 +36,7 @@ def read_text_list(path: str | os.PathLike) -> Entries:
     changed files are probed again. Of several processes one probes and the others wait for it.
 
     Args:
-        path: of the list; relative paths in it start at its folder.
+        path: the list; relative paths in it start at its folder.
 
     Raises:
         UserError: the list is malformed (the message names the line) or no video is usable.
@@ -44,7 +44,7 @@ def read_text_list(path: str | os.PathLike) -> Entries:
     path = Path(path)
     labels = _read_labels(path)
     if not labels:
-        raise UserError(f"found no video in {path}, expected one a line; name some")
+        raise UserError(f"{path}: found no video, expected one per line; add some")
     names = sorted({name for name, _ in labels})
     with _locked(path):
         known, rejected = _probe(path, names)
@@ -52,7 +52,7 @@ def read_text_list(path: str | os.PathLike) -> Entries:
     if unusable:
         shown = "; ".join(f"{name}: {reason}" for name, reason in unusable[:_SHOWN])
         more = f"; and {len(unusable) - _SHOWN} more" if len(unusable) > _SHOWN else ""
-        message = f"found {len(unusable)} unusable videos in {path} ({shown}{more})"
+        message = f"{path}: found {len(unusable)} unusable videos ({shown}{more})"
         if len(unusable) == len(names):
             raise UserError(f"{message}, expected at least one valid video; correct the list")
         log.warning("%s: they are left out", message)
@@ -76,14 +76,14 @@ def _read_labels(path: Path) -> list[tuple[str, int]]:
             line = f"{path}, line {number}"
             if not name:
                 raise UserError(
-                    f'found {text.strip()!r} in {line}, expected "path label" or the columns that '
+                    f'{line}: found {text.strip()!r}, expected "path label" or the columns that '
                     "`vjepa-fast index` writes; correct it"
                 )
             try:
                 labels.append((os.path.abspath(folder / name.strip()), int(label)))
             except ValueError:
                 raise UserError(
-                    f"found label = {label!r} in {line}, expected int; correct it"
+                    f"{line}: found label = {label!r}, expected int; correct it"
                 ) from None
     return labels
 
@@ -106,7 +106,7 @@ def _probe(path: Path, names: Sequence[str]) -> tuple[dict[str, ManifestEntry], 
     }
     unknown = [name for name in names if name not in known and name not in rejected]
     if unknown:
-        log.warning("%s: probing %d videos; later runs take what is found", path, len(unknown))
+        log.warning("%s: probing %d videos; later runs reuse the results", path, len(unknown))
         workers = min(len(os.sched_getaffinity(0)), len(unknown))
         results = scan(map(_file_at, unknown), workers)
         for result in tqdm(results, "indexing", len(unknown), unit="video"):
@@ -118,7 +118,11 @@ def _probe(path: Path, names: Sequence[str]) -> tuple[dict[str, ManifestEntry], 
             write_manifest(cache, [known[name] for name in sorted(known)])
             write_rejected(list_of_rejected, [rejected[name] for name in sorted(rejected)])
         except OSError as error:
-            log.warning("cannot write the index of a text list to %s (%s)", cache, error)
+            log.warning(
+                "cannot write the index of a text list to %s (%s); later runs probe again",
+                cache,
+                error,
+            )
     return known, {name: result.reason for name, result in rejected.items()}
 
 

@@ -56,12 +56,12 @@ def transcode_manifest(
     resume. A file that is not a copy is never replaced.
 
     Args:
-        manifest: of the originals.
+        manifest: manifest of the originals.
         output: the folder of the copies and their manifest.
         codec: "h264" or "vp9".
         short_side: pixels of a copy's shorter side; copies are never larger than the original.
         gop: frames from one key frame to the next.
-        workers: number of processes; None: one a core.
+        workers: number of processes; None: one per core.
         progress: show a progress bar.
 
     Returns:
@@ -110,7 +110,7 @@ def transcode_manifest(
         write_rejected(rejected_path(target), rejected)
         if not made:
             raise UserError(
-                f"found no video of {manifest} that can be copied (the first: "
+                f"{manifest}: found no video that can be copied (the first: "
                 f"{rejected[0].file.path}: {rejected[0].reason}), expected at least one; index "
                 "its folder again"
             )

@@ -209,7 +209,7 @@ def _fork(modules: Sequence[str], link: int, memory: int) -> tuple[ForkServer, i
             trouble = ended
     raise RuntimeError(
         f"found that no worker process starts ({trouble}), expected data.num_workers or --workers "
-        "of them; look for free memory and at what is printed above, or ask for fewer"
+        "of them; check for free memory and read the output above, or use fewer"
     )
 
 

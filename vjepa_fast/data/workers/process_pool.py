@@ -50,9 +50,9 @@ class ProcessPool(TaskQueue):
 
     Args:
         count: number of processes.
-        name: of the parent's threads, one a process.
+        name: name of the parent's threads, one per process.
         seconds: time limit of a task that is submitted without its own.
-        modules: that the fork server imports for all processes; others are imported in each.
+        modules: modules that the fork server imports once; others are imported in each process.
     """
 
     def __init__(
@@ -206,6 +206,6 @@ def _ended(code: int | None) -> WorkerError:
         if code == -SIGKILL:
             how += ", or was killed, perhaps because memory ran out"
     return WorkerError(
-        f"found that {how}, expected it to finish; look for free memory, index its folder again or "
-        "remove it"
+        f"found that {how}, expected it to finish; check for free memory, index its folder again "
+        "or remove the file"
     )

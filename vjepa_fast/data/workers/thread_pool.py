@@ -84,7 +84,7 @@ class ThreadPool(TaskQueue):
 
     Args:
         count: number of threads.
-        name: of the threads.
+        name: name of the threads.
         seconds: time limit of a task that is submitted without its own.
     """
 
@@ -167,5 +167,6 @@ class ThreadPool(TaskQueue):
 def timed_out(seconds: float) -> WorkerError:
     """The error of a task that exceeded its time limit."""
     return WorkerError(
-        f"found that it takes more than {seconds:g} s, expected far less; check its disk and file"
+        f"found that it takes more than {seconds:g} s, expected far less; check the file and its "
+        "disk"
     )

@@ -116,7 +116,7 @@ class Checkpoint:
     """A checkpoint on disk.
 
     Attributes:
-        folder: where it is.
+        folder: the checkpoint's folder.
         state: content of state.json.
     """
 
@@ -186,7 +186,7 @@ class Checkpoint:
         """Describe the first corrupt shard, or None if all are intact. Reads whole files.
 
         Args:
-            ranks: whose shards to read; None for all.
+            ranks: ranks whose shards are read; None for all.
         """
         for rank in range(self.world_size) if ranks is None else ranks:
             file = self.folder / shard_name(rank)

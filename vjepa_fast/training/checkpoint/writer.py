@@ -65,7 +65,7 @@ class _Pending:
 
     Attributes:
         step: steps done.
-        ranges: of this rank's shard, see `snapshot`.
+        ranges: ranges of this rank's shard, see `snapshot`.
         write: result of `write_shard`, once it is done.
         groups, bad_steps: what rank 0 adds to state.json; bad_steps counts non-finite ones.
     """

@@ -10,7 +10,7 @@ class HostGroup:
     """Collectives over gloo, which need no host sync with the device.
 
     Attributes:
-        rank: of this process.
+        rank: rank of this process.
         world: number of processes.
     """
 
@@ -21,7 +21,7 @@ class HostGroup:
     def any(self, *flags: bool) -> list[bool]:
         """For each flag, whether it is set on any process. Collective.
 
-        Runs once a step, with one byte per flag: a signal at one process stops all of them at the
+        Runs once per step with one byte per flag: a signal at one process stops all of them at the
         same step, and a collective of the group fails soon after a process died (peer_watch.py).
         """
         if self.world == 1:

@@ -24,8 +24,8 @@ class StopRequests:
     thread waits in a collective. (Launchers relay signals: Ctrl-C under DeepSpeed arrives as SIGINT
     from the terminal and as SIGTERM from the launcher. That counts as one request.)
 
-    The end of the launcher is a reason, too: `kill` of the `deepspeed` command leaves its processes
-    running.
+    The end of the launcher is also a reason to stop: killing the `deepspeed` command leaves its
+    processes running.
     """
 
     def __init__(self) -> None:

@@ -1,5 +1,5 @@
-"""What a run measures and shows: metrics, progress, pictures, warnings of collapse, environment.
+"""Monitoring of a run: metrics, progress, pictures, collapse warnings, environment.
 
 Reads the trainer, batches, checkpoints and config; matplotlib and TensorBoard only when drawing.
-When to measure is the loop's decision; commands/report.py turns the files into one HTML file.
+The loop decides when to measure; commands/report.py makes the HTML report from these files.
 """

@@ -19,8 +19,8 @@ class Panel(NamedTuple):
     """One chart over the step.
 
     Attributes:
-        title: above it.
-        names: keys of metrics.jsonl, one curve each.
+        title: title above the chart.
+        names: keys of metrics.jsonl, one per curve.
         log: whether the axis of the values is logarithmic.
         from_zero: whether that axis begins at zero.
     """
@@ -61,9 +61,9 @@ def draw_panel(axes: Axes, panel: Panel, rows: Sequence[dict]) -> bool:
     the legend.
 
     Args:
-        axes: of matplotlib, empty.
+        axes: empty matplotlib axes.
         panel: what to draw.
-        rows: of metrics.jsonl.
+        rows: rows of metrics.jsonl.
 
     Returns:
         whether there was any value to draw.

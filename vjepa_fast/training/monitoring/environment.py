@@ -54,13 +54,13 @@ def environment(device: torch.device, world: int) -> dict[str, str]:
     """Names and values as shown to people.
 
     Args:
-        device: of this process.
+        device: device of this process.
         world: number of processes of the run.
     """
     if device.type == "cuda":
         name = f"{torch.cuda.get_device_name(device)}, CUDA {torch.version.cuda}"
     else:
-        name = f"CPU, {processor_name()}, {torch.get_num_threads()} threads a process"
+        name = f"CPU, {processor_name()}, {torch.get_num_threads()} threads per process"
     found = {
         "started": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
         "command": " ".join(sys.argv),

@@ -52,7 +52,7 @@ def feature_picture(video: Tensor, features: Tensor, grid: tuple[int, int, int])
 
     Args:
         video: uint8 [B, T, H, W, 3].
-        features: of the target encoder, [B, N, D].
+        features: features of the target encoder, [B, N, D].
         grid: tokens (T', H', W').
 
     Returns:
@@ -74,7 +74,7 @@ def mask_picture(video: Tensor, masks: MaskBatch, grid: tuple[int, int, int]) ->
 
     Args:
         video: uint8 [B, T, H, W, 3], on the host.
-        masks: of one clip at least.
+        masks: masks of at least one clip.
         grid: tokens (T', H', W').
 
     Returns:

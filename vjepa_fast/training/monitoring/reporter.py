@@ -37,10 +37,10 @@ class Reporter:
     """Shows and writes what a run does. Only rank 0 writes; every rank calls the methods.
 
     Args:
-        config: of the run.
+        config: the run's config.
         run: the run's folder.
         trainer: before its first step.
-        batches: of this rank.
+        batches: the batches of this rank.
         clips: the loader, which knows how long the training has waited for it.
     """
 
@@ -58,9 +58,7 @@ class Reporter:
             text = json.dumps(found, indent=2, ensure_ascii=False) + "\n"
             (run / "environment.json").write_text(text, encoding="utf-8")
             if trainer.micro_batch == 1:
-                log.info(
-                    "collapse monitor: off; a micro-batch of one clip has no spread across clips"
-                )
+                log.info("collapse monitor: off, since it needs at least two clips per micro-batch")
         self._collapse = CollapseMonitor()
         self._skipped = trainer.guard.counts().total
         self._examples: Tensor | None = None

@@ -79,8 +79,8 @@ class MetricsWriter:
         """Write RUN/pictures/step_…_name.png, also to TensorBoard.
 
         Args:
-            step: whose picture it is.
-            name: of the picture.
+            step: step of the picture.
+            name: name of the picture.
             pixels: uint8 [height, width, 3 or 4].
 
         Raises:
@@ -132,8 +132,8 @@ class MetricsWriter:
     def _warn(self, step: int, found: str) -> None:
         if not self._warned:
             log.warning(
-                "step %d: found no space for metrics in %s (%s), expected some; free some, until "
-                "then metrics are lost (the run continues)",
+                "step %d: found no space for metrics in %s (%s), expected free space; free some, "
+                "until then metrics are lost (the run continues)",
                 step,
                 self.path.parent,
                 found,

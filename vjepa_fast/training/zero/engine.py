@@ -109,13 +109,14 @@ def make_engine(
     """
     if zero.stage == 0 and bf16:
         raise UserError(
-            "zero.stage: found 0 with precision bf16, where DeepSpeed would accumulate gradients "
-            "in bf16 and step without fp32 masters; set zero.stage to 1, or precision to fp32"
+            "zero.stage: found 0 with precision bf16, expected stage 1, 2 or 3, since DeepSpeed "
+            "accumulates in bf16 without fp32 master weights at stage 0; set zero.stage to 1, or "
+            "precision to fp32"
         )
     offloads = zero.offload_optimizer or zero.offload_parameters
     if world == 1 and zero.stage and not (bf16 or offloads):
         log.info(
-            "engine: one process in fp32 has nothing to shard: stage 0 instead of %d", zero.stage
+            "engine: one process in fp32 has nothing to shard, so stage %d runs as 0", zero.stage
         )
         zero = zero.model_copy(update={"stage": 0})
     groups = parameter_groups(model, optim.weight_decay)
@@ -125,7 +126,7 @@ def make_engine(
     )
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=ds)
     log.info(
-        "engine: ZeRO stage %d, %s, %s, world %d, %d x %d clips a rank",
+        "engine: ZeRO stage %d, %s, %s, world size %d, %d x %d clips per rank and step",
         zero.stage,
         "bf16" if bf16 else "fp32",
         type(engine.optimizer).__name__,

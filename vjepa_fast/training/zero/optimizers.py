@@ -171,7 +171,9 @@ class Zero3:
             sizes = [p.ds_numel for p in group]
             lengths = [p.partition_numel() for p in group]
             if sum(lengths) != master.numel():
-                raise RuntimeError(f"stage 3: {master.numel()} masters, not {sum(lengths)}")
+                raise RuntimeError(
+                    f"stage 3: found {master.numel()} masters, expected {sum(lengths)}"
+                )
             layouts.append(partition_each(sizes, lengths, dist.get_world_size()))
         masters = [[master] for master in self._masters]
         rank = dist.get_rank()
@@ -343,6 +345,8 @@ def _make_shards(
         )
         held = sum(r.count for ranges in layout for r in ranges)
         if held != shard.size:
-            raise RuntimeError(f"{shard.name}: partitions hold {held} of {shard.size} elements")
+            raise RuntimeError(
+                f"{shard.name}: found {held} elements in partitions, expected {shard.size}"
+            )
         shards.append(shard)
     return shards

@@ -34,10 +34,10 @@ class GroupShard:
     """This rank's shard of one parameter group's flat vector.
 
     Attributes:
-        name: of the group: part and decay, e.g. "encoder.decay" or "predictor.no_decay".
+        name: name of the group, part and decay, e.g. "encoder.decay" or "predictor.no_decay".
         part: "encoder" or "predictor".
-        names: of the model's parameters in flat order, e.g. "encoder.blocks.0.norm1.weight".
-        shapes: of these parameters, unsharded.
+        names: the model's parameters in flat order, e.g. "encoder.blocks.0.norm1.weight".
+        shapes: shapes of these parameters, unsharded.
         parameters: the same parameters. At stage 3 they are empty outside a forward pass.
         masters: fp32 tensors that the optimizer steps; concatenated, they are the shard with its
             padding.
