@@ -1,4 +1,4 @@
-"""`vjepa-fast report RUN`: all that a run has written, as one HTML file that needs nothing else."""
+"""`vjepa-fast report RUN`: all that a run has written, as one self-contained HTML file."""
 
 from __future__ import annotations
 
@@ -233,7 +233,7 @@ def _checkpoints(run: Path) -> str:
         try:
             size = sum(file.stat().st_size for file in folder.iterdir())
             saved = _when(state.stat().st_mtime)
-        except OSError:  # no checkpoint, or pruned meanwhile
+        except OSError:  # not a checkpoint, or just pruned
             continue
         shards = _json(state).get("shards")
         world = len(shards) if isinstance(shards, list) else "?"
