@@ -1,8 +1,8 @@
-"""Holds a file of recorded mask statistics against the sampler.
+"""Compares a file of recorded mask statistics with the sampler.
 
-Per strategy the file has, besides its `config`: block_size_by_step [steps, 3], keep_per_clip
-[steps * clips], visible_probability [T', H', W'] and the counts left after truncation to the
-batch minimum, context_kept_batch<clips> and target_kept_batch<clips> [steps].
+Per strategy the file has its `config`, block_size_by_step [steps, 3],
+keep_per_clip [steps * clips], visible_probability [T', H', W'] and the token counts after
+truncation to the batch minimum, context_kept_batch<clips> and target_kept_batch<clips> [steps].
 """
 
 import json
