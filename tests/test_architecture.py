@@ -104,7 +104,7 @@ LIBRARIES = {
 # What importing a part must not load, since it has no need for it.
 NOT_LOADED = {
     "vjepa_fast.cli": {"torch", "pydantic", "av", "sklearn", "matplotlib", "deepspeed"},
-    "vjepa_fast.config": {"deepspeed", "av", "sklearn", "vjepa_fast.training", "vjepa_fast.data"},
+    "vjepa_fast.config": {"deepspeed", "triton", "vjepa_fast.training", "vjepa_fast.data"},
     "vjepa_fast.training.checkpoint.format": {"deepspeed", "pydantic", "vjepa_fast.training.zero"},
     "vjepa_fast.evaluation.probe": {"deepspeed", "vjepa_fast.training.trainer"},
     "vjepa_fast.training.loop": {"sklearn", "vjepa_fast.commands", "vjepa_fast.evaluation"},

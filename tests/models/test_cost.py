@@ -11,6 +11,7 @@ from tests.helpers.paths import REPOSITORY
 from vjepa_fast.commands.cost_of_config import clip_flops, count_tokens
 from vjepa_fast.commands.info import info_text
 from vjepa_fast.config import Config, load_config, parse_config
+from vjepa_fast.config.presets import ENCODER_PRESETS
 from vjepa_fast.models.cost import (
     activation_memory,
     encoder_parameters,
@@ -19,7 +20,6 @@ from vjepa_fast.models.cost import (
     step_flops,
     transformer_flops,
 )
-from vjepa_fast.models.encoder import ENCODER_PRESETS
 from vjepa_fast.models.jepa import build_vjepa, encode_clips
 from vjepa_fast.models.sequences import pack_masks
 

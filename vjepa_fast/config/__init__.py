@@ -1,6 +1,6 @@
 """What a run's config says: one typed JSON file, checked as a whole before anything starts.
 
-May import errors, masks and models; imports nothing that trains, decodes or evaluates.
+May import errors, masks and models (model.py only); nothing that trains, decodes or evaluates.
 The effect of a key belongs to the room that reads it. Other rooms import these names from here.
 """
 

@@ -25,7 +25,7 @@ from vjepa_fast.config.fields import (
     show,
 )
 from vjepa_fast.config.masks import MasksConfig
-from vjepa_fast.models.encoder import ENCODER_PRESETS
+from vjepa_fast.config.presets import ENCODER_PRESETS
 
 
 class DataConfig(Section):

@@ -1,8 +1,6 @@
-"""The encoder: a vision transformer on a subset of tokens, and the named sizes of it."""
+"""The encoder: a vision transformer on a subset of tokens."""
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -12,25 +10,6 @@ from vjepa_fast.models.activation_checkpointing import ActivationCheckpointing, 
 from vjepa_fast.models.block import NORM_EPS, Block, init_weights, scale_init_by_depth
 from vjepa_fast.models.positions import position_table
 from vjepa_fast.models.sequences import SeqLayout
-
-
-@dataclass(frozen=True)
-class EncoderPreset:
-    """Size of a vision transformer; its MLP is `mlp_ratio` times as wide as its tokens."""
-
-    width: int
-    depth: int
-    heads: int
-    mlp_ratio: float = 4.0
-
-
-ENCODER_PRESETS: dict[str, EncoderPreset] = {
-    "vit_tiny": EncoderPreset(width=192, depth=12, heads=3),
-    "vit_small": EncoderPreset(width=384, depth=12, heads=6),
-    "vit_base": EncoderPreset(width=768, depth=12, heads=12),
-    "vit_large": EncoderPreset(width=1024, depth=24, heads=16),
-    "vit_huge": EncoderPreset(width=1280, depth=32, heads=16),
-}
 
 
 class VisionTransformer(nn.Module):
