@@ -191,7 +191,7 @@ PYBIND11_MODULE(_sampler, module) {
 
     module.def("philox4x32", &vjepa::philox4x32, py::arg("counter"), py::arg("key"));
     py::class_<vjepa::PhiloxSequence>(module, "PhiloxSequence",
-                                      "The twin of vjepa_fast.masks.philox.PhiloxSequence.")
+                                      "The C++ form of vjepa_fast.masks.philox.PhiloxSequence.")
         .def(py::init<uint64_t, uint32_t, uint64_t>(), py::arg("seed"), py::arg("stream"),
              py::arg("index"))
         .def("word", &vjepa::PhiloxSequence::word)

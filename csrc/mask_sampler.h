@@ -1,5 +1,5 @@
 // Draws the masks of a batch of clips; free of Python and torch. vjepa_fast/masks/reference.py is
-// its readable twin and agrees bit for bit.
+// its Python reference and agrees bit for bit.
 #pragma once
 
 #include <cstdint>

@@ -230,9 +230,7 @@ def no_copy(op):
         ("ema", "ema_update_", no_copy, "output 1"),
     ],
 )
-def test_it_refuses_to_time_what_is_wrong(
-    bench, monkeypatch, tmp_path, capsys, op, name, wrong, part
-):
+def test_wrong_results_are_not_timed(bench, monkeypatch, tmp_path, capsys, op, name, wrong, part):
     ours = getattr(bench.cases, name)
     monkeypatch.setattr(bench.cases, name, wrong(ours))
     status, rows = run(bench, tmp_path, "--only", op, "--no-compile")
@@ -253,7 +251,7 @@ def test_one_wrong_op_leaves_the_others(bench, monkeypatch, tmp_path):
     assert {row["op"] for row in rows} == {"ema"}
 
 
-def test_every_pytorch_provider_compiles_whole(bench, monkeypatch, tmp_path):
+def test_every_pytorch_provider_compiles_as_one_graph(bench, monkeypatch, tmp_path):
     """Tracing only; the benchmark itself measures the generated code."""
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
     status, rows = run(bench, tmp_path, "--compile")

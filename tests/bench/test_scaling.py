@@ -76,7 +76,7 @@ def test_calls_take_their_latency(model, parts):
     assert [step.teacher for step in steps] == [0, 2, 2, 2]
 
 
-def test_small_shares_are_one_small_micro_batch(model, parts):
+def test_a_small_batch_per_process_is_one_micro_batch(model, parts):
     links = model.Links(8, 1e9, 1e9, 0.0)
     step = model.step_on(8, 1, parts, model.Bytes(0, 0, 0), links, 48, 24)
     assert step.micro_batch == 6 and step.accumulation == 1 and step.compute == 2

@@ -163,7 +163,7 @@ def test_where_nothing_is_usable_the_run_stops_too(eight_videos, backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_a_run_that_allows_any_share_ends_too_where_nothing_is_usable(eight_videos, backend):
+def test_a_run_that_allows_any_fraction_ends_too_where_nothing_is_usable(eight_videos, backend):
     spoil(eight_videos, range(8), "missing")
     with pytest.raises(UserError, match=r"found all 8 videos .* unusable.*\.webm missing"):
         load(planned(eight_videos), backend, [range(8)], max_fraction=1.0)

@@ -58,7 +58,7 @@ def test_a_nan_is_found(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert "nan" in capsys.readouterr().out
 
 
-def test_other_files_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_other_files_are_rejected(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     np.savez(tmp_path / "other.npz", something=np.zeros(3))
     (tmp_path / "text.npz").write_text("no archive")
     whole = (GOLDEN / "attentive_probe.npz").read_bytes()

@@ -126,7 +126,7 @@ T, HALF = [torch.zeros(2, 3)], [torch.zeros(2, 3, dtype=torch.bfloat16)]
         ),
     ],
 )
-def test_refusals(arguments, message):
+def test_rejected_arguments(arguments, message):
     with pytest.raises(ValueError, match="^" + message):
         ema_update_(*arguments)
 
@@ -207,7 +207,7 @@ def test_opcheck(dtype, copying):
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
-def test_compiled_whole(backend):
+def test_compiles_as_one_graph(backend):
     """In one graph, in place."""
 
     def step(teacher, student, copies):

@@ -273,7 +273,7 @@ NONE = torch.empty(0, dtype=torch.int64)
         ((Z, Y, ROWS, LENGTHS, SPECS, math.nan), "exponent: found nan, expected 1 or more"),
     ],
 )
-def test_refusals(arguments, message):
+def test_rejected_arguments(arguments, message):
     with pytest.raises(ValueError, match="^" + message):
         masked_feature_loss(*arguments)
 
@@ -290,7 +290,7 @@ def test_opcheck(dtype, exponent):
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
-def test_compiled_whole(backend):
+def test_compiles_as_one_graph(backend):
     """In one graph, with its backward, for several numbers of rows."""
 
     def step(prediction, *others):

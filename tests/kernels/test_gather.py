@@ -226,6 +226,6 @@ TOKENS = torch.zeros(2, 4, dtype=torch.int64)
         ),
     ],
 )
-def test_refusals(call, message):
+def test_rejected_arguments(call, message):
     with pytest.raises(ValueError, match="^" + message):
         call()

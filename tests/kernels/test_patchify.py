@@ -209,7 +209,7 @@ ROWS = torch.zeros(2, dtype=torch.int64)
         (lambda: patchify(VIDEO, ROWS - 1), "rows: found entries -1 to -1, expected 0 to 7"),
     ],
 )
-def test_refusals(call, message):
+def test_rejected_arguments(call, message):
     with pytest.raises(ValueError, match="^" + message):
         call()
 
@@ -320,7 +320,7 @@ def test_pixels_are_not_read_byte_by_byte():
     assert first.split() == ["b64"] + ["v2.b32"] * 3 + ["v4.b32"] * 3
 
 
-def test_compiled_whole():
+def test_compiles_as_one_graph():
     """In one graph, for several numbers of rows."""
     embed = PatchEmbed(8)
     compiled = torch.compile(embed, backend="aot_eager", fullgraph=True)

@@ -179,6 +179,6 @@ S = torch.zeros(3, dtype=torch.int64)
         ((C, P, M, S, S.float()), "position: found dtype torch.float32, expected int32 or int64"),
     ],
 )
-def test_refusals(arguments, message):
+def test_rejected_arguments(arguments, message):
     with pytest.raises(ValueError, match="^" + message):
         predictor_tokens(*arguments)

@@ -115,7 +115,7 @@ def bounded(seed: int, stream: int, index: ArrayLike, bound: ArrayLike) -> np.nd
 
 
 class PhiloxSequence:
-    """Reads the words of one sequence (seed, stream, index) in order; twin of csrc/philox.h."""
+    """Reads the words of one sequence (seed, stream, index) in order, as csrc/philox.h does."""
 
     def __init__(self, seed: int, stream: int, index: int) -> None:
         self._position = (seed, stream, index)

@@ -30,7 +30,7 @@ MAX_DRAWS = 10_000
 
 
 class ReferenceSampler(MaskSampler):
-    """Readable twin of `MaskSampler`: same arguments, same numbers, hundreds of times slower."""
+    """Python reference of `MaskSampler`: same arguments, same numbers, hundreds of times slower."""
 
     def _set_up(self) -> None:
         pass

@@ -165,7 +165,7 @@ def test_several_clips_come_from_the_parts_of_one_video(fps):
     assert len({plan.video for plan in others}) == 1 and others[0].video != plans[3].video
 
 
-def test_several_clips_of_a_video_with_one_place():
+def test_several_clips_of_a_video_with_one_position():
     made = planner(manifest([8]), augment=Augment(), clips_per_video=3)
     assert {plan.frames[0] for plan in made.plan(range(9))} == {0}
 

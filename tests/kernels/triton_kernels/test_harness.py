@@ -44,7 +44,7 @@ def test_casts_to_bfloat16_round_to_nearest(device):
     assert torch.equal(out, x.bfloat16())
 
 
-def test_the_error_rule_refuses():
+def test_the_error_rule_rejects():
     exact = torch.linspace(0, 1, 100)
     torchs = exact.bfloat16()
     assert_accurate(torchs, torchs, exact)

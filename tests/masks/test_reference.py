@@ -108,20 +108,20 @@ def check_promises(masks, specs, grid, options):
 
 @settings(hypothesis_settings, max_examples=400)
 @given(**configurations)
-def test_twin_agrees_bit_for_bit(**configuration):
+def test_reference_agrees_bit_for_bit(**configuration):
     check_configuration(**configuration)
 
 
 @pytest.mark.slow
 @settings(hypothesis_settings, max_examples=10_000)
 @given(**configurations)
-def test_twin_agrees_bit_for_bit_ten_thousand_times(**configuration):
+def test_reference_agrees_bit_for_bit_ten_thousand_times(**configuration):
     check_configuration(**configuration)
 
 
 @pytest.mark.parametrize("truncate", ["batch", "batch-random", "none"])
 @pytest.mark.parametrize("complement", [None, "target"])
-def test_twin_agrees_on_the_real_grid(truncate, complement):
+def test_reference_agrees_on_the_real_grid(truncate, complement):
     options = {"truncate": truncate, "complement": complement, "truncate_group": 6, "round_to": 16}
     ids = [100, 5, 26, 5, 2**40]
     assert_same(
@@ -130,7 +130,7 @@ def test_twin_agrees_on_the_real_grid(truncate, complement):
     )
 
 
-def test_twin_agrees_on_replayed_sizes():
+def test_reference_agrees_on_replayed_sizes():
     # The third has no tokens: the frames that its spec bars from the context are targets.
     sizes = [(3, 4, 5), (8, 14, 13), (8, 0, 1), (0, 0, 0), (0, 0, 0)]
     sizes += [(2, 14, 14), (0, 0, 0), (1, 1, 3)]
