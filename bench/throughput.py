@@ -162,7 +162,9 @@ def measure(
         f"{machine_text(machine)}"
     )
     with closing(Clips(config, device, decodes)) as clips:
-        gate = compare(ours, baseline, clips, precision)
+        exact = Baseline(config, device, torch.float64) if precision == "fp32" else None
+        gate = compare(ours, baseline, clips, precision, exact)
+        del exact  # before memory is measured
         for sentence in gate.errors:
             print("error:", sentence, file=sys.stderr)
         if gate.errors:

@@ -23,11 +23,11 @@ from vjepa_fast.models.positions import position_table
 from vjepa_fast.training.schedules import make_schedules
 
 
-def normalize(video: Tensor) -> Tensor:
-    """uint8 [B, T, H, W, 3] → fp32 [B, 3, T, H, W]."""
-    mean = torch.tensor(IMAGENET_MEAN, device=video.device).view(3, 1, 1, 1)
-    std = torch.tensor(IMAGENET_STD, device=video.device).view(3, 1, 1, 1)
-    return (video.permute(0, 4, 1, 2, 3).float() / 255.0 - mean) / std
+def normalize(video: Tensor, dtype: torch.dtype) -> Tensor:
+    """uint8 [B, T, H, W, 3] → `dtype` [B, 3, T, H, W]."""
+    mean = torch.tensor(IMAGENET_MEAN, dtype=dtype, device=video.device).view(3, 1, 1, 1)
+    std = torch.tensor(IMAGENET_STD, dtype=dtype, device=video.device).view(3, 1, 1, 1)
+    return (video.permute(0, 4, 1, 2, 3).to(dtype) / 255.0 - mean) / std
 
 
 def repeat_gather(x: Tensor, index: Tensor) -> Tensor:
@@ -150,14 +150,21 @@ class BaselineTrainer:
         config: the run's config; a step is one micro-batch.
         weights: state dict of our model.
         device: where to run; in bf16 by autocast if the config asks for it on this device.
+        dtype: of weights, pixels and AdamW; float64 for a reference.
     """
 
-    def __init__(self, config: Config, weights: dict[str, Tensor], device: torch.device) -> None:
-        self.device, self.optim = device, config.optim
+    def __init__(
+        self,
+        config: Config,
+        weights: dict[str, Tensor],
+        device: torch.device,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self.device, self.dtype, self.optim = device, dtype, config.optim
         self.bf16 = config.precision_on(device.type) == "bf16"
         self.student = Student(config)
         self.student.load_state_dict(weights)
-        self.student.to(device)
+        self.student.to(device, dtype)
         self.teacher = copy.deepcopy(self.student.encoder).requires_grad_(False)
         self.schedules = make_schedules(config)
         self.optimizer = torch.optim.AdamW(
@@ -186,7 +193,7 @@ class BaselineTrainer:
         """
         self._set_schedules(self.steps)
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16):
-            pixels = normalize(video)
+            pixels = normalize(video, self.dtype)
             wanted = self.targets(pixels, targets)
             mark("target")
             encoded = [self.student.encoder(pixels, index) for index in contexts]

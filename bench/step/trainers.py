@@ -119,8 +119,10 @@ class Baseline:
 
     name = "baseline"
 
-    def __init__(self, config: Config, device: torch.device) -> None:
-        self.trainer = BaselineTrainer(config, build_model(config).state_dict(), device)
+    def __init__(
+        self, config: Config, device: torch.device, dtype: torch.dtype = torch.float32
+    ) -> None:
+        self.trainer = BaselineTrainer(config, build_model(config).state_dict(), device, dtype)
         self.device = device
         self.clips, self.specs = config.optim.micro_batch, len(config.masks.specs)
         self.sampler = make_sampler(config)

@@ -167,7 +167,7 @@ def test_a_wrong_baseline_is_rejected(
     [
         (["--config", "nowhere.json"], "nowhere.json: found no such file"),
         (["--zero", "4"], "zero.stage"),
-        (["--data", "nowhere.csv"], "found no manifest at nowhere.csv"),
+        (["--data", "nowhere.csv"], "nowhere.csv: found no manifest"),
         (["--json", "nowhere/out.json"], "--json: found nowhere/out.json"),
         (["--json", "out.png"], "--json: found out.png"),
         (["--profile", "small.json"], "--profile: found small.json"),
