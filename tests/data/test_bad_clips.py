@@ -190,7 +190,7 @@ def test_a_folder_that_moved_does_not_flood_the_screen(eight_videos, tmp_path, c
     spoil(eight_videos, [2, 3, 5], "missing")
     log = tmp_path / "bad.jsonl"
     load(planned(eight_videos), "pyav", [range(24)], log)
-    assert caplog.text.count("replaced by another clip") == 1
+    assert caplog.text.count("replaced by another one") == 1
     assert caplog.text.count(f"more videos are replaced than are shown here, see {log}") == 1
 
 
