@@ -191,7 +191,7 @@ def test_a_folder_that_moved_does_not_flood_the_screen(eight_videos, tmp_path, c
     log = tmp_path / "bad.jsonl"
     load(planned(eight_videos), "pyav", [range(24)], log)
     assert caplog.text.count("replaced by another one") == 1
-    assert caplog.text.count(f"more videos are replaced than are shown here, see {log}") == 1
+    assert caplog.text.count(f"further replaced videos are not shown here, see {log}") == 1
 
 
 def test_an_evaluation_stops_at_a_bad_video_with_its_reason(eight_videos):
