@@ -208,7 +208,11 @@ def launch(cases: list[dict], steps: int, world: int) -> list[list[dict]]:
         )
         for rank in range(world)
     ]
-    printed = [process.communicate(timeout=550)[0] for process in ranks]
+    try:
+        printed = [process.communicate(timeout=550)[0] for process in ranks]
+    finally:
+        for process in ranks:
+            process.kill()  # one that hangs must not slow the tests after this one
     assert all(process.returncode == 0 for process in ranks)
     return [json.loads(text.rpartition("FOUND")[2].splitlines()[0]) for text in printed]
 
