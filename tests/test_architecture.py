@@ -92,7 +92,14 @@ ALLOWED = {
         "training.timers",
         *PLANS,
     },
-    "train": {"commands.terminal", "config", "errors", "training.loop", "training.recipe"},
+    "train": {
+        "commands.terminal",
+        "config",
+        "errors",
+        "training.distributed",
+        "training.loop",
+        "training.recipe",
+    },
     "cli": {"", "commands", "errors", "train"},
 }
 # What the parts that others use on their own may import from elsewhere.

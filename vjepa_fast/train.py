@@ -58,10 +58,12 @@ def _pretrain(options: argparse.Namespace) -> int:
     from vjepa_fast.config import load_config
 
     config = load_config(options.config, options.set)  # before DeepSpeed loads, for seconds
+    from vjepa_fast.training.distributed.launch import end_process_group
     from vjepa_fast.training.loop import pretrain
     from vjepa_fast.training.recipe import with_own_folder
 
     run = pretrain(with_own_folder(config, options.set))
+    end_process_group()
     if int(os.environ.get("RANK", "0")) == 0:
         print(f"run folder: {run}")
     return 0

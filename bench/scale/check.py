@@ -37,7 +37,11 @@ from vjepa_fast.models.sequences import PackedMasks
 from vjepa_fast.training.batches import make_sampler, packed, split_batch
 from vjepa_fast.training.build import build_trainer
 from vjepa_fast.training.distributed.cpu import prepare_cpu
-from vjepa_fast.training.distributed.launch import free_port, init_process_group
+from vjepa_fast.training.distributed.launch import (
+    end_process_group,
+    free_port,
+    init_process_group,
+)
 from vjepa_fast.training.monitoring.environment import processor_name
 from vjepa_fast.training.trainer import Trainer
 
@@ -198,9 +202,7 @@ def main() -> None:
     else:
         result = train_together(options.config)
     options.output.write_text(json.dumps(result), encoding="utf-8")
-    if dist.is_initialized():  # gloo's threads can abort a process that exits without this
-        dist.barrier()
-        dist.destroy_process_group()
+    end_process_group()
 
 
 if __name__ == "__main__":

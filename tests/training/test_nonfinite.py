@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
 import torch.nn.functional as F
 
-from tests.helpers.paths import REPOSITORY
+from tests.helpers.ranks import run_ranks
 from tests.helpers.trainers import make_trainer, micro_batch, run_steps
-from vjepa_fast.training.distributed.launch import free_port
 from vjepa_fast.training.trainer import Trainer
 from vjepa_fast.training.zero.optimizers import MOMENTS, adam_moments
 
@@ -106,6 +100,7 @@ import torch
 import torch.distributed as dist
 from tests.training.test_nonfinite import non_finite_step, same, state_of
 from tests.helpers.trainers import make_trainer, run_steps
+from vjepa_fast.training.distributed.launch import end_process_group
 
 found = {}
 host = {"offload_optimizer": True}
@@ -128,28 +123,13 @@ for stage, bf16, offload in [*cases, (2, False, host)]:
     bad = trainer.guard.counts()
     found[f"{stage} {bf16} {offload}"] = [unchanged, changed, bad.total, bad.in_a_row, what]
 print("FOUND" + json.dumps(found), flush=True)
+end_process_group()
 """
 
 
 @pytest.mark.parametrize("world", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_all_ranks_skip_a_step_that_is_non_finite_on_one(world: int) -> None:
-    unused_port = free_port()
-    env = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(unused_port)}
-    env |= {"WORLD_SIZE": str(world), "OMP_NUM_THREADS": "1"}
-    env |= {"PYTHONPATH": os.pathsep.join([str(REPOSITORY), *sys.path])}
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-c", MANY],
-            env=env | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(world)
-    ]
-    for process in ranks:
-        printed, _ = process.communicate(timeout=240)
-        assert process.returncode == 0
-        found = json.loads(printed.rpartition("FOUND")[2].splitlines()[0])
+    for found in run_ranks(["-c", MANY], world, seconds=240):
         all_three = ["loss", "grad_norm_encoder", "grad_norm_predictor"]
         assert len(found) == 6
         for case, value in found.items():

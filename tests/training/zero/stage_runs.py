@@ -7,9 +7,7 @@ the command line and prints its results. Tests call `launch`.
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,10 +18,10 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from tests.helpers.paths import REPOSITORY
+from tests.helpers.ranks import run_ranks
 from tests.helpers.trainers import CLIPS, SCHEDULES, make_model, make_trainer, micro_batch
 from vjepa_fast.models.jepa import encode_clips, feature_loss
-from vjepa_fast.training.distributed.launch import free_port, init_process_group
+from vjepa_fast.training.distributed.launch import end_process_group, init_process_group
 from vjepa_fast.training.trainer import Trainer
 from vjepa_fast.training.zero.shards import GroupShard
 
@@ -195,26 +193,7 @@ def _encoder_names() -> dict[str, list[str]]:
 
 def launch(cases: list[dict], steps: int, world: int) -> list[list[dict]]:
     """Results of each case, for each process."""
-    unused_port = str(free_port())
-    env = os.environ | {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1"}
-    env |= {"MASTER_PORT": unused_port, "OMP_NUM_THREADS": "1"}
-    env |= {"PYTHONPATH": os.pathsep.join([str(REPOSITORY), *sys.path])}
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, __file__, json.dumps([cases, steps])],
-            env=env | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(world)
-    ]
-    try:
-        printed = [process.communicate(timeout=550)[0] for process in ranks]
-    finally:
-        for process in ranks:
-            process.kill()  # one that hangs must not slow the tests after this one
-    assert all(process.returncode == 0 for process in ranks)
-    return [json.loads(text.rpartition("FOUND")[2].splitlines()[0]) for text in printed]
+    return run_ranks([__file__, json.dumps([cases, steps])], world, seconds=550)
 
 
 if __name__ == "__main__":
@@ -222,3 +201,4 @@ if __name__ == "__main__":
     init_process_group()
     all_cases, number = json.loads(sys.argv[1])
     print("FOUND" + json.dumps([run_case(case, number) for case in all_cases]), flush=True)
+    end_process_group()

@@ -61,6 +61,16 @@ def init_process_group() -> tuple[int, int]:
     return torch.distributed.get_rank(), torch.distributed.get_world_size()
 
 
+def end_process_group() -> None:
+    """Wait for all ranks and leave the process group, at the end of a program. Collective.
+
+    A process that exits while gloo's threads still send (the target encoder's last all-gather) may
+    abort or hang. Destroying the group waits for them.
+    """
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+
+
 def launch_environment(env: Mapping[str, str], devices: int) -> dict[str, str]:
     """Read RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT from the environment.
 
