@@ -24,8 +24,13 @@ COLUMNS = {
     "vfr": np.int8,
     "offset": np.int64,
     "rotation": np.int16,
+    "stream": np.int16,
+    "seekable": np.int8,
+    "matrix": np.int8,
+    "full_range": np.int8,
 }
-OPTIONAL = ("duration", "gop", "vfr", "offset", "rotation")
+BOOLEANS = ("vfr", "seekable", "full_range")
+OPTIONAL = ("duration", "gop", "offset", "rotation", "stream", "matrix", *BOOLEANS)
 LABEL_PREFIX = "label_"
 
 
@@ -49,9 +54,16 @@ class ManifestEntry:
         offset: position of the video's first byte in its tar archive.
         rotation: degrees clockwise, 0, 90, 180 or 270, by which the stored picture has to be turned
             to be upright.
+        stream: which of the file's streams the video is, counted from 0; None where the file has
+            only one video stream.
+        seekable: whether the frame of index i is the one with the i-th time stamp, so that a seek
+            finds it. Where it is not, frames are counted from the start of the file.
+        matrix: of the conversion from YCbCr to RGB, FFmpeg's number (AVColorSpace): 1 is BT.709, 5
+            and 6 are BT.601, 9 is BT.2020. 2 means that the file does not say.
+        full_range: whether the luma of black is 0 and that of white 255, not 16 and 235.
 
-    The last five are None where they are unknown, as in manifests of older versions. An unknown
-    rotation counts as 0.
+    From `duration` on all are None where they are unknown, as in manifests of older versions. An
+    unknown rotation counts as 0. Frames of a video that is not known to be seekable are counted.
     """
 
     path: str
@@ -68,6 +80,15 @@ class ManifestEntry:
     vfr: bool | None = None
     offset: int | None = None
     rotation: int | None = None
+    stream: int | None = None
+    seekable: bool | None = None
+    matrix: int | None = None
+    full_range: bool | None = None
+
+    @property
+    def is_current(self) -> bool:
+        """Whether `index` found all there is to know, not an older version of it."""
+        return self.seekable is not None
 
     @property
     def stored_size(self) -> tuple[int, int]:
@@ -120,8 +141,9 @@ class Entries(Sequence[ManifestEntry]):
         for name in OPTIONAL:
             if name in numbers and _is_unknown(self._columns[name][i]):
                 numbers[name] = None
-        if numbers.get("vfr") is not None:
-            numbers["vfr"] = bool(numbers["vfr"])
+        for name in BOOLEANS:
+            if numbers.get(name) is not None:
+                numbers[name] = bool(numbers[name])
         folder = self._folders[numbers.pop("folder")]
         labels = {name.removeprefix(LABEL_PREFIX): numbers.pop(name) for name in self._labels}
         codec = self.codecs[numbers.pop("codec")]
@@ -143,6 +165,11 @@ class Entries(Sequence[ManifestEntry]):
         into `codecs`). Raises KeyError for an optional one that no entry has.
         """
         return self._columns[name]
+
+    def known(self, name: str) -> np.ndarray:
+        """Which entries have a value in an optional column, bool [n]."""
+        column = self._columns.get(name)
+        return np.zeros(len(self), bool) if column is None else ~_is_unknown(column)
 
     def file_names(self) -> Iterator[bytes]:
         """The last part of each path."""

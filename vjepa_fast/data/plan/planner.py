@@ -61,6 +61,8 @@ class ClipPlanner:
             raise UserError("data.manifests: found no manifest, expected at least one; add one")
         self.windows = Windows(num_frames, frame_step, fps, short_videos, clips_per_video)
         manifests = [_without_short(entries, self.windows) for entries in manifests]
+        for entries in manifests:
+            _warn_of_old(entries)
         self.entries = Entries.joined(manifests)
         self.augment = augment
         self.seed = seed
@@ -177,6 +179,19 @@ class ClipPlanner:
             window.frames(entry, None) if entry.vfr is False else window
             for entry, window in zip(entries, timed, strict=True)
         ]
+
+
+def _warn_of_old(entries: Entries) -> None:
+    """Warn of a manifest that an older version wrote, which does not say what decoding needs."""
+    unknown = ~entries.known("seekable") & (entries.column("frames") > 1)
+    if unknown.any():
+        log.warning(
+            "%s: found %d videos without the columns seekable and matrix, expected those of this "
+            "version; their frames are counted from the start of the file, which is slow: run "
+            "`vjepa-fast index` again",
+            entries.source,
+            unknown.sum(),
+        )
 
 
 def _without_short(entries: Entries, windows: Windows) -> Entries:

@@ -226,7 +226,7 @@ def _results_in(entries: list[ManifestEntry]) -> list[ScanResult]:
             replace(entry, labels={}),
         )
         for entry in entries
-        if entry.rotation is not None  # else an older version wrote it, without the rotation
+        if entry.is_current
     ]
 
 

@@ -156,6 +156,9 @@ def _inspect(container: av.container.InputContainer, path: str) -> ManifestEntry
         gop=packets.gop,
         vfr=variable,
         rotation=rotation,
+        seekable=True,
+        matrix=stream.codec_context.colorspace,
+        full_range=stream.codec_context.color_range == 2,
     )
 
 
@@ -182,6 +185,9 @@ def _inspect_still(container: av.container.InputContainer, path: str, head: byte
         gop=1,
         vfr=False,
         rotation=rotation,
+        seekable=False,
+        matrix=frame.colorspace,
+        full_range=frame.color_range == 2,
     )
 
 

@@ -58,7 +58,8 @@ class ScanJournal:
                 deep = row["deep"]
             except (json.JSONDecodeError, KeyError, TypeError):  # truncated, or an older format
                 continue
-            if deep or not self._deep:
+            old = entry is not None and not entry.is_current
+            if not old and (deep or not self._deep):
                 results.append(result)
         return results
 

@@ -97,7 +97,7 @@ def _probe(path: Path, names: Sequence[str]) -> tuple[dict[str, ManifestEntry], 
         known = {
             entry.path: entry
             for entry in read_csv(cache)
-            if entry.rotation is not None and is_in_place(entry)  # older versions: no rotation
+            if entry.is_current and is_in_place(entry)
         }
     rejected = {
         result.file.path: result
