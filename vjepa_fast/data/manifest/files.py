@@ -2,8 +2,8 @@
 
 Columns: path, label_<name> ..., frames, fps, width, height, codec, size_bytes, mtime_ns, and
 duration, gop, vfr, offset, rotation, stream, seekable, matrix, full_range where they are known. A
-relative path starts at the manifest's folder. size_bytes and mtime_ns are the file's at indexing time: a file that changed since is
-rejected, not misread. Parquet takes a ninth of the bytes of CSV.
+relative path starts at the manifest's folder. size_bytes and mtime_ns are the file's at indexing
+time: a file that changed since is rejected, not misread. Parquet takes a ninth of the bytes of CSV.
 """
 
 from __future__ import annotations
