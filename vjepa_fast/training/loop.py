@@ -33,7 +33,8 @@ log = logging.getLogger("vjepa_fast")
 def pretrain(config: Config) -> Path:
     """Run or resume a pretraining. Collective under a launcher.
 
-    If any process gets SIGTERM, SIGUSR1 or SIGINT, all processes finish the step, save and return.
+    If any process gets SIGTERM, SIGUSR1, SIGINT or SIGHUP, all of them finish the step, save and
+    return.
 
     Returns:
         The run's folder, with metrics.jsonl, curves.png, pictures/, tensorboard/ and checkpoints/.

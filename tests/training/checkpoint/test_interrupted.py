@@ -96,6 +96,7 @@ def test_kills_at_random_moments_cost_less_than_an_interval(
     "number",
     [
         signal.SIGTERM,
+        signal.SIGHUP,
         pytest.param(signal.SIGUSR1, marks=pytest.mark.slow),
         pytest.param(signal.SIGINT, marks=pytest.mark.slow),
     ],

@@ -40,7 +40,7 @@ def serve(control: int) -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored, it would discard exit codes
     # Terminals and launchers send these to all processes of a group. The parent decides when its
     # children end: after SIGTERM it still finishes a step, which needs clips.
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     unreaped: set[int] = set()
     with socket.socket(fileno=control) as server:

@@ -12,17 +12,20 @@ from pathlib import Path
 
 log = logging.getLogger("vjepa_fast")
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
 _ECHO = 1.0  # seconds in which the same signal counts once, since several senders relay it
 
 
 class StopRequests:
-    """A context in which SIGTERM, SIGUSR1 and SIGINT are recorded and do not end the process.
+    """A context that records SIGTERM, SIGUSR1, SIGINT and SIGHUP; they do not end the process.
 
     The loop reads `reason` once a step. The same signal again, a second or more after the first,
     ends the process at once. A thread does that, since Python runs no signal handler while the main
     thread waits in a collective. (Launchers relay signals: Ctrl-C under DeepSpeed arrives as SIGINT
     from the terminal and as SIGTERM from the launcher. That counts as one request.)
+
+    A SIGHUP that this process ignores since its start, as under `nohup`, stays ignored. Under
+    `nohup torchrun` it does not: torchrun itself sends it on, and kills its processes 30 s later.
 
     The end of the launcher is also a reason to stop: killing the `deepspeed` command leaves its
     processes running.
@@ -44,7 +47,7 @@ class StopRequests:
         self._reader, self._writer = socket.socketpair()
         self._writer.setblocking(False)
         self._old_fd = signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
-        self._old = {number: signal.signal(number, lambda *_: None) for number in SIGNALS}
+        self._old = {n: signal.signal(n, lambda *_: None) for n in SIGNALS if not _nohup(n)}
         self._thread = threading.Thread(target=self._listen, name="signals", daemon=True)
         self._thread.start()
         return self
@@ -73,6 +76,10 @@ class StopRequests:
             log.info(
                 "%s: finishing this step, saving and stopping; send it again to stop at once", name
             )
+
+
+def _nohup(number: int) -> bool:
+    return number == signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN
 
 
 def _launcher() -> tuple[int, int] | None:
