@@ -74,6 +74,7 @@ ENCODINGS: dict[str, dict[str, Encoding]] = {
         "plain": _mpeg("mpeg4", 0, True),
         "bframes": _mpeg("mpeg4", 2, True),
         "open": _mpeg("mpeg4", 2, False),
+        "one_b": _mpeg("mpeg4", 1, False),
     },
     "mpeg2": {
         "plain": _mpeg("mpeg2video", 0, True),
