@@ -25,6 +25,7 @@ PLANS = {"data.plan", "data.decode", "data.loader", "data.open_manifest"}
 ALLOWED = {
     "": set(),  # vjepa_fast/__init__.py
     "errors": set(),
+    "locks": {"errors"},
     "kernels": set(),
     "masks": set(),
     "models": {"kernels"},
@@ -38,7 +39,14 @@ ALLOWED = {
     "data.decode": {"data.ffmpeg", "data.manifest", "data.plan", "data.workers", "errors"},
     "data.bad_clips": {"data.decode", "data.plan", "errors"},
     "data.loader": {"data.bad_clips", "data.decode", "data.plan"},
-    "data.prepare": {"data.decode", "data.ffmpeg", "data.manifest", "data.workers", "errors"},
+    "data.prepare": {
+        "data.decode",
+        "data.ffmpeg",
+        "data.manifest",
+        "data.workers",
+        "errors",
+        "locks",
+    },
     "data.open_manifest": {"data.manifest", "data.prepare"},
     "training.distributed": {"errors"},
     "training.timers": set(),
@@ -68,7 +76,16 @@ ALLOWED = {
         "training.trainer",
         "training.zero",
     },
-    "training": {"config", "data.workers", "errors", "masks", "models", "weights", *PLANS},
+    "training": {
+        "config",
+        "data.workers",
+        "errors",
+        "locks",
+        "masks",
+        "models",
+        "weights",
+        *PLANS,
+    },
     "evaluation": {
         "config",
         "data.bad_clips",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch.distributed as dist
@@ -11,6 +13,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from vjepa_fast.config import Config
 from vjepa_fast.errors import UserError
+from vjepa_fast.locks import sole_writer
 from vjepa_fast.training.batches import Batches
 from vjepa_fast.training.build import build_trainer, with_pinned_teacher
 from vjepa_fast.training.checkpoint.resume import find_resumable, restore
@@ -50,15 +53,16 @@ def pretrain(config: Config) -> Path:
         config = with_pinned_teacher(config)
         # Building the model may take minutes, so all that the user may have to fix comes before.
         batches = Batches(config, rank, world)
-        checkpoint = find_resumable(run, settings_of(config), batches.videos, host_group)
         _make_folder(run)
-        trainer = build_trainer(config, world)
-        if checkpoint:
-            restore(trainer, checkpoint)
-        _train(config, run, trainer, batches, host_group)
-        if rank == 0:
-            draw_curves(run)
-        dist.barrier()
+        with _only_run_in(run, host_group):
+            checkpoint = find_resumable(run, settings_of(config), batches.videos, host_group)
+            trainer = build_trainer(config, world)
+            if checkpoint:
+                restore(trainer, checkpoint)
+            _train(config, run, trainer, batches, host_group)
+            if rank == 0:
+                draw_curves(run)
+            dist.barrier()
     return run
 
 
@@ -70,6 +74,26 @@ def _make_folder(run: Path) -> None:
             f"output: found {run}, where no folder can be made ({error.strerror}), expected a "
             "folder to write to; name another with --set output=…"
         ) from None
+
+
+@contextmanager
+def _only_run_in(run: Path, host_group: HostGroup) -> Iterator[None]:
+    """A context in which no other run writes to the folder; rank 0 holds its lock. Collective.
+
+    Raises:
+        UserError: another run holds it; raised on every rank.
+    """
+    with ExitStack() as stack:
+        held = None
+        if host_group.rank == 0:
+            try:
+                stack.enter_context(sole_writer(run, "give another folder with --set output=…"))
+            except UserError as error:
+                held = str(error)
+        held = host_group.all_gather(held)[0]
+        if held:
+            raise UserError(held)
+        yield
 
 
 def _train(

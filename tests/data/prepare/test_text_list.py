@@ -1,6 +1,5 @@
 """Text lists of the public trainers: each video is inspected once, in killable processes."""
 
-import fcntl
 import logging
 import re
 import subprocess
@@ -15,6 +14,7 @@ from vjepa_fast.data.open_manifest import open_manifest
 from vjepa_fast.data.prepare import text_list
 from vjepa_fast.data.prepare.scan import scan
 from vjepa_fast.errors import UserError
+from vjepa_fast.locks import sole_writer
 
 
 def test_crashes_and_hangs_are_left_out_and_remembered(tmp_path, caplog, monkeypatch):
@@ -77,8 +77,7 @@ def test_processes_do_not_probe_a_text_list_at_once(tmp_path):
     listed.write_text(f"{good} 3\n")
     program = "import sys; from vjepa_fast.data.open_manifest import open_manifest;"
     program += "print(open_manifest(sys.argv[1])[0].frames)"
-    with open(listed) as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    with sole_writer(listed):
         command = [sys.executable, "-c", program, str(listed)]
         waiting = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         with pytest.raises(subprocess.TimeoutExpired):

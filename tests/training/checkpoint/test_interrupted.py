@@ -184,6 +184,25 @@ def test_an_error_on_one_host_ends_all(
     assert "Traceback" not in both[0].text + both[1].text
 
 
+def test_the_same_command_again_is_refused_while_the_first_one_runs(
+    runs: Runs, small_config: Callable[..., dict], tmp_path: Path
+) -> None:
+    """On all ranks, before it touches the folder; the first run loses nothing."""
+    folder = tmp_path / "run"
+    config = small_config(optim={"steps": LONG}, checkpoint={"every": 5})
+    first = runs.start(config)
+    first.until(has_saved(folder))
+    again = runs.together(config, 2)
+    assert [run.wait() for run in again] == [2, 2], again[0].text
+    for run in again:
+        sentence = f"error: {folder}: found that another process writes to it (host "
+        assert run.text.count(sentence) == 1 and f", process {first.pid}, since " in run.text
+        assert "Traceback" not in run.text and "resumed" not in run.text
+    first.send(signal.SIGTERM)
+    assert first.wait() == 0, first.text
+    assert len(losses(folder)) == Checkpoint.find(folder).state["step"] >= 5
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("worlds", [(1, 2, 1), (2, 4)])
 def test_another_world_size_resumes(

@@ -27,6 +27,7 @@ from vjepa_fast.data.prepare.encode import comment_of
 from vjepa_fast.data.workers.process_pool import ProcessPool
 from vjepa_fast.data.workers.thread_pool import WorkerError
 from vjepa_fast.errors import UserError
+from vjepa_fast.locks import sole_writer
 
 SIZE = 32  # pixels, height and width of the frame
 FRAMES = 8
@@ -121,7 +122,8 @@ def make_demo(
         The manifests of the training and the test split.
 
     Raises:
-        UserError: a setting is out of range or the folder cannot be made.
+        UserError: a setting is out of range, the folder cannot be made, or another process writes
+            to it.
     """
     directory = Path(directory)
     if codec not in _CODECS:
@@ -145,6 +147,13 @@ def make_demo(
                 "expected a folder to write to; name another"
             ) from None
 
+    with sole_writer(directory, "name another --output"):
+        return _write_demo(directory, clips, test_clips, codec, seed, workers)
+
+
+def _write_demo(
+    directory: Path, clips: int, test_clips: int, codec: str, seed: int, workers: int | None
+) -> tuple[Path, Path]:
     jobs = [("train", index) for index in range(clips)]
     jobs += [("test", index) for index in range(test_clips)]
     manifests = directory / "train.csv", directory / "test.csv"

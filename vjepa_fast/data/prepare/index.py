@@ -27,6 +27,7 @@ from vjepa_fast.data.prepare.scan_journal import (
     write_rejected,
 )
 from vjepa_fast.errors import UserError
+from vjepa_fast.locks import sole_writer
 
 _CONTAINERS = "3gp avi flv m2ts m4v mkv mov mp4 mpeg mpg ogv ts webm wmv"
 VIDEO_EXTENSIONS = frozenset(f".{name}" for name in _CONTAINERS.split())
@@ -62,8 +63,8 @@ def index_directory(
         `<output>.rejected.csv` lists as well.
 
     Raises:
-        UserError: there is no video file at all, the output cannot be written, or only some of the
-            videos have labels.
+        UserError: there is no video file at all, the output cannot be written, another process
+            writes it, or only some of the videos have labels.
     """
     directory, output = Path(directory), Path(output)
     if not directory.is_dir():
@@ -79,12 +80,24 @@ def index_directory(
             "folder that holds them"
         )
     try:
-        return _index(files, rejected, output, workers, progress, deep)
+        _check_output(output)
+        with sole_writer(output, "name another --output"):
+            return _index(files, rejected, output, workers, progress, deep)
     except OSError as error:
         raise UserError(
             f"--output: found that {output} cannot be written or read ({error.strerror}), "
             "expected a path that you can write to; name another"
         ) from None
+
+
+def _check_output(output: Path) -> None:
+    if output.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    if output.suffix not in (".csv", ".parquet"):
+        raise UserError(
+            f"--output: found {output}, expected a name that ends in .csv or .parquet; rename it"
+        )
+    output.parent.mkdir(parents=True, exist_ok=True)
 
 
 def _index(
@@ -95,12 +108,6 @@ def _index(
     progress: bool,
     deep: bool,
 ) -> tuple[list[ManifestEntry], list[tuple[str, str]]]:
-    if output.is_dir():
-        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-    if output.suffix not in (".csv", ".parquet"):
-        raise UserError(
-            f"--output: found {output}, expected a name that ends in .csv or .parquet; rename it"
-        )
     list_of_rejected = rejected_path(output)
     journal = ScanJournal(output.with_name(output.name + ".partial.jsonl"), deep)
     old = read_manifest(output) if output.exists() else []

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from vjepa_fast.data.prepare.scan_journal import (
     write_rejected,
 )
 from vjepa_fast.errors import UserError
+from vjepa_fast.locks import sole_writer
 
 _SHOWN = 20  # rejected videos that a message names
 log = logging.getLogger("vjepa_fast")
@@ -137,7 +137,9 @@ def _file_at(path: str) -> ScannedFile:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Hold the lock that lets one process of this machine probe the list."""
-    with open(path, "rb") as file:  # the list itself: its folder may be read-only
-        fcntl.flock(file, fcntl.LOCK_EX)
+    """Hold the lock that lets one process probe the list; in a read-only folder, which takes no
+    results that another process could wait for, do without."""
+    with ExitStack() as stack:
+        with suppress(OSError):
+            stack.enter_context(sole_writer(path, wait=True))
         yield

@@ -29,6 +29,7 @@ from vjepa_fast.data.prepare.scan_journal import (
 )
 from vjepa_fast.data.prepare.text_list import read_text_list
 from vjepa_fast.errors import UserError
+from vjepa_fast.locks import sole_writer
 
 _SECONDS = 3600.0  # time limit for a file, without the time for its size
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
@@ -69,8 +70,8 @@ def transcode_manifest(
         videos that could not be copied, which `<manifest>.rejected.csv` lists as well.
 
     Raises:
-        UserError: a setting is out of range, nothing can be written, a video of the manifest would
-            be overwritten, or no video could be copied.
+        UserError: a setting is out of range, nothing can be written, another process writes to the
+            folder, a video of the manifest would be overwritten, or no video could be copied.
     """
     manifest, output = Path(manifest), Path(os.path.realpath(output))
     settings = _checked(codec, short_side, gop)
@@ -94,27 +95,29 @@ def transcode_manifest(
     results = scan(sources.values(), workers, copy, _SECONDS, 1, (__name__,))
     target = output / (manifest.stem + ".csv")
     try:
-        targets = (_target(path, root, output, settings) for path in sources)
-        bar = tqdm(results, "transcoding", len(sources), unit="video", disable=not progress)
-        with _removing_parts(results, targets):
-            for result in bar:
-                if result.entry is None:
-                    rejected.append(result)
-                else:
-                    copies[result.file.path] = result.entry
-        made = [
-            replace(copies[entry.path], labels=entry.labels)
-            for entry in entries
-            if entry.path in copies
-        ]
-        write_rejected(rejected_path(target), rejected)
-        if not made:
-            raise UserError(
-                f"{manifest}: found no video that can be copied (the first: "
-                f"{rejected[0].file.path}: {rejected[0].reason}), expected at least one; index "
-                "its folder again"
-            )
-        write_manifest(target, made)
+        output.mkdir(parents=True, exist_ok=True)
+        with sole_writer(output, "name another --output"):
+            targets = (_target(path, root, output, settings) for path in sources)
+            bar = tqdm(results, "transcoding", len(sources), unit="video", disable=not progress)
+            with _removing_parts(results, targets):
+                for result in bar:
+                    if result.entry is None:
+                        rejected.append(result)
+                    else:
+                        copies[result.file.path] = result.entry
+            made = [
+                replace(copies[entry.path], labels=entry.labels)
+                for entry in entries
+                if entry.path in copies
+            ]
+            write_rejected(rejected_path(target), rejected)
+            if not made:
+                raise UserError(
+                    f"{manifest}: found no video that can be copied (the first: "
+                    f"{rejected[0].file.path}: {rejected[0].reason}), expected at least one; index "
+                    "its folder again"
+                )
+            write_manifest(target, made)
     except KeyboardInterrupt:
         raise UserError(
             f"found an interrupt after {len(copies) + len(rejected)} of {len(sources)} videos, "
