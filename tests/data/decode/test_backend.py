@@ -5,12 +5,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from vjepa_fast.data.decode.backend import choose_backend
+from vjepa_fast.data.decode.backend import choose_backend, unsuited_to_dali
 from vjepa_fast.data.manifest.entry import ManifestEntry
 from vjepa_fast.errors import UserError
 
 CPU = torch.device("cpu")
-ENTRY = ManifestEntry("/a.webm", 20, 25.0, 320, 240, "vp9", 1, 1, {})
+ENTRY = ManifestEntry("/a.webm", 20, 25.0, 320, 240, "vp9", 1, 1, {}, matrix=2, full_range=False)
 
 
 @pytest.mark.parametrize(
@@ -56,3 +56,31 @@ def test_dali_is_rejected_where_it_can_decode_nothing():
     entries = [replace(ENTRY, codec="h264")]
     with pytest.raises(UserError, match=r"decodes none .* on cpu: 1 h264.*set data\.backend"):
         choose_backend("dali", entries, CPU)
+
+
+@pytest.mark.parametrize(
+    ("device", "colors", "kind"),
+    [
+        ("cpu", {"matrix": 5, "full_range": True}, ""),
+        ("cpu", {"matrix": 6}, ""),
+        ("cpu", {"matrix": 1}, "1 vp9 in other colors than BT.601's"),
+        ("cpu", {"matrix": 0}, "1 vp9 in other colors than BT.601's"),
+        ("cpu", {"matrix": None}, "1 with unknown colors (index their folder again)"),
+        ("cuda", {"matrix": 1}, ""),
+        ("cuda", {"matrix": 9, "codec": "hevc", "full_range": True}, ""),
+        ("cuda", {"matrix": 9, "full_range": True}, "1 vp9 of full range"),
+        ("cuda", {"codec": "h264", "full_range": None}, "1 h264 of full range"),
+        ("cuda", {"matrix": 0, "codec": "hevc"}, "1 hevc in RGB or gray"),
+        ("cuda", {"matrix": None}, "1 with unknown colors (index their folder again)"),
+    ],
+)
+def test_what_dali_shows_in_wrong_colors_goes_to_pyav(device, colors, kind):
+    entries = [ENTRY, replace(ENTRY, path="/b.webm", **colors), ENTRY]
+    unsuited, why = unsuited_to_dali(entries, torch.device(device))
+    assert unsuited.tolist() == [False, bool(kind), False]
+    assert why == (f"{kind}, such as /b.webm" if kind else "")
+
+
+def test_a_manifest_without_colors_is_pyavs():
+    name, why = choose_backend("auto", [replace(ENTRY, matrix=None, full_range=None)] * 2, CPU)
+    assert name == "pyav" and "2 with unknown colors (index their folder again)" in why

@@ -10,6 +10,7 @@ from typing import Literal, Protocol
 import numpy as np
 import torch
 
+from vjepa_fast.data.decode.color import BT601, LUMA, RANGE_FOLLOWED, UNTAGGED
 from vjepa_fast.data.manifest.entry import Entries, ManifestEntry, entries_of
 from vjepa_fast.data.plan.clip_plan import ClipPlan
 from vjepa_fast.errors import UserError
@@ -20,6 +21,8 @@ DALI_CODECS = {
     "cpu": frozenset({"vp8", "vp9", "mjpeg"}),
     "cuda": frozenset({"av1", "h264", "hevc", "mjpeg", "mpeg4", "vp8", "vp9"}),
 }
+# The matrices that DALI's CPU decoder converts right: it knows one.
+AS_BT601 = [number for number, luma in LUMA.items() if luma == LUMA[BT601]]
 # Smallest side in pixels that NVDEC decodes (NVIDIA's decoder programming guide, table of limits).
 NVDEC_SMALLEST = {"av1": 128, "hevc": 144, "vp9": 128}
 
@@ -91,7 +94,7 @@ def choose_backend(
 def unsuited_to_dali(
     entries: Sequence[ManifestEntry], device: torch.device
 ) -> tuple[np.ndarray, str]:
-    """Which videos DALI cannot decode on a device.
+    """Which videos DALI cannot decode on a device, or not in the right colors.
 
     Returns:
         bool [len(entries)], and their kinds in words with an example; "" if there are none.
@@ -110,13 +113,41 @@ def unsuited_to_dali(
             smallest = NVDEC_SMALLEST.get(codec, 0) if device.type == "cuda" else 0
             found = found & (smaller_side < smallest)
             kind = f"{codec} smaller than the {smallest} px that the GPU's decoder takes"
-        if found.any():
-            unsuited |= found
-            kinds[kind] += int(found.sum())
+        of_kind = {kind: found}
+        if codec in DALI_CODECS[device.type]:
+            of_kind |= _of_other_colors(entries, codec, device)
+        for kind, where in of_kind.items():
+            found = where & (codec_of == number) & ~unsuited
+            if found.any():
+                unsuited |= found
+                kinds[kind] += int(found.sum())
     if not kinds:
         return unsuited, ""
     counts = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
     return unsuited, f"{counts}, such as {entries[int(unsuited.argmax())].path}"
+
+
+def _of_other_colors(entries: Entries, codec: str, device: torch.device) -> dict[str, np.ndarray]:
+    """By kind, which of the videos DALI does not show in the right colors, bool [len(entries)].
+
+    On a CPU it takes every matrix for BT.601 and follows FFmpeg's range. On a GPU the matrix can be
+    corrected afterwards; of the range, its source tells that it follows the stream's flag, which is
+    certain for H.264 and H.265.
+    """
+    unknown = ~entries.known("matrix")
+    matrix = np.full(len(entries), UNTAGGED) if unknown.all() else entries.column("matrix")
+    found = {"with unknown colors (index their folder again)": unknown}
+    if device.type == "cpu":
+        found[f"{codec} in other colors than BT.601's"] = ~np.isin(matrix, AS_BT601)
+        return found
+    found[f"{codec} in RGB or gray"] = ~np.isin(matrix, list(LUMA))
+    limited = np.zeros(len(entries), bool)
+    if entries.known("full_range").any():
+        limited = entries.column("full_range") == 0
+    if codec in RANGE_FOLLOWED:
+        limited |= entries.known("full_range")
+    found[f"{codec} of full range"] = ~limited
+    return found
 
 
 def _dali_import_error() -> str | None:

@@ -17,6 +17,7 @@ import torch
 from nvidia.dali import Pipeline, pipeline_def
 
 from vjepa_fast.data.decode.backend import unsuited_to_dali
+from vjepa_fast.data.decode.color import LUMA, UNTAGGED, from_bt601
 from vjepa_fast.data.decode.cut_clip import EncodedClip, cut_clip
 from vjepa_fast.data.decode.pyav import decode_pixels, empty_batch, in_words
 from vjepa_fast.data.decode.rotation import as_flips, stored_crop
@@ -73,6 +74,7 @@ class DaliDecoder:
         self._slot = _Slot()
         self._for_pyav = unsuited_to_dali(entries, device)[0]
         self._large_named = False
+        self._corrections: dict[int, torch.Tensor] = {}  # by matrix
         self._works = False  # DALI has decoded something
         self._failed_videos: set[int] = set()  # on which DALI failed and PyAV did not
         self._last_error = ""  # DALI's
@@ -275,10 +277,22 @@ class DaliDecoder:
             copy = decoded.copy() if self._stream is None else decoded.clone()
             for i in np.flatnonzero(flips[:, 2]).tolist():
                 copy[i] = decoded[i].swapaxes(1, 2)
+            if self._stream is not None:  # on a CPU, PyAV decodes what would need this
+                self._correct_colors(plans, copy)
         if self._stream is None:
             return torch.from_numpy(copy)
         self._stream.synchronize()
         return copy
+
+    def _correct_colors(self, plans: Sequence[ClipPlan], video: torch.Tensor) -> None:
+        """Correct, in place, the clips of other matrices than BT.601, the only one DALI knows."""
+        for i, plan in enumerate(plans):
+            matrix = self._entries[plan.video].matrix
+            if LUMA[matrix] != LUMA[UNTAGGED]:
+                if matrix not in self._corrections:
+                    correction = torch.from_numpy(from_bt601(matrix)).float()
+                    self._corrections[matrix] = correction.to(video.device)
+                video[i] = corrected(video[i], self._corrections[matrix])
 
     def _build(self, batch_size: int) -> Pipeline:
         cuda = self._device.type == "cuda"
@@ -322,6 +336,14 @@ class _Slot:
 
 class _NoPipelineError(Exception):
     pass
+
+
+def corrected(video: torch.Tensor, correction: torch.Tensor) -> torch.Tensor:
+    """Apply `from_bt601`, float32 [3, 3] on the same device, to uint8 [..., 3].
+
+    Colors that BT.601's matrix put outside 0 .. 255 were clipped before and stay inexact.
+    """
+    return (video.float() @ correction.T).round_().clamp_(0, 255).to(torch.uint8)
 
 
 def _does_not_work(where: str, error: str) -> UserError:

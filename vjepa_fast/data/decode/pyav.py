@@ -8,8 +8,8 @@ from concurrent.futures import Future
 import av
 import numpy as np
 import torch
-from av.video.reformatter import Colorspace, Interpolation, VideoReformatter
 
+from vjepa_fast.data.decode.color import RgbConverter
 from vjepa_fast.data.decode.rotation import stored_crop, turn
 from vjepa_fast.data.decode.seek import frames_from
 from vjepa_fast.data.decode.time_stamps import clip_frames
@@ -21,9 +21,6 @@ from vjepa_fast.data.workers.process_pool import ProcessPool
 from vjepa_fast.data.workers.thread_pool import CLIP_SECONDS
 from vjepa_fast.errors import UserError
 
-# With these, and BT.601 whatever the file's tag says, RGB is bit for bit that of DALI on the CPU.
-# (FFmpeg's default rounds down: 1.5 gray levels too dark.)
-_TO_RGB = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
 # Below this frame, decoding from the first one is cheaper than finding the key frames.
 _NEAR_START = 32
 
@@ -133,21 +130,14 @@ def decode_pixels(plan: ClipPlan, entry: ManifestEntry, crop_size: int) -> np.nd
     stored = entry.stored_size
     rows = slice(round(top * stored[1]), round((top + height) * stored[1]))
     columns = slice(round(left * stored[0]), round((left + width) * stored[0]))
-    reformatter = VideoReformatter()
+    to_rgb = RgbConverter()
     pictures = []
     try:
         with open_video(entry_url(entry)) as container:
             for frame in _frames_at(container, wanted.tolist(), entry.frames):
                 if (frame.width, frame.height) != stored:
                     raise BadVideo(f"a frame of {frame.width}x{frame.height} pixels")
-                rgb = reformatter.reformat(
-                    frame,
-                    format="rgb24",
-                    src_colorspace=Colorspace.ITU601,
-                    interpolation=_TO_RGB,
-                    threads=1,
-                )
-                pictures.append(rgb.to_ndarray()[rows, columns])
+                pictures.append(to_rgb(frame, entry.matrix)[rows, columns])
     except (av.error.FFmpegError, EOFError, OSError) as error:
         raise UserError(
             f"{plan.path}: found a damaged file (FFmpeg: {error.strerror}), expected it to decode; "

@@ -59,8 +59,10 @@ class ManifestEntry:
         seekable: whether the frame of index i is the one with the i-th time stamp, so that a seek
             finds it. Where it is not, frames are counted from the start of the file.
         matrix: of the conversion from YCbCr to RGB, FFmpeg's number (AVColorSpace): 1 is BT.709, 5
-            and 6 are BT.601, 9 is BT.2020. 2 means that the file does not say.
-        full_range: whether the luma of black is 0 and that of white 255, not 16 and 235.
+            and 6 are BT.601, 9 is BT.2020. 2 means that the file does not say, 0 that there is none
+            (RGB, gray).
+        full_range: whether the luma of black is 0 and that of white 255, not 16 and 235. None also
+            where H.264 or H.265 is of full range by its container only.
 
     From `duration` on all are None where they are unknown, as in manifests of older versions. An
     unknown rotation counts as 0. Frames of a video that is not known to be seekable are counted.

@@ -20,6 +20,7 @@ import numpy as np
 from sklearn.datasets import load_digits
 from tqdm import tqdm
 
+from vjepa_fast.data.decode.color import UNTAGGED
 from vjepa_fast.data.manifest.entry import ManifestEntry
 from vjepa_fast.data.manifest.files import read_csv, write_manifest
 from vjepa_fast.data.manifest.location import is_in_place
@@ -186,7 +187,7 @@ def _unchanged(
             continue
         for index, entry in enumerate(read_csv(manifest)):
             path, stamp = _file_of(directory, codec, seed, split, index)
-            same = entry.path == str(path.resolve()) and is_in_place(entry)
+            same = entry.path == str(path.resolve()) and entry.is_current and is_in_place(entry)
             if same and comment_of(path) == stamp:
                 found[split, index] = entry
     return found
@@ -218,6 +219,9 @@ def _write_clip(directory: Path, codec: str, seed: int, job: tuple[str, int]) ->
         size_bytes=found.st_size,
         mtime_ns=found.st_mtime_ns,
         labels=labels,
+        seekable=True,
+        matrix=UNTAGGED,
+        full_range=False,
     )
 
 

@@ -8,8 +8,16 @@ from fractions import Fraction
 from pathlib import Path
 
 import av
-from av.video.reformatter import Interpolation, VideoReformatter
+from av.video.reformatter import ColorRange, Interpolation, VideoReformatter
 
+from vjepa_fast.data.decode.color import (
+    BT601,
+    RGB,
+    UNTAGGED,
+    is_full_range,
+    matrix_of,
+    source_colorspace,
+)
 from vjepa_fast.data.ffmpeg import BadVideo, open_video, video_stream
 from vjepa_fast.data.prepare.inspect import checked_rotation
 
@@ -28,6 +36,13 @@ CODECS = {  # name -> (encoder, suffix, options, muxer's options)
         {},
     ),
 }
+# Without the others, another matrix costs three gray levels.
+_TO_COPY = (
+    Interpolation.AREA
+    | Interpolation.ACCURATE_RND
+    | Interpolation.FULL_CHR_H_INT
+    | Interpolation.FULL_CHR_H_INP
+)
 _TURNS = {  # degrees clockwise -> FFmpeg's filters
     90: [("transpose", "clock")],
     180: [("hflip", None), ("vflip", None)],
@@ -52,7 +67,8 @@ class Settings:
     @property
     def stamp(self) -> str:
         """The settings as a copy's comment has them."""
-        return f"{STAMP} {self.codec} {self.short_side} px, key frame every {self.gop}, upright"
+        size = f"{self.codec} {self.short_side} px, key frame every {self.gop}"
+        return f"{STAMP} {size}, upright, BT.601"
 
     @property
     def suffix(self) -> str:
@@ -62,6 +78,8 @@ class Settings:
 
 def encode_copy(url: str, target: Path, settings: Settings, stamp: str) -> None:
     """Write a copy of a video, without its audio and never enlarged.
+
+    Its colors are BT.601, limited range: the only ones that every decoder shows right.
 
     Args:
         url: what FFmpeg opens.
@@ -79,11 +97,13 @@ def encode_copy(url: str, target: Path, settings: Settings, stamp: str) -> None:
         video = video_stream(source)
         if video is None:
             raise BadVideo("no video stream")
+        container_matrix = video.codec_context.colorspace  # decoding overwrites it
         copy.metadata["comment"] = stamp
         stream = copy.add_stream(encoder, video.average_rate or 25, options=options)
         stream.pix_fmt = "yuv420p"
         time_base = video.time_base if suffix == ".mp4" else Fraction(1, 1000)
         stream.codec_context.time_base = time_base
+        stream.codec_context.colorspace, stream.codec_context.color_range = BT601, ColorRange.MPEG
         stream.codec_context.gop_size = settings.gop
         stream.codec_context.thread_count = 1  # parallel over videos
         size = None
@@ -99,11 +119,22 @@ def encode_copy(url: str, target: Path, settings: Settings, stamp: str) -> None:
             pts, stamps = frame.pts, frame.time_base
             if pts is None:
                 pts, stamps = round(i / (video.average_rate or 25) / time_base), time_base
-            smaller = upright(
-                reformatter.reformat(
-                    frame, width, height, "yuv420p", interpolation=Interpolation.AREA
-                )
+            matrix = matrix_of(frame, container_matrix)
+            # FFmpeg takes all gray video for full range: as a copy it shall stay as it is.
+            stays = matrix == RGB and not is_full_range(frame)
+            smaller = reformatter.reformat(
+                frame,
+                width,
+                height,
+                "yuv420p",
+                src_colorspace=source_colorspace(matrix),
+                dst_colorspace=BT601,
+                dst_color_range=ColorRange.JPEG if stays else ColorRange.MPEG,
+                interpolation=_TO_COPY,
             )
+            smaller.colorspace, smaller.color_range = UNTAGGED, ColorRange.UNSPECIFIED
+            smaller = upright(smaller)
+            smaller.colorspace, smaller.color_range = BT601, ColorRange.MPEG
             smaller.pict_type = 0
             smaller.pts, smaller.time_base = pts, stamps
             copy.mux(stream.encode(smaller))

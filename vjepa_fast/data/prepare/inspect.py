@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 import av
 import numpy as np
 
+from vjepa_fast.data.decode.color import is_full_range, manifest_range, matrix_of
 from vjepa_fast.data.decode.rotation import is_mirrored_photograph, rotation_of
 from vjepa_fast.data.ffmpeg import (
     BadVideo,
@@ -122,6 +123,7 @@ def _inspect(container: av.container.InputContainer, path: str) -> ManifestEntry
     if stream is None:
         raise BadVideo("audio only" if container.streams.audio else "no video stream")
     codec = stream.codec_context.codec.canonical_name
+    matrix, full_range = stream.codec_context.colorspace, None  # the container's
     packets = _demux(container, stream, codec)
     if packets.corrupt:
         raise BadVideo(f"truncated or damaged ({packets.corrupt} corrupt packets)")
@@ -130,7 +132,9 @@ def _inspect(container: av.container.InputContainer, path: str) -> ManifestEntry
     frames, rotation = packets.frames, 0
     if packets.frames:
         try:
-            rotation = _decode_first(container, stream)
+            first = _decode_first(container, stream)
+            rotation, matrix = checked_rotation(first), matrix_of(first, matrix)
+            full_range = manifest_range(first, codec, container.name)
             if _decode_end(container, stream, packets) != packets.tail_frames:
                 container.seek(0)
                 frames = sum(1 for _ in container.decode(stream))
@@ -157,8 +161,8 @@ def _inspect(container: av.container.InputContainer, path: str) -> ManifestEntry
         vfr=variable,
         rotation=rotation,
         seekable=True,
-        matrix=stream.codec_context.colorspace,
-        full_range=stream.codec_context.color_range == 2,
+        matrix=matrix,
+        full_range=full_range,
     )
 
 
@@ -186,8 +190,8 @@ def _inspect_still(container: av.container.InputContainer, path: str, head: byte
         vfr=False,
         rotation=rotation,
         seekable=False,
-        matrix=frame.colorspace,
-        full_range=frame.color_range == 2,
+        matrix=matrix_of(frame),
+        full_range=is_full_range(frame),
     )
 
 
@@ -260,13 +264,12 @@ def _check_length(
 
 def _decode_first(
     container: av.container.InputContainer, stream: av.video.stream.VideoStream
-) -> int:
-    """Decode the first frame; returns its rotation."""
+) -> av.VideoFrame:
     container.seek(0)
     frame = next(container.decode(stream), None)
     if frame is None:
         raise BadVideo("damaged (no frame can be decoded)")
-    return checked_rotation(frame)
+    return frame
 
 
 def checked_rotation(frame: av.VideoFrame, mirrored: bool = False) -> int:
