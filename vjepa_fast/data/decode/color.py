@@ -39,8 +39,8 @@ _NOT_CONVERTED = {
     16: "YCgCo-Re",
     17: "YCgCo-Ro",
 }
-# Codecs whose range DALI's GPU decoder follows: it asks NVIDIA's parser of the stream, which does not
-# know what the container says.
+# Codecs whose range DALI's GPU decoder follows: it asks NVIDIA's parser of the stream, which does
+# not know what the container says.
 RANGE_FOLLOWED = ("h264", "hevc")
 # With these, RGB is bit for bit that of DALI on the CPU where the matrix is BT.601. (FFmpeg's
 # default rounds down: 1.5 gray levels too dark.)
