@@ -28,16 +28,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Write the manifest; print the rejected files with their reasons and a summary.
+    """Write the manifest; print the rejected files with their reasons, what was passed over, and a
+    summary.
 
     Raises:
         UserError: no file is usable.
     """
-    from vjepa_fast.data.prepare.index import index_directory
+    from vjepa_fast.data.prepare.index import index_listing, list_videos
+    from vjepa_fast.data.prepare.listing.names import holds_archives, in_words
 
     directory, output = options.directory, options.output
-    entries, rejected = index_directory(
-        directory, output, options.workers, progress=True, deep=options.deep
+    listing = list_videos(directory, output)
+    entries, rejected = index_listing(
+        listing, output, options.workers, progress=True, deep=options.deep
     )
     for path, reason in rejected[:SHOWN]:
         print(f"rejected {path}: {reason}")
@@ -46,11 +49,21 @@ def run(options: argparse.Namespace) -> int:
     counts = Counter(reason.split(" (")[0] for _, reason in rejected)
     for reason, count in counts.most_common():
         print(f"{count:>8} rejected: {reason}")
+    passed_over = listing.passed_over
+    if passed_over:
+        print(f"passed over, not videos: {in_words(passed_over)}")
+    if holds_archives(passed_over):
+        print(
+            "In archives only those in an uncompressed .tar are read in place: unpack the others."
+        )
     if not entries:
         raise UserError(
             f"{directory}: found {len(rejected)} unusable files and no usable video, expected at "
             "least one; see the reasons above"
         )
     frames = sum(entry.frames for entry in entries)
-    print(f"{output}: {len(entries)} videos, {frames} frames; {len(rejected)} files rejected")
+    others = f", {sum(passed_over.values())} passed over" if passed_over else ""
+    print(
+        f"{output}: {len(entries)} videos, {frames} frames; {len(rejected)} files rejected{others}"
+    )
     return 0

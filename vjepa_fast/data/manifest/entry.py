@@ -43,7 +43,7 @@ class ManifestEntry:
         frames: frames that decoding yields (container headers are not trusted); 1 for an image.
         fps: average rate in frames per second; 0 for an image.
         width, height: size of the upright picture, in pixels.
-        codec: FFmpeg's name, such as "vp9"; of an image "jpeg", "png", "webp" or "bmp".
+        codec: FFmpeg's name, such as "vp9"; of an image "jpeg", "png", "webp", "bmp" or "gif".
         size_bytes: size of the video when it was indexed.
         mtime_ns: modification time of the file (or tar archive) when it was indexed.
         labels: integer labels by name.

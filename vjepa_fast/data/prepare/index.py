@@ -6,8 +6,6 @@ from __future__ import annotations
 import errno
 import logging
 import os
-import stat
-import tarfile
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
@@ -17,6 +15,8 @@ from tqdm import tqdm
 
 from vjepa_fast.data.manifest.entry import ManifestEntry
 from vjepa_fast.data.manifest.files import read_manifest, write_manifest
+from vjepa_fast.data.prepare.listing.folder import Listing, list_folder
+from vjepa_fast.data.prepare.listing.names import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS, in_words
 from vjepa_fast.data.prepare.scan import probe_file, scan
 from vjepa_fast.data.prepare.scan_journal import (
     ScanJournal,
@@ -29,10 +29,6 @@ from vjepa_fast.data.prepare.scan_journal import (
 from vjepa_fast.errors import UserError
 from vjepa_fast.locks import sole_writer
 
-_CONTAINERS = "3gp avi flv m2ts m4v mkv mov mp4 mpeg mpg ogv ts webm wmv"
-VIDEO_EXTENSIONS = frozenset(f".{name}" for name in _CONTAINERS.split())
-IMAGE_EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp"})
-_KNOWN = VIDEO_EXTENSIONS | IMAGE_EXTENSIONS
 log = logging.getLogger("vjepa_fast")
 
 
@@ -43,16 +39,58 @@ def index_directory(
     progress: bool = False,
     deep: bool = False,
 ) -> tuple[list[ManifestEntry], list[tuple[str, str]]]:
-    """Probe every video below a folder, in files and in tar archives, and write the manifest.
+    """`list_videos` and `index_listing` in one; logs what is passed over."""
+    listing = list_videos(directory, output)
+    if listing.passed_over:
+        log.warning("%s: passed over %s", directory, in_words(listing.passed_over))
+    return index_listing(listing, output, workers, progress, deep)
 
-    Images are probed only where there is no video: beside videos they are mostly thumbnails. Links
-    to folders are followed, each folder once. Files whose size and modification time are still
-    those in the manifest, or in its list of rejected files, are not opened again. An interrupted
-    call leaves its results in `<output>.partial.jsonl`, and the next call resumes from it. Labels
-    in an existing manifest are kept, by path.
+
+def list_videos(directory: str | os.PathLike, output: str | os.PathLike) -> Listing:
+    """Find the videos below a folder, in files and in tar archives.
+
+    Videos are told by the suffix or, where that says nothing, by the first bytes. Images count only
+    where there is no video: beside videos they are mostly thumbnails. Links to folders are
+    followed, each folder once; hidden folders are passed over.
 
     Args:
         directory: the folder.
+        output: the manifest that is to be written; its own files are not counted.
+
+    Raises:
+        UserError: there is no such folder, or no video in it.
+    """
+    if not os.path.isdir(directory):
+        raise UserError(
+            f"{directory}: found no folder, expected a folder with videos; correct the path"
+        )
+    listing = list_folder(directory, output)
+    if not listing.files and not listing.rejected:
+        beside = f", but {in_words(listing.passed_over)}" if listing.passed_over else ""
+        known = ", ".join(sorted(VIDEO_EXTENSIONS | IMAGE_EXTENSIONS))
+        raise UserError(
+            f"{directory}: found no video file and no image{beside}; expected .tar or {known}; "
+            "give the folder that holds them"
+        )
+    return listing
+
+
+def index_listing(
+    listing: Listing,
+    output: str | os.PathLike,
+    workers: int | None = None,
+    progress: bool = False,
+    deep: bool = False,
+) -> tuple[list[ManifestEntry], list[tuple[str, str]]]:
+    """Probe every video of a listing and write the manifest.
+
+    Files whose size and modification time are still those in the manifest, or in its list of
+    rejected files, are not opened again. An interrupted call leaves its results in
+    `<output>.partial.jsonl`, and the next call resumes from it. Labels in an existing manifest are
+    kept, by path.
+
+    Args:
+        listing: what `list_videos` found.
         output: the manifest, .csv or .parquet. Not written if no file is usable.
         workers: number of processes; None: one per core.
         progress: show a progress bar.
@@ -63,26 +101,14 @@ def index_directory(
         `<output>.rejected.csv` lists as well.
 
     Raises:
-        UserError: there is no video file at all, the output cannot be written, another process
-            writes it, or only some of the videos have labels.
+        UserError: the output cannot be written, another process writes it, or only some of the
+            videos have labels.
     """
-    directory, output = Path(directory), Path(output)
-    if not directory.is_dir():
-        raise UserError(
-            f"{directory}: found no folder, expected a folder with videos; correct the path"
-        )
-    rejected: list[ScanResult] = []
-    files = _videos_or_images(list(_list_files(directory, rejected)), directory)
-    if not files and not rejected:
-        known = ", ".join(sorted(_KNOWN))
-        raise UserError(
-            f"{directory}: found no video file and no image, expected .tar or {known}; give the "
-            "folder that holds them"
-        )
+    output = Path(output)
     try:
         _check_output(output)
         with sole_writer(output, "name another --output"):
-            return _index(files, rejected, output, workers, progress, deep)
+            return _index(listing.files, listing.rejected, output, workers, progress, deep)
     except OSError as error:
         raise UserError(
             f"--output: found that {output} cannot be written or read ({error.strerror}), "
@@ -156,73 +182,6 @@ def _scan(
     yield from tqdm(
         results, "indexing", known + len(new), initial=known, unit="video", disable=not progress
     )
-
-
-def _list_files(directory: Path, rejected: list[ScanResult]) -> Iterator[ScannedFile]:
-    """Every file that may be a video or an image, by path. What cannot be listed goes to
-    `rejected`.
-    """
-
-    def reject(path: str, reason: str) -> None:
-        rejected.append(ScanResult(ScannedFile(path, 0, 0), reason=reason))
-
-    def unreadable(error: OSError) -> None:
-        reject(os.path.abspath(error.filename), f"unreadable folder ({error.strerror})")
-
-    visited = set()
-    start = os.path.abspath(directory)
-    for folder, folders, names in os.walk(start, onerror=unreadable, followlinks=True):
-        try:
-            status = os.stat(folder)
-        except OSError as error:  # removed since it was listed
-            unreadable(error)
-            continue
-        if (status.st_dev, status.st_ino) in visited:  # by a link
-            folders.clear()
-            continue
-        visited.add((status.st_dev, status.st_ino))
-        for name in sorted(names):
-            extension = os.path.splitext(name)[1].lower()
-            if extension not in _KNOWN and extension != ".tar":
-                continue
-            path = os.path.join(folder, name)
-            try:
-                found = os.stat(path)
-            except OSError as error:
-                reject(path, f"unreadable ({error.strerror})")
-                continue
-            if not stat.S_ISREG(found.st_mode):
-                reject(path, "not a regular file")
-            elif extension != ".tar":
-                yield ScannedFile(path, found.st_size, found.st_mtime_ns)
-            else:
-                try:
-                    yield from _members(path, found.st_mtime_ns)
-                except (tarfile.TarError, OSError, EOFError) as error:
-                    reject(path, f"unreadable tar archive ({error})")
-
-
-def _videos_or_images(files: list[ScannedFile], directory: Path) -> list[ScannedFile]:
-    """The videos, or the images if there is no video."""
-    videos = [f for f in files if os.path.splitext(f.path)[1].lower() in VIDEO_EXTENSIONS]
-    images = len(files) - len(videos)
-    if videos and images:
-        log.warning(
-            "%s: images beside videos are left out (%d); index them in a folder of their own",
-            directory,
-            images,
-        )
-    return videos or files
-
-
-def _members(archive: str, mtime_ns: int) -> list[ScannedFile]:
-    """The videos and images in a tar archive; reads only the members' headers."""
-    with tarfile.open(archive, "r:") as tar:
-        return [
-            ScannedFile(f"{archive}::{member.name}", member.size, mtime_ns, member.offset_data)
-            for member in tar
-            if member.isreg() and os.path.splitext(member.name)[1].lower() in _KNOWN
-        ]
 
 
 def _results_in(entries: list[ManifestEntry]) -> list[ScanResult]:

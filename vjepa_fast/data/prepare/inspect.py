@@ -23,11 +23,12 @@ from vjepa_fast.data.ffmpeg import (
 )
 from vjepa_fast.data.manifest.entry import ManifestEntry
 from vjepa_fast.data.manifest.location import file_of, source_url
+from vjepa_fast.data.prepare.listing.signatures import is_animated_gif, is_animated_webp
 
 _ROUNDING = 0.001  # seconds: WebM's time stamps are whole milliseconds
 _STILL_FORMATS = {"image2", "jpeg_pipe", "png_pipe", "webp_pipe", "bmp_pipe"}
 # FFmpeg's codecs for images -> the manifest's. ("mjpeg" is a video's.)
-_STILL_CODECS = {"mjpeg": "jpeg", "png": "png", "webp": "webp", "bmp": "bmp"}
+_STILL_CODECS = {"mjpeg": "jpeg", "png": "png", "webp": "webp", "bmp": "bmp", "gif": "gif"}
 _STILL_MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"BM")
 _CONTAINER_MAGIC = (b"\x1aE\xdf\xa3", b"RIFF", b"OggS", b"FLV", b"\x30\x26\xb2\x75")
 
@@ -68,8 +69,8 @@ def probe_video(
 
     Args:
         path: of the file; of a member of a tar archive `archive.tar::member`.
-        min_frames: fewer frames are an error, except in an image. An image (JPEG, PNG, WebP, BMP)
-            is a video of one frame without a frame rate (fps 0).
+        min_frames: fewer frames are an error, except in an image. An image (JPEG, PNG, WebP, BMP,
+            a GIF of one picture) is a video of one frame without a frame rate (fps 0).
         member: (offset, size) in bytes of a member of a tar archive.
 
     Returns:
@@ -86,15 +87,19 @@ def probe_video(
             offset, size = member or (None, status.st_size)
             file.seek(offset or 0)
             head = file.read(min(1024, size))
+            file.seek(offset or 0)
+            one_picture = head.startswith(b"GIF8") and not is_animated_gif(file)
     except OSError as error:
         raise BadVideo(f"unreadable ({error.strerror})") from None
     if not head:
         raise BadVideo("empty (0 bytes)")
     if _is_text(head):
         raise BadVideo("a text file, not a video")
+    if is_animated_webp(head):
+        raise BadVideo("an animated WebP, which FFmpeg does not decode; convert it")
     try:
         with open_video(source_url(path, offset, size)) as container:
-            still = container.format.name in _STILL_FORMATS
+            still = one_picture or container.format.name in _STILL_FORMATS
             entry = _inspect_still(container, path, head) if still else _inspect(container, path)
     except (av.error.FFmpegError, EOFError) as error:
         known = head.startswith(_CONTAINER_MAGIC + _STILL_MAGIC) or head[4:8] == b"ftyp"
