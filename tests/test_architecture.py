@@ -26,10 +26,11 @@ ALLOWED = {
     "": set(),  # vjepa_fast/__init__.py
     "errors": set(),
     "locks": {"errors"},
+    "paths": set(),
     "kernels": set(),
     "masks": set(),
     "models": {"kernels"},
-    "config": {"errors", "masks", "models"},
+    "config": {"errors", "masks", "models", "paths"},
     "weights": {"errors"},
     "data": set(),  # each file at its top has a line of its own below
     "data.ffmpeg": set(),
@@ -46,6 +47,7 @@ ALLOWED = {
         "data.workers",
         "errors",
         "locks",
+        "paths",
     },
     "data.open_manifest": {"data.manifest", "data.prepare"},
     "training.distributed": {"errors"},
@@ -107,6 +109,7 @@ ALLOWED = {
         "training.batches",
         "training.monitoring",
         "training.timers",
+        "paths",
         *PLANS,
     },
     "train": {

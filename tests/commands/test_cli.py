@@ -55,6 +55,21 @@ def test_without_the_training_packages_it_says_what_to_install() -> None:
     assert "pip install" in done.stderr and "Traceback" not in done.stderr
 
 
+def test_a_tilde_that_the_shell_leaves_is_the_home_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    made = cli.main(["demo-data", "--output=~/demo", "--clips", "1", "--test-clips", "1"])
+    assert made == 0 and (tmp_path / "demo" / "train.csv").is_file()
+    assert not (tmp_path / "~").exists()
+    with pytest.raises(SystemExit):
+        cli.main(["index", "$NO_WHERE/videos", "--output", "x.csv"])
+    assert "directory: found $NO_WHERE/videos, whose variable $NO_WHERE is not set" in (
+        capsys.readouterr().err
+    )
+
+
 def test_only_mistakes_become_sentences(capsys: pytest.CaptureFixture) -> None:
     def fails(error: Exception) -> int:
         raise error

@@ -199,3 +199,28 @@ def test_a_stored_config_of_an_older_run_is_translated() -> None:
     older = {key: value for key, value in stored.items() if key not in ("teacher", "log")}
     assert parse_config(translate_stored(older)).teacher == config.teacher
     assert translate_stored({}) == {}
+
+
+def test_paths_are_expanded_as_in_a_shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the file and in --set; what exists as it is written stays so."""
+    monkeypatch.setenv("HOME", "/home_of_tests")
+    monkeypatch.setenv("DATA", "/data")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "$DATA.csv").touch()
+    overrides = [
+        "output=~/run",
+        'data.manifests=["~/a.csv", "$DATA/b.csv", "${DATA}x", "$DATA.csv", "c~.csv"]',
+        "teacher.mode=frozen",
+        "teacher.checkpoint=$DATA/run",
+    ]
+    config = load_config(CONFIGS / "tiny.json", overrides)
+    assert config.output == "/home_of_tests/run"
+    expected = ["/home_of_tests/a.csv", "/data/b.csv", "/datax", "$DATA.csv", "c~.csv"]
+    assert config.data.manifests == expected
+    assert config.teacher.checkpoint == "/data/run"
+    with pytest.raises(UserError) as error:
+        load_config(CONFIGS / "tiny.json", ["output=${NO_WHERE}/run"])
+    assert str(error.value) == (
+        "output: found ${NO_WHERE}/run, whose variable ${NO_WHERE} is not set, expected a path; "
+        "set (export) it or write the path out"
+    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from vjepa_fast.commands.terminal import add_workers_argument, positive_int
+from vjepa_fast.commands.terminal import add_workers_argument, path_argument, positive_int
 
 HELP = "write a small labeled data set of real video files"
 
@@ -14,7 +14,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's own arguments."""
     parser.add_argument(
         "--output",
-        type=Path,
+        type=path_argument,
         default=Path("data/demo"),
         help="folder to write to (default: data/demo)",
     )

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import argparse
 from collections import Counter
-from pathlib import Path
 
-from vjepa_fast.commands.terminal import add_workers_argument
+from vjepa_fast.commands.terminal import add_workers_argument, path_argument
 from vjepa_fast.errors import UserError
 
 HELP = "scan a folder of videos into a manifest"
@@ -15,9 +14,11 @@ SHOWN = 20  # rejected files that are printed; the list of rejected files has al
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's own arguments."""
-    parser.add_argument("directory", type=Path, help="folder with videos, images or .tar archives")
     parser.add_argument(
-        "--output", type=Path, required=True, help="manifest to write, .csv or .parquet"
+        "directory", type=path_argument, help="folder with videos, images or .tar archives"
+    )
+    parser.add_argument(
+        "--output", type=path_argument, required=True, help="manifest to write, .csv or .parquet"
     )
     add_workers_argument(parser)
     parser.add_argument(

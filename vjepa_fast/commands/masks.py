@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vjepa_fast.commands.info import mask_name
-from vjepa_fast.commands.terminal import add_config_arguments, text_table
+from vjepa_fast.commands.terminal import add_config_arguments, path_argument, text_table
 from vjepa_fast.errors import UserError
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_config_arguments(parser)
     parser.add_argument(
         "--output",
-        type=Path,
+        type=path_argument,
         default=Path("masks.png"),
         help="picture to write (default: masks.png)",
     )

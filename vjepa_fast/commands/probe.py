@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from vjepa_fast.commands.terminal import path_argument
 from vjepa_fast.errors import UserError
 
 HELP = "train an attentive probe on a checkpoint's frozen features"
@@ -12,16 +13,20 @@ HELP = "train an attentive probe on a checkpoint's frozen features"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's own arguments."""
-    parser.add_argument("--checkpoint", type=Path, required=True, help="checkpoint or run folder")
+    parser.add_argument(
+        "--checkpoint", type=path_argument, required=True, help="checkpoint or run folder"
+    )
     parser.add_argument(
         "--labels", required=True, help="label names, separated by commas, e.g. digit,direction"
     )
     parser.add_argument(
-        "--train", type=Path, help="manifest to train the probe on (default: the run's manifest)"
+        "--train",
+        type=path_argument,
+        help="manifest to train the probe on (default: the run's manifest)",
     )
     parser.add_argument(
         "--test",
-        type=Path,
+        type=path_argument,
         help="manifest to test the probe on (default: test.csv in the folder of --train)",
     )
     parser.add_argument(

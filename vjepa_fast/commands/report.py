@@ -14,6 +14,7 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
 
+from vjepa_fast.commands.terminal import path_argument
 from vjepa_fast.errors import UserError
 
 HELP = "write a run's curves, pictures and tables as one HTML file"
@@ -39,8 +40,12 @@ pre{font-size:12px;overflow:auto;max-height:420px}
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's own arguments."""
-    parser.add_argument("run_folder", type=Path, metavar="RUN", help="run folder, e.g. runs/tiny")
-    parser.add_argument("--output", type=Path, help="file to write (default: RUN/report.html)")
+    parser.add_argument(
+        "run_folder", type=path_argument, metavar="RUN", help="run folder, e.g. runs/tiny"
+    )
+    parser.add_argument(
+        "--output", type=path_argument, help="file to write (default: RUN/report.html)"
+    )
 
 
 def run(options: argparse.Namespace) -> int:

@@ -6,12 +6,22 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from vjepa_fast.paths import expanded
+
 
 def positive_int(text: str) -> int:
     """Parse a positive integer, for argparse."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"found {text!r}, expected a positive integer")
     return int(text)
+
+
+def path_argument(text: str) -> Path:
+    """Parse a path, for argparse. Shells leave the `~` of `--output=~/data` as it is."""
+    try:
+        return Path(expanded(text))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def add_workers_argument(parser: argparse.ArgumentParser) -> None:
@@ -23,7 +33,9 @@ def add_workers_argument(parser: argparse.ArgumentParser) -> None:
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     """Add --config and --set, the same as in `vjepa_fast/train.py`."""
-    parser.add_argument("--config", required=True, type=Path, help="JSON file, see configs/")
+    parser.add_argument(
+        "--config", required=True, type=path_argument, help="JSON file, see configs/"
+    )
     parser.add_argument(
         "--set",
         action="append",

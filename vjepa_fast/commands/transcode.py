@@ -5,11 +5,10 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from contextlib import suppress
-from pathlib import Path
 from time import process_time
 from typing import TYPE_CHECKING
 
-from vjepa_fast.commands.terminal import add_workers_argument, positive_int
+from vjepa_fast.commands.terminal import add_workers_argument, path_argument, positive_int
 from vjepa_fast.errors import UserError
 
 if TYPE_CHECKING:
@@ -22,8 +21,8 @@ FRAMES, FRAME_STEP, CROP_SIZE = 16, 4, 224  # of the clip that is timed
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's own arguments."""
-    parser.add_argument("manifest", type=Path, help="manifest of the videos to copy")
-    parser.add_argument("--output", type=Path, required=True, help="folder for the copies")
+    parser.add_argument("manifest", type=path_argument, help="manifest of the videos to copy")
+    parser.add_argument("--output", type=path_argument, required=True, help="folder for the copies")
     parser.add_argument("--codec", default="h264", help="h264 (default) or vp9")
     parser.add_argument(
         "--short-side",

@@ -5,6 +5,8 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
+from vjepa_fast.paths import expanded
+
 
 def show(value: Any) -> str:
     """A value as the user would write it in JSON, shortened to 60 characters."""
@@ -79,6 +81,7 @@ def _stage(value: int) -> int:
     return value
 
 
+Location = Annotated[str, Field(min_length=1), AfterValidator(expanded)]
 Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]

@@ -12,6 +12,7 @@ from vjepa_fast.config.fields import (
     Count,
     FieldError,
     FractionRange,
+    Location,
     NonNegative,
     Positive,
     PositiveRange,
@@ -31,9 +32,7 @@ from vjepa_fast.config.presets import ENCODER_PRESETS
 class DataConfig(Section):
     """The videos, and how clips are sampled from them."""
 
-    manifests: list[Annotated[str, Field(min_length=1)]] = Field(
-        min_length=1, examples=[["data/train.csv"]]
-    )
+    manifests: list[Location] = Field(min_length=1, examples=[["data/train.csv"]])
     """Files that list the videos: CSV or Parquet files written by `vjepa-fast index`, or text
     lists."""
     weights: list[Positive] | None = None
@@ -240,7 +239,7 @@ class TeacherConfig(Section):
     mode: Literal["ema", "frozen"] = "ema"
     """ema: an exponential moving average of the encoder's weights; frozen: the target encoder of
     another run, which does not change."""
-    checkpoint: Annotated[str, Field(min_length=1)] | None = None
+    checkpoint: Location | None = None
     """With mode frozen only: run folder or checkpoint from which the target encoder is loaded."""
     momentum: UnitRange = (0.998, 1.0)
     """EMA momentum: [at the start, at the schedules' horizon]. Ignored if mode is frozen."""
@@ -320,7 +319,7 @@ class Config(Section):
 
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Seed of the initial weights, and of every random choice of the data and the masks."""
-    output: Annotated[str, Field(min_length=1)] = Field(examples=["runs/my_run"])
+    output: Location = Field(examples=["runs/my_run"])
     """The run's folder: checkpoints, metrics, curves."""
     data: DataConfig
     """Videos and clips."""

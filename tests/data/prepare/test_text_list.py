@@ -98,6 +98,53 @@ def test_a_bad_text_list_is_rejected(tmp_path):
         open_manifest(good)
 
 
+def test_lines_as_pandas_and_people_write_them(tmp_path, monkeypatch):
+    """Names with spaces in quotes or not, tabs, `~`, `$NAME`; a file of that very name is first."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("CLIPS", str(tmp_path / "sub"))
+    (tmp_path / "sub").mkdir()
+    written = [
+        ('"b c.avi" 4', "b c"),
+        ("b c.avi\t5", "b c"),
+        ('"say ""hi"" 7.avi" "6"', 'say "hi" 7'),
+        ("~/b c.avi 7", "b c"),
+        ("$CLIPS/d.avi 8", "sub/d"),
+        ('"${CLIPS}/d.avi"   -9', "sub/d"),
+        ("$CLIPS.avi 10", "$CLIPS"),
+        ("~.avi 11", "~"),
+    ]
+    for name in {name for _, name in written}:
+        videos.write_numbered(tmp_path, "mjpeg", 5, name)
+    listed = tmp_path / "list.txt"
+    listed.write_text("\n".join(line for line, _ in written))
+    found = [(entry.path, entry.labels["label"]) for entry in open_manifest(listed)]
+    labels = [4, 5, 6, 7, 8, -9, 10, 11]
+    files = [str(tmp_path / f"{name}.avi") for _, name in written]
+    assert found == list(zip(files, labels, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("line", "found"),
+    [
+        ("folder_of_frames 100 3", "more columns than two in 'folder_of_frames 100', expected"),
+        ("a.avi 100 3", "more columns than two in 'a.avi 100', expected"),
+        ("elsewhere/b.mp4 100 3", "more columns than two in 'elsewhere/b.mp4 100', expected"),
+        ("0 a.avi 3", "more columns than two in '0 a.avi', expected"),
+        ('"a.avi" 100 3', "more columns than two in '\"a.avi\" 100 3', expected"),
+        ("$NOWHERE/a.avi 3", "$NOWHERE/a.avi, whose variable $NOWHERE is not set, expected a path"),
+        ("a.avi 99999999999999999999", "label = '99999999999999999999', expected int"),
+        ('"a.avi"', '\'"a.avi"\', expected "path label"'),
+    ],
+)
+def test_a_line_of_another_form_is_a_sentence(tmp_path, line, found):
+    videos.write_numbered(tmp_path, "mjpeg", 5, "a")
+    (tmp_path / "folder_of_frames").mkdir()
+    listed = tmp_path / "list.txt"
+    listed.write_text(f"a.avi 1\n{line}\n")
+    with pytest.raises(UserError, match=f"list.txt, line 2: found {re.escape(found)}.*; "):
+        open_manifest(listed)
+
+
 def test_a_text_list_may_go_up(tmp_path):
     path = videos.write_numbered(tmp_path, "vp9", 12, "a")
     (tmp_path / "lists").mkdir()

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 from tqdm import tqdm
 
 from vjepa_fast.data.manifest.entry import Entries, ManifestEntry, entries_of
@@ -23,7 +25,10 @@ from vjepa_fast.data.prepare.scan_journal import (
 )
 from vjepa_fast.errors import UserError
 from vjepa_fast.locks import sole_writer
+from vjepa_fast.paths import expanded
 
+_QUOTED = re.compile(r'"((?:[^"]|"")+)"((?:\s+\S+)*)')
+_NUMBER = re.compile(r"-?\d+(\.\d+)?")
 _SHOWN = 20  # rejected videos that a message names
 log = logging.getLogger("vjepa_fast")
 
@@ -36,7 +41,8 @@ def read_text_list(path: str | os.PathLike) -> Entries:
     changed files are probed again. Of several processes one probes and the others wait for it.
 
     Args:
-        path: the list; relative paths in it start at its folder.
+        path: the list; relative paths in it start at its folder, paths with spaces may be in double
+            quotes, and `~`, `$NAME` and `${NAME}` are expanded.
 
     Raises:
         UserError: the list is malformed (the message names the line) or no video is usable.
@@ -72,20 +78,61 @@ def _read_labels(path: Path) -> list[tuple[str, int]]:
                     f"{path}: found a file that isn't text, expected a manifest; write one with "
                     "`vjepa-fast index DIR --output FILE`"
                 )
-            name, _, label = text.strip().rpartition(" ")
             line = f"{path}, line {number}"
-            if not name:
-                raise UserError(
-                    f'{line}: found {text.strip()!r}, expected "path label" or the columns that '
-                    "`vjepa-fast index` writes; correct it"
-                )
+            name, label = _columns(text.strip(), line)
+            name = _existing(name, folder, line)
             try:
-                labels.append((os.path.abspath(folder / name.strip()), int(label)))
-            except ValueError:
+                labels.append((os.path.abspath(folder / name), int(np.int64(int(label)))))
+            except (ValueError, OverflowError):
                 raise UserError(
                     f"{line}: found label = {label!r}, expected int; correct it"
                 ) from None
     return labels
+
+
+def _columns(text: str, line: str) -> tuple[str, str]:
+    """Name and label of a line; pandas puts a name with spaces in quotes, and doubles its quotes.
+
+    Raises UserError for a line of another form.
+    """
+    if quoted := _QUOTED.fullmatch(text):
+        name, others = quoted[1].replace('""', '"'), quoted[2].split()
+    else:
+        name, *others = text.rsplit(maxsplit=1)
+    if not others:
+        raise UserError(
+            f'{line}: found {text!r}, expected "path label" or the columns that `vjepa-fast index` '
+            "writes; correct it"
+        )
+    if len(others) > 1:
+        raise _too_many_columns(text, line)
+    return name, others[0].strip('"')
+
+
+def _existing(name: str, folder: Path, line: str) -> str:
+    """The name, expanded as in a shell if there is no file of that very name.
+
+    Raises UserError for a variable that is not set, and for a name with further columns in it.
+    """
+    if os.path.lexists(folder / name):
+        return name
+    try:
+        found = expanded(name)
+    except ValueError as error:
+        raise UserError(f"{line}: {error}") from None
+    if not os.path.lexists(folder / found):
+        words = [word for word in found.split() if not _NUMBER.fullmatch(word)]
+        is_path = len(words) == 1 and (Path(words[0]).suffix or os.path.lexists(folder / words[0]))
+        if is_path and words != [found]:
+            raise _too_many_columns(name, line)
+    return found
+
+
+def _too_many_columns(text: str, line: str) -> UserError:
+    return UserError(
+        f'{line}: found more columns than two in {text!r}, expected "path label"; remove the '
+        "others, such as the number of frames, e.g. with awk '{print $1, $3}'"
+    )
 
 
 def _probe(path: Path, names: Sequence[str]) -> tuple[dict[str, ManifestEntry], dict[str, str]]:
