@@ -20,7 +20,7 @@ import av
 import numpy as np
 import torch
 
-from tests.data.frames import avi_files, mp4_files, remuxes
+from tests.data.frames import avi_files, field_files, mp4_files, remuxes
 from tests.data.frames.matrix import matrix
 from tests.data.frames.numbered_videos import Case, numbers
 from vjepa_fast.data.decode.dali import DaliDecoder
@@ -44,7 +44,7 @@ DALI_CODECS = ("vp8", "vp9", "mjpeg")  # that its CPU decoder takes
 
 def all_cases() -> list[Case]:
     """Every special situation, then the matrix."""
-    rooms = remuxes, avi_files, mp4_files
+    rooms = remuxes, avi_files, mp4_files, field_files
     return [case for room in rooms for case in room.situations()] + matrix()
 
 
@@ -171,7 +171,7 @@ def _copy_fault(entry: ManifestEntry, shown: list[int]) -> str:
         try:
             target, _ = transcode_manifest(manifest, Path(folder) / "copy", "h264", 64, 12, 1)
         except UserError as error:
-            return str(error)
+            return re.sub(r".*\(the first: .*?: (.*)\), expected at least one.*", r"\1", str(error))
         [copied] = read_manifest(target)
         found = reference(copied.path)
         if found == shown:
