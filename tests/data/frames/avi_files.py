@@ -128,7 +128,7 @@ def situations() -> list[Case]:
         ("h264", "plain"),
         ("h264", "open"),
         ("mjpeg", "plain"),
-        ("vp9", "hidden"),
+        ("vp9", "plain"),
         ("mpeg2", "open"),
     ):
         made += [

@@ -174,7 +174,7 @@ def situations() -> list[Case]:
         ("h264", "bframes"),
         ("h264", "open"),
         ("hevc", "open"),
-        ("vp9", "hidden"),
+        ("vp9", "plain"),
         ("mpeg4", "open"),
         ("mjpeg", "plain"),
     ):

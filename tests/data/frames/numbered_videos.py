@@ -81,18 +81,8 @@ ENCODINGS: dict[str, dict[str, Encoding]] = {
         "bframes": _mpeg("mpeg2video", 2, True),
         "open": _mpeg("mpeg2video", 2, False),
     },
-    "vp8": {
-        "plain": Encoding("libvpx", _VP9),
-        "hidden": Encoding(
-            "libvpx", _VP9 | {"deadline": "good", "auto-alt-ref": "1", "lag-in-frames": "12"}
-        ),
-    },
-    "vp9": {
-        "plain": Encoding("libvpx-vp9", _VP9),
-        "hidden": Encoding(
-            "libvpx-vp9", _VP9 | {"deadline": "good", "auto-alt-ref": "1", "lag-in-frames": "12"}
-        ),
-    },
+    "vp8": {"plain": Encoding("libvpx", _VP9)},
+    "vp9": {"plain": Encoding("libvpx-vp9", _VP9)},
     "av1": {
         "plain": Encoding("libsvtav1", _SVT | {"svtav1-params": "pred-struct=1:lp=1"}),
         "hidden": Encoding("libsvtav1", _SVT | {"svtav1-params": "lp=1"}),

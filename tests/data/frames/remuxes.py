@@ -103,6 +103,42 @@ def _doubled(packets: list[av.Packet], strict: bool) -> Iterable[av.Packet]:
         yield packet
 
 
+def _unshown_vp8(packets: list[av.Packet]) -> Iterable[av.Packet]:
+    """Every seventh picture is decoded, but not shown, as libvpx's alternative references are."""
+    for number, packet in enumerate(packets):
+        if number % 7 == 4:
+            data = bytearray(bytes(packet))
+            data[0] &= ~16  # show_frame
+            packet.update(bytes(data))
+        yield packet
+
+
+def _unshown_vp9(packets: list[av.Packet]) -> Iterable[av.Packet]:
+    """Key frames but the first are not shown and share a packet ("superframe") with the picture
+    after them; every tenth picture is followed by one that shows a stored picture again."""
+    hidden = None
+    for number, packet in enumerate(packets):
+        data = bytearray(bytes(packet))
+        stamps = 2 * number
+        if packet.is_keyframe and number:
+            data[0] &= ~2  # show_frame
+            hidden = data
+            continue
+        made, key = [data], packet.is_keyframe
+        if hidden:
+            sizes = b"".join(len(part).to_bytes(2, "little") for part in (hidden, data))
+            marker = bytes([0b11001001])  # two pictures, sizes of two bytes
+            made, key, hidden = [hidden + data + marker + sizes + marker], True, None
+        if number % 10 == 6:
+            made.append(bytes([0b10001000]))  # shows what is stored in place 0
+        for later, part in enumerate(made):
+            new = av.Packet(bytes(part))
+            new.stream, new.time_base, new.is_keyframe = packet.stream, packet.time_base, key
+            new.pts = new.dts = stamps + later
+            key = False
+            yield new
+
+
 def _gap(frames: int) -> list[int]:
     return [i + frames * (i >= FRAMES // 2) for i in range(FRAMES)]
 
@@ -200,11 +236,11 @@ def situations() -> list[Case]:
         ("h264", "bframes", "mp4"),
         ("h264", "open", "mkv"),
         ("h264", "plain", "flv"),
-        ("vp9", "hidden", "webm"),
+        ("vp9", "plain", "webm"),
         ("av1", "hidden", "webm"),
         ("mpeg4", "open", "avi"),
         ("hevc", "open", "ts"),
-        ("vp8", "hidden", "webm"),
+        ("vp8", "plain", "webm"),
         ("mjpeg", "plain", "mov"),
     ):
         add("vfr", codec, structure, suffix, partial(encode, codec, structure, pts=_uneven()))
@@ -245,7 +281,7 @@ def situations() -> list[Case]:
         ("h264", "bframes"),
         ("h264", "open"),
         ("hevc", "open"),
-        ("vp9", "hidden"),
+        ("vp9", "plain"),
         ("av1", "hidden"),
     ):
         for situation, flags in (
@@ -276,6 +312,12 @@ def situations() -> list[Case]:
             "mkv",
             partial(encode, codec, structure, options={"cluster_time_limit": "30000"}),
         )
+    for codec, alter, suffixes in (
+        ("vp8", _unshown_vp8, ("webm", "mkv", "avi")),
+        ("vp9", _unshown_vp9, ("webm", "mkv", "mp4", "avi")),
+    ):
+        for suffix in suffixes:
+            add("unshown", codec, "plain", suffix, partial(encode, codec, "plain", alter=alter))
     for suffix in ("mp4", "mkv", "ts", "flv"):
         for lead in (0, 25):
             add(f"sound{lead}", "h264", "open", suffix, partial(_with_sound, "h264", "open", lead))
