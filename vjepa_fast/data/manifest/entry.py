@@ -28,9 +28,10 @@ COLUMNS = {
     "seekable": np.int8,
     "matrix": np.int8,
     "full_range": np.int8,
+    "longest_frame": np.float64,
 }
 BOOLEANS = ("vfr", "seekable", "full_range")
-OPTIONAL = ("duration", "gop", "offset", "rotation", "stream", "matrix", *BOOLEANS)
+OPTIONAL = ("duration", "gop", "offset", "rotation", "stream", "matrix", "longest_frame", *BOOLEANS)
 LABEL_PREFIX = "label_"
 
 
@@ -86,6 +87,7 @@ class ManifestEntry:
     seekable: bool | None = None
     matrix: int | None = None
     full_range: bool | None = None
+    longest_frame: float | None = None
 
     @property
     def is_current(self) -> bool:
@@ -294,8 +296,8 @@ def entries_of(entries: Iterable[ManifestEntry], source: str = "") -> Entries:
     }
     for name in COLUMNS:
         found = [getattr(entry, name) for entry in entries]
-        numbers[name] = [-1 if value is None else value for value in found]
-    numbers["duration"] = [np.nan if e.duration is None else e.duration for e in entries]
+        missing = np.nan if COLUMNS[name] is np.float64 else -1
+        numbers[name] = [missing if value is None else value for value in found]
     builder.add([e.path for e in entries], [e.codec for e in entries], numbers)
     return builder.build(source)
 

@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 
 from vjepa_fast.data.manifest.entry import Entries, ManifestEntry
+from vjepa_fast.data.plan.gaps import start_outside_gaps
 from vjepa_fast.errors import UserError
 
 ShortVideos = Literal["repeat_last", "wrap", "drop"]
@@ -80,7 +81,8 @@ class Windows:
     ) -> np.ndarray:
         """Frame indices of one clip, by `fps`: int64 [num_frames].
 
-        A frame is shown from its time stamp to the next one's.
+        A frame is shown from its time stamp to the next one's. A window that would mostly show the
+        one frame of a gap is moved, see `start_outside_gaps`.
 
         Args:
             entry: the video.
@@ -93,7 +95,12 @@ class Windows:
         if times is not None:
             total = float(times[-1]) * entry.frames / max(entry.frames - 1, 1)
         spare = max(total - self.num_frames / self.fps, 0.0)
-        points = spare * (part + position) / self.clips + np.arange(self.num_frames) / self.fps
+        start = spare * (part + position) / self.clips
+        if times is not None:
+            bounds = spare * part / self.clips, spare * (part + 1) / self.clips
+            seconds = self.num_frames / self.fps
+            start = start_outside_gaps(times, start, bounds, spare, seconds, 1 / self.fps)
+        points = start + np.arange(self.num_frames) / self.fps
         points = points + _TICK
         if self.short == "wrap" and total > 0:
             points = points % total

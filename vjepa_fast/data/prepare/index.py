@@ -29,6 +29,8 @@ from vjepa_fast.data.prepare.scan_journal import (
 from vjepa_fast.errors import UserError
 from vjepa_fast.locks import sole_writer
 
+_GAP = 2.0  # seconds that one frame is shown
+_GAP_FRACTION = 0.05  # of the duration: one clip in twenty would fall into it
 log = logging.getLogger("vjepa_fast")
 
 
@@ -167,6 +169,7 @@ def _index(
             _check_labels([entry.path for entry in entries], labels, output)
             entries = [replace(entry, labels=labels[entry.path]) for entry in entries]
         write_manifest(output, entries)
+        _warn_of_gaps(entries, output)
     write_rejected(list_of_rejected, rejected)
     journal.remove()
     return entries, [(result.file.path, result.reason) for result in rejected]
@@ -194,6 +197,30 @@ def _results_in(entries: list[ManifestEntry]) -> list[ScanResult]:
         for entry in entries
         if entry.is_current
     ]
+
+
+def _warn_of_gaps(entries: list[ManifestEntry], output: Path) -> None:
+    gappy = [entry for entry in entries if _has_gap(entry)]
+    if gappy:
+        longest = max(gappy, key=lambda entry: entry.longest_frame)
+        log.warning(
+            "%s: found %d videos with a gap in their time stamps (the longest: %s shows one frame "
+            "for %.1f of its %.1f s), expected steady ones; clips in seconds (data.fps) avoid such "
+            "a gap, others may jump across it: cut the video there if that matters",
+            output,
+            len(gappy),
+            longest.path,
+            longest.longest_frame,
+            longest.duration,
+        )
+
+
+def _has_gap(entry: ManifestEntry) -> bool:
+    """Whether one frame is shown for most of a clip, and far longer than the others are."""
+    if entry.frames < 3 or not entry.longest_frame or not entry.duration:
+        return False
+    usual = (entry.duration - entry.longest_frame) / (entry.frames - 1)
+    return entry.longest_frame > max(_GAP, _GAP_FRACTION * entry.duration, 10 * usual)
 
 
 def _check_labels(paths: list[str], labels: dict[str, dict[str, int]], output: Path) -> None:

@@ -168,6 +168,7 @@ def _inspect(container: av.container.InputContainer, path: str) -> ManifestEntry
         seekable=True,
         matrix=matrix,
         full_range=full_range,
+        longest_frame=None if times is None or frames < 2 else round(np.diff(times).max(), 6),
     )
 
 
