@@ -21,21 +21,40 @@ def open_video(url: str) -> av.container.InputContainer:
 
 
 def video_stream(
-    container: av.container.InputContainer,
+    container: av.container.InputContainer, index: int | None = None
 ) -> av.video.stream.VideoStream | None:
-    """The first video stream that is not a cover picture, set to decode in the calling thread.
+    """A video stream, set to decode in the calling thread.
+
+    Args:
+        container: the opened file.
+        index: which of the file's streams, counted from 0; None takes the one that FFmpeg takes
+            for the best, or the first, of those that are no cover pictures.
+
+    Returns:
+        The stream; None where there is none.
 
     Raises:
         BadVideo: FFmpeg has no decoder for it.
     """
-    for stream in container.streams.video:
-        if not stream.disposition & Disposition.attached_pic:
-            if stream.codec_context is None:
-                raise BadVideo("no decoder for its codec")
-            # Parallel over videos: threads within a video only cost start-up.
-            stream.codec_context.thread_count = 1
-            return stream
-    return None
+    streams = [
+        stream
+        for stream in container.streams.video
+        if (index is None and not is_cover(stream)) or stream.index == index
+    ]
+    if not streams:
+        return None
+    best = container.streams.best("video") if len(streams) > 1 else None
+    stream = best if best in streams else streams[0]
+    if stream.codec_context is None:
+        raise BadVideo("no decoder for its codec")
+    # Parallel over videos: threads within a video only cost start-up.
+    stream.codec_context.thread_count = 1
+    return stream
+
+
+def is_cover(stream: av.video.stream.VideoStream) -> bool:
+    """Whether a stream is a cover picture, as music files and films have."""
+    return bool(stream.disposition & Disposition.attached_pic)
 
 
 def count_frame(packet: av.Packet, codec: str) -> bool:
@@ -49,8 +68,9 @@ def count_frame(packet: av.Packet, codec: str) -> bool:
     return codec != "vp8" or bool(bytes(packet)[0] >> 4 & 1)
 
 
-def frame_times(url: str, frames: int) -> np.ndarray | None:
-    """When each of the `frames` frames is shown; demuxes the whole file.
+def frame_times(url: str, frames: int, index: int | None = None) -> np.ndarray | None:
+    """When each of the `frames` frames of stream `index` is shown; demuxes the whole file, and
+    decodes it where the packets are not the frames.
 
     Returns:
         Seconds from the first frame on, float64 [frames], ascending; None where not every frame
@@ -61,7 +81,7 @@ def frame_times(url: str, frames: int) -> np.ndarray | None:
         av.error.FFmpegError, EOFError, OSError: the file cannot be read.
     """
     with open_video(url) as container:
-        stream = video_stream(container)
+        stream = video_stream(container, index)
         if stream is None:
             raise BadVideo("no video stream")
         codec = stream.codec_context.codec.canonical_name
@@ -70,7 +90,23 @@ def frame_times(url: str, frames: int) -> np.ndarray | None:
             for packet in container.demux(stream)
             if packet.pts is not None and count_frame(packet, codec)
         ]
-        return seconds_from_first(stamps, stream.time_base, frames)
+        times = seconds_from_first(stamps, stream.time_base, frames)
+    if times is not None:
+        return times
+    with open_video(url) as container:
+        stream = video_stream(container, index)
+        shown = [frame.pts for frame in container.decode(stream)]
+        return times_of_frames(shown, stream.time_base) if len(shown) == frames else None
+
+
+def times_of_frames(stamps: Sequence[int | None], time_base: Fraction) -> np.ndarray | None:
+    """Time stamps of decoded frames, in units of `time_base` (seconds), as seconds from the first
+    on: float64 [frames]; None where a frame has none, or they do not ascend.
+    """
+    if not stamps or None in stamps:
+        return None
+    ticks = np.array(stamps, dtype=np.int64)
+    return (ticks - ticks[0]) * float(time_base) if (np.diff(ticks) > 0).all() else None
 
 
 def seconds_from_first(

@@ -6,11 +6,16 @@ import pytest
 import torch
 
 from vjepa_fast.data.decode.backend import choose_backend, unsuited_to_dali
-from vjepa_fast.data.manifest.entry import ManifestEntry
+from vjepa_fast.data.manifest.entry import ManifestEntry, Seek
 from vjepa_fast.errors import UserError
 
 CPU = torch.device("cpu")
-ENTRY = ManifestEntry("/a.webm", 20, 25.0, 320, 240, "vp9", 1, 1, {}, matrix=2, full_range=False)
+ENTRY = replace(
+    ManifestEntry("/a.webm", 20, 25.0, 320, 240, "vp9", 1, 1, {}),
+    seek=Seek.BY_STAMP,
+    matrix=2,
+    full_range=False,
+)
 
 
 @pytest.mark.parametrize(
@@ -84,3 +89,11 @@ def test_what_dali_shows_in_wrong_colors_goes_to_pyav(device, colors, kind):
 def test_a_manifest_without_colors_is_pyavs():
     name, why = choose_backend("auto", [replace(ENTRY, matrix=None, full_range=None)] * 2, CPU)
     assert name == "pyav" and "2 with unknown colors (index their folder again)" in why
+
+
+def test_videos_whose_frames_dali_would_count_otherwise_go_to_pyav():
+    """DALI numbers frames by time stamp, and takes a stream of its own choice."""
+    entries = [ENTRY, *(replace(ENTRY, seek=seek) for seek in (None, Seek.NEVER, Seek.BY_ORDER))]
+    unsuited, kinds = unsuited_to_dali([*entries, replace(ENTRY, stream=0)], CPU)
+    assert unsuited.tolist() == [False, True, True, True, True]
+    assert kinds.startswith("1 of several streams, 3 without usable time stamps, such as ")

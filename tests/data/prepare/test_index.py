@@ -252,11 +252,11 @@ def test_deep_decodes_what_demuxing_does_not_see(tmp_path):
     folder = tmp_path / "videos"
     folder.mkdir()
     good = videos.write_numbered(folder, "h264", 60, "good")
-    bad = videos.write_numbered(folder, "h264", 60, "bad")
+    bad = videos.write_numbered(folder, "h264", 96, "bad")
     with av.open(str(bad)) as container:
         packets = [(p.pos, p.size) for p in container.demux(video=0) if p.size]
     data = bytearray(bad.read_bytes())
-    for position, size in packets[24:40]:  # the middle: neither the first nor the last frames
+    for position, size in packets[61:70]:  # not at the start, in the middle or at the end
         data[position + 8 : position + size] = bytes(size - 8)
     bad.write_bytes(data)
     entries, rejected = index_directory(folder, tmp_path / "m.csv", deep=True)

@@ -10,8 +10,8 @@ from typing import Literal, Protocol
 import numpy as np
 import torch
 
-from vjepa_fast.data.decode.color import BT601, LUMA, RANGE_FOLLOWED, UNTAGGED
-from vjepa_fast.data.manifest.entry import Entries, ManifestEntry, entries_of
+from vjepa_fast.data.decode.color import BT601, LUMA, RANGE_FOLLOWED
+from vjepa_fast.data.manifest.entry import Entries, ManifestEntry, Seek, entries_of
 from vjepa_fast.data.plan.clip_plan import ClipPlan
 from vjepa_fast.errors import UserError
 
@@ -121,6 +121,12 @@ def unsuited_to_dali(
             if found.any():
                 unsuited |= found
                 kinds[kind] += int(found.sum())
+    counted = ~unsuited & (entries.optional_column("seek") != Seek.BY_STAMP)
+    several = ~unsuited & ~counted & (entries.optional_column("stream") != -1)
+    for found, kind in ((counted, "without usable time stamps"), (several, "of several streams")):
+        if found.any():
+            unsuited |= found
+            kinds[kind] += int(found.sum())
     if not kinds:
         return unsuited, ""
     counts = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
@@ -134,18 +140,16 @@ def _of_other_colors(entries: Entries, codec: str, device: torch.device) -> dict
     corrected afterwards; of the range, its source tells that it follows the stream's flag, which is
     certain for H.264 and H.265.
     """
-    unknown = ~entries.known("matrix")
-    matrix = np.full(len(entries), UNTAGGED) if unknown.all() else entries.column("matrix")
+    matrix, full_range = map(entries.optional_column, ("matrix", "full_range"))
+    unknown = matrix == -1
     found = {"with unknown colors (index their folder again)": unknown}
     if device.type == "cpu":
-        found[f"{codec} in other colors than BT.601's"] = ~np.isin(matrix, AS_BT601)
+        found[f"{codec} in other colors than BT.601's"] = ~np.isin(matrix, AS_BT601) & ~unknown
         return found
-    found[f"{codec} in RGB or gray"] = ~np.isin(matrix, list(LUMA))
-    limited = np.zeros(len(entries), bool)
-    if entries.known("full_range").any():
-        limited = entries.column("full_range") == 0
+    found[f"{codec} in RGB or gray"] = ~np.isin(matrix, list(LUMA)) & ~unknown
+    limited = full_range == 0
     if codec in RANGE_FOLLOWED:
-        limited |= entries.known("full_range")
+        limited |= full_range == 1
     found[f"{codec} of full range"] = ~limited
     return found
 

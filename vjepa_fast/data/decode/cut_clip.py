@@ -18,7 +18,7 @@ import numpy as np
 from av.stream import Discard
 
 from vjepa_fast.data.ffmpeg import BadVideo, count_frame, open_video, video_stream
-from vjepa_fast.data.manifest.entry import ManifestEntry
+from vjepa_fast.data.manifest.entry import ManifestEntry, Seek
 from vjepa_fast.data.manifest.location import entry_url
 
 # How many frames may be stored ahead of one that is shown before them: decoders of H.264 and H.265
@@ -69,15 +69,18 @@ def cut_clip(entry: ManifestEntry, frames: np.ndarray, limit: int) -> EncodedCli
 
     Returns:
         The part and the indices in it. None where it is larger than `limit`; where the packets
-        alone do not tell which frames it holds or whether it decodes by itself (another container;
+        alone do not tell which frames it holds or whether it decodes by itself (frames that are not
+        addressed by time stamp; another container;
         a variable rate in Matroska; time stamps that are missing, duplicated or removed by an edit
         list; frames stored after a key frame and shown before it); and where the file is damaged,
         since decoding the whole file finds the reason.
     """
+    if entry.seek != Seek.BY_STAMP:
+        return None
     first, last = int(frames.min()), int(frames.max())
     try:
         with open_video(entry_url(entry)) as container:
-            stream = video_stream(container)
+            stream = video_stream(container, entry.stream)
             if stream is None:
                 return None
             codec = stream.codec_context.codec.canonical_name

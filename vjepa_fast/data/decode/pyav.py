@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 
 import av
 import numpy as np
@@ -11,18 +12,16 @@ import torch
 
 from vjepa_fast.data.decode.color import RgbConverter
 from vjepa_fast.data.decode.rotation import stored_crop, turn
-from vjepa_fast.data.decode.seek import frames_from
 from vjepa_fast.data.decode.time_stamps import clip_frames
 from vjepa_fast.data.ffmpeg import BadVideo, open_video, video_stream
-from vjepa_fast.data.manifest.entry import ManifestEntry
+from vjepa_fast.data.frames.addressing import NEAR_START
+from vjepa_fast.data.frames.seek import SeekError, numbered_frames
+from vjepa_fast.data.manifest.entry import ManifestEntry, Seek
 from vjepa_fast.data.manifest.location import check_unchanged, entry_url
 from vjepa_fast.data.plan.clip_plan import ClipPlan
 from vjepa_fast.data.workers.process_pool import ProcessPool
 from vjepa_fast.data.workers.thread_pool import CLIP_SECONDS
 from vjepa_fast.errors import UserError
-
-# Below this frame, decoding from the first one is cheaper than finding the key frames.
-_NEAR_START = 32
 
 
 class PyavDecoder:
@@ -130,14 +129,17 @@ def decode_pixels(plan: ClipPlan, entry: ManifestEntry, crop_size: int) -> np.nd
     stored = entry.stored_size
     rows = slice(round(top * stored[1]), round((top + height) * stored[1]))
     columns = slice(round(left * stored[0]), round((left + width) * stored[0]))
-    to_rgb = RgbConverter()
-    pictures = []
+    pictures: list[np.ndarray] = []
+    seeks = [Seek.NEVER]
+    if wanted[0] >= NEAR_START and entry.seek:
+        seeks.insert(0, Seek(entry.seek))
     try:
-        with open_video(entry_url(entry)) as container:
-            for frame in _frames_at(container, wanted.tolist(), entry.frames):
-                if (frame.width, frame.height) != stored:
-                    raise BadVideo(f"a frame of {frame.width}x{frame.height} pixels")
-                pictures.append(to_rgb(frame, entry.matrix)[rows, columns])
+        for seek in seeks:
+            with suppress(SeekError):
+                pictures = [
+                    picture[rows, columns] for picture in _pictures(entry, wanted.tolist(), seek)
+                ]
+                break
     except (av.error.FFmpegError, EOFError, OSError) as error:
         raise UserError(
             f"{plan.path}: found a damaged file (FFmpeg: {error.strerror}), expected it to decode; "
@@ -163,30 +165,42 @@ def decode_pixels(plan: ClipPlan, entry: ManifestEntry, crop_size: int) -> np.nd
     return np.ascontiguousarray(video[np.searchsorted(wanted, frames)])
 
 
-def _frames_at(
-    container: av.container.InputContainer, wanted: list[int], frames: int
-) -> Iterator[av.VideoFrame]:
-    """The frames with the `wanted` (ascending, distinct) indices, of a video of `frames` frames;
-    fewer where the video ends early.
+def _pictures(entry: ManifestEntry, wanted: list[int], seek: Seek) -> Iterator[np.ndarray]:
+    """The frames with the `wanted` (ascending, distinct) numbers as uint8 [H, W, 3]; fewer where
+    the video ends early.
 
     Raises:
-        BadVideo: the decoder concealed errors in one of them, or in an earlier one that they may
-            depend on.
+        BadVideo: a frame has another size, or the decoder concealed errors in it.
+        SeekError: the seek did not lead to the frames.
     """
-    stream = video_stream(container)
-    if stream is None:
-        return
-    numbered = None
-    if wanted[0] >= _NEAR_START:
-        numbered = frames_from(container, stream, wanted[0], frames)
+    to_rgb = RgbConverter()
+    with open_video(entry_url(entry)) as container:
+        stream = video_stream(container, entry.stream)
+        if stream is None:
+            return
+        numbered = numbered_frames(container, stream, wanted[0], entry.frames, seek)
+        for frame in _chosen(numbered, wanted, seek):
+            if (frame.width, frame.height) != entry.stored_size:
+                raise BadVideo(f"a frame of {frame.width}x{frame.height} pixels")
+            yield to_rgb(frame, entry.matrix)
+
+
+def _chosen(
+    numbered: Iterator[tuple[int, av.VideoFrame]], wanted: list[int], seek: Seek
+) -> Iterator[av.VideoFrame]:
+    """The frames with the `wanted` numbers."""
     position, intact = 0, False
-    for index, frame in numbered or enumerate(container.decode(stream)):
-        # After a seek, frames that depend on skipped ones may come first; none depends on them.
-        if frame.is_corrupt and (intact or index == wanted[position]):
-            raise BadVideo(f"frame {index} is corrupt")
+    for number, frame in numbered:
+        # The first frames may refer to ones that were skipped or cut off; no wanted one does.
+        if frame.is_corrupt and (intact or number == wanted[position]):
+            if seek:
+                raise SeekError
+            raise BadVideo(f"frame {number} is corrupt")
         intact = intact or not frame.is_corrupt
-        if index == wanted[position]:
+        if number == wanted[position]:
             yield frame
             position += 1
             if position == len(wanted):
                 return
+    if seek:
+        raise SeekError

@@ -29,7 +29,9 @@ def clip_frames(plan: ClipPlan, entry: ManifestEntry) -> np.ndarray:
         return plan.frames
     check_unchanged(entry)
     try:
-        times = _times(entry_url(entry), entry.mtime_ns, entry.size_bytes, entry.frames)
+        times = _times(
+            entry_url(entry), entry.mtime_ns, entry.size_bytes, entry.frames, entry.stream
+        )
     except (av.error.FFmpegError, EOFError, OSError, BadVideo) as error:
         raise UserError(
             f"{entry.path}: found unreadable time stamps "
@@ -46,6 +48,8 @@ def clip_frames(plan: ClipPlan, entry: ManifestEntry) -> np.ndarray:
 
 
 @lru_cache(_KEPT)
-def _times(url: str, mtime_ns: int, size_bytes: int, frames: int) -> np.ndarray | None:
+def _times(
+    url: str, mtime_ns: int, size_bytes: int, frames: int, stream: int | None
+) -> np.ndarray | None:
     """`frame_times` of a file, once per process; the other arguments tell versions of it apart."""
-    return frame_times(url, frames)
+    return frame_times(url, frames, stream)

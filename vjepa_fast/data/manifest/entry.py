@@ -7,6 +7,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import IntEnum
 from pathlib import Path
 
 import numpy as np
@@ -25,14 +26,37 @@ COLUMNS = {
     "offset": np.int64,
     "rotation": np.int16,
     "stream": np.int16,
-    "seekable": np.int8,
+    "seek": np.int8,
     "matrix": np.int8,
     "full_range": np.int8,
     "longest_frame": np.float64,
 }
-BOOLEANS = ("vfr", "seekable", "full_range")
-OPTIONAL = ("duration", "gop", "offset", "rotation", "stream", "matrix", "longest_frame", *BOOLEANS)
+BOOLEANS = ("vfr", "full_range")
+OPTIONAL = (
+    "duration",
+    "gop",
+    "offset",
+    "rotation",
+    "stream",
+    "seek",
+    "matrix",
+    "longest_frame",
+    *BOOLEANS,
+)
 LABEL_PREFIX = "label_"
+
+
+class Seek(IntEnum):
+    """How a seek finds frame i of a video, the i-th that decoding the whole file yields.
+
+    NEVER: it does not; frames are counted from the start of the file.
+    BY_ORDER: a key frame that i frames are stored before is frame i.
+    BY_STAMP: the frame with the i-th time stamp is frame i.
+    """
+
+    NEVER = 0
+    BY_ORDER = 1
+    BY_STAMP = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +81,7 @@ class ManifestEntry:
             to be upright.
         stream: which of the file's streams the video is, counted from 0; None where the file has
             only one video stream.
-        seekable: whether the frame of index i is the one with the i-th time stamp, so that a seek
-            finds it. Where it is not, frames are counted from the start of the file.
+        seek: how a seek finds a frame, a `Seek`.
         matrix: of the conversion from YCbCr to RGB, FFmpeg's number (AVColorSpace): 1 is BT.709, 5
             and 6 are BT.601, 9 is BT.2020. 2 means that the file does not say, 0 that there is none
             (RGB, gray).
@@ -66,7 +89,7 @@ class ManifestEntry:
             where H.264 or H.265 is of full range by its container only.
 
     From `duration` on all are None where they are unknown, as in manifests of older versions. An
-    unknown rotation counts as 0. Frames of a video that is not known to be seekable are counted.
+    unknown rotation counts as 0, an unknown seek as `Seek.NEVER`.
     """
 
     path: str
@@ -84,7 +107,7 @@ class ManifestEntry:
     offset: int | None = None
     rotation: int | None = None
     stream: int | None = None
-    seekable: bool | None = None
+    seek: int | None = None
     matrix: int | None = None
     full_range: bool | None = None
     longest_frame: float | None = None
@@ -92,7 +115,7 @@ class ManifestEntry:
     @property
     def is_current(self) -> bool:
         """Whether `index` found all there is to know, not an older version of it."""
-        return self.seekable is not None
+        return self.seek is not None
 
     @property
     def stored_size(self) -> tuple[int, int]:
@@ -170,10 +193,9 @@ class Entries(Sequence[ManifestEntry]):
         """
         return self._columns[name]
 
-    def known(self, name: str) -> np.ndarray:
-        """Which entries have a value in an optional column, bool [n]."""
-        column = self._columns.get(name)
-        return np.zeros(len(self), bool) if column is None else ~_is_unknown(column)
+    def optional_column(self, name: str) -> np.ndarray:
+        """A column of COLUMNS, [n], with -1 (or NaN) where the value is unknown."""
+        return self._known_or_not(name, COLUMNS[name])
 
     def file_names(self) -> Iterator[bytes]:
         """The last part of each path."""

@@ -1,9 +1,9 @@
 """Manifest files: a CSV or Parquet table of the videos, their labels and what decoding needs.
 
 Columns: path, label_<name> ..., frames, fps, width, height, codec, size_bytes, mtime_ns, and
-duration, gop, vfr, offset, rotation, stream, seekable, matrix, full_range, longest_frame where they
-are known. A relative path starts at the manifest's folder. size_bytes and mtime_ns are the file's
-at indexing time: a file that changed since is rejected, not misread. Parquet takes a ninth of the
+duration, gop, vfr, offset, rotation, stream, seek, matrix, full_range, longest_frame where they are
+known. A relative path starts at the manifest's folder. size_bytes and mtime_ns are the file's at
+indexing time: a file that changed since is rejected, not misread. Parquet takes a ninth of the
 bytes of CSV.
 """
 
@@ -33,7 +33,7 @@ _FACTS = {
     "mtime_ns": int,
 }
 _OPTIONAL_FACTS = {"duration": float, "gop": int, "vfr": int, "offset": int, "rotation": int}
-_OPTIONAL_FACTS |= {"stream": int, "seekable": int, "matrix": int, "full_range": int}
+_OPTIONAL_FACTS |= {"stream": int, "seek": int, "matrix": int, "full_range": int}
 _OPTIONAL_FACTS |= {"longest_frame": float}
 # File names need not be UTF-8: surrogateescape carries any bytes there and back.
 TEXT = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}

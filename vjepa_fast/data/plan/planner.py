@@ -183,11 +183,11 @@ class ClipPlanner:
 
 def _warn_of_old(entries: Entries) -> None:
     """Warn of a manifest that an older version wrote, which does not say what decoding needs."""
-    unknown = ~entries.known("seekable") & (entries.column("frames") > 1)
+    unknown = (entries.optional_column("seek") == -1) & (entries.column("frames") > 1)
     if unknown.any():
         log.warning(
-            "%s: found %d videos without the columns seekable and matrix, expected those of this "
-            "version; their frames are counted from the start of the file, which is slow: run "
+            "%s: found %d videos without the columns seek and matrix, which an older version did "
+            "not write; their frames are counted from the start of the file, which is slow: run "
             "`vjepa-fast index` again",
             entries.source,
             unknown.sum(),

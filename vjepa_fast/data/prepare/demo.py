@@ -21,7 +21,7 @@ from sklearn.datasets import load_digits
 from tqdm import tqdm
 
 from vjepa_fast.data.decode.color import UNTAGGED
-from vjepa_fast.data.manifest.entry import ManifestEntry
+from vjepa_fast.data.manifest.entry import ManifestEntry, Seek
 from vjepa_fast.data.manifest.files import read_csv, write_manifest
 from vjepa_fast.data.manifest.location import is_in_place
 from vjepa_fast.data.prepare.encode import comment_of
@@ -219,7 +219,7 @@ def _write_clip(directory: Path, codec: str, seed: int, job: tuple[str, int]) ->
         size_bytes=found.st_size,
         mtime_ns=found.st_mtime_ns,
         labels=labels,
-        seekable=True,
+        seek=Seek.BY_STAMP,
         matrix=UNTAGGED,
         full_range=False,
     )

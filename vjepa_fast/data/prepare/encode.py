@@ -18,7 +18,7 @@ from vjepa_fast.data.decode.color import (
     matrix_of,
     source_colorspace,
 )
-from vjepa_fast.data.ffmpeg import BadVideo, open_video, video_stream
+from vjepa_fast.data.ffmpeg import BadVideo, frame_times, open_video, video_stream
 from vjepa_fast.data.prepare.inspect import checked_rotation
 
 STAMP = "vjepa_fast transcode"  # the beginning of every copy's comment
@@ -76,13 +76,17 @@ class Settings:
         return CODECS[self.codec][1]
 
 
-def encode_copy(url: str, target: Path, settings: Settings, stamp: str) -> None:
+def encode_copy(
+    url: str, index: int | None, frames: int, target: Path, settings: Settings, stamp: str
+) -> None:
     """Write a copy of a video, without its audio and never enlarged.
 
     Its colors are BT.601, limited range: the only ones that every decoder shows right.
 
     Args:
         url: what FFmpeg opens.
+        index: of the video stream, for `video_stream`.
+        frames: number of its frames.
         target: the copy.
         settings: its codec, size and key frames.
         stamp: its comment.
@@ -93,15 +97,19 @@ def encode_copy(url: str, target: Path, settings: Settings, stamp: str) -> None:
     """
     encoder, suffix, options, muxing = CODECS[settings.codec]
     reformatter = VideoReformatter()
+    times = frame_times(url, frames, index)  # ascending, as the frames' own need not be
     with open_video(url) as source, av.open(str(target), "w", suffix[1:], options=muxing) as copy:
-        video = video_stream(source)
+        video = video_stream(source, index)
         if video is None:
             raise BadVideo("no video stream")
         container_matrix = video.codec_context.colorspace  # decoding overwrites it
         copy.metadata["comment"] = stamp
         stream = copy.add_stream(encoder, video.average_rate or 25, options=options)
         stream.pix_fmt = "yuv420p"
-        time_base = video.time_base if suffix == ".mp4" else Fraction(1, 1000)
+        rate = video.average_rate or Fraction(25)
+        time_base = Fraction(1, 1000)
+        if suffix == ".mp4":
+            time_base = 1 / rate if times is None else video.time_base
         stream.codec_context.time_base = time_base
         stream.codec_context.colorspace, stream.codec_context.color_range = BT601, ColorRange.MPEG
         stream.codec_context.gop_size = settings.gop
@@ -116,9 +124,7 @@ def encode_copy(url: str, target: Path, settings: Settings, stamp: str) -> None:
                 stream.width, stream.height = (height, width) if turned else (width, height)
                 upright = _turner(rotation, width, height)
             _check_frame(i, frame, size)
-            pts, stamps = frame.pts, frame.time_base
-            if pts is None:
-                pts, stamps = round(i / (video.average_rate or 25) / time_base), time_base
+            time = i / rate if times is None or i >= frames else Fraction(times[i])
             matrix = matrix_of(frame, container_matrix)
             # FFmpeg takes all gray video for full range: as a copy it shall stay as it is.
             stays = matrix == RGB and not is_full_range(frame)
@@ -136,7 +142,7 @@ def encode_copy(url: str, target: Path, settings: Settings, stamp: str) -> None:
             smaller = upright(smaller)
             smaller.colorspace, smaller.color_range = BT601, ColorRange.MPEG
             smaller.pict_type = 0
-            smaller.pts, smaller.time_base = pts, stamps
+            smaller.pts, smaller.time_base = round(time / time_base), time_base
             copy.mux(stream.encode(smaller))
         if size is None:  # PyAV would write no file at all
             raise BadVideo("damaged (no frame can be decoded)")

@@ -37,8 +37,9 @@ _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 
 @dataclass(frozen=True, slots=True)
 class _Source(ScannedFile):
-    """A video of the manifest, with its number of frames."""
+    """A video of the manifest, with its stream and its number of frames."""
 
+    stream: int | None = None
     frames: int = 0
 
 
@@ -84,7 +85,12 @@ def transcode_manifest(
     entries = read_text_list(manifest) if is_text_list(manifest) else read_manifest(manifest)
     sources = {
         entry.path: _Source(
-            entry.path, entry.size_bytes, entry.mtime_ns, entry.offset, entry.frames
+            entry.path,
+            entry.size_bytes,
+            entry.mtime_ns,
+            entry.offset,
+            entry.stream,
+            entry.frames,
         )
         for entry in entries
     }
@@ -217,7 +223,7 @@ def _copy(source: _Source, root: Path, output: Path, settings: Settings) -> Scan
         target.parent.mkdir(parents=True, exist_ok=True)
         part = _part(target)
         try:
-            encode_copy(url, part, settings, stamp)
+            encode_copy(url, source.stream, source.frames, part, settings, stamp)
             entry = _complete(part, source)
             os.replace(part, target)  # a file of this name is complete
         finally:

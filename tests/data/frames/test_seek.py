@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 
 from tests.helpers import videos
-from vjepa_fast.data.decode import seek
-from vjepa_fast.data.decode.seek import frames_from
 from vjepa_fast.data.ffmpeg import open_video, video_stream
+from vjepa_fast.data.frames import seek
+from vjepa_fast.data.frames.seek import numbered_frames
+from vjepa_fast.data.manifest.entry import Seek
 from vjepa_fast.data.prepare.inspect import probe_video
 
 FRAMES = 150
@@ -31,11 +32,12 @@ def video(request, tmp_path_factory):
 
 def test_every_frame_keeps_its_index(video):
     _, path = video
-    frames = probe_video(path).frames
-    assert frames == FRAMES
+    entry = probe_video(path)
+    assert (entry.frames, entry.seek) == (FRAMES, Seek.BY_STAMP)
     for first in range(0, FRAMES, 7):
         with open_video(str(path)) as container:
-            numbered = list(frames_from(container, video_stream(container), first, frames))
+            stream = video_stream(container)
+            numbered = list(numbered_frames(container, stream, first, FRAMES, Seek.BY_STAMP))
         shown = [
             (index, frame.to_ndarray(format="rgb24")) for index, frame in numbered if index >= first
         ]
@@ -52,7 +54,8 @@ def test_where_the_container_lists_its_frames_none_before_is_read(video, monkeyp
     original = seek.count_frame
     monkeypatch.setattr(seek, "count_frame", lambda *a: counted.append(a) or original(*a))
     with open_video(str(path)) as container:
-        index, _ = next(frames_from(container, video_stream(container), 130, FRAMES))
+        stream = video_stream(container)
+        index, _ = next(numbered_frames(container, stream, 130, FRAMES, Seek.BY_STAMP))
     assert 80 <= index <= 130
     assert len(counted) >= FRAMES if kind == "webm" else not counted
 
@@ -61,7 +64,8 @@ def test_a_list_that_counts_otherwise_is_not_believed(video):
     """Then the packets are counted; with the manifest's number of frames all is well either way."""
     _, path = video
     with open_video(str(path)) as container:
-        numbered = frames_from(container, video_stream(container), 100, FRAMES + 1)
+        stream = video_stream(container)
+        numbered = numbered_frames(container, stream, 100, FRAMES + 1, Seek.BY_STAMP)
         found = [
             (index, videos.read_numbers(frame.to_ndarray(format="rgb24")[None])[0])
             for index, frame in numbered

@@ -1,0 +1,102 @@
+"""What demuxing a video from its start to its end finds, without decoding."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+import av
+
+from vjepa_fast.data.ffmpeg import count_frame
+
+_NEW_HEADERS = "new_extradata"  # side data of a packet: another stream's headers begin
+
+
+@dataclass
+class Packets:
+    """The packets of a video stream; times are in units of its time base.
+
+    Attributes:
+        codec: FFmpeg's name of the codec.
+        fps: the rate that the container gives, in frames per second; 0 where it gives none.
+        matrix: from YCbCr to RGB as the container gives it, see `ManifestEntry`.
+        total: packets that are not empty.
+        frames: packets that should decode to a frame.
+        corrupt: packets that FFmpeg marks as corrupt.
+        gop: the most frames from one key frame to the next.
+        stamps: presentation time stamps of the frames that have one, in stored order.
+        keys: of each key frame, how many frames are stored before it.
+        end: when the last packet of any stream ends, in seconds.
+        last_dts: decoding time stamp of the last packet.
+        step: the largest difference between two successive decoding time stamps.
+        doubts: why the time stamps may not tell the frames' order, without repetitions.
+        of_stream: packets that are not empty of each stream, by its index in the file.
+    """
+
+    codec: str
+    fps: float
+    matrix: int
+    total: int = 0
+    frames: int = 0
+    corrupt: int = 0
+    gop: int = 0
+    stamps: list[int] = field(default_factory=list)
+    keys: list[int] = field(default_factory=list)
+    end: float = 0.0
+    last_dts: int = 0
+    step: int = 1
+    doubts: set[str] = field(default_factory=set)
+    of_stream: dict[int, int] = field(default_factory=dict)
+
+
+def read_packets(
+    container: av.container.InputContainer, stream: av.video.stream.VideoStream
+) -> Packets:
+    """Demux a file that was just opened, to its end.
+
+    Raises:
+        av.error.FFmpegError, EOFError: the file cannot be read.
+    """
+    codec = stream.codec_context.codec.canonical_name
+    fps = float(stream.average_rate or stream.guessed_rate or 0)
+    found = Packets(codec, fps, stream.codec_context.colorspace)
+    key_stamp: int | None = None
+    dts: int | None = None
+    for packet in container.demux():
+        if packet.pts is not None:
+            end = float((packet.pts + (packet.duration or 0)) * packet.time_base)
+            found.end = max(found.end, end)
+        if packet.size:
+            index = packet.stream.index
+            found.of_stream[index] = found.of_stream.get(index, 0) + 1
+        if packet.stream is not stream:
+            continue
+        found.total += packet.size > 0
+        if packet.dts is not None and packet.size:
+            found.step = max(found.step, packet.dts - found.last_dts)
+            found.last_dts = packet.dts
+            if dts is not None and packet.dts <= dts:
+                found.doubts.add("decoding time stamps that do not ascend")
+            dts = packet.dts
+        found.corrupt += packet.is_corrupt
+        if packet.is_discard:
+            found.doubts.add("an edit list")
+        if packet.has_sidedata(_NEW_HEADERS):
+            found.doubts.add("new headers within the stream")
+        if not count_frame(packet, codec):
+            continue
+        if packet.pts is None:
+            found.doubts.add("frames without a time stamp")
+        else:
+            found.stamps.append(packet.pts)
+        if packet.is_keyframe:
+            found.keys.append(found.frames)
+            key_stamp = packet.pts
+        elif key_stamp is not None and packet.pts is not None and packet.pts < key_stamp:
+            found.doubts.add("frames stored after a key frame and shown before it")
+        found.frames += 1
+    if len(set(found.stamps)) < len(found.stamps):
+        found.doubts.add("time stamps that occur twice")
+    starts = [*found.keys, found.frames]
+    found.gop = max((b - a for a, b in pairwise([0, *starts])), default=0)
+    return found
