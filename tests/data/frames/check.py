@@ -20,7 +20,7 @@ import av
 import numpy as np
 import torch
 
-from tests.data.frames import avi_files, field_files, mp4_files, remuxes
+from tests.data.frames import avi_files, field_files, mp4_files, odd_streams, remuxes
 from tests.data.frames.matrix import matrix
 from tests.data.frames.numbered_videos import Case, numbers
 from vjepa_fast.data.decode.dali import DaliDecoder
@@ -44,8 +44,8 @@ DALI_CODECS = ("vp8", "vp9", "mjpeg")  # that its CPU decoder takes
 
 def all_cases() -> list[Case]:
     """Every special situation, then the matrix."""
-    rooms = remuxes, avi_files, mp4_files, field_files
-    return [case for room in rooms for case in room.situations()] + matrix()
+    makers = remuxes, odd_streams, avi_files, mp4_files, field_files
+    return [case for maker in makers for case in maker.situations()] + matrix()
 
 
 def reference(path: Path) -> list[int]:

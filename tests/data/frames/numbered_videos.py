@@ -46,7 +46,7 @@ def _x264(bframes: int, more: str = "") -> Encoding:
 def _x265(bframes: int, open_gop: int) -> Encoding:
     options = (
         f"log-level=none:bframes={bframes}:b-adapt=0:scenecut=0:keyint=GOP:min-keyint=GOP"
-        f":open-gop={open_gop}:pools=1:frame-threads=1:no-wpp=1"
+        f":rc-lookahead=20:open-gop={open_gop}:pools=1:frame-threads=1:no-wpp=1"
     )
     return Encoding("libx265", {"preset": "ultrafast", "x265-params": options})
 
@@ -61,15 +61,21 @@ _SVT = {"preset": "12", "g": "GOP", "crf": "30"}
 
 # codec -> structure -> how to encode it. In "bframes" and "open" frames are stored in another order
 # than they are shown; in "open" some are stored after a key frame, refer to frames before it and
-# are shown before it; in "hidden" some pictures are never shown.
+# are shown before it ("deep": up to 16); in "hidden" some pictures are never shown.
 ENCODINGS: dict[str, dict[str, Encoding]] = {
     "h264": {
         "plain": _x264(0),
         "bframes": _x264(3),
         "open": _x264(3, ":open-gop=1"),
+        "deep": _x264(16, ":open-gop=1:b-pyramid=normal:ref=16"),
         "refresh": _x264(0, ":intra-refresh=1"),  # recovery points instead of key frames
     },
-    "hevc": {"plain": _x265(0, 0), "bframes": _x265(3, 0), "open": _x265(3, 1)},
+    "hevc": {
+        "plain": _x265(0, 0),
+        "bframes": _x265(3, 0),
+        "open": _x265(3, 1),
+        "deep": _x265(16, 1),
+    },
     "mpeg4": {
         "plain": _mpeg("mpeg4", 0, True),
         "bframes": _mpeg("mpeg4", 2, True),
@@ -140,7 +146,7 @@ def encode(
     alter: Callable[[list[av.Packet]], Iterable[av.Packet]] = list,
     muxer: str | None = None,
     options: dict[str, str] | None = None,
-    rate: int = RATE,
+    rate: Fraction | int = RATE,
 ) -> Path:
     """Encode numbered pictures and write them to `path`.
 
@@ -170,7 +176,7 @@ def encode(
         for at, number in enumerate(shown):
             gray = av.VideoFrame.from_ndarray(picture(number), format="gray")
             frame = gray.reformat(format=encoding.pixels)
-            frame.pts, frame.time_base = (pts[at] if pts else at), Fraction(1, rate)
+            frame.pts, frame.time_base = (pts[at] if pts else at), 1 / Fraction(rate)
             packets += stream.encode(frame)
         packets += stream.encode(None)
         for packet in alter(packets):
