@@ -86,6 +86,16 @@ def read_kernels(folder: Path) -> Result:
     return {"rows": rows}, lines
 
 
+def read_colors(folder: Path) -> Result:
+    """How far both decoders' colors are from the drawn ones, from the last line of the log."""
+    rows = json.loads((folder / "colors.log").read_text(encoding="utf-8").splitlines()[-1])
+    lines = [
+        f"{row['video']}: DALI {row['dali']:.1f}, PyAV {row['pyav']:.1f} gray levels off"
+        for row in rows
+    ]
+    return {"rows": rows}, lines
+
+
 def read_decode(folder: Path, provider: str) -> Result:
     """All rows; raises UserError if DALI is installed and `provider` has no figure."""
     text = (folder / "decode.jsonl").read_text(encoding="utf-8")
@@ -203,6 +213,14 @@ def parts(device: str, folder: Path) -> list[Part]:
             [_bench("kernels.py", "--no-compile", *kernel, "--output", folder / "kernels.jsonl")],
             90,
             read_kernels,
+        ),
+        Part(
+            "colors",
+            "the colors of decoded video",
+            [_bench("gpu/colors.py", device)],
+            60,
+            read_colors,
+            ("av", "pydantic", "nvidia.dali"),
         ),
         Part(
             "decode",

@@ -165,12 +165,14 @@ def test_dry_run_on_a_cpu(bench, tmp_path, capsys):
     report = json.loads((folder / "report.json").read_text())
     assert {one["status"] for one in report["parts"].values()} == {"passed"}, report["outcome"]
     assert list(report["parts"]) == [
-        *("device", "kernel_tests", "training", "vitl16", "vith16", "kernels", "decode")
+        *("device", "kernel_tests", "training", "vitl16", "vith16", "kernels", "colors", "decode")
     ]
     parts = report["parts"]
     assert parts["device"]["figures"]["torch"] == torch.__version__
     assert parts["training"]["figures"]["last"]["step"] == 2
     assert parts["vith16"]["figures"]["ratio"] > 0
+    errors = [row[name] for row in parts["colors"]["figures"]["rows"] for name in ("dali", "pyav")]
+    assert len(errors) == 4 and max(errors) < 3
     providers = {row["provider"] for row in parts["decode"]["figures"]["rows"]}
     assert providers == {"pyav", "dali cpu"}
     assert "tiny.json in place of ViT-L/16" in (folder / "report.md").read_text()

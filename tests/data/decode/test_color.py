@@ -5,15 +5,17 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from tests.data.decode import patches
 from tests.data.loading import BACKENDS, CPU, Fixed, one
 from tests.helpers import videos
 from vjepa_fast.data.decode.backend import unsuited_to_dali
 from vjepa_fast.data.decode.color import from_bt601
-from vjepa_fast.data.decode.dali import corrected
+from vjepa_fast.data.decode.dali import DaliDecoder, corrected
 from vjepa_fast.data.ffmpeg import BadVideo
 from vjepa_fast.data.manifest.files import read_manifest
+from vjepa_fast.data.plan.clip_plan import ClipPlan
 from vjepa_fast.data.prepare.inspect import probe_video
 
 TOLERANCE = 2  # gray levels, of every channel of every patch
@@ -36,9 +38,10 @@ LIMITED_ONLY = [("mpeg2video", "mpg", "yuv420p"), ("prores_ks", "mov", "yuv422p1
 def errors(tmp_path, path, backend, gray=False):
     """Of the first frame, and of one that a seek finds."""
     manifest = videos.manifest_of(tmp_path, [path])
+    frame = min(40, read_manifest(manifest)[0].frames - 1)
     return np.stack([
         patches.errors(picture, gray)
-        for picture in one(Fixed(manifest, [0, 40]), backend, size=64)
+        for picture in one(Fixed(manifest, [0, frame]), backend, size=64)
     ])  # fmt: skip
 
 
@@ -163,6 +166,32 @@ def test_dalis_colors_are_corrected(matrix, full):
     assert left[1].mean() <= wrong[1].mean() / 2  # what was clipped stays inexact
 
 
+def test_clips_of_other_matrices_are_corrected_in_place(tmp_path):
+    """As on a GPU, with what DALI's CPU decoder shows of BT.709: it knows one matrix, too."""
+    kinds = {"a": (1, False), "b": (5, False), "c": (1, True)}
+    entries = [
+        probe_video(
+            patches.write_patches(tmp_path / f"{name}.webm", "libvpx-vp9", "yuv420p", *kind)
+        )
+        for name, kind in kinds.items()
+    ]
+    plans = [
+        ClipPlan(i, entry.path, i, np.arange(2), (0.0, 0.0, 1.0, 1.0), False, {})
+        for i, entry in enumerate(entries)
+    ]
+    as_bt601 = DaliDecoder([replace(entry, matrix=5) for entry in entries], 64, CPU, 1)
+    video, failures = as_bt601.collect(plans, as_bt601.submit(plans))
+    as_bt601.close()
+    before = video.clone()
+    decoder = DaliDecoder(entries, 64, CPU, 1)
+    decoder._correct_colors(plans, video)
+    decoder.close()
+    assert not failures and torch.equal(video[1], before[1])
+    for i in (0, 2):
+        assert patches.errors(before[i, 1].numpy())[0].max() > 5
+        assert patches.errors(video[i, 1].numpy())[0].max() <= TOLERANCE
+
+
 def test_a_matrix_that_differs_in_container_and_stream_is_the_streams(tmp_path):
     path = tmp_path / "a.mkv"
     patches.write_patches(path, "libx264", "yuv420p", 9, frames=50, container_tag=1)
@@ -179,3 +208,25 @@ def test_dali_gets_no_range_that_only_the_container_says(tmp_path, tagged, range
     unsuited, _ = unsuited_to_dali([replace(entry, width=640, height=480)], torch.device("cuda"))
     assert unsuited.tolist() == [not tagged]
     checked(tmp_path, path)
+
+
+@pytest.mark.parametrize(
+    ("name", "mode", "options"),
+    [
+        ("a.jpg", "RGB", {"quality": 98, "subsampling": 2}),
+        ("a.jpg", "RGB", {"quality": 98, "subsampling": 0}),
+        ("a.jpg", "L", {"quality": 98}),
+        ("a.png", "RGB", {}),
+        ("a.png", "RGBA", {}),
+        ("a.png", "L", {}),
+        ("a.png", "P", {}),
+        ("a.webp", "RGB", {"lossless": True}),
+        ("a.webp", "RGB", {"quality": 100}),
+        ("a.webp", "RGBA", {"quality": 100}),
+        ("a.bmp", "RGB", {}),
+    ],
+)
+def test_images(tmp_path, name, mode, options):
+    picture = patches.PATCHES.astype(np.uint8).repeat(32, 0).repeat(16, 1)
+    Image.fromarray(picture).convert(mode).save(tmp_path / name, **options)
+    checked(tmp_path, tmp_path / name, gray=mode == "L")
