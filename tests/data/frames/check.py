@@ -20,9 +20,9 @@ import av
 import numpy as np
 import torch
 
-from tests.data.frames import avi_files, field_files, mp4_files, odd_streams, remuxes
-from tests.data.frames.matrix import matrix
-from tests.data.frames.numbered_videos import Case, numbers
+from tests.data.frames.makers import avi_files, field_files, mp4_files, odd_streams, remuxes
+from tests.data.frames.makers.matrix import matrix
+from tests.data.frames.makers.numbered_videos import Case, numbers
 from vjepa_fast.data.decode.dali import DaliDecoder
 from vjepa_fast.data.decode.pyav import decode_pixels
 from vjepa_fast.data.decode.time_stamps import clip_frames

@@ -10,7 +10,7 @@ from pathlib import Path
 import av
 import numpy as np
 
-from tests.data.frames.numbered_videos import GOP, MUXERS, Case, encode, moved
+from tests.data.frames.makers.numbered_videos import GOP, MUXERS, Case, encode, moved
 
 _CUT = 2 * GOP  # the frame number near which cuts begin
 _HEVC_CRA, _HEVC_BLA = 21, 16  # NAL unit types

@@ -16,7 +16,15 @@ from pathlib import Path
 import av
 import numpy as np
 
-from tests.data.frames.numbered_videos import FRAMES, HEIGHT, MUXERS, RATE, WIDTH, Case, picture
+from tests.data.frames.makers.numbered_videos import (
+    FRAMES,
+    HEIGHT,
+    MUXERS,
+    RATE,
+    WIDTH,
+    Case,
+    picture,
+)
 
 _GOP = 16
 _SLICE, _IDR, _SEI, _SPS, _PPS, _DELIMITER = 1, 5, 6, 7, 8, 9  # NAL unit types

@@ -10,7 +10,7 @@ from pathlib import Path
 import av
 import numpy as np
 
-from tests.data.frames.numbered_videos import FRAMES, Case, encode, moved
+from tests.data.frames.makers.numbered_videos import FRAMES, Case, encode, moved
 
 _WRAP = (1 << 33) // 3600  # frames until the clock of MPEG-TS starts again
 _FRAGMENTS = "frag_keyframe+empty_moov+default_base_moof"

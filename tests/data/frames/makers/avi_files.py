@@ -8,7 +8,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from tests.data.frames.numbered_videos import RATE, Case, encode
+from tests.data.frames.makers.numbered_videos import RATE, Case, encode
 
 _VOP, _GOV, _USER_DATA = b"\0\0\1\xb6", b"\0\0\1\xb3", b"\0\0\1\xb2"
 _KEY_FRAME = 0x10  # a flag in the index

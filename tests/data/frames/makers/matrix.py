@@ -8,7 +8,7 @@ from functools import partial
 from itertools import product
 from pathlib import Path
 
-from tests.data.frames.numbered_videos import (
+from tests.data.frames.makers.numbered_videos import (
     ENCODINGS,
     Case,
     encode,

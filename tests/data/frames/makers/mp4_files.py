@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from tests.data.frames.numbered_videos import FRAMES, RATE, Case, encode, in_decoding_order
+from tests.data.frames.makers.numbered_videos import FRAMES, RATE, Case, encode, in_decoding_order
 
 _PARENTS = (b"moov", b"trak", b"mdia", b"minf", b"stbl", b"edts")
 _SECOND = 1000  # the movie's units of time
