@@ -6,6 +6,7 @@ import os
 
 from vjepa_fast.data.manifest.entry import Entries
 from vjepa_fast.data.manifest.files import is_text_list, read_manifest
+from vjepa_fast.data.manifest.location import check_sample
 
 
 def open_manifest(path: str | os.PathLike) -> Entries:
@@ -15,10 +16,13 @@ def open_manifest(path: str | os.PathLike) -> Entries:
     `prepare.text_list.read_text_list`.
 
     Raises:
-        UserError: a missing, empty or malformed file; the message names the line.
+        UserError: a missing, empty or malformed file (the message names the line), or most of the
+            files that it describes are missing or changed.
     """
     if is_text_list(path):
         from vjepa_fast.data.prepare.text_list import read_text_list  # needs PyAV, a CSV does not
 
         return read_text_list(path)
-    return read_manifest(path)
+    entries = read_manifest(path)
+    check_sample(entries, str(path))
+    return entries

@@ -11,7 +11,6 @@ from tests.data.manifest.test_files import ENTRY
 from vjepa_fast.data.manifest import files as manifest
 from vjepa_fast.data.manifest.entry import Entries, entries_of
 from vjepa_fast.data.manifest.files import read_manifest, write_manifest
-from vjepa_fast.data.open_manifest import open_manifest
 from vjepa_fast.data.plan.planner import ClipPlanner
 from vjepa_fast.errors import UserError
 
@@ -82,7 +81,7 @@ def test_manifests_in_several_folders_are_one_list(tmp_path):
         entry = replace(ENTRY, path=f"sub/{name}.webm")
         write_manifest(tmp_path / name / "m.csv", [entry])
         paths.append(tmp_path / name / "m.csv")
-    planner = ClipPlanner(list(map(open_manifest, paths)), num_frames=2, frame_step=1, augment=None)
+    planner = ClipPlanner(list(map(read_manifest, paths)), num_frames=2, frame_step=1, augment=None)
     expected = [str(tmp_path / name / "sub" / f"{name}.webm") for name in "ab"]
     assert [entry.path for entry in planner.entries] == expected
     assert sorted(plan.path for plan in planner.plan([0, 1])) == expected
