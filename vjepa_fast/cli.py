@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from vjepa_fast import __version__
 from vjepa_fast.commands import demo_data, index, info, masks, probe, report, transcode
+from vjepa_fast.commands.terminal import print_any_name
 from vjepa_fast.errors import exit_status
 from vjepa_fast.train import set_up_logging
 
@@ -27,6 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         the exit status: 2, and one sentence on stderr, for a user's mistake.
     """
+    print_any_name()
     parser = argparse.ArgumentParser(
         prog="vjepa-fast",
         description="Commands around V-JEPA pretraining. To pretrain, run vjepa_fast/train.py.",

@@ -20,7 +20,7 @@ import os
 import warnings
 from collections.abc import Sequence
 
-from vjepa_fast.commands.terminal import add_config_arguments
+from vjepa_fast.commands.terminal import add_config_arguments, print_any_name
 from vjepa_fast.errors import exit_status
 
 
@@ -44,6 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         the exit status.
     """
+    print_any_name()
     parser = argparse.ArgumentParser(description="Pretrain V-JEPA from a config.")
     add_config_arguments(parser)
     parser.add_argument("--local_rank", type=int, help="set by the launcher")

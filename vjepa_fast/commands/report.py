@@ -57,7 +57,7 @@ def run(options: argparse.Namespace) -> int:
     report = report_html(options.run_folder)
     output = options.output or options.run_folder / "report.html"
     try:
-        output.write_text(report, encoding="utf-8")
+        output.write_text(report, encoding="utf-8", errors="backslashreplace")
     except OSError as error:
         raise UserError(
             f"--output: found {output}, which cannot be written ({error.strerror}), expected a "

@@ -3,10 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import io
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from vjepa_fast.paths import expanded
+
+
+def print_any_name() -> None:
+    """Let stdout print what its encoding lacks, e.g. file names that are not UTF-8, as `\\udcff`.
+
+    stderr, and so the log, does that anyway.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def positive_int(text: str) -> int:

@@ -102,6 +102,7 @@ _EXPECTED = {
     "finite_number": "a finite number",
     "bool_type": "true or false",
     "string_type": "a string in quotes",
+    "string_unicode": "a string in UTF-8",
     "list_type": "a list in brackets",
     "model_type": "an object in braces",
     "model_attributes_type": "an object in braces",

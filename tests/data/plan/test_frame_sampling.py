@@ -1,5 +1,6 @@
 """Windows in frames and in seconds, short videos, several clips of one video, any world size."""
 
+import os
 from dataclasses import replace
 
 import numpy as np
@@ -185,7 +186,11 @@ def test_a_mixture_of_several_clips_is_exact_in_every_block():
 def test_every_world_size_sees_the_same_clips(tmp_path, tiny_settings, settings):
     paths = [tmp_path / "a.csv", tmp_path / "b.csv"]
     for path in paths:
-        write_manifest(path, manifest(range(20, 60), path.name))
+        videos_of_it = manifest(range(20, 60), path.name)
+        write_manifest(path, videos_of_it)
+        for entry in videos_of_it:
+            (tmp_path / entry.path).write_bytes(bytes(entry.size_bytes))
+            os.utime(tmp_path / entry.path, ns=(0, entry.mtime_ns))
     config = tiny_settings(paths, settings)
     expected = None
     for world in (1, 2, 3, 8):

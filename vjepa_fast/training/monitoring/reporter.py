@@ -56,7 +56,8 @@ class Reporter:
             self._writer = MetricsWriter(run, trainer.step_number, config.log.wandb, settings)
             found = environment(trainer.device, dist.get_world_size())
             text = json.dumps(found, indent=2, ensure_ascii=False) + "\n"
-            (run / "environment.json").write_text(text, encoding="utf-8")
+            path = run / "environment.json"
+            path.write_text(text, encoding="utf-8", errors="backslashreplace")
             if trainer.micro_batch == 1:
                 log.info("collapse monitor: off, since it needs at least two clips per micro-batch")
         self._collapse = CollapseMonitor()
