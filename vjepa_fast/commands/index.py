@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--deep",
         action="store_true",
-        help="also decode a few frames at the start, middle and end of each video",
+        help="decode every frame of every video; takes much longer",
     )
 
 

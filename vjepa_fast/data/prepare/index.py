@@ -13,7 +13,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from vjepa_fast.data.manifest.entry import ManifestEntry
+from vjepa_fast.data.frames.addressing import NEAR_START
+from vjepa_fast.data.manifest.entry import ManifestEntry, Seek
 from vjepa_fast.data.manifest.files import read_manifest, write_manifest
 from vjepa_fast.data.prepare.listing.folder import Listing, list_folder
 from vjepa_fast.data.prepare.listing.names import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS, in_words
@@ -96,7 +97,7 @@ def index_listing(
         output: the manifest, .csv or .parquet. Not written if no file is usable.
         workers: number of processes; None: one per core.
         progress: show a progress bar.
-        deep: decode a few frames of every file, also of files that are unchanged.
+        deep: decode every frame of every file, also of files that are unchanged.
 
     Returns:
         The usable videos, sorted by path, and (path, reason) of the rejected files, which
@@ -141,7 +142,9 @@ def _index(
     old = read_manifest(output) if output.exists() else []
     known = {}
     if not deep:
-        known = {r.file: r for r in [*_results_in(old), *read_rejected(list_of_rejected)]}
+        known = {result.file: result for result in _results_in(old)}
+        if known or not old:  # else an older version wrote both, which rejected sound videos
+            known |= {result.file: result for result in read_rejected(list_of_rejected)}
     known |= {result.file: result for result in journal.read()}
     results = [known[file] for file in files if file in known]
     new = [file for file in files if file not in known]
@@ -170,6 +173,7 @@ def _index(
             entries = [replace(entry, labels=labels[entry.path]) for entry in entries]
         write_manifest(output, entries)
         _warn_of_gaps(entries, output)
+        _warn_of_counted(entries, output)
     write_rejected(list_of_rejected, rejected)
     journal.remove()
     return entries, [(result.file.path, result.reason) for result in rejected]
@@ -212,6 +216,21 @@ def _warn_of_gaps(entries: list[ManifestEntry], output: Path) -> None:
             longest.path,
             longest.longest_frame,
             longest.duration,
+        )
+
+
+def _warn_of_counted(entries: list[ManifestEntry], output: Path) -> None:
+    counted = [e for e in entries if e.seek == Seek.NEVER and e.frames > NEAR_START]
+    if counted:
+        longest = max(counted, key=lambda entry: entry.frames)
+        log.warning(
+            "%s: found %d videos in which no seek finds a frame (the longest: %s, %d frames), "
+            "expected time stamps that tell the order of frames; they are decoded from the start, "
+            "which is slow in long ones: `vjepa-fast transcode` makes copies that can be sought",
+            output,
+            len(counted),
+            longest.path,
+            longest.frames,
         )
 
 
