@@ -64,7 +64,7 @@ def test_without_a_gap_the_clips_are_those_of_before():
 
 
 def test_windows_that_show_enough_stay():
-    times = np.concatenate([steady(0, 60), steady(70, 60)])
+    times = np.append(np.concatenate([steady(0, 60), steady(70, 60)]), 130.0)
     for position in POSITIONS:
         start = 126 * position
         found = start_outside_gaps(times, start, (0.0, 126.0), 126.0, 4.0, 0.25)

@@ -99,7 +99,8 @@ class Windows:
         if times is not None:
             bounds = spare * part / self.clips, spare * (part + 1) / self.clips
             seconds = self.num_frames / self.fps
-            start = start_outside_gaps(times, start, bounds, spare, seconds, 1 / self.fps)
+            shown = np.append(times, total)
+            start = start_outside_gaps(shown, start, bounds, spare, seconds, 1 / self.fps)
         points = start + np.arange(self.num_frames) / self.fps
         points = points + _TICK
         if self.short == "wrap" and total > 0:

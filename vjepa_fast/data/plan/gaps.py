@@ -22,7 +22,8 @@ def start_outside_gaps(
     within `bounds` if there are any; where there are none, over the best places.
 
     Args:
-        times: seconds from the first frame on, ascending, float64 [frames].
+        times: when each frame begins, and when the last one ends, in seconds from the first on,
+            ascending, float64 [frames + 1].
         start: of the window, within `bounds`, in seconds.
         bounds: the first and the last start that this clip may have, within 0 .. spare.
         spare: the last start of any clip.
@@ -30,8 +31,6 @@ def start_outside_gaps(
         period: from one frame of the clip to the next, in seconds.
     """
     durations = np.diff(times)
-    if not durations.size:
-        return start
     usual = float(np.median(durations))
     gaps = durations > max(_UNUSUAL * usual, 2 * period)
     if not gaps.any():
