@@ -8,6 +8,7 @@ from itertools import pairwise
 import av
 
 from vjepa_fast.data.ffmpeg import count_frame
+from vjepa_fast.data.frames.headers import Headers
 
 _NEW_HEADERS = "new_extradata"  # side data of a packet: another stream's headers begin
 
@@ -60,6 +61,7 @@ def read_packets(
     codec = stream.codec_context.codec.canonical_name
     fps = float(stream.average_rate or stream.guessed_rate or 0)
     found = Packets(codec, fps, stream.codec_context.colorspace)
+    headers = Headers(stream)
     key_stamp: int | None = None
     dts: int | None = None
     for packet in container.demux():
@@ -81,7 +83,7 @@ def read_packets(
         found.corrupt += packet.is_corrupt
         if packet.is_discard:
             found.doubts.add("an edit list")
-        if packet.has_sidedata(_NEW_HEADERS):
+        if headers.change_at(packet) or packet.has_sidedata(_NEW_HEADERS):
             found.doubts.add("new headers within the stream")
         if not count_frame(packet, codec):
             continue

@@ -19,6 +19,7 @@ from vjepa_fast.data.frames.addressing import find_addressing
 from vjepa_fast.data.frames.packets import Packets, read_packets
 from vjepa_fast.data.manifest.entry import ManifestEntry, Seek
 from vjepa_fast.data.manifest.location import file_of, source_url
+from vjepa_fast.data.prepare.listing.endings import is_whole, missing_bytes
 from vjepa_fast.data.prepare.listing.signatures import is_animated_gif, is_animated_webp
 
 _ROUNDING = 0.001  # seconds: WebM's time stamps are whole milliseconds
@@ -49,7 +50,7 @@ def probe_video(
 
     Raises:
         BadVideo: the file is unreadable, empty, text, audio only, truncated, damaged, too short,
-            mirrored, or rotated by other than a multiple of 90 degrees.
+            mirrored, rotated by other than a multiple of 90 degrees, or changes its picture size.
     """
     path = os.path.abspath(path)
     try:
@@ -60,6 +61,7 @@ def probe_video(
             head = file.read(min(1024, size))
             file.seek(offset or 0)
             one_picture = head.startswith(b"GIF8") and not is_animated_gif(file)
+            whole = is_whole(file, offset or 0, size)
     except OSError as error:
         raise BadVideo(f"unreadable ({error.strerror})") from None
     if not head:
@@ -68,12 +70,14 @@ def probe_video(
         raise BadVideo("a text file, not a video")
     if is_animated_webp(head):
         raise BadVideo("an animated WebP, which FFmpeg does not decode; convert it")
+    if missing := missing_bytes(head, size):
+        raise BadVideo(f"truncated ({size} of {size + missing} bytes)")
     try:
         url = source_url(path, offset, size)
         with open_video(url) as container:
             still = one_picture or container.format.name in _STILL_FORMATS
             entry = _inspect_still(container, path, head) if still else None
-        entry = entry or _inspect(path, url, deep)
+        entry = entry or _inspect(path, url, deep, whole)
     except (av.error.FFmpegError, EOFError) as error:
         known = head.startswith(_CONTAINER_MAGIC + _STILL_MAGIC) or head[4:8] == b"ftyp"
         what = "truncated or damaged" if known else "not a video"
@@ -96,8 +100,8 @@ def _is_text(head: bytes) -> bool:
     return all(character.isprintable() or character.isspace() for character in text)
 
 
-def _inspect(path: str, url: str, deep: bool) -> ManifestEntry:
-    index, several, packets = _read_video_packets(url)
+def _inspect(path: str, url: str, deep: bool, whole: bool) -> ManifestEntry:
+    index, several, packets = _read_video_packets(url, whole)
     try:
         found = find_addressing(url, index, packets, deep)
     except av.error.FFmpegError as error:
@@ -137,7 +141,7 @@ def _longest_frame(times: np.ndarray | None) -> float | None:
     return round(float(np.diff(times).max()), 6)
 
 
-def _read_video_packets(url: str) -> tuple[int, bool, Packets]:
+def _read_video_packets(url: str, whole: bool) -> tuple[int, bool, Packets]:
     """The stream that is the video, whether there are several, and its packets."""
     index: int | None = None
     while True:
@@ -154,7 +158,8 @@ def _read_video_packets(url: str) -> tuple[int, bool, Packets]:
                 continue
             if packets.corrupt:
                 raise BadVideo(f"truncated or damaged ({packets.corrupt} corrupt packets)")
-            _check_length(container, stream, packets)
+            if not whole:
+                _check_length(container, stream, packets)
             return stream.index, len(container.streams.video) > 1, packets
 
 

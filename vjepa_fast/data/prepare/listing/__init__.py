@@ -1,4 +1,4 @@
-"""Which files of a folder and of its tar archives are videos: by name, else by their first bytes.
+"""Files before FFmpeg opens them: which are videos, by name or first bytes, and which are whole.
 
 May import: data.ffmpeg (BadVideo), data.prepare.scan_journal, errors. Decodes nothing.
 What a video holds, and whether it can be used, belongs to `data.prepare.inspect`.
