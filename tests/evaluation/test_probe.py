@@ -20,7 +20,12 @@ from vjepa_fast.errors import UserError
 from vjepa_fast.evaluation import probe
 from vjepa_fast.evaluation.features import Clips, all_features, load_clips
 from vjepa_fast.evaluation.probe import PIXELS, PRETRAINED, RANDOM, load_target_encoder
-from vjepa_fast.evaluation.train_probe import ProbeRecipe, label_split, probe_accuracy
+from vjepa_fast.evaluation.train_probe import (
+    ProbeRecipe,
+    label_split,
+    number_classes,
+    probe_accuracy,
+)
 from vjepa_fast.training.checkpoint.format import Checkpoint
 from vjepa_fast.training.loop import pretrain
 
@@ -52,6 +57,16 @@ def test_probe_is_a_function_of_its_seed() -> None:
     found = [probe_accuracy(*train, *test, RECIPE, seed=seed, name="seed") for seed in (0, 0, 1)]
     assert found[0] == found[1]
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_any_integers_are_classes() -> None:
+    """WordNet offsets and user ids; a test class that was never trained is -1, always wrong."""
+    train = torch.tensor([9_999_999_999, 7, 2_084_071, 7])
+    test = torch.tensor([2_084_071, 3, 2**62, 7, 9_999_999_999])
+    classes, numbered, tested = number_classes(train, test)
+    assert classes == [7, 2_084_071, 9_999_999_999]
+    assert numbered.tolist() == [2, 0, 1, 0]
+    assert tested.tolist() == [1, -1, -1, 0, 2]
 
 
 def test_labeled_clips_are_a_fraction_of_every_class() -> None:
@@ -114,6 +129,8 @@ def test_probe_of_a_run_through_the_command_line(
         "test": {"used": 16, "left_out": []},
     }
 
+    check_ids(run, demo, capsys)
+
     few = ["--labels", "digit", "--label-fraction", "0.5"]
     assert cli.main(["probe", "--checkpoint", str(run), *few]) == 0
     printed = capsys.readouterr().out
@@ -157,6 +174,39 @@ def test_probe_of_a_run_through_the_command_line(
     bare = ["--labels", "digit", "--test", str(run / "bare.csv")]
     assert cli.main(["probe", "--checkpoint", str(run), *bare]) == 2
     assert "bare.csv: found labels none, expected digit" in capsys.readouterr().err
+
+
+def check_ids(run: Path, demo: Path, capsys: pytest.CaptureFixture) -> None:
+    """User ids as classes, and a test manifest with classes that the other one lacks."""
+
+    def write(name: str, change: Callable[[int], int]) -> Path:
+        entries = read_manifest(demo / name)
+        changed = [replace(e, labels={"user": change(e.labels["digit"])}) for e in entries]
+        write_manifest(run / name, changed)
+        return run / name
+
+    ids = {digit: 999_999_999_000 + 1_000 * digit**3 for digit in range(10)}
+    files = ["--train", str(write("train.csv", ids.get))]
+    arguments = ["probe", "--checkpoint", str(run), "--labels", "user", *files]
+    seen = sorted({ids[entry.labels["digit"]] for entry in read_manifest(demo / "train.csv")})
+
+    test = write("test.csv", lambda digit: 5 if digit == 1 else ids[digit])
+    assert cli.main([*arguments, "--test", str(test)]) == 0
+    captured = capsys.readouterr()
+    assert json.loads((run / "probe.json").read_text())["classes"] == {"user": seen}
+    found = sum(e.labels["user"] == 5 for e in read_manifest(test))
+    assert 0 < found < 16
+    assert (
+        f"label_user: found {found} of 16 test videos of 1 classes that no training video has "
+        "(5); they count as wrong"
+    ) in captured.err
+
+    test = write("test.csv", lambda digit: digit - 1)
+    assert cli.main([*arguments, "--test", str(test)]) == 2
+    assert (
+        "test.csv: found 8 of 16 videos with a negative number in label_user (the lowest: -1),"
+        in (capsys.readouterr().err)
+    )
 
 
 @pytest.mark.parametrize("backend", ["pyav", "dali"])

@@ -60,7 +60,8 @@ def labeled_planner(
     """Plan one clip of every video in a manifest: its middle window, center crop.
 
     Raises:
-        UserError: the manifest lacks a label or has classes below 0.
+        UserError: the manifest lacks a label, or has a negative class, which in other trainers'
+            lists means that a video has no label.
     """
     planner = ClipPlanner.in_order(
         open_manifest(manifest), num_frames=num_frames, frame_step=frame_step, fps=fps
@@ -72,11 +73,12 @@ def labeled_planner(
             f"{', '.join(missing)}; name labels that have a column label_<name>"
         )
     for name in labels:
-        low = planner.entries.column(f"label_{name}").min()
-        if low < 0:
+        column = planner.entries.column(f"label_{name}")
+        if negative := int((column < 0).sum()):
             raise UserError(
-                f"{manifest}: found {low} in label_{name}, expected classes numbered from 0; "
-                "renumber them"
+                f"{manifest}: found {negative} of {len(column)} videos with a negative number in "
+                f"label_{name} (the lowest: {column.min()}), expected 0 or more, since -1 often "
+                "means no label; leave these videos out, or number their classes from 0"
             )
     return planner
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,13 +20,20 @@ from vjepa_fast.evaluation.features import (
     load_clips,
     pixel_features,
 )
-from vjepa_fast.evaluation.train_probe import ProbeRecipe, label_split, probe_accuracy
+from vjepa_fast.evaluation.train_probe import (
+    ProbeRecipe,
+    label_split,
+    number_classes,
+    probe_accuracy,
+)
 from vjepa_fast.models.encoder import VisionTransformer
 from vjepa_fast.training.checkpoint.format import Checkpoint
 from vjepa_fast.weights import load_exactly
 
 PRETRAINED, RANDOM, PIXELS = "pretrained encoder", "random encoder", "raw pixels"
 LOW_SHOT_DRAWS = 3  # as in the paper
+_SHOWN = 20  # untrained classes that a warning names
+log = logging.getLogger("vjepa_fast")
 
 
 def load_target_encoder(checkpoint: Checkpoint) -> VisionTransformer:
@@ -73,7 +81,8 @@ def run_probe(
 
     Returns:
         checkpoint, step, label_fraction; accuracy {label: {kind: fraction}}; draws {label: {kind:
-        [fraction]}}; chance {label: fraction}; videos {"train" and "test": {"used": their number,
+        [fraction]}}; classes {label: [the number in the manifest of each class that the probe
+        knows]}; chance {label: fraction}; videos {"train" and "test": {"used": their number,
         "left_out": paths of those that cannot be decoded}}. All that is also written to probe.json
         in the run's folder, or in the checkpoint's own if it is in no run; `file` is its path.
 
@@ -85,6 +94,7 @@ def run_probe(
     train = train or Path(config.data.manifests[0])
     test = test or test_manifest_beside(train)
     train_clips, test_clips = _load(config, train, test, labels)
+    classes = {label: _numbered(train_clips, test_clips, label) for label in labels}
     draws = _accuracies(config, checkpoint, train_clips, test_clips, labels, label_fraction)
     result = {
         "checkpoint": str(checkpoint.folder),
@@ -95,6 +105,7 @@ def run_probe(
             for label, by_kind in draws.items()
         },
         "draws": draws,
+        "classes": classes,
         "chance": {label: _chance(train_clips, test_clips, label) for label in labels},
         "videos": {
             name: {"used": len(clips.video), "left_out": list(clips.left_out)}
@@ -150,8 +161,8 @@ def _accuracies(
         train_features = all_features(featurize, train.video, device, kind)
         test_features = all_features(featurize, test.video, device, kind)
         for label in labels:
-            train_labels = train.labels[label].to(device)
-            test_labels = test.labels[label].to(device)
+            _, *numbered = number_classes(train.labels[label], test.labels[label])
+            train_labels, test_labels = (classes.to(device) for classes in numbered)
             found[label][kind] = [
                 probe_accuracy(
                     train_features,
@@ -166,6 +177,25 @@ def _accuracies(
                 for seed in seeds
             ]
     return found
+
+
+def _numbered(train: Clips, test: Clips, label: str) -> list[int]:
+    """The labels of the classes to train; warns of test clips of other classes."""
+    classes, _, tested = number_classes(train.labels[label], test.labels[label])
+    unknown = test.labels[label][tested < 0]
+    if len(unknown):
+        names = unknown.unique().tolist()
+        shown = ", ".join(map(str, names[:_SHOWN])) + ", …" * (len(names) > _SHOWN)
+        log.warning(
+            "label_%s: found %d of %d test videos of %d classes that no training video has (%s); "
+            "they count as wrong",
+            label,
+            len(unknown),
+            len(tested),
+            len(names),
+            shown,
+        )
+    return classes
 
 
 def _chance(train: Clips, test: Clips, label: str) -> float:

@@ -30,6 +30,24 @@ class ProbeRecipe:
     heads: int = 4
 
 
+def number_classes(train: Tensor, test: Tensor) -> tuple[list[int], Tensor, Tensor]:
+    """Number the classes of the training clips 0 .. n-1, by size of their label.
+
+    Labels may be any integers, such as WordNet offsets or user ids.
+
+    Args:
+        train, test: labels, int64 [n] each.
+
+    Returns:
+        the label of each class; the classes of the training clips; those of the test clips, -1
+        where no training clip has that label; int64 [n] each.
+    """
+    classes, numbered = train.unique(return_inverse=True)
+    nearest = torch.searchsorted(classes, test).clamp(max=len(classes) - 1)
+    found = torch.where(classes[nearest] == test, nearest, -1)
+    return classes.tolist(), numbered, found
+
+
 def label_split(labels: Tensor, fraction: float, seed: int) -> Tensor:
     """Draw the clips that carry labels: the same fraction of every class.
 
@@ -65,7 +83,7 @@ def probe_accuracy(
 
     Args:
         train, test: features, fp32 [n, N, D].
-        train_labels, test_labels: classes, int64 [n], on the same device.
+        train_labels, test_labels: classes from `number_classes`, int64 [n], on the same device.
         recipe: the training settings.
         seed: seed of the probe's initial weights and of the order of clips.
         name: label of the progress bar.
@@ -76,7 +94,7 @@ def probe_accuracy(
     """
     if labeled is None:
         labeled = torch.arange(len(train), device=train.device)
-    count, classes = len(labeled), int(max(train_labels.max(), test_labels.max())) + 1
+    count, classes = len(labeled), int(train_labels.max()) + 1
     order = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
