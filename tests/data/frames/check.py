@@ -12,7 +12,7 @@ import sys
 import tempfile
 from collections import Counter
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -50,12 +50,21 @@ def all_cases() -> list[Case]:
 
 def reference(path: Path) -> list[int]:
     """The numbers of all frames, decoded from the start by plain PyAV."""
+    return decoded(path)[0]
+
+
+def decoded(path: Path) -> tuple[list[int], np.ndarray | None]:
+    """The numbers of all frames, decoded from the start by plain PyAV, and when they are shown, in
+    seconds from the first on: float64 [frames], or None where these do not ascend."""
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
         stream.codec_context.thread_count = 1
         frames = [frame for packet in container.demux(stream) for frame in packet.decode()]
         gray = [frame.reformat(format="gray").to_ndarray() for frame in frames]
-    return numbers(np.stack(gray)) if gray else []
+    times = [frame.time for frame in frames]
+    if None in times or times != sorted(set(times)):
+        return (numbers(np.stack(gray)) if gray else []), None
+    return numbers(np.stack(gray)), np.array(times) - times[0]
 
 
 @dataclass
@@ -66,7 +75,8 @@ class Verdict:
         frames: in the manifest; None where the index refuses the file.
         expected: frames of the reference.
         refused: the index's reason.
-        clips: how many clips are "right", "wrong" and "refused", by decoder.
+        clips: how many clips are "right", "wrong" and "refused", by decoder; "fps": of how many the
+            frame numbers are those that the frames' time stamps give.
         examples: the first of each that is not right, in words.
         copy: what is wrong with the copy made by `transcode`; "" if nothing is, None if untried.
     """
@@ -78,7 +88,7 @@ class Verdict:
     examples: list[str] = field(default_factory=list)
     copy: str | None = None
 
-    def add(self, decoder: str, plan: ClipPlan, wanted: list[int], found: list[int] | str) -> None:
+    def add(self, decoder: str, wanted: list[int], found: list[int] | str) -> None:
         outcome = "right" if found == wanted else "refused" if isinstance(found, str) else "wrong"
         counts = self.clips.setdefault(decoder, Counter())
         counts[outcome] += 1
@@ -131,7 +141,7 @@ def plans(entry: ManifestEntry, starts: int, seed: int = 0) -> list[ClipPlan]:
 
 def check(path: Path, starts: int = 10, dali: bool = False, copy: bool = False) -> Verdict:
     """Index, decode and copy a file; see `Verdict`."""
-    shown = reference(path)
+    shown, times = decoded(path)
     verdict = Verdict(expected=len(shown))
     try:
         entry = probe_video(path)
@@ -142,23 +152,21 @@ def check(path: Path, starts: int = 10, dali: bool = False, copy: bool = False) 
     todo = plans(entry, starts)
     for plan in todo:
         try:
-            wanted = [shown[i] if i < len(shown) else None for i in clip_frames(plan, entry)]
-        except UserError as error:
-            verdict.add("pyav", plan, [], str(error))
-            continue
-        try:
+            frames = clip_frames(plan, entry).tolist()
+            wanted = [shown[i] if i < len(shown) else None for i in frames]
+            if isinstance(plan.frames, TimedWindow) and times is not None:
+                at_times = plan.frames.frames(replace(entry, frames=len(times)), times)
+                verdict.add("fps", at_times.tolist(), frames)
             found = numbers(decode_pixels(plan, entry, CROP)[..., 1])
         except UserError as error:
-            found = str(error)
-        verdict.add("pyav", plan, wanted, found)
+            wanted, found = [], str(error)
+        verdict.add("pyav", wanted, found)
     if dali and entry.codec in DALI_CODECS:
         with closing(DaliDecoder([entry], CROP, torch.device("cpu"), 1)) as decoder:
             for plan in todo:
                 video, failures = decoder.collect([plan], decoder.submit([plan]))
                 wanted = [shown[i] for i in clip_frames(plan, entry)]
-                verdict.add(
-                    "dali", plan, wanted, failures.get(0) or numbers(video.numpy()[0, ..., 1])
-                )
+                verdict.add("dali", wanted, failures.get(0) or numbers(video.numpy()[0, ..., 1]))
     if copy:
         verdict.copy = _copy_fault(entry, shown)
     return verdict

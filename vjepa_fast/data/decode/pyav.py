@@ -178,11 +178,16 @@ def _pictures(entry: ManifestEntry, wanted: list[int], seek: Seek) -> Iterator[n
         stream = video_stream(container, entry.stream)
         if stream is None:
             return
-        numbered = numbered_frames(container, stream, wanted[0], entry.frames, seek)
-        for frame in _chosen(numbered, wanted, seek):
-            if (frame.width, frame.height) != entry.stored_size:
-                raise BadVideo(f"a frame of {frame.width}x{frame.height} pixels")
-            yield to_rgb(frame, entry.matrix)
+        try:
+            numbered = numbered_frames(container, stream, wanted[0], entry.frames, seek)
+            for frame in _chosen(numbered, wanted, seek):
+                if (frame.width, frame.height) != entry.stored_size:
+                    raise BadVideo(f"a frame of {frame.width}x{frame.height} pixels")
+                yield to_rgb(frame, entry.matrix)
+        except av.error.FFmpegError as error:
+            if seek:  # an index may lead nowhere though the file decodes from its start
+                raise SeekError from error
+            raise
 
 
 def _chosen(

@@ -114,7 +114,7 @@ def encode_copy(
         stream.codec_context.colorspace, stream.codec_context.color_range = BT601, ColorRange.MPEG
         stream.codec_context.gop_size = settings.gop
         stream.codec_context.thread_count = 1  # parallel over videos
-        size = None
+        size, pts = None, -1
         for i, frame in enumerate(source.decode(video)):
             if size is None:
                 size = frame.width, frame.height
@@ -142,7 +142,8 @@ def encode_copy(
             smaller = upright(smaller)
             smaller.colorspace, smaller.color_range = BT601, ColorRange.MPEG
             smaller.pict_type = 0
-            smaller.pts, smaller.time_base = round(time / time_base), time_base
+            pts = max(round(time / time_base), pts + 1)  # two frames may have the same time stamp
+            smaller.pts, smaller.time_base = pts, time_base
             copy.mux(stream.encode(smaller))
         if size is None:  # PyAV would write no file at all
             raise BadVideo("damaged (no frame can be decoded)")

@@ -7,6 +7,7 @@ compression (I_PCM), in slices of all three types, so that frames are reordered 
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -59,14 +60,8 @@ class Bits:
 
 def _unit(kind: int, importance: int, payload: bytes) -> bytes:
     """A NAL unit with start code and emulation prevention."""
-    made, zeros = bytearray(), 0
-    for byte in payload:
-        if zeros >= 2 and byte <= 3:
-            made.append(3)
-            zeros = 0
-        made.append(byte)
-        zeros = zeros + 1 if byte == 0 else 0
-    return b"\0\0\0\1" + bytes([importance << 5 | kind]) + bytes(made)
+    escaped = re.sub(rb"\0\0(?=[\0-\3])", b"\0\0\3", payload)
+    return b"\0\0\0\1" + bytes([importance << 5 | kind]) + escaped
 
 
 def _headers() -> bytes:

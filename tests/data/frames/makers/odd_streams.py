@@ -13,6 +13,7 @@ import numpy as np
 from tests.data.frames.makers.numbered_videos import FRAMES, Case, encode, moved
 
 _WRAP = (1 << 33) // 3600  # frames until the clock of MPEG-TS starts again
+_TS_PACKET = 188  # bytes
 _FRAGMENTS = "frag_keyframe+empty_moov+default_base_moof"
 _MOVFLAGS = {
     "fragments": _FRAGMENTS,
@@ -81,13 +82,32 @@ def _uneven() -> list[int]:
     return (np.cumsum(steps) - steps[0]).tolist()
 
 
-def _concatenated(codec: str, structure: str, again: bool, path: Path) -> None:
-    """Two recordings, one after the other in one file; with `again` the stamps start again."""
-    first = encode(codec, structure, path, 60)
-    head = first.read_bytes()
+def _joined(codec: str, structure: str, again: bool, lost: int, path: Path) -> None:
+    """Two recordings, one after the other in one file; with `again` the stamps start again. In
+    MPEG-TS the packets' counters tell that `lost` packets are missing between them."""
+    head = encode(codec, structure, path, 60).read_bytes()
     by = 0 if again else 60
     tail = encode(codec, structure, path, range(60, 120), alter=moved(by)).read_bytes()
+    if path.suffix == ".ts":
+        tail = _counted_on(head, tail, lost)
     path.write_bytes(head + tail)
+
+
+def _counted_on(head: bytes, tail: bytes, lost: int) -> bytes:
+    """MPEG-TS packets whose continuity counters go on where those of `head` end."""
+    last = {_program(head, at): head[at + 3] & 15 for at in range(0, len(head), _TS_PACKET)}
+    made, first = bytearray(tail), {}
+    for at in range(0, len(tail), _TS_PACKET):
+        program, counter = _program(tail, at), tail[at + 3] & 15
+        start = first.setdefault(program, counter)
+        new = (last.get(program, 0) + 1 + lost + counter - start) % 16
+        made[at + 3] = tail[at + 3] & 240 | new
+    return bytes(made)
+
+
+def _program(data: bytes, at: int) -> int:
+    """The program identifier of the MPEG-TS packet at a position."""
+    return int.from_bytes(data[at + 1 : at + 3]) & 0x1FFF
 
 
 def situations() -> list[Case]:
@@ -128,10 +148,13 @@ def situations() -> list[Case]:
         ("hevc", "open"),
     ):
         for suffix in ("ts", "mpg", "vob"):
-            for again in (False, True):
-                situation = "joined_again" if again else "joined"
-                make = partial(_concatenated, codec, structure, again)
-                cases.append(Case(f"{situation}-{codec}-{structure}-{suffix}", suffix, make))
+            name = f"{codec}-{structure}-{suffix}"
+            for situation, again in (("joined", False), ("joined_again", True)):
+                make = partial(_joined, codec, structure, again, 0)
+                cases.append(Case(f"{situation}-{name}", suffix, make))
+        # FFmpeg cannot tell a jump of the counters at a joint from packets that were lost
+        make = partial(_joined, codec, structure, False, 5)
+        cases.append(Case(f"joined_lost-{codec}-{structure}-ts", "ts", make, "corrupt packets"))
         for before in (60, 1):
             add(f"wrap{before}", (codec, structure, "ts"), alter=moved(_WRAP - before))
         add("m2ts", (codec, structure, "m2ts"), muxer="mpegts", options={"mpegts_m2ts_mode": "1"})
