@@ -64,12 +64,15 @@ def read_packets(
     headers = Headers(stream)
     key_stamp: int | None = None
     dts: int | None = None
+    ends: dict[int, float] = {}  # of each stream, in seconds
     for packet in container.demux():
-        if packet.pts is not None:
-            end = float((packet.pts + (packet.duration or 0)) * packet.time_base)
-            found.end = max(found.end, end)
-        if packet.size:
-            index = packet.stream.index
+        index = packet.stream.index
+        if packet.size:  # MPEG's program streams stamp few packets
+            start = ends.get(index, 0.0)
+            if packet.pts is not None:
+                start = float(packet.pts * packet.time_base)
+            ends[index] = start + float((packet.duration or 0) * packet.time_base)
+            found.end = max(found.end, ends[index])
             found.of_stream[index] = found.of_stream.get(index, 0) + 1
         if packet.stream is not stream:
             continue
