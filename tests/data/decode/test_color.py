@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -11,9 +12,9 @@ from tests.data.decode import patches
 from tests.data.loading import BACKENDS, CPU, Fixed, one
 from tests.helpers import videos
 from vjepa_fast.data.decode.backend import unsuited_to_dali
-from vjepa_fast.data.decode.color import from_bt601
+from vjepa_fast.data.decode.color import from_bt601, manifest_range
 from vjepa_fast.data.decode.dali import DaliDecoder, corrected
-from vjepa_fast.data.ffmpeg import BadVideo
+from vjepa_fast.data.ffmpeg import BadVideo, open_video
 from vjepa_fast.data.manifest.files import read_manifest
 from vjepa_fast.data.plan.clip_plan import ClipPlan
 from vjepa_fast.data.prepare.inspect import probe_video
@@ -190,6 +191,24 @@ def test_clips_of_other_matrices_are_corrected_in_place(tmp_path):
     for i in (0, 2):
         assert patches.errors(before[i, 1].numpy())[0].max() > 5
         assert patches.errors(video[i, 1].numpy())[0].max() <= TOLERANCE
+
+
+def test_the_range_is_found_behind_a_packet_that_does_not_decode(tmp_path):
+    """Whether the file is damaged is judged elsewhere."""
+    path, cut = tmp_path / "a.mkv", tmp_path / "cut.mkv"
+    patches.write_patches(path, "libx264", "yuv420p", 1, True, frames=30)
+    with open_video(str(path)) as source, av.open(str(cut), "w") as target:
+        stream = target.add_stream_from_template(source.streams.video[0])
+        for i, packet in enumerate(source.demux(video=0)):
+            if i == 0:
+                junk = av.Packet(b"\0\0\0\x05junk")
+                junk.pts, junk.dts, junk.time_base = packet.pts, packet.dts, packet.time_base
+                packet = junk
+            packet.stream = stream
+            target.mux(packet)
+    with open_video(str(path)) as container:
+        frame = next(container.decode(video=0))
+    assert manifest_range(frame, "h264", str(cut), 0) is True
 
 
 def test_a_matrix_that_differs_in_container_and_stream_is_the_streams(tmp_path):

@@ -5,6 +5,8 @@ Transfer functions are not converted: RGB has the video's own (BT.709's, PQ, HLG
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import av
 import numpy as np
 from av.video.reformatter import ColorRange, Interpolation, VideoReformatter
@@ -75,24 +77,26 @@ def is_full_range(frame: av.VideoFrame) -> bool:
     return matrix_of(frame) == RGB or frame.format.name.startswith("yuvj")
 
 
-def manifest_range(frame: av.VideoFrame, codec: str, url: str) -> bool | None:
+def manifest_range(frame: av.VideoFrame, codec: str, url: str, index: int) -> bool | None:
     """`is_full_range` for the manifest: None where only the container says so, and not the stream.
 
     Args:
         frame: a decoded frame.
         codec: FFmpeg's name.
         url: the file that the frame is from, as FFmpeg opens it.
+        index: its stream.
     """
     full = is_full_range(frame)
     if not full or codec not in RANGE_FOLLOWED:
         return full
     with open_video(url) as container:
-        stream = video_stream(container)
+        stream = video_stream(container, index)
         decoder = av.CodecContext.create(stream.codec_context.codec.name, "r")
         decoder.extradata = stream.codec_context.extradata
         for packet in container.demux(stream):
-            for alone in decoder.decode(packet):
-                return True if is_full_range(alone) else None
+            with suppress(av.error.FFmpegError):  # of a damaged packet
+                for alone in decoder.decode(packet):
+                    return True if is_full_range(alone) else None
     return None
 
 

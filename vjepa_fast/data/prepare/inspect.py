@@ -130,7 +130,7 @@ def _inspect(path: str, url: str, deep: bool, whole: bool) -> ManifestEntry:
         stream=index if several else None,
         seek=found.seek,
         matrix=matrix_of(frame, packets.matrix),
-        full_range=manifest_range(frame, packets.codec, url),
+        full_range=manifest_range(frame, packets.codec, url, index),
         longest_frame=_longest_frame(found.times),
     )
 
