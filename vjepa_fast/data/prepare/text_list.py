@@ -28,6 +28,7 @@ from vjepa_fast.locks import sole_writer
 from vjepa_fast.paths import expanded
 
 _QUOTED = re.compile(r'"((?:[^"]|"")+)"((?:\s+\S+)*)')
+_SPECIAL = re.compile(r"^~|[\s$]")
 _NUMBER = re.compile(r"-?\d+(\.\d+)?")
 _SHOWN = 20  # rejected videos that a message names
 log = logging.getLogger("vjepa_fast")
@@ -114,7 +115,7 @@ def _existing(name: str, folder: Path, line: str) -> str:
 
     Raises UserError for a variable that is not set, and for a name with further columns in it.
     """
-    if os.path.lexists(folder / name):
+    if not _SPECIAL.search(name) or os.path.lexists(folder / name):
         return name
     try:
         found = expanded(name)
