@@ -70,10 +70,14 @@ def _make_folder(run: Path) -> None:
     try:
         run.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(
-            f"output: found {run}, where no folder can be made ({error.strerror}), expected a "
-            "folder to write to; name another with --set output=…"
-        ) from None
+        raise _unwritable(run, error) from None
+
+
+def _unwritable(run: Path, error: OSError) -> UserError:
+    return UserError(
+        f"output: found {run}, where nothing can be written ({error.strerror}), expected a folder "
+        "to write to; name another with --set output=…"
+    )
 
 
 @contextmanager
@@ -90,6 +94,8 @@ def _only_run_in(run: Path, host_group: HostGroup) -> Iterator[None]:
                 stack.enter_context(sole_writer(run, "give another folder with --set output=…"))
             except UserError as error:
                 held = str(error)
+            except OSError as error:
+                held = str(_unwritable(run, error))
         held = host_group.all_gather(held)[0]
         if held:
             raise UserError(held)

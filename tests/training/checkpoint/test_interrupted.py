@@ -179,7 +179,7 @@ def test_an_error_on_one_host_ends_all(
     outputs = [str(tmp_path / "run"), str(file / "run")]
     both = runs.together([small_config(output=output) for output in outputs], 2)
     assert [run.wait() for run in both] == [2, 2]
-    assert f"error: output: found {outputs[1]}, where no folder can be made" in both[1].text
+    assert f"error: output: found {outputs[1]}, where nothing can be written" in both[1].text
     assert "another process of this run is gone" in both[0].text
     assert "Traceback" not in both[0].text + both[1].text
 
