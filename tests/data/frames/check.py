@@ -37,7 +37,7 @@ from vjepa_fast.errors import UserError
 
 WINDOW = 16  # frames of a clip
 STEPS = (1, 2, 4)
-FPS = 10.0
+FPS = 9.3  # no whole seconds: 1.001 s is both the edge of an NTSC frame and a point plus its tick
 CROP = 96  # pixels
 DALI_CODECS = ("vp8", "vp9", "mjpeg")  # that its CPU decoder takes
 
