@@ -54,9 +54,7 @@ def run(options: argparse.Namespace) -> int:
     if passed_over:
         print(f"passed over, not videos: {in_words(passed_over)}")
     if holds_archives(passed_over):
-        print(
-            "In archives only those in an uncompressed .tar are read in place: unpack the others."
-        )
+        print("Videos in .zip and compressed .tar archives are not read: unpack them.")
     if not entries:
         raise UserError(
             f"{directory}: found {len(rejected)} unusable files and no usable video, expected at "

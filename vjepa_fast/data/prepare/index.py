@@ -17,7 +17,12 @@ from vjepa_fast.data.frames.addressing import NEAR_START
 from vjepa_fast.data.manifest.entry import ManifestEntry, Seek
 from vjepa_fast.data.manifest.files import read_manifest, write_manifest
 from vjepa_fast.data.prepare.listing.folder import Listing, list_folder
-from vjepa_fast.data.prepare.listing.names import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS, in_words
+from vjepa_fast.data.prepare.listing.names import (
+    IMAGE_EXTENSIONS,
+    VIDEO_EXTENSIONS,
+    holds_archives,
+    in_words,
+)
 from vjepa_fast.data.prepare.scan import probe_file, scan
 from vjepa_fast.data.prepare.scan_journal import (
     ScanJournal,
@@ -71,9 +76,10 @@ def list_videos(directory: str | os.PathLike, output: str | os.PathLike) -> List
     if not listing.files and not listing.rejected:
         beside = f", but {in_words(listing.passed_over)}" if listing.passed_over else ""
         known = ", ".join(sorted(VIDEO_EXTENSIONS | IMAGE_EXTENSIONS))
+        unpack = "; unpack archives" if holds_archives(listing.passed_over) else ""
         raise UserError(
             f"{directory}: found no video file and no image{beside}; expected .tar or {known}; "
-            "give the folder that holds them"
+            f"give their folder{unpack}"
         )
     return listing
 

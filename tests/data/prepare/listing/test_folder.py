@@ -96,7 +96,7 @@ def test_the_cases_of_the_issue(tmp_path, capsys):
         assert "1 files rejected, 4 passed over" in printed
         assert "passed over, not videos: 2 .csv, 1 .txt, 1 .zip\n" in printed
         assert "running.mp4.part: an unfinished download or copy, by its suffix" in printed
-        assert "uncompressed .tar are read in place: unpack the others" in printed
+        assert "Videos in .zip and compressed .tar archives are not read: unpack them." in printed
 
 
 def test_what_is_no_video_is_counted_and_not_opened(tmp_path):
@@ -119,7 +119,7 @@ def test_what_is_no_video_is_counted_and_not_opened(tmp_path):
         ".lrv": 1,
         "without a suffix": 3,
         ".xyz": 1,
-        "hidden": 1,
+        "hidden files": 1,
         "._* of macOS": 1,
     }
 
@@ -191,5 +191,7 @@ def test_a_store_of_files_by_their_hash_counts_once(tmp_path):
 def test_nothing_found_says_what_is_there(tmp_path):
     (tmp_path / "a.zip").write_bytes(b"PK")
     (tmp_path / "b.txt").touch()
-    with pytest.raises(UserError, match=r"no image, but 1 \.zip, 1 \.txt; expected \.tar or"):
+    with pytest.raises(
+        UserError, match=r"no image, but 1 \.zip, 1 \.txt; .* folder; unpack archives"
+    ):
         index_directory(tmp_path, tmp_path / "m.csv")

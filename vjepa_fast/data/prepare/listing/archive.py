@@ -86,7 +86,7 @@ def _content(
 
 
 def _missing(target: str) -> Member:
-    return Member("", reason=f"a link to {target}, which is not in the archive")
+    return Member("", reason=f"a link to no file of its archive ({target})")
 
 
 def _target(path: str, found: dict[str, Member | _Link]) -> str | None:

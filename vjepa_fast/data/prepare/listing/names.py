@@ -96,7 +96,7 @@ def label_of(name: str) -> str:
         return "._* of macOS"
     suffix = suffix_of(name)
     if name.startswith(".") and suffix not in _OTHER:
-        return "hidden"
+        return "hidden files"
     if suffix in _ARCHIVES and name[: -len(suffix)].lower().endswith(".tar"):
         return f".tar{suffix}"
     spoken = 1 < len(suffix) <= 12 and suffix.isprintable() and " " not in suffix
