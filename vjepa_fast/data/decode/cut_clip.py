@@ -24,9 +24,9 @@ from vjepa_fast.data.manifest.location import entry_url
 # How many frames may be stored ahead of one that is shown before them: decoders of H.264 and H.265
 # may hold back 16 frames, of MPEG-4 one. Other codecs store frames in the order of display.
 _REORDERED = {"h264": 16, "hevc": 16, "mpeg4": 1}
-# How far a frame of a constant rate may be from its due time, in frames (`ManifestEntry.vfr`), plus
-# rounding.
-_OFF = 0.5 + 0.01
+# How far a frame of a constant rate may be from its due time (`ManifestEntry.vfr`): half a frame,
+# and a millisecond, to which WebM rounds.
+_OFF_FRAMES, _OFF_SECONDS = 0.5 + 0.01, 0.001
 _IDR = 5  # H.264's NAL unit type of a picture after which no frame refers to earlier ones
 
 
@@ -141,7 +141,8 @@ def _timed_part(video: _Video, first: int, last: int, limit: int) -> tuple[int, 
     start, kept = _part(video, chain([key], packets), start, first, last, limit)
     stamps = sorted(packet.pts for packet in kept if video.gives_frame(packet))[: last - start + 1]
     off = [(stamp - origin) * rate - i for i, stamp in enumerate(stamps)]
-    if not start == ceil(max(off) - _OFF) == floor(min(off) + _OFF):
+    most = _OFF_FRAMES + _OFF_SECONDS * video.entry.fps
+    if not start == ceil(max(off) - most) == floor(min(off) + most):
         raise _CannotCutError("the time stamps fit other indices as well")
     return start, kept
 

@@ -11,6 +11,21 @@ from vjepa_fast.data.ffmpeg import count_frame
 from vjepa_fast.data.frames.headers import Headers
 
 _NEW_HEADERS = "new_extradata"  # side data of a packet: another stream's headers begin
+# Of these it is known which packets give a frame, and that key frames need nothing before them.
+# Others keep palettes or repeat pictures.
+_KNOWN = {
+    "av1",
+    "h264",
+    "hevc",
+    "mjpeg",
+    "mpeg1video",
+    "mpeg2video",
+    "mpeg4",
+    "prores",
+    "vp8",
+    "vp9",
+}
+_MAY_BE_EMPTY = 19  # bytes of an MPEG-4 picture at most that may not be coded, which gives no frame
 
 
 @dataclass
@@ -61,6 +76,8 @@ def read_packets(
     codec = stream.codec_context.codec.canonical_name
     fps = float(stream.average_rate or stream.guessed_rate or 0)
     found = Packets(codec, fps, stream.codec_context.colorspace)
+    if codec not in _KNOWN:
+        found.doubts.add("a rare codec")
     headers = Headers(stream)
     key_stamp: int | None = None
     dts: int | None = None
@@ -84,6 +101,8 @@ def read_packets(
                 found.doubts.add("decoding time stamps that do not ascend")
             dts = packet.dts
         found.corrupt += packet.is_corrupt
+        if codec == "mpeg4" and 0 < packet.size <= _MAY_BE_EMPTY:
+            found.doubts.add("pictures that may not be coded")
         if packet.is_discard:
             found.doubts.add("an edit list")
         if headers.change_at(packet) or packet.has_sidedata(_NEW_HEADERS):

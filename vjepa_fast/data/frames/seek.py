@@ -131,6 +131,8 @@ def _from_stamped_key(
     if first >= len(stamps) or not bisect_right(keys, stamps[first]):
         raise SeekError
     key = keys[bisect_right(keys, stamps[first]) - 1]
+    if bisect_right(stamps, key) - bisect_left(stamps, key) > 1:  # which of two frames is it?
+        raise SeekError
     container.seek(key, stream=stream)
     number_of = {pts: number for number, pts in enumerate(stamps)}
     frames = container.decode(stream)
@@ -164,19 +166,22 @@ def _from_key_in_order(
         raise SeekError
     container.seek(where[0], stream=stream)
     packets = container.demux(stream)
+    # Frames of one page of Ogg share a position.
     key = next((packet for packet in packets if packet.pos == where[1]), None)
-    if key is None:
+    if key is None or not key.is_keyframe:
         raise SeekError
     frames = (frame for packet in chain([key], packets) for frame in packet.decode())
-    return enumerate(frames, number)
+    return _checked(enumerate(frames, number), number)
 
 
 def _checked(numbered: _Numbered, key: int) -> _Numbered:
-    """Raise SeekError unless the frames from frame `key` on have consecutive numbers."""
+    """Raise SeekError unless the frames from frame `key` on have consecutive numbers, and the first
+    of them is a key frame to the decoder, too: containers may call any frame so.
+    """
     expected = key
     for number, frame in numbered:
         if number >= key or expected > key:
-            if number != expected:
+            if number != expected or (number == key and not frame.key_frame):
                 raise SeekError
             expected += 1
         yield number, frame

@@ -67,7 +67,7 @@ def _kind(chunk: bytes) -> str:
     return "IPBS"[chunk[at + 4] >> 6] if at >= 0 else ""
 
 
-def _not_coded(ticks: int) -> bytes:
+def not_coded(ticks: int) -> bytes:
     """An MPEG-4 picture without content: P, at `ticks` of a second, vop_coded 0."""
     width = max(1, (RATE - 1).bit_length())
     bits = "01" + "0" + "1" + format(ticks % RATE, f"0{width}b") + "1" + "0"
@@ -84,7 +84,7 @@ def _packed(chunks: Chunks) -> Chunks:
     chunks[0] = first[:place] + _USER_DATA + b"DivX503b1393p" + first[place:]
     while at < len(chunks):
         if at + 1 < len(chunks) and _kind(chunks[at]) != "B" and _kind(chunks[at + 1]) == "B":
-            packed += [chunks[at] + chunks[at + 1], _not_coded(len(packed) + 1)]
+            packed += [chunks[at] + chunks[at + 1], not_coded(len(packed) + 1)]
             at += 2
         else:
             packed.append(chunks[at])
@@ -108,9 +108,7 @@ def _dropped(chunks: Chunks) -> Chunks:
 def _skipped(chunks: Chunks) -> Chunks:
     """A picture that is not coded after every seventh chunk, as Xvid writes where nothing moves."""
     return [
-        part
-        for i, chunk in enumerate(chunks)
-        for part in [chunk, _not_coded(i)][: 1 + (i % 7 == 6)]
+        part for i, chunk in enumerate(chunks) for part in [chunk, not_coded(i)][: 1 + (i % 7 == 6)]
     ]
 
 
