@@ -8,8 +8,11 @@ import pytest
 
 from tests.data.frames.check import check, plans
 from tests.data.frames.makers.avi_files import not_coded, rewritten
+from tests.data.frames.makers.field_files import write_fields
 from tests.data.frames.makers.numbered_videos import ENCODINGS, Case, Encoding, encode, numbers
 from vjepa_fast.data.decode.pyav import decode_pixels
+from vjepa_fast.data.ffmpeg import open_video, video_stream
+from vjepa_fast.data.frames.fields import may_have_fields
 from vjepa_fast.data.prepare.inspect import probe_video
 
 FRAMES, ODD = 120, 80  # ODD is between the middle key frame and the last one
@@ -82,3 +85,24 @@ def test_a_clip_of_one_frame_where_two_have_the_same_time_stamp(tmp_path, wanted
     for seek in (0, 1, 2):
         pixels = decode_pixels(plan, replace(entry, seek=seek), 96)
         assert numbers(pixels[..., 1]) == [wanted, wanted]
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "mkv"])
+def test_a_few_frames_whose_fields_are_packets(tmp_path, suffix):
+    path = tmp_path / f"video.{suffix}"
+    write_fields("plain", "middle", path)
+    assert probe_video(path).frames == FRAMES
+    _is_right(path)
+
+
+@pytest.mark.parametrize("options", [{}, {"flags": "+ildct+ilme"}, {"preset": "slow"}])
+@pytest.mark.parametrize("pixels", ["yuv420p", "yuv444p", "yuv420p10le"])
+@pytest.mark.parametrize("suffix", ["mp4", "ts"])
+def test_only_interlaced_streams_may_have_fields(tmp_path, monkeypatch, options, pixels, suffix):
+    encoding = Encoding("libx264", {"preset": "ultrafast"} | options, pixels)
+    monkeypatch.setitem(ENCODINGS, "x", {"plain": encoding})
+    path = encode("x", "plain", tmp_path / f"video.{suffix}", 4)
+    with open_video(str(path)) as container:
+        extradata = video_stream(container).codec_context.extradata
+    assert may_have_fields(extradata) == ("flags" in options)
+    assert not may_have_fields(extradata[:9]) and not may_have_fields(b"")

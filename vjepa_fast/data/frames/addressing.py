@@ -54,7 +54,7 @@ class Addressing:
     first: av.VideoFrame
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class _Frame:
     """What is remembered of a decoded frame; `picture` is a checksum of some of its rows."""
 

@@ -8,6 +8,7 @@ from itertools import pairwise
 import av
 
 from vjepa_fast.data.ffmpeg import count_frame
+from vjepa_fast.data.frames.fields import may_have_fields
 from vjepa_fast.data.frames.headers import Headers
 
 _NEW_HEADERS = "new_extradata"  # side data of a packet: another stream's headers begin
@@ -78,6 +79,10 @@ def read_packets(
     found = Packets(codec, fps, stream.codec_context.colorspace)
     if codec not in _KNOWN:
         found.doubts.add("a rare codec")
+    # FFmpeg joins the fields of a frame in MPEG's own containers only.
+    joined = container.format.name in ("mpegts", "mpeg")
+    if codec == "h264" and not joined and may_have_fields(stream.codec_context.extradata or b""):
+        found.doubts.add("pictures that may be fields")
     headers = Headers(stream)
     key_stamp: int | None = None
     dts: int | None = None

@@ -28,6 +28,7 @@ from tests.data.frames.makers.numbered_videos import (
 )
 
 _GOP = 16
+_MIDDLE = range(84, 88)  # stored frames
 _SLICE, _IDR, _SEI, _SPS, _PPS, _DELIMITER = 1, 5, 6, 7, 8, 9  # NAL unit types
 _TYPES = {"I": 7, "P": 5, "B": 6}  # of slices
 _PCM = {"I": 25, "P": 30, "B": 48}  # the macroblock type I_PCM in slices of each type
@@ -157,7 +158,7 @@ def _decoding_order(structure: str) -> Iterator[tuple[int, str]]:
 
 def write_fields(structure: str, stamps: str, path: Path) -> None:
     """Write a stream of fields. `stamps`: "each" field has its own, both have the "same",
-    or both fields are "paired" in one packet."""
+    both fields are "paired" in one packet, or those of all but a few in the "middle"."""
     coded = list(_stream(structure))
     raw = io.BytesIO(b"".join(field for frame in coded for field in frame.fields))
     muxer = MUXERS.get(path.suffix[1:], path.suffix[1:])
@@ -166,13 +167,14 @@ def write_fields(structure: str, stamps: str, path: Path) -> None:
         copy.time_base = Fraction(1, 2 * RATE)
         delay = 4  # so that no field is shown before it is decoded
         for at, frame in enumerate(coded):
-            parts = [b"".join(frame.fields)] if stamps == "paired" else frame.fields
+            paired = stamps == "paired" or (stamps == "middle" and at not in _MIDDLE)
+            parts = [b"".join(frame.fields)] if paired else frame.fields
             for bottom, data in enumerate(parts):
                 packet = av.Packet(data)
                 packet.stream, packet.time_base = copy, Fraction(1, 2 * RATE)
                 packet.is_keyframe = frame.key and not bottom
                 packet.duration = 2 // len(parts)
-                packet.pts = delay + 2 * frame.shown + bottom * (stamps == "each")
+                packet.pts = delay + 2 * frame.shown + bottom * (stamps in ("each", "middle"))
                 packet.dts = 2 * at + bottom
                 made.mux(packet)
 
@@ -187,5 +189,5 @@ def situations() -> list[Case]:
         )
         for structure in ("plain", "bframes", "open")
         for suffix in ("ts", "mp4", "mkv", "mov", "avi", "vob", "mxf")
-        for stamps in ("each", "same", "paired")
+        for stamps in ("each", "same", "paired", "middle")
     ]
