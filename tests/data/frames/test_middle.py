@@ -106,3 +106,18 @@ def test_only_interlaced_streams_may_have_fields(tmp_path, monkeypatch, options,
         extradata = video_stream(container).codec_context.extradata
     assert may_have_fields(extradata) == ("flags" in options)
     assert not may_have_fields(extradata[:9]) and not may_have_fields(b"")
+
+
+@pytest.mark.parametrize("codec", ["h264", "hevc"])
+@pytest.mark.parametrize("lost", ["a key frame", "another frame"])
+def test_a_packet_that_is_missing(tmp_path, codec, lost):
+    """The decoder drops frames up to the next key frame."""
+
+    def without_one(packets):
+        key = next(i for i, p in enumerate(packets) if p.is_keyframe and i > ODD)
+        del packets[key if lost == "a key frame" else key + 3]
+        return packets
+
+    path = encode(codec, "plain", tmp_path / "video.mkv", alter=without_one)
+    assert probe_video(path).frames < FRAMES - 1 or (codec, lost) == ("h264", "another frame")
+    _is_right(path)

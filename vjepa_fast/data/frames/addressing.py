@@ -34,6 +34,8 @@ NEAR_START = 32
 _AT_START = 20  # frames decoded at the start: decoders hold back up to 16
 _AFTER_SEEK = 8  # frames compared after a seek
 _SEEKS = 4  # places at which each way of seeking is tried
+_GAP = 1.8  # times the usual step from a time stamp to the next
+_GAPS = 8  # that are looked at
 
 
 @dataclass(frozen=True)
@@ -114,8 +116,8 @@ def _opened(
 
 
 def _is_plain(url: str, index: int | None, packets: Packets, start: list[int | None]) -> bool:
-    """Whether the frames at the start, in the middle and at the end are those that the time stamps
-    tell.
+    """Whether the frames at the start, in the middle, at the end and after gaps in the time stamps
+    are those that the time stamps tell.
     """
     count = len(start)
     if start != sorted(packets.stamps)[:count]:
@@ -126,14 +128,29 @@ def _is_plain(url: str, index: int | None, packets: Packets, start: list[int | N
     places = {packets.keys[len(packets.keys) // 2], last} if packets.keys else set()
     for key in places - {0}:
         until = packets.frames if key == last else min(key + _AFTER_SEEK, packets.frames)
-        if not _seek_reaches(url, index, packets.frames, key, until):
+        first = min(key + 16, packets.frames - 1)  # MP4's seek starts 16 frames earlier
+        if not _seek_reaches(url, index, packets.frames, first, until):
+            return False
+    for before in _gaps(packets.stamps):
+        until = min(before + 1 + _AFTER_SEEK, packets.frames)
+        if not _seek_reaches(url, index, packets.frames, before, until):
             return False
     return last > 0 or _decodes_to(url, index, packets.frames)
 
 
-def _seek_reaches(url: str, index: int | None, frames: int, key: int, until: int) -> bool:
-    """Whether a seek to key frame `key` yields all frames to `until`, and no more at the end."""
-    first = min(key + 16, frames - 1)  # MP4's seek starts 16 frames earlier
+def _gaps(stamps: list[int]) -> list[int]:
+    """The frames before a gap, where a packet may be missing: decoders then drop all frames up to
+    the next key frame. At most some, evenly spread, since a variable frame rate has many.
+    """
+    steps = np.diff(np.sort(stamps))
+    gaps = np.flatnonzero(steps > _GAP * np.median(steps))
+    if len(gaps) > _GAPS:
+        gaps = gaps[np.linspace(0, len(gaps) - 1, _GAPS).astype(int)]
+    return gaps.tolist()
+
+
+def _seek_reaches(url: str, index: int | None, frames: int, first: int, until: int) -> bool:
+    """Whether a seek to frame `first` yields all frames to `until`, and no more at the end."""
     seen = -1
     try:
         with _opened(url, index) as (container, stream):
