@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import platform
 import signal
@@ -44,6 +45,28 @@ def test_the_holder_is_named_and_a_killed_one_is_in_nobodys_way(tmp_path: Path, 
         (lock,) = tmp_path.iterdir()
         assert f"process {os.getpid()}," in lock.read_text()
     assert lock.read_text() == "" and lock.name.startswith(".")
+
+
+def test_who_waits_says_for_whom(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a process of a text list would hang without a word."""
+    listed, said = tmp_path / "list.txt", []
+
+    class EndTheHolder(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            said.append(record.getMessage())
+            holder.kill()
+
+    log = logging.getLogger("vjepa_fast")
+    monkeypatch.setattr(log, "handlers", [EndTheHolder()])
+    monkeypatch.setattr(log, "level", logging.INFO)
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(listed)], stdout=subprocess.PIPE, text=True
+    ) as holder:
+        assert holder.stdout.readline() == "held\n"
+        with sole_writer(listed, wait=True):
+            owner = f"(host {platform.node()}, process {holder.pid}, since 20"
+    (sentence,) = said
+    assert sentence.startswith(f"{listed}: waiting for another process that works on it {owner}")
 
 
 @pytest.mark.parametrize("command", ["index", "transcode", "demo-data"])

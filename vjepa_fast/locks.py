@@ -31,7 +31,7 @@ def sole_writer(place: Path, instead: str = "", wait: bool = False) -> Iterator[
     Args:
         place: the folder, which exists, or the file, whose folder exists.
         instead: what to do other than wait for the other process, for the message.
-        wait: wait for the other process instead of raising.
+        wait: wait for the other process, which the log names, instead of raising.
 
     Raises:
         UserError: another process holds it; the message names it.
@@ -60,14 +60,20 @@ def sole_writer(place: Path, instead: str = "", wait: bool = False) -> Iterator[
 
 def _lock(descriptor: int, place: Path, instead: str, wait: bool) -> None:
     try:
-        fcntl.lockf(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        try:
+            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in _HELD:
+                raise
+            owner = os.pread(descriptor, 4096, 0).decode(errors="replace").strip() or "just begun"
+            if not wait:
+                raise UserError(
+                    f"{place}: found that another process writes to it ({owner}), expected one at "
+                    f"a time; wait for its end, or {instead}"
+                ) from None
+            log.info("%s: waiting for another process that works on it (%s)", place, owner)
+            fcntl.lockf(descriptor, fcntl.LOCK_EX)
     except OSError as error:
-        if error.errno in _HELD:
-            owner = os.pread(descriptor, 4096, 0).decode(errors="replace").strip()
-            raise UserError(
-                f"{place}: found that another process writes to it ({owner or 'just begun'}), "
-                f"expected one at a time; wait for its end, or {instead}"
-            ) from None
         log.warning(
             "%s: cannot be locked (%s); start nothing else that writes to it",
             place,

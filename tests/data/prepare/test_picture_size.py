@@ -20,6 +20,7 @@ KINDS = [  # extension, encoder, pixel format
     ("webm", "libvpx-vp9", "yuv420p"),
     ("mkv", "libvpx-vp9", "yuv444p"),
     ("mp4", "libsvtav1", "yuv420p"),
+    ("mpg", "mpeg1video", "yuv420p"),
     ("mpg", "mpeg2video", "yuv420p"),
     ("avi", "mpeg4", "yuv420p"),
     ("avi", "mjpeg", "yuvj420p"),

@@ -4,15 +4,24 @@ import logging
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import pytest
 
 from tests.helpers import damaged, videos
+from vjepa_fast.data.manifest.files import write_manifest
 from vjepa_fast.data.open_manifest import open_manifest
 from vjepa_fast.data.prepare import text_list
 from vjepa_fast.data.prepare.scan import scan
+from vjepa_fast.data.prepare.scan_journal import (
+    ScannedFile,
+    ScanResult,
+    read_rejected,
+    rejected_path,
+    write_rejected,
+)
 from vjepa_fast.errors import UserError
 from vjepa_fast.locks import sole_writer
 
@@ -69,6 +78,21 @@ def test_unusable_videos_of_a_text_list_are_left_out_and_remembered(tmp_path, ca
     (tmp_path / "empty.mp4").write_bytes(b"")
     with pytest.raises(UserError, match=r"3 unusable .*expected at least one valid video"):
         open_manifest(listed)
+
+
+def test_what_an_older_version_rejected_is_probed_again(tmp_path):
+    """It rejected sound files, such as films behind a cover picture."""
+    for name in "ab":
+        videos.write_numbered(tmp_path, "mjpeg", 5, name)
+    listed, cache = tmp_path / "list.txt", tmp_path / "list.txt.indexed.csv"
+    listed.write_text("a.avi 3\nb.avi 4\n")
+    known = replace(open_manifest(listed)[0], labels={}, seek=None)
+    write_manifest(cache, [known])
+    status = (tmp_path / "b.avi").stat()
+    file = ScannedFile(str(tmp_path / "b.avi"), status.st_size, status.st_mtime_ns)
+    write_rejected(rejected_path(listed), [ScanResult(file, reason="only 1 frame")])
+    assert [entry.labels["label"] for entry in open_manifest(listed)] == [3, 4]
+    assert not read_rejected(rejected_path(listed))
 
 
 def test_processes_do_not_probe_a_text_list_at_once(tmp_path):

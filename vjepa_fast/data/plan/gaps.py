@@ -70,7 +70,9 @@ def _spread(start: float, knots: np.ndarray, values: np.ndarray, limit: float) -
     fine = values <= limit
     first = np.where(fine[:-1], knots[:-1], np.where(fine[1:], crossing, knots[1:]))
     last = np.where(fine[1:], knots[1:], np.where(fine[:-1], crossing, knots[:-1]))
-    lengths = np.maximum(last - first, 0.0)
+    some = first < last  # the others have no place, not even for the very first start
+    first, last = first[some], last[some]
+    lengths = last - first
     fine_before = np.clip(start - first, 0.0, lengths).sum()
     bad = knots[-1] - knots[0] - lengths.sum()
     target = lengths.sum() * (start - knots[0] - fine_before) / bad

@@ -140,18 +140,15 @@ def _probe(path: Path, names: Sequence[str]) -> tuple[dict[str, ManifestEntry], 
     """By path, the entries of the usable files and the reasons of the others."""
     cache = path.with_name(path.name + ".indexed.csv")
     list_of_rejected = rejected_path(path)
-    known = {}
-    if cache.is_file():
-        known = {
-            entry.path: entry
-            for entry in read_csv(cache)
-            if entry.is_current and is_in_place(entry)
+    cached = read_csv(cache) if cache.is_file() else []
+    known = {entry.path: entry for entry in cached if entry.is_current and is_in_place(entry)}
+    rejected = {}
+    if not cached or any(entry.is_current for entry in cached):  # an older version rejected others
+        rejected = {
+            result.file.path: result
+            for result in read_rejected(list_of_rejected)
+            if _file_at(result.file.path) == result.file
         }
-    rejected = {
-        result.file.path: result
-        for result in read_rejected(list_of_rejected)
-        if _file_at(result.file.path) == result.file
-    }
     unknown = [name for name in names if name not in known and name not in rejected]
     if unknown:
         log.warning("%s: probing %d videos; later runs reuse the results", path, len(unknown))

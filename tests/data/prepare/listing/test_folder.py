@@ -124,6 +124,17 @@ def test_what_is_no_video_is_counted_and_not_opened(tmp_path):
     }
 
 
+@pytest.mark.parametrize("suffix", ["crdownload", "tmp", "filepart", "PARTIAL", "part-Frag3"])
+def test_an_unfinished_video_is_refused_and_what_else_ends_so_is_not(tmp_path, suffix):
+    video = videos.write_numbered(tmp_path, "vp9", 5, "v")
+    (tmp_path / f"w.webm.{suffix}").write_bytes(video.read_bytes()[:500])
+    (tmp_path / f"notes.{suffix}").write_text("a note\n")
+    listing = list_folder(tmp_path, tmp_path / "m.csv")
+    assert names(listing.files) == ["v.webm"]
+    assert [os.path.basename(r.file.path) for r in listing.rejected] == [f"w.webm.{suffix}"]
+    assert listing.passed_over == {f".{suffix.lower()}": 1}
+
+
 def test_audio_photographs_and_text_are_no_videos_by_content(tmp_path):
     videos.write_audio(tmp_path / "a.webm").rename(tmp_path / "audio.ogg")  # is Matroska, and seen
     with av.open(str(tmp_path / "sound"), "w", format="ogg") as container:
