@@ -114,14 +114,6 @@ def test_an_avi_may_have_empty_chunks_but_not_lack_frames(tmp_path):
         probe_video(cut(path, 0.5))
 
 
-def test_vp8_reference_frames_that_are_never_shown_are_not_counted(tmp_path):
-    path = tmp_path / "video.webm"
-    options = {"auto-alt-ref": "1", "lag-in-frames": "25", "cpu-used": "4"}
-    pictures = (videos.numbered(i) for i in range(60))
-    videos.write_video(path, pictures, "vp8", gop=60, options=options)
-    assert probe_video(path).frames == 60
-
-
 def test_nothing_usable_is_an_error_and_writes_nothing(tmp_path, capsys):
     (tmp_path / "empty.mp4").touch()
     output = tmp_path / "manifest.csv"
