@@ -1,5 +1,7 @@
 """gather_tokens and apply_masks against loops."""
 
+import re
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -184,6 +186,36 @@ def test_results_can_be_changed_in_place(gather, masks):
 def test_masks_may_be_an_iterator():
     x = make((2, 9, 4, 3))[0]
     assert torch.equal(apply_masks(x, iter(MASKS[:2])), apply_masks(x, MASKS[:2]))
+
+
+@pytest.mark.parametrize(
+    ("mask", "taken"),
+    [
+        (torch.tensor([6, 7, 8]), "clip 0"),
+        (torch.tensor([[6, 7, 8]]), "clip 0"),
+        (torch.tensor([[6, 7, 8], [1, 2, 3]]), "clips 0 to 1"),
+    ],
+    ids=["[K]", "[1, K]", "[2, K]"],
+)
+def test_a_mask_that_names_too_few_clips_is_refused(mask, taken):
+    """facebookresearch/vjepa2's own tests pass [K]; the error says what that would have meant."""
+    x = torch.arange(4 * 9 * 3.0).view(4, 9, 3)
+    silent = torch.gather(x, 1, mask.unsqueeze(-1).repeat(1, 1, 3))  # as the public code
+    assert torch.equal(silent, gathered(x[: len(silent)], mask.view(-1, 3)))  # no other clip's
+    message = (
+        rf"masks\[1\]: found shape {re.escape(str(tuple(mask.shape)))}, expected \[4, K\].*"
+        rf" the tokens of {taken} alone\); pass mask\.expand\(4, -1\) .*torch\.stack"
+    )
+    for concat in (True, False):
+        with pytest.raises(ValueError, match="^" + message):
+            apply_masks(x, [torch.zeros(4, 3, dtype=torch.int64), mask], concat)
+
+
+def test_what_the_error_of_too_few_clips_advises():
+    x, index = make((4, 9, 3, 3))
+    same, one_each = [index[0].expand(4, -1)], [torch.stack(list(index))]
+    assert torch.equal(apply_masks(x, same), gathered(x, index[:1].repeat(4, 1)))
+    assert torch.equal(apply_masks(x, one_each), gathered(x, index))
 
 
 def test_a_token_outside_never_reaches_another_clip():

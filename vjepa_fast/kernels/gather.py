@@ -166,6 +166,21 @@ def gather_tokens(x: Tensor, index: Tensor) -> Tensor:
     return gather_tokens_op(x, [index]).view(*index.shape, x.shape[2])
 
 
+def _check_mask(x: Tensor, name: str, mask: Tensor) -> None:
+    """`_check_index`, and what the public code's `apply_masks` would do with too few rows."""
+    require_tensor(name, mask)
+    clips, rows = x.shape[0], 1 if mask.ndim == 1 else mask.shape[0]
+    if mask.ndim in (1, 2) and 0 < rows < clips:
+        taken = "clip 0" if rows == 1 else f"clips 0 to {rows - 1}"
+        raise ValueError(
+            f"{name}: found shape {tuple(mask.shape)}, expected [{clips}, K], a row for each clip "
+            f"(the public JEPA code would silently take the tokens of {taken} alone); pass "
+            f"mask.expand({clips}, -1) for the same tokens of every clip, or [torch.stack(masks)] "
+            "if the list has one [K] mask for each clip"
+        )
+    _check_index(x, name, mask)
+
+
 def apply_masks(x: Tensor, masks: Iterable[Tensor], concat: bool = True) -> Tensor | list[Tensor]:
     """Gather the tokens of several masks, with the signature of the public JEPA code.
 
@@ -181,13 +196,15 @@ def apply_masks(x: Tensor, masks: Iterable[Tensor], concat: bool = True) -> Tens
         changed in place, also before a backward.
 
     Raises:
-        ValueError: as for `gather_tokens`; no masks; concat with unequal K_i.
+        ValueError: as for `gather_tokens`; no masks; concat with unequal K_i. A mask of shape [K]
+            or with fewer than B rows is one: the public code would take the tokens of the first
+            clips alone and say nothing.
     """
     masks = list(masks)
     require(len(masks) > 0, "masks: found an empty list, expected at least one [B, K] index")
     _check_tokens(x)
     for i, mask in enumerate(masks):
-        _check_index(x, f"masks[{i}]", mask)
+        _check_mask(x, f"masks[{i}]", mask)
     clips, width = x.shape[0], x.shape[2]
     lengths = [mask.shape[1] for mask in masks]
     if concat:
