@@ -60,9 +60,8 @@ def label_split(labels: Tensor, fraction: float, seed: int) -> Tensor:
         indices of the drawn clips in ascending order, int64 [m], on the host.
     """
     labels, generator = labels.cpu(), torch.Generator().manual_seed(seed)
-    drawn = []
-    for name in labels.unique():
-        own = torch.nonzero(labels == name).squeeze(1)
+    counts, drawn = labels.unique(return_counts=True)[1], []
+    for own in labels.argsort(stable=True).split(counts.tolist()):
         keep = max(1, round(fraction * len(own)))
         drawn.append(own[torch.randperm(len(own), generator=generator)[:keep]])
     return torch.cat(drawn).sort().values
