@@ -50,7 +50,9 @@ def planned(manifest, fps=None):
     )
 
 
-def load(planner, backend, batches, log=None, seconds=1.0, max_fraction=0.05):
+def load(planner, backend, batches, log=None, seconds=60.0, max_fraction=0.05):
+    """The batches. `seconds` is the limit of a clip: few where one is to hang, yet many times what
+    the others take on a slow machine."""
     decoder = DECODERS[backend](planner.entries, 48, CPU, 2, seconds)
     with ClipLoader(planner, batches, decoder, 2, BadClips(log, max_fraction)) as loader:
         return list(loader)

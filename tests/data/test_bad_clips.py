@@ -71,7 +71,7 @@ def test_bad_samples_are_replaced_as_planned_and_listed(eight_videos, tmp_path, 
     planner = planned(eight_videos)
     log = tmp_path / "bad.jsonl"
     batches = [range(i, i + 4) for i in range(0, 16, 4)]
-    found = load(planner, backend, batches, log)
+    found = load(planner, backend, batches, log, 4.0 if how == "hanging" else 60.0)
 
     expected = expected_videos(planner, range(16), bad)
     labels = torch.cat([batch.labels["index"] for batch in found]).tolist()
@@ -104,11 +104,12 @@ def timed(eight_videos):
 def test_where_no_time_stamps_can_be_read_the_sample_is_bad(timed, tmp_path, backend, how):
     spoil(timed, [2], how)
     log = tmp_path / "bad.jsonl"
-    found = load(planned(timed, fps=12.5), backend, [range(4), range(4, 8)], log)
+    batches, limit = [range(4), range(4, 8)], 4.0 if how == "hanging" else 60.0
+    found = load(planned(timed, fps=12.5), backend, batches, log, limit)
     expected = expected_videos(planned(timed), range(8), {2})
     assert torch.cat([batch.labels["index"] for batch in found]).tolist() == expected
     assert [video_of(clip.numpy()) for batch in found for clip in batch.video] == expected
-    reason = {"missing": "missing", "damaged": "time stamps", "hanging": "takes more than 1 s"}
+    reason = {"missing": "missing", "damaged": "time stamps", "hanging": "takes more than 4 s"}
     rows = [json.loads(line) for line in log.read_text().splitlines()]
     assert rows
     for row in rows:
@@ -129,7 +130,7 @@ def test_time_stamps_that_never_come_do_not_keep_a_loader_from_closing(timed, mo
     next(loader)
     start = time.monotonic()
     loader.close()
-    assert time.monotonic() - start < 60
+    assert time.monotonic() - start < 300  # half of the limit
 
 
 def test_both_loaders_and_any_number_of_ranks_replace_alike(eight_videos):

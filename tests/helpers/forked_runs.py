@@ -44,7 +44,7 @@ class Run:
     def text(self) -> str:
         return self.output.read_text(errors="replace")
 
-    def until(self, what: Callable[[], object], seconds: float = 240) -> None:
+    def until(self, what: Callable[[], object], seconds: float = 900) -> None:
         """Wait until a condition holds while the run continues."""
         end = time.monotonic() + seconds
         while not what():

@@ -39,7 +39,7 @@ def run(command: list[str], **options: object) -> subprocess.CompletedProcess:
         capture_output=True,
         text=True,
         env=environment(),
-        timeout=300,
+        timeout=900,
         check=False,
         **options,
     )

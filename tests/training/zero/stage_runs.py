@@ -193,7 +193,7 @@ def _encoder_names() -> dict[str, list[str]]:
 
 def launch(cases: list[dict], steps: int, world: int) -> list[list[dict]]:
     """Results of each case, for each process."""
-    return run_ranks([__file__, json.dumps([cases, steps])], world, seconds=550)
+    return run_ranks([__file__, json.dumps([cases, steps])], world, seconds=1800)
 
 
 if __name__ == "__main__":
