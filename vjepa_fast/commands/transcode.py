@@ -44,7 +44,7 @@ def run(options: argparse.Namespace) -> int:
     import numpy as np
 
     from vjepa_fast.data.manifest.files import read_manifest
-    from vjepa_fast.data.open_manifest import open_manifest
+    from vjepa_fast.data.open_manifest import read_videos
     from vjepa_fast.data.prepare.transcode import transcode_manifest
 
     target, rejected = transcode_manifest(
@@ -60,7 +60,7 @@ def run(options: argparse.Namespace) -> int:
         print(f"rejected {path}: {reason}")
     copies = read_manifest(target)
     missing = {path for path, _ in rejected}
-    originals = [entry for entry in open_manifest(options.manifest) if entry.path not in missing]
+    originals = [entry for entry in read_videos(options.manifest) if entry.path not in missing]
     megabytes = [sum(e.size_bytes for e in entries) / 1e6 for entries in (originals, copies)]
     print(
         f"{target}: {len(copies)} videos, {megabytes[0]:.1f} MB before and {megabytes[1]:.1f} MB "

@@ -225,7 +225,8 @@ def test_a_video_with_corrupt_frames_gets_no_clean_copy(tmp_path, codec):
 def test_a_video_that_changes_its_size_gets_no_copy(tmp_path, codec):
     path = damaged.write_sizes(tmp_path / f"sizes.{videos.CODECS[codec][1]}", codec)
     good = videos.write_numbered(tmp_path, codec, 20)
-    write_manifest(tmp_path / "m.csv", [probe_video(path), probe_video(good)])
+    entry = replace(probe_video(good), frames=40)
+    write_manifest(tmp_path / "m.csv", [damaged.pinned(entry, path), probe_video(good)])
     copies = tmp_path / "copies"
     target, rejected = transcode_manifest(tmp_path / "m.csv", copies, "h264", 32, 5, workers=1)
     assert rejected == [(str(path), "changes its size (64x48, from frame 20 on 128x96)")]
