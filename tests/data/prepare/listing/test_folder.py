@@ -153,6 +153,15 @@ def test_audio_photographs_and_text_are_no_videos_by_content(tmp_path):
     assert listing.passed_over == {"without a suffix": 4}
 
 
+def test_a_moving_gif_among_images_does_not_make_them_thumbnails(tmp_path):
+    write_gif(tmp_path / "moves.gif", 4)
+    for name in ("a.gif", "b.gif"):
+        write_gif(tmp_path / name, 1)
+    listing = list_folder(tmp_path, tmp_path / "m.csv")
+    assert names(listing.files) == ["a.gif", "b.gif"]
+    assert listing.passed_over == {"moving .gif among images": 1}
+
+
 def test_a_gif_is_a_video_if_it_moves(tmp_path):
     write_gif(tmp_path / "moves.gif", 4)
     write_gif(tmp_path / "still.gif", 1)

@@ -92,8 +92,12 @@ class _Lister:
                 if path not in self._own:
                     self._add(path, name)
         self._add_by_content()
-        images = len(self._listing.images)
-        if images and self._listing.videos:
+        videos, images = self._listing.videos, len(self._listing.images)
+        gifs = sum(suffix_of(file.path) == ".gif" for file in videos)
+        if 0 < gifs == len(videos) < images:
+            self._listing.passed_over["moving .gif among images"] += gifs
+            videos.clear()
+        if images and videos:
             log.warning(
                 "%s: images beside videos are left out (%d); index them in a folder of their own",
                 start,
