@@ -18,7 +18,7 @@ import triton
 
 from vjepa_fast import __version__
 from vjepa_fast.errors import UserError
-from vjepa_fast.training.monitoring.environment import processor_name
+from vjepa_fast.training.monitoring.environment import processor
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 CONFIGS = REPOSITORY / "configs"
@@ -87,8 +87,8 @@ def describe(device: torch.device) -> dict[str, Any]:
     """Machine, versions and commit: what a row needs to be compared with another."""
     cuda = device.type == "cuda"
     return {
-        "device": torch.cuda.get_device_name() if cuda else f"CPU, {processor_name()}",
-        "cpu": processor_name(),
+        "device": torch.cuda.get_device_name() if cuda else f"CPU, {processor()}",
+        "cpu": processor(),
         "cores": len(os.sched_getaffinity(0)),
         "triton_kernels": cuda and os.environ.get("VJEPA_FAST_KERNELS") != "reference",
         "python": platform.python_version(),

@@ -176,7 +176,8 @@ def run(options: argparse.Namespace) -> int:
             for n, steps in found.items()
             for stage, step in steps.items()
         ]
-        result = {"measured": measured["config"], "device": measured["device"], "steps": rows}
+        result = {"measured": measured["config"], "device": measured["device"]}
+        result |= {"cpu": measured.get("cpu"), "steps": rows}  # none in files of older versions
         write_json(options.json, result)
         draw(found, title, options.json.with_suffix(".png"))
     return 0

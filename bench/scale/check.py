@@ -42,7 +42,7 @@ from vjepa_fast.training.distributed.launch import (
     free_port,
     init_process_group,
 )
-from vjepa_fast.training.monitoring.environment import processor_name
+from vjepa_fast.training.monitoring.environment import processor
 from vjepa_fast.training.trainer import Trainer
 
 PROCESSES = (1, 2, 4)
@@ -182,10 +182,10 @@ def check(path: Path, output: Path | None) -> int:
             worst = max(worst, ratio, 1 / ratio)
             cells = f"{predicted:.1f} ms", f"{measured:.1f} ms", f"{ratio:.2f}"
             rows.append((str(processes), str(stage), *cells))
-    print(f"{path.name}, {cores} cores, one thread a process\n{text_table(rows)}")
+    print(f"{path.name}, {processor()}, {cores} cores, one thread a process\n{text_table(rows)}")
     print(f"predicted and measured differ by a factor of at most {worst:.2f}")
     if output:
-        write_json(output, {"cores": cores, "cpu": processor_name(), "found": found})
+        write_json(output, {"cores": cores, "cpu": processor(), "found": found})
     return 0
 
 

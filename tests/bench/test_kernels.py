@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from tests.helpers.paths import REPOSITORY
+from vjepa_fast.training.monitoring.environment import processor
 
 BENCH = REPOSITORY / "bench"
 OPS = ["gather", "loss", "patchify", "predictor_tokens", "ema"]
@@ -46,6 +47,7 @@ def test_it_compares_and_then_times_every_op(bench, tmp_path, capsys):
         assert row["gb_per_s"] == pytest.approx(rate)
         assert row["fraction_of_copy"] == pytest.approx(rate / row["copy_gb_per_s"])
         assert row["torch"] == torch.__version__ and row["device"] and "commit" in row
+        assert row["cpu"] == processor()
     passes = {op: {key[2] for key in tables if key[0] == op} for op in OPS}
     assert passes["gather"] == passes["loss"] == passes["predictor_tokens"]
     assert passes["loss"] == {"forward", "backward", "both"}

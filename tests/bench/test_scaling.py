@@ -8,6 +8,7 @@ import json
 import pytest
 
 from tests.helpers.paths import REPOSITORY
+from vjepa_fast.training.monitoring.environment import processor
 
 BENCH = REPOSITORY / "bench"
 
@@ -100,8 +101,11 @@ def measured_file(folder, **changes):
 
 def test_a_table_and_a_picture(scaling, tmp_path, capsys):
     output = tmp_path / "scaling.json"
-    assert scaling.main([str(measured_file(tmp_path)), "--json", str(output)]) == 0
-    steps = json.loads(output.read_text())["steps"]
+    measured = measured_file(tmp_path, cpu="a CPU (torch: AVX2)")
+    assert scaling.main([str(measured), "--json", str(output)]) == 0
+    result = json.loads(output.read_text())
+    assert result["device"] == "a GPU" and result["cpu"] == "a CPU (torch: AVX2)"
+    steps = result["steps"]
     assert {step["devices"] for step in steps} == {2**k for k in range(11)}
     one = [step for step in steps if step["devices"] == 1]
     # 128 micro-batches of four parts of 10 ms, then AdamW and the average
@@ -135,7 +139,9 @@ def test_the_model_is_checked_against_processes(scaling, tmp_path, capsys):
     output = tmp_path / "check.json"
     assert scaling.main(["--check", "--json", str(output)]) == 0
     assert "predicted and measured differ by a factor of" in capsys.readouterr().out
-    found = json.loads(output.read_text())["found"]
+    result = json.loads(output.read_text())
+    assert result["cpu"] == processor()
+    found = result["found"]
     assert set(found) == {"1", "2", "4"} and set(found["4"]["ms"]) == {"0", "1", "2", "3"}
 
 

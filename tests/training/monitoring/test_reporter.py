@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,11 +16,12 @@ import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from tests.helpers.paths import REPOSITORY
 from vjepa_fast.config import parse_config
 from vjepa_fast.errors import UserError
 from vjepa_fast.masks.overlay import CONTEXT, TARGET
 from vjepa_fast.training.loop import pretrain
-from vjepa_fast.training.monitoring.environment import environment
+from vjepa_fast.training.monitoring.environment import environment, processor
 from vjepa_fast.training.monitoring.pictures import (
     feature_picture,
     mask_picture,
@@ -106,7 +109,27 @@ def test_a_missing_package_is_one_sentence(tmp_path: Path, monkeypatch: pytest.M
 def test_environment_names_commit_and_device() -> None:
     found = environment(torch.device("cpu"), 4)
     assert found["processes"] == "4" and found["device"].startswith("CPU")
+    assert found["cpu"] == processor()
     assert set(found["commit"].removesuffix("-dirty")) <= set("0123456789abcdef")
+
+
+def test_the_processor_has_a_name_and_the_level_that_torch_uses() -> None:
+    """Not the one that the CPU has: ATEN_CPU_CAPABILITY lowers it."""
+    program = "from vjepa_fast.training.monitoring.environment import processor as p; print(p())"
+    found = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "ATEN_CPU_CAPABILITY": "default"},
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.strip()
+    here = processor()
+    assert here.endswith(f" (torch: {torch.backends.cpu.get_cpu_capability()})")
+    assert found == here.rpartition(" (torch: ")[0] + " (torch: DEFAULT)"
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    for name in [line.partition(":")[2].strip() for line in lines if "model name" in line][:1]:
+        assert here.startswith(f"{name} (torch: ")
 
 
 def test_colors_follow_what_varies_most() -> None:

@@ -40,14 +40,16 @@ def _commit() -> str | None:
     return git("describe", "--always", "--dirty", "--abbrev=12")
 
 
-def processor_name() -> str:
-    """The CPU's model name; its architecture where Linux does not tell."""
+def processor() -> str:
+    """The CPU's model name, its architecture where Linux does not tell, and the vector instructions
+    that torch's kernels use (`ATEN_CPU_CAPABILITY` may lower them): `NAME (torch: AVX2)`."""
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:
         text = ""
     names = (line.partition(":")[2].strip() for line in text.splitlines() if "model name" in line)
-    return next(names, platform.machine())
+    name = next(names, platform.machine())
+    return f"{name} (torch: {torch.backends.cpu.get_cpu_capability()})"
 
 
 def environment(device: torch.device, world: int) -> dict[str, str]:
@@ -60,12 +62,13 @@ def environment(device: torch.device, world: int) -> dict[str, str]:
     if device.type == "cuda":
         name = f"{torch.cuda.get_device_name(device)}, CUDA {torch.version.cuda}"
     else:
-        name = f"CPU, {processor_name()}, {torch.get_num_threads()} threads per process"
+        name = f"CPU, {torch.get_num_threads()} threads per process"
     found = {
         "started": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
         "command": " ".join(sys.argv),
         "processes": str(world),
         "device": name,
+        "cpu": processor(),
         "host": f"{platform.node()}, {os.cpu_count()} cores, {platform.system()}",
         "vjepa_fast": __version__,
         "python": platform.python_version(),
