@@ -13,7 +13,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from vjepa_fast.data.bad_clips import MAX_BAD_FRACTION
 from vjepa_fast.data.decode.backend import Decoder
@@ -25,6 +24,7 @@ from vjepa_fast.errors import UserError
 from vjepa_fast.kernels import patchify
 from vjepa_fast.models.encoder import VisionTransformer
 from vjepa_fast.models.jepa import encode_clips
+from vjepa_fast.progress import with_progress
 
 _BATCH = 64  # clips
 _AHEAD = 4  # batches decoded ahead
@@ -120,7 +120,9 @@ def load_clips(
     shown: list[ClipPlan] = []
     left_out: list[str] = []
     with closing(make_decoder(planner, crop_size, backend, "cpu", num_workers)) as decoder:
-        for plans, found, failures in _decoded(planner, decoder, manifest.name):
+        batches, name = -(-len(planner) // _BATCH), f"decoding {manifest.name}"
+        decoded = with_progress(_decoded(planner, decoder), name, batches, "batch", leave=False)
+        for plans, found, failures in decoded:
             for i, plan in enumerate(plans):
                 if i not in failures:
                     video[len(shown)] = found[i]
@@ -144,7 +146,7 @@ def load_clips(
 
 
 def _decoded(
-    planner: ClipPlanner, decoder: Decoder, name: str
+    planner: ClipPlanner, decoder: Decoder
 ) -> Iterator[tuple[list[ClipPlan], Tensor, dict[int, str]]]:
     """Decode every clip once, in order, in batches.
 
@@ -153,7 +155,7 @@ def _decoded(
     """
     pending = deque()
     starts = range(0, len(planner), _BATCH)
-    for start in tqdm([*starts, *[None] * _AHEAD], f"decoding {name}", leave=False):
+    for start in [*starts, *[None] * _AHEAD]:
         if start is not None:
             plans = planner.plan(range(start, min(start + _BATCH, len(planner))))
             pending.append((plans, decoder.submit(plans)))
@@ -188,7 +190,8 @@ def pixel_features(patch_size: int, tubelet_size: int) -> Featurize:
 def all_features(featurize: Featurize, video: Tensor, device: torch.device, name: str) -> Tensor:
     """Features of all clips, fp32 [n, N, D] on the device."""
     out = None
-    for start in tqdm(range(0, len(video), _BATCH), f"features of {name}", leave=False):
+    starts = range(0, len(video), _BATCH)
+    for start in with_progress(starts, f"features of {name}", len(starts), "batch", leave=False):
         found = featurize(video[start : start + _BATCH].to(device))
         if out is None:
             size = found[0].numel() * 4 * len(video)

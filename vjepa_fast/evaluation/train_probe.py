@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from vjepa_fast.evaluation.attentive_classifier import AttentiveClassifier
+from vjepa_fast.progress import with_progress
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,8 @@ def probe_accuracy(
         probe.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay, fused=True
     )
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, recipe.steps)
-    for _ in tqdm(range(recipe.steps), f"probe of {name}", leave=False, unit="step"):
+    steps = range(recipe.steps)
+    for _ in with_progress(steps, f"probe of {name}", len(steps), "step", leave=False):
         drawn = torch.randperm(count, generator=order)[: recipe.batch].to(train.device)
         picked = labeled[drawn]
         loss = F.cross_entropy(probe(train[picked]), train_labels[picked])

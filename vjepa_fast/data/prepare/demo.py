@@ -18,7 +18,6 @@ from pathlib import Path
 import av
 import numpy as np
 from sklearn.datasets import load_digits
-from tqdm import tqdm
 
 from vjepa_fast.data.decode.color import UNTAGGED
 from vjepa_fast.data.manifest.entry import ManifestEntry, Seek
@@ -29,6 +28,7 @@ from vjepa_fast.data.workers.process_pool import ProcessPool
 from vjepa_fast.data.workers.thread_pool import WorkerError
 from vjepa_fast.errors import UserError
 from vjepa_fast.locks import sole_writer
+from vjepa_fast.progress import with_progress
 
 SIZE = 32  # pixels, height and width of the frame
 FRAMES = 8
@@ -164,7 +164,7 @@ def _write_demo(
     if missing:
         with ProcessPool(workers, "vjepa-demo", modules=(__name__,)) as pool:
             written = pool.imap(partial(_write_clip, directory, codec, seed), missing)
-            for job, entry in tqdm(written, total=len(missing), desc="demo data", unit="clip"):
+            for job, entry in with_progress(written, "demo data", len(missing), "clip"):
                 if isinstance(entry, WorkerError):
                     raise UserError(f"{directory}, {job[0]} clip {job[1]}: {entry}")
                 known[job] = entry

@@ -11,8 +11,6 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from tqdm import tqdm
-
 from vjepa_fast.data.frames.addressing import NEAR_START
 from vjepa_fast.data.manifest.entry import ManifestEntry, Seek
 from vjepa_fast.data.manifest.files import read_manifest, write_manifest
@@ -34,6 +32,7 @@ from vjepa_fast.data.prepare.scan_journal import (
 )
 from vjepa_fast.errors import UserError
 from vjepa_fast.locks import sole_writer
+from vjepa_fast.progress import with_progress
 
 _GAP = 2.0  # seconds that one frame is shown
 _GAP_FRACTION = 0.05  # of the duration: one clip in twenty would fall into it
@@ -102,7 +101,7 @@ def index_listing(
         listing: what `list_videos` found.
         output: the manifest, .csv or .parquet. Not written if no file is usable.
         workers: number of processes; None: one per core.
-        progress: show a progress bar.
+        progress: show the progress.
         deep: decode every frame of every file, also of files that are unchanged.
 
     Returns:
@@ -192,9 +191,10 @@ def _scan(
         return
     workers = min(workers or len(os.sched_getaffinity(0)), len(new))
     results = scan(new, workers, partial(probe_file, deep=deep))
-    yield from tqdm(
-        results, "indexing", known + len(new), initial=known, unit="video", disable=not progress
-    )
+    if progress:
+        yield from with_progress(results, "indexing", known + len(new), "video", initial=known)
+    else:
+        yield from results
 
 
 def _results_in(entries: list[ManifestEntry]) -> list[ScanResult]:

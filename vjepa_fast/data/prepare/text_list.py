@@ -11,7 +11,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from vjepa_fast.data.manifest.entry import Entries, ManifestEntry, entries_of
 from vjepa_fast.data.manifest.files import TEXT_READ, read_csv, write_manifest
@@ -26,6 +25,7 @@ from vjepa_fast.data.prepare.scan_journal import (
 from vjepa_fast.errors import UserError
 from vjepa_fast.locks import sole_writer
 from vjepa_fast.paths import expanded
+from vjepa_fast.progress import with_progress
 
 _QUOTED = re.compile(r'"((?:[^"]|"")+)"((?:\s+\S+)*)')
 _SPECIAL = re.compile(r"^~|[\s$]")
@@ -154,7 +154,7 @@ def _probe(path: Path, names: Sequence[str]) -> tuple[dict[str, ManifestEntry], 
         log.warning("%s: probing %d videos; later runs reuse the results", path, len(unknown))
         workers = min(len(os.sched_getaffinity(0)), len(unknown))
         results = scan(map(_file_at, unknown), workers)
-        for result in tqdm(results, "indexing", len(unknown), unit="video"):
+        for result in with_progress(results, "indexing", len(unknown), "video"):
             if result.entry is None:
                 rejected[result.file.path] = result
             else:

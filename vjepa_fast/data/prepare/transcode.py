@@ -12,7 +12,6 @@ from functools import partial
 from pathlib import Path
 
 import av
-from tqdm import tqdm
 
 from vjepa_fast.data.ffmpeg import BadVideo
 from vjepa_fast.data.manifest.entry import ManifestEntry
@@ -30,6 +29,7 @@ from vjepa_fast.data.prepare.scan_journal import (
 from vjepa_fast.data.prepare.text_list import read_text_list
 from vjepa_fast.errors import UserError
 from vjepa_fast.locks import sole_writer
+from vjepa_fast.progress import with_progress
 
 _SECONDS = 3600.0  # time limit for a file, without the time for its size
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
@@ -64,7 +64,7 @@ def transcode_manifest(
         short_side: pixels of a copy's shorter side; copies are never larger than the original.
         gop: frames from one key frame to the next.
         workers: number of processes; None: one per core.
-        progress: show a progress bar.
+        progress: show the progress.
 
     Returns:
         The manifest of the copies, of the same name, labels and order, and (path, reason) of the
@@ -104,9 +104,9 @@ def transcode_manifest(
         output.mkdir(parents=True, exist_ok=True)
         with sole_writer(output, "name another --output"):
             targets = (_target(path, root, output, settings) for path in sources)
-            bar = tqdm(results, "transcoding", len(sources), unit="video", disable=not progress)
+            shown = with_progress(results, "transcoding", len(sources), "video")
             with _removing_parts(results, targets):
-                for result in bar:
+                for result in shown if progress else results:
                     if result.entry is None:
                         rejected.append(result)
                     else:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import sys
 import time
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from tqdm import tqdm
 
 from vjepa_fast.config import Config
 from vjepa_fast.errors import UserError
+from vjepa_fast.progress import on_terminal
 from vjepa_fast.training.batches import Batches
 from vjepa_fast.training.checkpoint.format import checkpoints
 from vjepa_fast.training.monitoring import pictures
@@ -64,8 +64,7 @@ class Reporter:
         self._skipped = trainer.guard.counts().total
         self._examples: Tensor | None = None
         self._steps, self._clock = 0, time.perf_counter()
-        # lines instead of a bar where stderr is a file or a pipe
-        self._lines = self._first and not sys.stderr.isatty()
+        self._lines = self._first and not on_terminal()
         self._bar = tqdm(
             total=config.optim.steps,
             initial=trainer.step_number,
