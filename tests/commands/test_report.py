@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -85,7 +86,8 @@ def test_a_finished_runs_report(run: Path, capsys: pytest.CaptureFixture) -> Non
     text = (run / "report.html").read_text(encoding="utf-8")
     page = Page(text)
     assert all(r.startswith("data:image/png;base64,iVBOR") for r in page.references)
-    assert len(page.references) == 4  # features and masks of steps 3 and 5
+    assert len(page.references) == 4  # features and masks after steps 4 and 6
+    assert re.findall(r"<figcaption>(.*?)</figcaption>", text) == ["step 4", "step 6"] * 2
     assert "http" not in re.sub(r"base64,[^\"]*", "", text).replace("http-equiv", "")
     assert "6 of 6" in text and "finished" in text
     assert '<meta name="color-scheme" content="light dark">' in text
@@ -126,6 +128,17 @@ def test_an_older_runs_probe_and_a_copied_checkpoint(tmp_path: Path) -> None:
     sections = Page(report_html(tmp_path)).sections
     assert "10% of the labels" in sections["Probes"]
     assert "3 (copy)" in sections["Checkpoints"]
+
+
+def test_an_older_runs_pictures_are_found(run: Path, tmp_path: Path) -> None:
+    """Their names count steps from 0; a resumed run has both."""
+    (tmp_path / "metrics.jsonl").touch()
+    (tmp_path / "pictures").mkdir()
+    for name in ("step_00000000_masks", "step_00000499_masks", "step_00001500_masks"):
+        shutil.copy(run / "pictures/step_00000004_masks.png", tmp_path / f"pictures/{name}.png")
+    text = report_html(tmp_path)
+    captions = re.findall(r"<figcaption>(.*?)</figcaption>", text)
+    assert captions == ["step 0", "step 499", "step 1500"]
 
 
 def test_a_report_needs_no_deepspeed() -> None:

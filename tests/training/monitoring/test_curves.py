@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 
+import pytest
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from vjepa_fast.training.monitoring.curves import Panel, draw_panel
+from vjepa_fast.training.monitoring.curves import PANELS, Panel, draw_panel
 
 
 def drawn(panel: Panel, rows: list[dict]) -> Axes | None:
@@ -25,6 +26,27 @@ def test_curves_lie_where_their_values_are() -> None:
     ]
     assert [text.get_text() for text in axes.get_legend().texts] == ["a 5", "b 1"]
     assert axes.get_ylim()[0] == 0 and axes.get_xlim() == (0, 10)
+
+
+@pytest.mark.parametrize(
+    ("values", "top", "ticks"),
+    [([0, 0, 0], 1, [0, 1]), ([0], 1, [0, 1]), ([0, 1, 1], 1.05, [0, 1]), ([0, 2], 2.1, [0, 1, 2])],
+)
+def test_a_count_begins_at_zero_and_is_whole(
+    values: list[int], top: float, ticks: list[int]
+) -> None:
+    """A run that skipped no step has its line at zero, at the foot of 0 to 1."""
+    (panel,) = [panel for panel in PANELS if panel.names == ("skipped_steps",)]
+    axes = drawn(panel, [{"step": s, "skipped_steps": v} for s, v in enumerate(values)])
+    low, high = axes.get_ylim()
+    assert low == 0 and high == pytest.approx(top)
+    assert [tick for tick in axes.get_yticks() if tick <= high] == ticks
+
+
+@pytest.mark.parametrize("panel", [p for p in PANELS if p.from_zero and not p.log])
+def test_a_panel_of_zeros_has_nothing_below_zero(panel: Panel) -> None:
+    rows = [{"step": s, **dict.fromkeys(panel.names, 0.0)} for s in range(3)]
+    assert drawn(panel, rows).get_ylim() == (0, 1)
 
 
 def test_values_that_have_no_place_are_counted() -> None:

@@ -23,11 +23,13 @@ from vjepa_fast.masks.overlay import CONTEXT, TARGET
 from vjepa_fast.training.loop import pretrain
 from vjepa_fast.training.monitoring.environment import environment, processor
 from vjepa_fast.training.monitoring.pictures import (
+    TITLES,
     feature_picture,
     mask_picture,
     principal_colors,
     shown_frames,
     tiles,
+    titled,
 )
 from vjepa_fast.training.monitoring.writer import MetricsWriter, read_metrics
 from vjepa_fast.training.timers import PARTS
@@ -77,11 +79,15 @@ def test_what_a_run_leaves(
     assert all(row[f"ms_{part}"] > 0 for row in rows for part in PARTS)
 
     names = sorted(path.name for path in (run / "pictures").iterdir())
-    steps = ("00000002", "00000005", "00000007")
+    steps = ("00000003", "00000006", "00000008")  # of 8
     assert names == sorted(f"step_{s}_{k}.png" for s in steps for k in ("features", "masks"))
     for name in names:
         with Image.open(run / "pictures" / name) as picture:
-            assert picture.size == (4 * 96 + 3 * 4, (6 if "features" in name else 2) * 100 - 4)
+            width, height = picture.size
+            below = (6 if "features" in name else 2) * 100 - 4
+            assert width == 4 * 96 + 3 * 4 and height > below
+            title = np.asarray(picture)[: height - below]
+            assert (title[..., 3] == 255).all() and title[..., :3].min() < 50
 
     board = EventAccumulator(str(run / "tensorboard"), {"images": 0, "histograms": 0}).Reload()
     assert [e.step for e in board.Images("features")] == [2, 5, 7]
@@ -166,6 +172,23 @@ def test_masks_tint_all_but_the_context(small_config: Callable[..., dict]) -> No
         centers = frame[16::32, 16::32].reshape(9, 3)
         of_frame = kinds.reshape(config.grid)[t].ravel()
         assert ((centers == 200).all(axis=1) == (of_frame == CONTEXT)).all()
+
+
+@pytest.mark.parametrize("width", [96, 396, 908])
+@pytest.mark.parametrize("kind", TITLES)
+def test_a_title_is_above_and_whole(kind: str, width: int) -> None:
+    """Within the picture's width, black on white; the picture below is unchanged."""
+    pixels = np.random.default_rng(0).integers(0, 256, (40, width, 4), np.uint8)
+    out = titled(pixels, TITLES[kind].format(done=90_000))
+    band = out[:-40]
+    assert out.dtype == np.uint8 and np.array_equal(out[-40:], pixels)
+    assert (band[..., 3] == 255).all()
+    inked = (band[..., :3] < 128).all(axis=2)
+    ys, xs = inked.nonzero()
+    assert len(xs) > 500 and xs.min() >= 2 and xs.max() < width - 2
+    assert ys.min() >= 2 and ys.max() < len(band) - 2
+    more = titled(pixels, TITLES[kind].format(done=90_000) + " more words" * 12)
+    assert len(more) > len(out)
 
 
 def test_tiles_are_laid_out_with_gaps() -> None:

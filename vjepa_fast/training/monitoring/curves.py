@@ -23,12 +23,14 @@ class Panel(NamedTuple):
         names: keys of metrics.jsonl, one per curve.
         log: whether the axis of the values is logarithmic.
         from_zero: whether that axis begins at zero.
+        count: whether the values are whole numbers, so that the axis has no others.
     """
 
     title: str
     names: tuple[str, ...]
     log: bool = False
     from_zero: bool = True
+    count: bool = False
 
 
 PANELS = (
@@ -40,7 +42,7 @@ PANELS = (
     Panel("clips per second", ("clips_per_second",)),
     Panel("variance of target features", ("target_variance",)),
     Panel("relative distance of encoder and teacher", ("teacher_distance",)),
-    Panel("skipped steps", ("skipped_steps",)),
+    Panel("skipped steps", ("skipped_steps",), count=True),
     Panel("weight decay", ("weight_decay",)),
     Panel("EMA momentum", ("momentum",), from_zero=False),
     Panel("fraction of time waiting for data", ("data_wait",)),
@@ -77,7 +79,9 @@ def draw_panel(axes: Axes, panel: Panel, rows: Sequence[dict]) -> bool:
         label = f"{name} {valid[-1][1]:.4g}"
         if len(valid) < len(found):
             label += f" ({len(found) - len(valid)} values not drawable)"
-        axes.plot(*zip(*valid, strict=True), "." * (len(valid) < 30) + "-", label=label)
+        style = "." * (len(valid) < 30) + "-"
+        # a count is mostly zero, and would lie half below the axis
+        axes.plot(*zip(*valid, strict=True), style, label=label, clip_on=not panel.count)
         drawn = True
     axes.set(title=panel.title, xlabel="step", yscale="log" if panel.log else "linear")
     axes.set_xlim(0, max((row["step"] for row in rows), default=0) or 1)
@@ -85,7 +89,11 @@ def draw_panel(axes: Axes, panel: Panel, rows: Sequence[dict]) -> bool:
     if drawn:
         axes.legend(fontsize="small")
         if panel.from_zero and not panel.log:
-            axes.set_ylim(bottom=0)
+            highest = max(max(line.get_ydata()) for line in axes.lines)
+            # alone, matplotlib puts an axis around values that are all zero, below zero as well
+            axes.set_ylim(0, None if highest > 0 else 1)
+        if panel.count:
+            axes.yaxis.get_major_locator().set_params(integer=True)
     return drawn
 
 

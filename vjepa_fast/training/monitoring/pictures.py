@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from vjepa_fast.masks import MaskBatch
@@ -15,6 +16,15 @@ FRAMES = 4  # of each clip, at most
 SPECS = 4  # at most
 SIDE = 96  # pixels of a frame in a picture, at least
 GAP = 4  # pixels
+TEXT = 12  # pixels, of the title; wider pictures have larger ones
+
+# By the name of a picture; `done` is the number of steps done.
+TITLES = {
+    "features": "Features of the target encoder after {done} steps\n"
+    "Below each clip, the first three principal components as red, green and blue",
+    "masks": "Masks of step {done}, a row per mask spec\n"
+    "Bright: context; blue: target; orange: neither",
+}
 
 
 def shown_frames(length: int) -> np.ndarray:
@@ -98,3 +108,33 @@ def tiles(rows: list) -> np.ndarray:
             tile[..., :3] = picture.repeat(scale, axis=0).repeat(scale, axis=1)
             tile[..., 3] = 255
     return out
+
+
+def titled(pixels: np.ndarray, title: str) -> np.ndarray:
+    """A picture below its title, black on white, in as many lines as its width needs.
+
+    Args:
+        pixels: uint8 RGBA [height, width, 4].
+        title: words; a line break begins a new line.
+
+    Returns:
+        uint8 RGBA [more, width, 4].
+    """
+    width = pixels.shape[1]
+    font = ImageFont.load_default(max(TEXT, width // 50))
+    lines = []
+    for paragraph in title.split("\n"):
+        line = ""
+        for word in paragraph.split():
+            longer = f"{line} {word}".strip()
+            if line and font.getlength(longer) > width - 2 * GAP:
+                lines.append(line)
+                longer = word
+            line = longer
+        lines.append(line)
+    pitch = round(1.35 * font.size)
+    band = Image.new("RGBA", (width, len(lines) * pitch + 2 * GAP), "white")
+    draw = ImageDraw.Draw(band)
+    for i, line in enumerate(lines):
+        draw.text((GAP, GAP + i * pitch), line, "black", font)
+    return np.concatenate([np.asarray(band), pixels])

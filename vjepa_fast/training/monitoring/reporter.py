@@ -142,20 +142,22 @@ class Reporter:
             video, trainer = self._examples, self._trainer
             if video is None:
                 log.warning(
-                    "step %d: no pictures, since none of the first clips could be decoded", step
+                    "step %d: no pictures, since none of the first clips could be decoded", step + 1
                 )
                 return
             features = trainer.target_features(video.to(trainer.device))
             features = features.view(len(video), -1, features.shape[-1])
             grid, ids = self._config.grid, self._batches.sample_ids(step)[0]
             masks = self._batches.masks(step, ids)
-            for name, pixels in (
-                ("features", pictures.feature_picture(video, features, grid)),
-                ("masks", pictures.mask_picture(video, masks, grid)),
-            ):
-                self._writer.picture(step, name, pixels)
+            drawn = {
+                "features": pictures.feature_picture(video, features, grid),
+                "masks": pictures.mask_picture(video, masks, grid),
+            }
+            for name, pixels in drawn.items():
+                title = pictures.TITLES[name].format(done=step + 1)
+                self._writer.picture(step, name, pictures.titled(pixels, title))
         except OSError as error:
-            log.warning("step %d: no pictures (%s)", step, error)
+            log.warning("step %d: no pictures (%s)", step + 1, error)
 
     def write_histograms(self, step: int, result: StepResult) -> None:
         """Write histograms of target features and of the target encoder's weights by block.

@@ -78,15 +78,18 @@ class MetricsWriter:
     def picture(self, step: int, name: str, pixels: np.ndarray) -> Path:
         """Write RUN/pictures/step_…_name.png, also to TensorBoard.
 
+        The file's name counts the steps done, from 1, as checkpoints' do; TensorBoard's step counts
+        from 0, as those of its curves.
+
         Args:
-            step: step of the picture.
+            step: step of the picture (0, 1, …).
             name: name of the picture.
             pixels: uint8 [height, width, 3 or 4].
 
         Raises:
             OSError: the file cannot be written.
         """
-        path = self.path.parent / "pictures" / f"step_{step:08d}_{name}.png"
+        path = self.path.parent / "pictures" / f"step_{step + 1:08d}_{name}.png"
         path.parent.mkdir(exist_ok=True)
         Image.fromarray(pixels).save(path)
         self._to_board(step, "add_image", name, pixels, step, dataformats="HWC")
