@@ -14,8 +14,10 @@ STEPS = 3
 # Largest relative errors. AdamW's first step divides each gradient by its own size, also gradients
 # that are only rounding errors. So later steps amplify the processor's rounding, by a factor that
 # differs between processors; in fp32 twice the baseline's own error is therefore allowed, too.
+# The gradient of an L1 loss jumps where rounding changes the sign of a difference, on one side or
+# the other: sides that train alike differed by 1.7e-4 of the norm with tiny.json on an AVX2 CPU.
 LIMITS = {
-    "fp32": {"loss": 1e-5, "gradient_norm": 1e-4, "ema_distance": 1e-2},
+    "fp32": {"loss": 1e-5, "gradient_norm": 1e-3, "ema_distance": 1e-2},
     "bf16": {"loss": 1e-2, "gradient_norm": 5e-2, "ema_distance": 5e-2},
 }
 

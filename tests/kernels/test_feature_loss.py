@@ -65,7 +65,7 @@ def test_values_and_gradients(shape, exponent, normalize):
     (3 * expected).backward()
     assert exact.grad.abs().max() > 0
     torch.testing.assert_close(
-        prediction.grad.double(), exact.grad, rtol=1e-4, atol=1e-6 * exact.grad.abs().max().item()
+        prediction.grad.double(), exact.grad, rtol=1e-4, atol=4e-6 * exact.grad.abs().max().item()
     )
 
 
@@ -100,7 +100,7 @@ def test_gradient_in_float16_under_loss_scaling(scale):
     rows = torch.zeros(targets * clips, dtype=torch.int32)
     seqlens, specs = torch.full((clips,), targets), torch.zeros(clips, dtype=torch.int64)
     loss = masked_feature_loss(prediction, features, rows, seqlens, specs)
-    assert loss.item() == pytest.approx(1.0)
+    assert loss.item() == pytest.approx(1.0, rel=1e-5)  # a million roundings, in any order
     (gradient,) = torch.autograd.grad(scale * loss, prediction)
     expected = scale / (targets * clips * width)
     torch.testing.assert_close(

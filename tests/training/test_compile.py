@@ -44,7 +44,8 @@ def test_compiled_losses_are_the_same(
         rows = read_metrics(run / "metrics.jsonl")
         losses[compiled] = [row["loss"] for row in rows if "loss" in row]
     assert len(losses[True]) == 50
-    assert losses[True] == pytest.approx(losses[False], rel=1e-5)
+    # sums in another order, whose rounding AdamW amplifies
+    assert losses[True] == pytest.approx(losses[False], rel=1e-4)
     # the block before and after its attention; target encoder, encoder and predictor
     assert counters["stats"]["unique_graphs"] == 6
 
@@ -77,4 +78,4 @@ def test_compiled_blocks_can_be_recomputed(small_config: Callable[..., dict]) ->
         data["output"] += mode
         rows = read_metrics(pretrain(parse_config(data)) / "metrics.jsonl")
         losses[mode] = [row["loss"] for row in rows if "loss" in row]
-    assert losses["full"] == pytest.approx(losses["none"], rel=1e-6)
+    assert losses["full"] == pytest.approx(losses["none"], rel=1e-5)

@@ -95,7 +95,8 @@ def test_teacher_is_the_fp32_ema_of_the_masters(
     own = dict(trainer.teacher.network().named_parameters())
     for shard, ema in zip(trainer.teacher.shards, emas, strict=True):
         ours = flat(trainer.teacher.ema[shard.name]).double()
-        torch.testing.assert_close(ours, ema, rtol=0, atol=3e-7)
+        # six updates of three roundings each, of weights up to 2
+        torch.testing.assert_close(ours, ema, rtol=0, atol=18 * 2**-24)
         network = [own[names[id(p)]] for p in shard.parameters]
         assert all(p.dtype == (torch.bfloat16 if bf16 else torch.float32) for p in network)
         cast = shard.read(trainer.teacher.ema[shard.name]).to(network[0].dtype)
