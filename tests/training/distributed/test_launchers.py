@@ -129,7 +129,7 @@ def test_srun(small_config: Callable[..., dict], tmp_path: Path, start: Callable
     ]
     for job in jobs:
         assert job.process.wait(900) == 0, job.text
-    assert "world 2" in jobs[0].text and "world 2" not in jobs[1].text
+    assert "world size 2" in jobs[0].text and "world size 2" not in jobs[1].text
     assert Checkpoint.find(tmp_path / "run").world_size == 2
 
 
