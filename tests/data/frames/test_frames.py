@@ -34,14 +34,6 @@ _REPORTED = (
 _SAMPLE = random.Random(20).sample(sorted(_CASES), 12)
 
 
-@pytest.fixture(autouse=True)
-def _quiet_ffmpeg():
-    level = av.logging.get_level()
-    av.logging.set_level(av.logging.PANIC)
-    yield
-    av.logging.set_level(level)
-
-
 def _named(names, starts):
     return [
         pytest.param(

@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 
-import av
 import numpy as np
 import pytest
 
@@ -20,14 +19,6 @@ QUICKTIME = {
     "cinepak": Encoding("cinepak", {"g": "GOP"}, "rgb24"),
     "qtrle": Encoding("qtrle", {"g": "GOP"}, "gray"),  # 8 bits, with a palette
 }
-
-
-@pytest.fixture(autouse=True)
-def _quiet_ffmpeg():
-    level = av.logging.get_level()
-    av.logging.set_level(av.logging.PANIC)
-    yield
-    av.logging.set_level(level)
 
 
 @pytest.fixture

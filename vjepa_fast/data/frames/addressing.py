@@ -3,8 +3,9 @@
 Time stamps tell the order of frames in most files. They do not where a container stores none (AVI),
 where a recorder wrote the order of decoding, where two packets make a frame, or where frames that
 refer to a missing one are dropped. A file without a sign of that is decoded at its start, at a key
-frame in its middle and at its last key frame, and the frames must have consecutive time stamps. Any
-other file is decoded as a whole, and each way of seeking has to find the same pictures.
+frame in its middle, at its last key frame and across gaps, and the frames must have consecutive
+time stamps. Any other file is decoded as a whole, and each way of seeking has to find the same
+pictures.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from vjepa_fast.data.ffmpeg import (
     video_stream,
 )
 from vjepa_fast.data.frames.packets import Packets
-from vjepa_fast.data.frames.seek import SeekError, numbered_frames
+from vjepa_fast.data.frames.seek import REORDERED, SeekError, numbered_frames
 from vjepa_fast.data.manifest.entry import Seek
 
 # Below this frame, decoding from the first one is cheaper than finding the key frames.
@@ -128,7 +129,7 @@ def _is_plain(url: str, index: int | None, packets: Packets, start: list[int | N
     places = {packets.keys[len(packets.keys) // 2], last} if packets.keys else set()
     for key in places - {0}:
         until = packets.frames if key == last else min(key + _AFTER_SEEK, packets.frames)
-        first = min(key + 16, packets.frames - 1)  # MP4's seek starts 16 frames earlier
+        first = min(key + REORDERED, packets.frames - 1)  # MP4's seek starts so much earlier
         if not _seek_reaches(url, index, packets.frames, first, until):
             return False
     for before in _gaps(packets.stamps):
@@ -202,9 +203,9 @@ def _best_seek(url: str, index: int | None, packets: Packets, decoded: list[_Fra
     keys = [number for number, frame in enumerate(decoded) if frame.is_key]
     if frames == packets.frames and keys == packets.keys:
         ways.append(Seek.BY_ORDER)
-    places = np.linspace(NEAR_START, frames - 1, _SEEKS).astype(int).tolist()
-    if frames <= NEAR_START:  # never sought
-        places = []
+    places = []
+    if frames > NEAR_START:  # shorter ones are never sought
+        places = np.linspace(NEAR_START, frames - 1, _SEEKS).astype(int).tolist()
     for way in ways:
         if all(_finds(url, index, decoded, place, way) for place in places):
             return way

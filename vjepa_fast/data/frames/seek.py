@@ -25,7 +25,7 @@ from vjepa_fast.data.manifest.entry import Seek
 
 # How many frames may be stored after a key frame and shown before it: decoders of H.264 and H.265
 # may hold back 16 frames.
-_REORDERED = 16
+REORDERED = 16
 _Numbered = Iterator[tuple[int, av.VideoFrame]]
 
 
@@ -76,7 +76,7 @@ def _from_listed_key(
     listed: av.stream.IndexEntries,
 ) -> _Numbered:
     """By time stamp, with MP4's list of the frames in stored order."""
-    last = max(first - _REORDERED, 0)
+    last = max(first - REORDERED, 0)
     container.seek(listed[last].timestamp, stream=stream)
     packets = container.demux(stream)
     key = next(packets, None)
@@ -100,13 +100,13 @@ def _from_listed_key(
 
     ahead.append(key)
     insort(stamps, key.pts)
-    read(_REORDERED + 1)
+    read(REORDERED + 1)
     key_number = start + bisect_left(stamps, key.pts)
 
     def decoded() -> Iterator[av.VideoFrame]:
         while ahead:
             packet = ahead.popleft()
-            read(_REORDERED + 1)
+            read(REORDERED + 1)
             yield from packet.decode()
 
     def number(stamp: int | None) -> int:

@@ -104,9 +104,9 @@ def encode_copy(
             raise BadVideo("no video stream")
         container_matrix = video.codec_context.colorspace  # decoding overwrites it
         copy.metadata["comment"] = stamp
-        stream = copy.add_stream(encoder, video.average_rate or 25, options=options)
-        stream.pix_fmt = "yuv420p"
         rate = video.average_rate or Fraction(25)
+        stream = copy.add_stream(encoder, rate, options=options)
+        stream.pix_fmt = "yuv420p"
         time_base = Fraction(1, 1000)
         if suffix == ".mp4":
             time_base = 1 / rate if times is None else video.time_base
