@@ -60,8 +60,8 @@ BAD = {
         {"optim.warmup_steps": REMOVED, "optim.warmup_step": 1},
         "optim.warmup_step",
         "found an unknown key, expected one of steps, global_batch, micro_batch, start_lr, lr, "
-        "final_lr, warmup_steps, weight_decay, final_weight_decay, betas, eps, clip_grad, "
-        "schedule_stretch, loss_exponent, "
+        "lr_schedule, final_lr, warmup_steps, weight_decay, final_weight_decay, betas, eps, "
+        "clip_grad, schedule_stretch, loss_exponent, "
         "max_nonfinite_steps; did you mean optim.warmup_steps?",
     ),
     "misspelt in a list": (

@@ -9,7 +9,7 @@ import pytest
 
 from tests.helpers.paths import REPOSITORY
 from vjepa_fast.config import load_config, parse_config, translate_stored
-from vjepa_fast.config.renamed import RENAMED, RENAMED_VALUES
+from vjepa_fast.config.messages import RENAMED, RENAMED_VALUES
 from vjepa_fast.errors import UserError
 
 CONFIGS = REPOSITORY / "configs"

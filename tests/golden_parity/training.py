@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tests.golden_parity.items import Item, largest, relative, worst
-from vjepa_fast.config.schema import OptimConfig, ZeroConfig
+from vjepa_fast.config.optim import OptimConfig, ZeroConfig
 from vjepa_fast.models.jepa import build_vjepa
 from vjepa_fast.models.sequences import PackedMasks, pack_masks
 from vjepa_fast.training.distributed.launch import init_process_group

@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from vjepa_fast.config.schema import CheckpointConfig, OptimConfig, ZeroConfig
+from vjepa_fast.config.optim import OptimConfig, ZeroConfig
+from vjepa_fast.config.schema import CheckpointConfig
 from vjepa_fast.masks import MaskSampler, MultiBlock
 from vjepa_fast.models.jepa import VJEPA, build_vjepa
 from vjepa_fast.models.sequences import PackedMasks

@@ -1,6 +1,8 @@
 """Schedules against the published trainer's numbers, and their values at the boundaries."""
 
 import json
+import math
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -111,3 +113,68 @@ def test_schedules_of_the_papers_recipe() -> None:
     for step, lr, weight_decay, momentum in rows["rows"]:
         found = (schedules.lr(step), schedules.weight_decay(step), schedules.momentum(step))
         assert found == pytest.approx((lr, weight_decay, momentum), rel=1e-9, abs=0)
+
+
+EVERY_SCHEDULE = pytest.mark.parametrize("lr_schedule", ["cosine", "constant", "linear"])
+
+
+def _closed_form(s: Schedules, position: int) -> Fraction | float:
+    """The learning rate at `position` (step + 1), in exact fractions but for the cosine."""
+    start, peak, final = (Fraction(value) for value in (s.start_lr, s.peak_lr, s.final_lr))
+    if position < s.warmup_steps:
+        return start + (peak - start) * Fraction(position, s.warmup_steps)
+    if s.lr_schedule == "constant":
+        return peak
+    done = Fraction(position - s.warmup_steps, max(1, int(s.horizon) - s.warmup_steps))
+    done = min(max(done, Fraction(0)), Fraction(1))
+    if s.lr_schedule == "linear":
+        return peak + (final - peak) * done
+    return float(final) + float(peak - final) * (1 + math.cos(math.pi * float(done))) / 2
+
+
+@EVERY_SCHEDULE
+@pytest.mark.parametrize("horizon", [20, 25.0, 22.5, 4, 2])
+@pytest.mark.parametrize("warmup_steps", [0, 1, 4])
+def test_learning_rates_are_their_closed_forms(
+    lr_schedule: str, horizon: float, warmup_steps: int
+) -> None:
+    schedules = _schedules(lr_schedule=lr_schedule, horizon=horizon, warmup_steps=warmup_steps)
+    for step in range(30):
+        expected = float(_closed_form(schedules, step + 1))
+        assert schedules.lr(step) == pytest.approx(expected, rel=1e-14, abs=0), step
+
+
+@EVERY_SCHEDULE
+def test_the_warmup_is_the_same_whatever_follows(lr_schedule: str) -> None:
+    schedules = _schedules(lr_schedule=lr_schedule)
+    # 1e-4 to 1e-3 in four steps, the first one at step 0:
+    assert [schedules.lr(step) for step in range(3)] == pytest.approx([3.25e-4, 5.5e-4, 7.75e-4])
+    assert schedules.lr(3) == 1e-3  # exactly
+
+
+def test_a_line_ends_exactly_and_stays() -> None:
+    """The cooldown of the second generation: 5.25e-4 to 1e-6 over 12,000 steps, no warm-up."""
+    ends = {"peak_lr": 5.25e-4, "final_lr": 1e-6, "warmup_steps": 0, "lr_schedule": "linear"}
+    schedules = _schedules(**ends, horizon=12_000)
+    assert schedules.lr(0) == pytest.approx(5.25e-4 - 5.24e-4 / 12_000, rel=1e-14)
+    assert schedules.lr(5_999) == pytest.approx((5.25e-4 + 1e-6) / 2, rel=1e-14)
+    assert [schedules.lr(step) for step in (11_999, 12_000, 10**6)] == [1e-6] * 3
+    # The released files stretch the line to 1.25 times the steps, so that it ends at a fifth.
+    stretched = _schedules(**ends, horizon=1.25 * 12_000)
+    assert stretched.lr(11_999) == pytest.approx(1.058e-4, rel=1e-12)
+
+
+def test_equal_ends_are_constant_to_the_last_bit() -> None:
+    constant = {"start_weight_decay": 0.04, "final_weight_decay": 0.04}
+    constant |= {"start_momentum": 0.99925, "final_momentum": 0.99925}
+    schedules = _schedules(**constant, lr_schedule="constant", horizon=240_000)
+    for step in (0, 1, 3, 4, 5, 17_333, 120_000, 239_998, 239_999, 240_000, 10**7):
+        assert schedules.weight_decay(step) == 0.04
+        assert schedules.momentum(step) == 0.99925
+        assert step < 3 or schedules.lr(step) == 1e-3
+
+
+def test_the_config_names_the_decay() -> None:
+    path = REPOSITORY / "configs" / "vith16.json"
+    assert make_schedules(load_config(path)).lr_schedule == "cosine"
+    assert make_schedules(load_config(path, ["optim.lr_schedule=linear"])).lr_schedule == "linear"

@@ -4,8 +4,7 @@ May import errors, masks and models (model.py only); nothing that trains, decode
 The effect of a key belongs to the room that reads it. Other rooms import these names from here.
 """
 
-from vjepa_fast.config.load import load_config, parse_config
-from vjepa_fast.config.renamed import translate_stored
+from vjepa_fast.config.load import load_config, parse_config, translate_stored
 from vjepa_fast.config.schema import Config
 
 __all__ = ["Config", "load_config", "parse_config", "translate_stored"]

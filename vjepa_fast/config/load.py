@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 from collections.abc import Sequence
@@ -13,7 +14,15 @@ from pydantic_core import to_jsonable_python
 
 from vjepa_fast.config.checks import check_config
 from vjepa_fast.config.fields import show
-from vjepa_fast.config.messages import FIELDS, field_key, key_name, sentence, unknown_key
+from vjepa_fast.config.messages import (
+    FIELDS,
+    RENAMED,
+    RENAMED_VALUES,
+    field_key,
+    key_name,
+    sentence,
+    unknown_key,
+)
 from vjepa_fast.config.schema import Config
 from vjepa_fast.errors import UserError
 
@@ -49,6 +58,26 @@ def parse_config(data: Any) -> Config:
         raise sentence(error) from None
     check_config(config)
     return config
+
+
+def translate_stored(data: dict[str, Any]) -> dict[str, Any]:
+    """Copy a config that a run stored with its checkpoints, in the names of this version.
+
+    Args:
+        data: the config as an older version, or this one, wrote it. Sections may be missing.
+    """
+    data = copy.deepcopy(data)
+    for old, new in RENAMED.items():
+        section, key = old.split(".")
+        if key in data.get(section, {}):
+            value = data[section].pop(key)
+            section, key = new.split(".")
+            data.setdefault(section, {})[key] = value
+    for name, values in RENAMED_VALUES.items():
+        section, key = name.split(".")
+        if key in data.get(section, {}):
+            data[section][key] = values.get(data[section][key], data[section][key])
+    return data
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

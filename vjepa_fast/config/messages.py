@@ -14,11 +14,22 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from vjepa_fast.config.fields import FieldError, Section, show
-from vjepa_fast.config.renamed import RENAMED, RENAMED_VALUES
 from vjepa_fast.config.schema import Config
 from vjepa_fast.errors import UserError
 
 Location = Sequence[str | int]
+
+# Keys and values that had another name in older versions.
+RENAMED = {
+    "optim.momentum": "teacher.momentum",
+    "optim.max_bad_steps": "optim.max_nonfinite_steps",
+    "data.num_threads": "data.num_workers",
+    "data.max_bad_share": "data.max_bad_fraction",
+    "log.monitor_every": "log.collapse_every",
+}
+RENAMED_VALUES = {
+    "data.short_videos": {"edge": "repeat_last", "loop": "wrap", "refuse": "drop"},
+}
 
 
 def _sections_in(annotation: Any) -> list[type[Section]]:

@@ -8,24 +8,21 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from vjepa_fast.config.fields import (
-    Betas,
     Count,
     FieldError,
     FractionRange,
     Location,
-    NonNegative,
     Positive,
     PositiveRange,
     Section,
-    Stage,
     Unit,
-    UnitRange,
     divisors,
     multiple,
     nearest,
     show,
 )
 from vjepa_fast.config.masks import MasksConfig
+from vjepa_fast.config.optim import OptimConfig, TeacherConfig, ZeroConfig
 from vjepa_fast.config.presets import ENCODER_PRESETS
 
 
@@ -191,99 +188,6 @@ class ModelConfig(Section):
                 f"found {width}, expected a multiple of 8, which the position table needs when "
                 f"model.uniform_power is false; choose e.g. {multiple(width, 8)}",
             )
-
-
-class OptimConfig(Section):
-    """Optimizer steps, batch, AdamW, and the schedules of learning rate and weight decay."""
-
-    steps: Count = 90_000
-    """Optimizer steps of the run. The default is the paper's, for its batch of 3072 clips."""
-    global_batch: Count = 3072
-    """Clips per optimizer step, over all processes. If you change it, change lr, start_lr, final_lr
-    and teacher.momentum too (see docs/training.md)."""
-    micro_batch: Count = 24
-    """Largest number of clips in one forward and backward pass of a process. Gradients are
-    accumulated over micro-batches. Lower it if the GPU runs out of memory. The default is the
-    paper's batch per GPU."""
-    start_lr: NonNegative = 2e-4
-    """Learning rate at the start of the warm-up."""
-    lr: Positive = 6.25e-4
-    """Learning rate at the end of the warm-up, its peak."""
-    final_lr: NonNegative = 1e-6
-    """Learning rate at the schedules' horizon."""
-    warmup_steps: Annotated[int, Field(ge=0, le=2**31 - 1)] = 12_000
-    """Steps of the linear warm-up. The default is the paper's, for its 90,000 steps."""
-    weight_decay: NonNegative = 0.04
-    """Weight decay of the weight matrices at the start."""
-    final_weight_decay: NonNegative = 0.4
-    """Weight decay of the weight matrices at the schedules' horizon."""
-    betas: Betas = (0.9, 0.999)
-    """AdamW's decay rates of the two moments."""
-    eps: Positive = 1e-8
-    """AdamW's epsilon."""
-    clip_grad: Positive | None = 10.0
-    """Largest gradient norm, for encoder and predictor separately; null: no clipping."""
-    schedule_stretch: Annotated[float, Field(ge=1)] = 1.25
-    """Horizon of the schedules, as a multiple of optim.steps. Above 1, the run ends before the
-    schedules reach their final values."""
-    loss_exponent: Annotated[float, Field(ge=1)] = 1.0
-    """Exponent p of the loss |prediction - target|^p / p."""
-    max_nonfinite_steps: Count = 10
-    """The run stops after this many consecutive steps with a non-finite loss or gradient. Each such
-    step is skipped."""
-
-
-class TeacherConfig(Section):
-    """The target encoder."""
-
-    mode: Literal["ema", "frozen"] = "ema"
-    """ema: an exponential moving average of the encoder's weights; frozen: the target encoder of
-    another run, which does not change."""
-    checkpoint: Location | None = None
-    """With mode frozen only: run folder or checkpoint from which the target encoder is loaded."""
-    momentum: UnitRange = (0.998, 1.0)
-    """EMA momentum: [at the start, at the schedules' horizon]. Ignored if mode is frozen."""
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        if (self.mode == "frozen") != (self.checkpoint is not None):
-            expected = "a run or a checkpoint folder" if self.mode == "frozen" else "null"
-            raise FieldError(
-                "checkpoint",
-                f"found {self.checkpoint or 'null'} with teacher.mode {self.mode}, expected "
-                f"{expected}; set teacher.checkpoint for a frozen target encoder only, since an "
-                "EMA starts from the encoder",
-            )
-        return self
-
-
-class ZeroConfig(Section):
-    """DeepSpeed's ZeRO: what the processes shard."""
-
-    stage: Stage = 1
-    """0: nothing is sharded; 1: optimizer state; 2: gradients too; 3: the weights of encoder and
-    predictor too, gathered layer by layer. A single process in fp32 always runs as stage 0, unless
-    it offloads."""
-    offload_optimizer: bool = False
-    """Keep master weights, Adam moments and EMA weights in host memory, and run AdamW there."""
-    offload_parameters: bool = False
-    """At stage 3, keep the shards of the weights in host memory."""
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        if self.offload_parameters and self.stage != 3:
-            raise FieldError(
-                "offload_parameters",
-                f"found true at zero.stage {self.stage}, expected it only at stage 3, which "
-                "shards the weights; set zero.stage to 3, or this to false",
-            )
-        if self.offload_optimizer and not self.stage:
-            raise FieldError(
-                "offload_optimizer",
-                "found true at zero.stage 0, expected stage 1, 2 or 3, which keep separate "
-                "master weights; set zero.stage to 1, or this to false",
-            )
-        return self
 
 
 class LogConfig(Section):

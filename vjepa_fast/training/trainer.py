@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from vjepa_fast.config.schema import OptimConfig, ZeroConfig
+from vjepa_fast.config.optim import OptimConfig, ZeroConfig
 from vjepa_fast.models.jepa import VJEPA, encode_clips, feature_loss
 from vjepa_fast.models.sequences import PackedMasks
 from vjepa_fast.training.nonfinite import NonFiniteGuard

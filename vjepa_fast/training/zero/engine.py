@@ -9,7 +9,7 @@ import torch
 from deepspeed.runtime.engine import DeepSpeedEngine
 from torch import nn
 
-from vjepa_fast.config.schema import OptimConfig, ZeroConfig
+from vjepa_fast.config.optim import OptimConfig, ZeroConfig
 from vjepa_fast.errors import UserError
 
 log = logging.getLogger("vjepa_fast")
