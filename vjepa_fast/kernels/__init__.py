@@ -14,6 +14,7 @@ from vjepa_fast.kernels.feature_loss import masked_feature_loss
 from vjepa_fast.kernels.gather import apply_masks, gather_tokens
 from vjepa_fast.kernels.patchify import PatchEmbed, patchify
 from vjepa_fast.kernels.predictor_tokens import predictor_tokens
+from vjepa_fast.kernels.rope import rotate_queries_keys
 
 __all__ = [
     "PatchEmbed",
@@ -23,4 +24,5 @@ __all__ = [
     "masked_feature_loss",
     "patchify",
     "predictor_tokens",
+    "rotate_queries_keys",
 ]

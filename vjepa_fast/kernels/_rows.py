@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from vjepa_fast.kernels._checks import require
+from vjepa_fast.kernels._dispatch import require
 
 TILE_BYTES = 8192  # four 16-byte accesses for each of 128 threads
 MAX_ROWS = 2**31 - TILE_BYTES  # int32 row numbers, and the last tile may reach past the end

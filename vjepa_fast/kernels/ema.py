@@ -14,8 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from vjepa_fast.kernels._checks import require
-from vjepa_fast.kernels._dispatch import LAUNCH, use_triton
+from vjepa_fast.kernels._dispatch import LAUNCH, require, use_triton
 
 BLOCK, WARPS = 2048, 8
 DTYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}

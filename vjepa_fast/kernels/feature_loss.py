@@ -8,14 +8,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from vjepa_fast.kernels._checks import (
+from vjepa_fast.kernels._dispatch import (
+    LAUNCH,
+    checks_index_values,
     require,
     require_floating,
     require_index,
     require_integers,
     require_same_device,
+    use_triton,
 )
-from vjepa_fast.kernels._dispatch import LAUNCH, checks_index_values, use_triton
 
 FEATURE_NORM_EPS = 1e-5
 SUM_BLOCK, SUM_WARPS = 4096, 16

@@ -14,8 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from vjepa_fast.kernels._checks import require
-from vjepa_fast.kernels._dispatch import LAUNCH, use_triton
+from vjepa_fast.kernels._dispatch import LAUNCH, require, use_triton
 from vjepa_fast.kernels._rows import MAX_ROWS, flat_rows, locate, pack_indices, row_tile
 
 

@@ -12,13 +12,14 @@ import triton
 import triton.language as tl
 from torch import Tensor, nn
 
-from vjepa_fast.kernels._checks import (
+from vjepa_fast.kernels._dispatch import (
+    LAUNCH,
     require,
     require_index,
     require_integers,
     require_same_device,
+    use_triton,
 )
-from vjepa_fast.kernels._dispatch import LAUNCH, use_triton
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)

@@ -7,15 +7,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from vjepa_fast.kernels._checks import (
+from vjepa_fast.kernels._dispatch import (
+    LAUNCH,
     require,
     require_floating,
     require_index,
     require_integers,
     require_same_device,
     require_tensor,
+    use_triton,
 )
-from vjepa_fast.kernels._dispatch import LAUNCH, use_triton
 from vjepa_fast.kernels._rows import MAX_ROWS, row_tile
 from vjepa_fast.kernels.gather_backward import add_rows, launch_scatter
 

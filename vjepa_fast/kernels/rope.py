@@ -1,0 +1,274 @@
+"""Rotary positions: queries and keys turned by their places in time, height and width."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Literal, get_args
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from vjepa_fast.kernels._dispatch import (
+    LAUNCH,
+    require,
+    require_floating,
+    require_index,
+    require_integers,
+    require_same_device,
+    require_tensor,
+    use_triton,
+)
+
+Form = Literal["tiled", "rotation"]
+BASE = 10_000.0
+
+
+def axis_width(head_dim: int) -> int:
+    """Channels of a head that each axis rotates: 2 · ⌊⌊head_dim / 3⌋ / 2⌋, e.g. 20 of 64."""
+    return 2 * (head_dim // 3 // 2)
+
+
+def wide_dtype(x: Tensor) -> torch.dtype:
+    """Of angles and arithmetic."""
+    return torch.promote_types(x.dtype, torch.float32)
+
+
+def cos_sin(places: int, width: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """cos and sin of place · 10000^(-2i / width), i < width / 2: [2, places, width / 2]."""
+    i = torch.arange(width // 2, device=device, dtype=dtype)
+    angle = torch.arange(places, device=device, dtype=dtype)[:, None] / BASE ** (2 * i / width)
+    return torch.stack([angle.cos(), angle.sin()])
+
+
+def rotate_queries_keys_reference(
+    qkv: Tensor,
+    tokens: Tensor,
+    grid: tuple[int, int, int],
+    form: Form = "tiled",
+    transposed: bool = False,
+) -> Tensor:
+    """The specification of `rotate_queries_keys`, in plain PyTorch.
+
+    With `transposed` the transpose of the map, which its backward applies to gradients.
+    """
+    _, height, width = grid
+    a = axis_width(qkv.shape[-1])
+    places = [tokens // (height * width), tokens // width % height, tokens % width]
+    table = cos_sin(max(grid), a, qkv.device, wide_dtype(qkv))
+    # one entry a channel: angles 0 1 2 0 1 2 ("tiled") or 0 0 1 1 2 2 ("rotation")
+    table = torch.cat([table, table], -1) if form == "tiled" else table.repeat_interleave(2, -1)
+    cos, sin = table.unbind(0)
+    if transposed:
+        sin = -sin.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
+    sin = torch.stack([-sin[:, ::2], sin[:, 1::2]], -1).flatten(-2)
+    place = torch.stack(places, 1).flatten()
+    cos, sin = (t.index_select(0, place).view(len(tokens), 1, 1, 3 * a) for t in (cos, sin))
+
+    out = qkv.clone(memory_format=torch.contiguous_format)
+    part = out[:, :2, :, : 3 * a]
+    wide = part.to(cos.dtype)
+    swapped = wide.unflatten(-1, (-1, 2)).flip(-1).flatten(-2).mul_(sin)
+    part.copy_(wide.mul_(cos).add_(swapped))
+    return out
+
+
+@triton.jit
+def rotate(b_x, b_cos0, b_cos1, b_sin0, b_sin1, m_rotated):
+    """The 2 × 2 map of every pair of channels of a tile [rows, heads, channels]."""
+    b_wide = b_x.to(b_cos0.dtype)
+    b_pairs = tl.reshape(b_wide, [b_x.shape[0], b_x.shape[1], b_x.shape[2] // 2, 2])
+    b_0, b_1 = tl.split(b_pairs)
+    b_new0 = tl.where(m_rotated, b_0 * b_cos0 - b_1 * b_sin0, b_0)
+    b_new1 = tl.where(m_rotated, b_1 * b_cos1 + b_0 * b_sin1, b_1)
+    return tl.reshape(tl.join(b_new0, b_new1), b_x.shape).to(b_x.dtype)
+
+
+@triton.jit(do_not_specialize=["rows", "size", "plane", "line"])
+def rope_kernel(
+    p_qkv,
+    p_tokens,
+    p_cos,
+    p_sin,
+    p_out,
+    rows,
+    size,
+    plane,
+    line,
+    A: tl.constexpr,
+    HEADS: tl.constexpr,
+    D: tl.constexpr,
+    TILED: tl.constexpr,
+    TRANSPOSED: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK_HEADS: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """Some rows and heads; NaN where a token is outside the grid of `size` tokens."""
+    blocks: tl.constexpr = (HEADS + BLOCK_HEADS - 1) // BLOCK_HEADS
+    half: tl.constexpr = A // 2
+    o_row = tl.program_id(0) // blocks * ROWS + tl.arange(0, ROWS)
+    o_head = tl.program_id(0) % blocks * BLOCK_HEADS + tl.arange(0, BLOCK_HEADS)
+    o_d = tl.arange(0, BLOCK_D)
+    m_row = o_row < rows
+    m = m_row[:, None, None] & (o_head < HEADS)[None, :, None] & (o_d < D)[None, None, :]
+    o = o_row.to(tl.int64)[:, None, None] * (3 * HEADS * D)
+    o += o_head[None, :, None] * D + o_d[None, None, :]
+    b_q = tl.load(p_qkv + o, m)
+    b_k = tl.load(p_qkv + (o + HEADS * D), m)
+    b_v = tl.load(p_qkv + (o + 2 * HEADS * D), m)
+
+    token = tl.load(p_tokens + o_row, m_row, other=-1).to(tl.int64)
+    m_token = ((token >= 0) & (token < size))[:, None]
+    token = token.to(tl.int32)[:, None]
+    o_pair = 2 * tl.arange(0, BLOCK_D // 2)[None, :]  # the first channel of each pair
+    axis = o_pair // A
+    place = tl.where(axis == 0, token // plane, tl.where(axis == 1, token // line, token))
+    place = tl.where(axis == 0, place, tl.where(axis == 1, place % (plane // line), place % line))
+    o_first = place * half + (o_pair % A % half if TILED else o_pair % A // 2)
+    o_second = place * half + ((o_pair % A + 1) % half if TILED else o_pair % A // 2)
+    m_rotated = o_pair < 3 * A
+    m_load = m_token & m_rotated
+    b_cos0 = tl.load(p_cos + o_first, m_load, other=float("nan"))[:, None, :]
+    b_cos1 = tl.load(p_cos + o_second, m_load, other=float("nan"))[:, None, :]
+    b_sin0 = tl.load(p_sin + o_first, m_load, other=float("nan"))[:, None, :]
+    b_sin1 = tl.load(p_sin + o_second, m_load, other=float("nan"))[:, None, :]
+    if TRANSPOSED:
+        b_sin0, b_sin1 = -b_sin1, -b_sin0
+    m_rotated = m_rotated[:, None, :]
+
+    tl.store(p_out + (o + 2 * HEADS * D), b_v, m)
+    b_q = rotate(b_q, b_cos0, b_cos1, b_sin0, b_sin1, m_rotated)
+    tl.store(p_out + o, b_q, m)
+    b_k = rotate(b_k, b_cos0, b_cos1, b_sin0, b_sin1, m_rotated)
+    tl.store(p_out + (o + HEADS * D), b_k, m)
+
+
+cached_cos_sin = lru_cache(cos_sin)  # constants, of at most a few kilobytes
+
+
+def launch_rope(
+    qkv: Tensor, tokens: Tensor, grid: tuple[int, int, int], form: Form, transposed: bool = False
+) -> Tensor:
+    """One launch, see `rotate_queries_keys_reference`."""
+    rows, _, heads, head_dim = qkv.shape
+    a, out = axis_width(head_dim), torch.empty_like(qkv, memory_format=torch.contiguous_format)
+    if a == 0 or out.numel() == 0:
+        return out.copy_(qkv)
+    table = cached_cos_sin(max(grid), a, qkv.device, wide_dtype(qkv))
+    block = triton.next_power_of_2(head_dim)
+    block_heads = min(triton.next_power_of_2(heads), max(1, 1024 // block))
+    tile = {"ROWS": max(1, 1024 // (block * block_heads)), "BLOCK_HEADS": block_heads}
+    blocks = triton.cdiv(rows, tile["ROWS"]) * triton.cdiv(heads, block_heads)
+    with torch.cuda.device_of(qkv):
+        rope_kernel[(blocks,)](
+            qkv.contiguous(),
+            tokens.contiguous(),
+            *table.unbind(0),
+            out,
+            rows,
+            grid[0] * grid[1] * grid[2],
+            grid[1] * grid[2],
+            grid[2],
+            A=a,
+            HEADS=heads,
+            D=head_dim,
+            TILED=form == "tiled",
+            TRANSPOSED=transposed,
+            BLOCK_D=block,
+            **tile,
+            **LAUNCH,
+        )
+    return out
+
+
+@torch.library.custom_op(
+    "vjepa_fast::rotate_queries_keys",
+    mutates_args=(),
+    schema="(Tensor qkv, Tensor tokens, SymInt[] grid, str form, bool transposed) -> Tensor",
+)
+def rotate_queries_keys_op(
+    qkv: Tensor, tokens: Tensor, grid: list[int], form: Form, transposed: bool
+) -> Tensor:
+    """See `rotate_queries_keys_reference`."""
+    require_index("tokens", tokens, grid[0] * grid[1] * grid[2])
+    if use_triton("rotate_queries_keys", qkv):
+        return launch_rope(qkv, tokens, tuple(grid), form, transposed)
+    return rotate_queries_keys_reference(qkv, tokens, tuple(grid), form, transposed)
+
+
+@rotate_queries_keys_op.register_fake
+def _(qkv, tokens, grid, form, transposed):
+    return torch.empty_like(qkv, memory_format=torch.contiguous_format)
+
+
+def _setup(ctx, inputs, output) -> None:
+    _, tokens, ctx.grid, ctx.form, ctx.transposed = inputs
+    ctx.save_for_backward(tokens)
+
+
+def _backward(ctx, grad: Tensor):
+    (tokens,) = ctx.saved_tensors
+    grad = rotate_queries_keys_op(grad, tokens, ctx.grid, ctx.form, not ctx.transposed)
+    return grad, None, None, None, None
+
+
+rotate_queries_keys_op.register_autograd(_backward, setup_context=_setup)
+
+
+def rotate_queries_keys(
+    qkv: Tensor, tokens: Tensor, grid: tuple[int, int, int], form: Form = "tiled"
+) -> Tensor:
+    """Rotary positions of V-JEPA 2 (arXiv 2506.09985, section 2.1).
+
+    Time, height and width, in this order, take a = `axis_width(head_dim)` channels of a head each;
+    the rest are not rotated. Channels 2k and 2k + 1 are a pair:
+    (x, y) → (x cos α - y sin α, y cos β + x sin β), α and β the angles of the two channels. The
+    angles of an axis are place · 10000^(-2i / a), i = 0 … a/2 - 1, in fp32.
+
+    Args:
+        qkv: queries, keys and values, [rows, 3, heads, head_dim], fp64, fp32, bf16 or fp16.
+        tokens: place of each row in the raster of the grid (time is the slowest axis), [rows] int32
+            or int64.
+        grid: (T', H', W'). T' only bounds the tokens: with clips of several lengths, the longest.
+        form: "tiled", as the released V-JEPA 2 was trained: channel j of an axis has angle
+            j mod a/2, so that a pair has two angles and lengths are not kept; or "rotation":
+            channels 2i and 2i + 1 have angle i.
+
+    Returns:
+        qkv with queries and keys rotated and values as they are, contiguous, rounded once.
+        Differentiable any number of times in qkv. It is new memory: in place, values needn't be
+        moved (two thirds of the bytes), but autograd would copy the whole gradient of the view that
+        qkv is of a Linear's output, and selective checkpointing keeps that output.
+
+    Raises:
+        ValueError: not a tensor; wrong shape, dtype or device; another form; on CPU, or under
+            VJEPA_FAST_CHECK_INDEX=1, a token outside the grid. Unchecked (CUDA), Triton returns NaN
+            in queries and keys of such a row, and the reference (VJEPA_FAST_KERNELS=reference)
+            wrong ones or PyTorch's device-side assertion.
+    """
+    require_tensor("qkv", qkv)
+    require_tensor("tokens", tokens)
+    require(
+        qkv.ndim == 4 and qkv.shape[1] == 3,
+        f"qkv: found shape {tuple(qkv.shape)}, expected [rows, 3, heads, head_dim]",
+    )
+    require(
+        tokens.ndim == 1 and tokens.shape[0] == qkv.shape[0],
+        f"tokens: found shape {tuple(tokens.shape)}, expected [{qkv.shape[0]}], one for each row "
+        "of qkv",
+    )
+    require(
+        len(grid) == 3 and min(grid) > 0,
+        f"grid: found {tuple(grid)}, expected (T', H', W'), each 1 or more; pass the tokens' grid",
+    )
+    require(
+        form in get_args(Form),
+        f'form: found {form!r}, expected "tiled" or "rotation"; released V-JEPA 2 weights need '
+        '"tiled"',
+    )
+    require_floating("qkv", qkv)
+    require_integers("tokens", tokens)
+    require_same_device("tokens", tokens, "qkv", qkv)
+    return rotate_queries_keys_op(qkv, tokens, list(grid), form, False)
