@@ -69,6 +69,12 @@ BAD = {
         "found 100, expected a multiple of 8, which the position table needs when "
         "model.uniform_power is false; choose e.g. 96",
     ),
+    "heads too narrow for rotary positions": (
+        {"model.positions": "rope", "model.predictor": {"width": 48, "heads": 12}},
+        "model.predictor.heads",
+        "found 12 for the width 48, expected heads of at least 6 features, a pair for each axis of "
+        "positions rope; choose e.g. 8",
+    ),
     "hidden width": (
         {"model.encoder": {"width": 64, "depth": 2, "heads": 16, "mlp_ratio": 2.7}},
         "model.encoder.mlp_ratio",

@@ -149,11 +149,11 @@ BAD = {
         "found 4, expected a ZeRO stage of 0, 1, 2 or 3; choose e.g. 1",
     ),
     "unknown preset": (
-        {"model.encoder": "vit_giant"},
+        {"model.encoder": "vit_enormous"},
         "model.encoder",
-        'found "vit_giant", expected one of vit_tiny, vit_small, vit_base, vit_large, vit_huge '
-        "or an "
-        'object; write e.g. "vit_large" or {"width": 1024, "depth": 24, "heads": 16}',
+        'found "vit_enormous", expected one of vit_tiny, vit_small, vit_base, vit_large, vit_huge, '
+        "vit_giant, vit_gigantic or an object; "
+        'write e.g. "vit_large" or {"width": 1024, "depth": 24, "heads": 16}',
     ),
     "number for an encoder": (
         {"model.encoder": 3},

@@ -8,6 +8,7 @@ import pytest
 from pydantic import BaseModel
 
 import vjepa_fast.config.masks
+import vjepa_fast.config.networks
 import vjepa_fast.config.optim
 import vjepa_fast.config.schema
 from tests.helpers.paths import REPOSITORY
@@ -162,7 +163,12 @@ def test_overrides_reach_sections_and_lists_that_the_file_leaves_out() -> None:
 
 
 def test_every_field_is_documented() -> None:
-    sections = (vjepa_fast.config.schema, vjepa_fast.config.optim, vjepa_fast.config.masks)
+    sections = (
+        vjepa_fast.config.schema,
+        vjepa_fast.config.networks,
+        vjepa_fast.config.optim,
+        vjepa_fast.config.masks,
+    )
     values = [value for module in sections for value in vars(module).values()]
     models = {m for m in values if isinstance(m, type) and issubclass(m, Section)} - {Section}
     assert len(models) >= 14

@@ -14,6 +14,7 @@ from tests.helpers.paths import GOLDEN
     [
         "multiblock_tiny",
         "clipped_nonuniform_tiny",
+        "rope_tiny",
         "attentive_probe",
         "mask_statistics",
         "position_embedding",
@@ -33,6 +34,8 @@ def test_golden_file(name: str) -> None:
         ("clipped_nonuniform_tiny", "final/predictor/backbone.mask_tokens.1", "final predictor"),
         ("clipped_nonuniform_tiny", "final/target_encoder/backbone.norm.bias", "final target"),
         ("clipped_nonuniform_tiny", "step0/grad/encoder/backbone.norm.weight", "gradients"),
+        ("rope_tiny", "other/target_features", "target features at another size"),
+        ("rope_tiny", "final/predictor/backbone.mask_tokens.0", "final predictor"),
     ],
 )
 def test_a_changed_number_is_found(

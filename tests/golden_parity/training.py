@@ -37,6 +37,9 @@ class GoldenRun:
             self.arrays = {name: data[name] for name in data.files}
         self.meta = json.loads(str(self.arrays.pop("meta")))
         self.specs = len(self.meta["masks"])
+        self.second = self.meta.get("generation", 1) == 2
+        # The second generation's mask token that all specs share; the others stay as they were.
+        self.mask_token = self._shared_mask_token() if self.second else None
         self.trainer = self._trainer(stage)
 
     def tensors(self, prefix: str) -> dict[str, Tensor]:
@@ -57,7 +60,32 @@ class GoldenRun:
             return tokens, torch.tensor([[m.shape[1]] * m.shape[0] for m in masks])
 
         tokens = self.trainer.model.encoder.num_tokens
-        return video, pack_masks(*flat("enc"), *flat("pred"), tokens)
+        mask_token = None if self.mask_token is None else 0  # ours has no others
+        return video, pack_masks(*flat("enc"), *flat("pred"), tokens, mask_token=mask_token)
+
+    def published(self, tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Tensors of encoder and predictor in the published names."""
+        encoder = encoder_to_published(_part(tensors, "encoder."))
+        predictor = predictor_to_published(_part(tensors, "predictor."))
+        if self.mask_token:
+            token = predictor.pop("backbone.mask_tokens.0")
+            predictor[f"backbone.mask_tokens.{self.mask_token}"] = token
+        return encoder, predictor
+
+    def trained(self, golden: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Without the position tables and the mask tokens that no spec uses."""
+        fixed = {"backbone.pos_embed", "backbone.predictor_pos_embed"}
+        fixed |= set(self.meta.get("parameters_without_gradient", ()))
+        return {name: value for name, value in golden.items() if name not in fixed}
+
+    def _shared_mask_token(self) -> int:
+        tokens = set(self.meta["mask_token_of_spec"])
+        if len(tokens) != 1:
+            raise ValueError(
+                f"meta: found mask_token_of_spec {sorted(tokens)}, expected one token for all "
+                "specs, as clips of one length have"
+            )
+        return tokens.pop()
 
     def _trainer(self, stage: int) -> Trainer:
         meta, optimizer = self.meta, self.meta["optimizer"]
@@ -77,11 +105,14 @@ class GoldenRun:
             grid=(meta["num_frames"] // meta["tubelet_size"], side, side),
             patch_size=meta["patch_size"],
             tubelet_size=meta["tubelet_size"],
-            num_specs=self.specs,
-            uniform_power=meta["uniform_power"],
+            num_mask_tokens=1 if self.second else self.specs,
+            positions="rope_tiled" if self.second else "sincos",
+            uniform_power=meta.get("uniform_power", True),
         )
         encoder = encoder_from_published(self.tensors("init/encoder/"))
         predictor = predictor_from_published(self.tensors("init/predictor/"))
+        if self.mask_token is not None:
+            predictor["mask_tokens"] = predictor["mask_tokens"][[self.mask_token]]
         load_exactly(model.encoder, encoder, "init/encoder")
         load_exactly(model.predictor, predictor, "init/predictor")
         init_process_group()
@@ -147,13 +178,6 @@ def _part(tensors: dict[str, Tensor], part: str) -> dict[str, Tensor]:
     return {n.removeprefix(part): t for n, t in tensors.items() if n.startswith(part)}
 
 
-def _published(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    return (
-        encoder_to_published(_part(tensors, "encoder.")),
-        predictor_to_published(_part(tensors, "predictor.")),
-    )
-
-
 def _forward_items(run: GoldenRun) -> list[Item]:
     """Features, context and predictions of step 0, before any update."""
     video, masks = run.micro_batch(0)
@@ -168,33 +192,45 @@ def _forward_items(run: GoldenRun) -> list[Item]:
         return torch.cat([golden[f"{name}{i}"].reshape(-1, width) for i in range(run.specs)])
 
     target = golden["target_features"].reshape(-1, width)
+    items = _other_size(run) if run.second else _position_tables(run)
     return [
-        Item(
-            "positions of the encoder",
-            largest(model.encoder.positions, run.arrays["init/encoder/backbone.pos_embed"][0]),
-            1e-6,
-        ),
-        Item(
-            "positions of the predictor",
-            largest(
-                model.predictor.positions,
-                run.arrays["init/predictor/backbone.predictor_pos_embed"][0],
-            ),
-            1e-6,
-        ),
+        *items,
         Item("target features", largest(features, target), FEATURES),
         Item("context features", largest(context, joined("context")), FEATURES),
         Item("predictions", largest(prediction, joined("prediction")), FEATURES),
     ]
 
 
+def _position_tables(run: GoldenRun) -> list[Item]:
+    return [
+        Item(
+            f"positions of the {part}",
+            largest(network.positions, run.arrays[f"init/{part}/backbone.{name}"][0]),
+            1e-6,
+        )
+        for part, network, name in (
+            ("encoder", run.trainer.model.encoder, "pos_embed"),
+            ("predictor", run.trainer.model.predictor, "predictor_pos_embed"),
+        )
+    ]
+
+
+def _other_size(run: GoldenRun) -> list[Item]:
+    """The initial encoder's features of a clip of another size and length."""
+    golden = run.tensors("other/")
+    with torch.no_grad():
+        features = run.trainer.target_features(golden["clip"])
+    target = golden["target_features"].reshape(features.shape)
+    return [Item("target features at another size", largest(features, target), FEATURES)]
+
+
 def _gradient_items(run: GoldenRun) -> list[Item]:
     """Every parameter's gradient at step 0, as the engine reduced it."""
     items = []
     for part, ours in zip(
-        ("encoder", "predictor"), _published(_gradients(run.trainer)), strict=True
+        ("encoder", "predictor"), run.published(_gradients(run.trainer)), strict=True
     ):
-        golden = run.tensors(f"step0/grad/{part}/")
+        golden = run.trained(run.tensors(f"step0/grad/{part}/"))
         errors = [relative(ours[name], g) for name, g in golden.items()]
         whole = 0.0 if ours.keys() == golden.keys() else float("inf")
         items.append(
@@ -204,7 +240,7 @@ def _gradient_items(run: GoldenRun) -> list[Item]:
 
 
 def _final_items(run: GoldenRun) -> list[Item]:
-    encoder, predictor = _published(dict(run.trainer.model.named_parameters()))
+    encoder, predictor = run.published(dict(run.trainer.model.named_parameters()))
     teacher = encoder_to_published(_ema(run.trainer))
     network = encoder_to_published(dict(run.trainer.teacher.network().named_parameters()))
     items = []
@@ -214,9 +250,7 @@ def _final_items(run: GoldenRun) -> list[Item]:
         ("target_encoder", teacher, TEACHER),
         ("target_encoder", network, TEACHER),
     ):
-        golden = run.tensors(f"final/{name}/")
-        fixed = ("backbone.pos_embed", "backbone.predictor_pos_embed")
-        golden = {n: g for n, g in golden.items() if n not in fixed}
+        golden = run.trained(run.tensors(f"final/{name}/"))
         whole = 0.0 if ours.keys() == golden.keys() else float("inf")
         error = worst([whole, *(largest(ours[n], g) for n, g in golden.items() if n in ours)])
         items.append(Item(f"final {name} ({len(golden)})", error, tolerance))

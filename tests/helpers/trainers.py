@@ -42,7 +42,7 @@ def make_model(seed: int = 0, encoder_width: int = 24) -> VJEPA:
         grid=GRID,
         patch_size=8,
         tubelet_size=2,
-        num_specs=2,
+        num_mask_tokens=2,
         seed=seed,
     )
 

@@ -26,7 +26,7 @@ def make(mode: str) -> VJEPA:
         grid=GRID,
         patch_size=8,
         tubelet_size=2,
-        num_specs=2,
+        num_mask_tokens=2,
         activation_checkpointing=mode,
     )
 

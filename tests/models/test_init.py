@@ -22,7 +22,7 @@ def make(seed=0, **options):
         grid=(2, 3, 3),
         patch_size=8,
         tubelet_size=2,
-        num_specs=2,
+        num_mask_tokens=2,
         seed=seed,
         **options,
     )
@@ -96,7 +96,7 @@ def test_the_target_encoder_does_not_depend_on_the_predictor():
         grid=(2, 3, 3),
         patch_size=8,
         tubelet_size=2,
-        num_specs=5,
+        num_mask_tokens=5,
     )
     for a, b, c in zip(*(m.encoder.parameters() for m in (one, two, narrow)), strict=True):
         assert torch.equal(a, b) and torch.equal(a, c)
@@ -118,7 +118,7 @@ def test_the_papers_configs_build_without_memory(name):
     assert (shape.width, shape.depth, shape.heads) == (width, depth, 16)
     assert count["encoder"] == encoder_parameters(width=width, depth=depth, **patch)
     assert count["predictor"] == predictor_parameters(
-        encoder_width=width, width=384, depth=12, num_specs=2
+        encoder_width=width, width=384, depth=12, num_mask_tokens=2
     )
     assert encoder.num_tokens == 8 * (24 * 24 if name == "vith16_384" else 14 * 14)
     heads = {b.attn.heads for b in (*encoder.blocks, *model.predictor.blocks)}

@@ -11,15 +11,15 @@ GRID, PATCH, TUBELET = (2, 3, 4), 4, 2
 N = 24
 
 
-def make_model(num_specs=2, **options):
+def make_model(num_mask_tokens=2, predictor_heads=3, **options):
     """A tiny model whose biases, norms and mask tokens are away from where they start."""
     model = build_vjepa(
         encoder={"width": 24, "depth": 2, "heads": 2},
-        predictor={"width": 12, "depth": 2, "heads": 3},
+        predictor={"width": 12, "depth": 2, "heads": predictor_heads},
         grid=GRID,
         patch_size=PATCH,
         tubelet_size=TUBELET,
-        num_specs=num_specs,
+        num_mask_tokens=num_mask_tokens,
         **options,
     )
     generator = torch.Generator().manual_seed(1)
@@ -67,12 +67,15 @@ LENGTHS = {
 }
 
 
-@pytest.mark.parametrize("exponent", [1.0, 2.0])
+@pytest.mark.parametrize(
+    ("exponent", "positions"), [(1.0, "sincos"), (2.0, "sincos"), (1.0, "rope_tiled")]
+)
 @pytest.mark.parametrize("lengths", list(LENGTHS.values()), ids=list(LENGTHS))
-def test_packed_loss_is_that_of_one_clip_and_spec_at_a_time(lengths, exponent):
+def test_packed_loss_is_that_of_one_clip_and_spec_at_a_time(lengths, exponent, positions):
     """Loss and every gradient; each clip alone sees its own rows, features and mask token."""
     specs, clips = len(lengths), len(lengths[0])
-    model = make_model(specs)
+    heads = 3 if positions == "sincos" else 2  # rotary positions need six channels of a head
+    model = make_model(specs, positions=positions, predictor_heads=heads)
     video, masks = make_video(clips), make_masks(lengths)
     features = torch.randn(clips * N, 24)
     parameters = dict(model.named_parameters())
@@ -209,5 +212,10 @@ def test_heads_must_divide_the_width():
     shape = {"width": 24, "depth": 1, "heads": 5}
     with pytest.raises(ValueError, match=r"^heads: found 5, expected a divisor of the width 24; "):
         build_vjepa(
-            encoder=shape, predictor=shape, grid=GRID, patch_size=4, tubelet_size=2, num_specs=1
+            encoder=shape,
+            predictor=shape,
+            grid=GRID,
+            patch_size=4,
+            tubelet_size=2,
+            num_mask_tokens=1,
         )

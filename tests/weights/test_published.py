@@ -25,14 +25,14 @@ def golden(file, prefix):
         return {name.removeprefix(prefix): torch.from_numpy(data[name]) for name in names}
 
 
-def make(num_specs=2, depth=2):
+def make(num_mask_tokens=2, depth=2):
     return build_vjepa(
         encoder={"width": 24, "depth": depth, "heads": 2},
         predictor={"width": 12, "depth": depth, "heads": 2},
         grid=(1, 2, 2),
         patch_size=4,
         tubelet_size=2,
-        num_specs=num_specs,
+        num_mask_tokens=num_mask_tokens,
         seed=3,
     )
 
@@ -65,9 +65,9 @@ def test_names_of_published_checkpoints(prefix):
         assert torch.equal(found[name], published[source])
 
 
-@pytest.mark.parametrize("num_specs", [1, 2, 12])
-def test_round_trip(num_specs):
-    model = make(num_specs)
+@pytest.mark.parametrize("num_mask_tokens", [1, 2, 12])
+def test_round_trip(num_mask_tokens):
+    model = make(num_mask_tokens)
     with torch.no_grad():
         model.predictor.mask_tokens.normal_()
     encoder, predictor = model.encoder.state_dict(), model.predictor.state_dict()
@@ -75,7 +75,7 @@ def test_round_trip(num_specs):
     assert same(encoder_from_published(encoder_to_published(encoder)), encoder)
     assert same(predictor_from_published(published), predictor)
     tokens = {name: tuple(v.shape) for name, v in published.items() if "mask_tokens" in name}
-    assert tokens == {f"backbone.mask_tokens.{i}": (1, 1, 12) for i in range(num_specs)}
+    assert tokens == {f"backbone.mask_tokens.{i}": (1, 1, 12) for i in range(num_mask_tokens)}
     # a file may sort them as text: 0, 1, 10, 11, 2 …
     assert same(predictor_from_published(dict(sorted(published.items()))), predictor)
 

@@ -57,7 +57,7 @@ def parameter_counts(config: Config) -> tuple[int, int]:
             encoder_width=encoder.width,
             width=predictor.width,
             depth=predictor.depth,
-            num_specs=len(config.masks.specs),
+            num_mask_tokens=config.num_mask_tokens,
         ),
     )
 

@@ -3,9 +3,9 @@
 The defaults are the recipe of the paper (V-JEPA, arXiv 2404.08471) where it has one.
 """
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import Field, model_validator
 
 from vjepa_fast.config.fields import (
     Count,
@@ -16,14 +16,10 @@ from vjepa_fast.config.fields import (
     PositiveRange,
     Section,
     Unit,
-    divisors,
-    multiple,
-    nearest,
-    show,
 )
 from vjepa_fast.config.masks import MasksConfig
+from vjepa_fast.config.networks import ModelConfig
 from vjepa_fast.config.optim import OptimConfig, TeacherConfig, ZeroConfig
-from vjepa_fast.config.presets import ENCODER_PRESETS
 
 
 class DataConfig(Section):
@@ -76,118 +72,6 @@ class DataConfig(Section):
                 f"data.manifests ({len(self.manifests)}); add or remove weights, or write null",
             )
         return self
-
-
-def _check_heads(width: int, heads: int, key: str) -> None:
-    if width % heads:
-        raise FieldError(
-            "width",
-            f"found {width}, expected a multiple of its {heads} heads; choose e.g. "
-            f"{multiple(width, heads)}, or set {key}.heads to {nearest(divisors(width), heads)}",
-        )
-
-
-class EncoderConfig(Section):
-    """The shape of the encoder, and of the target encoder."""
-
-    width: Count = Field(examples=[1024])
-    """Features of a token."""
-    depth: Count = Field(examples=[24])
-    """Number of transformer blocks."""
-    heads: Count = Field(examples=[16])
-    """Number of attention heads, a divisor of the width."""
-    mlp_ratio: Positive = 4.0
-    """Hidden width of the MLP divided by the width."""
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        _check_heads(self.width, self.heads, "model.encoder")
-        if not (self.width * self.mlp_ratio).is_integer():
-            raise FieldError(
-                "mlp_ratio",
-                f"found {self.mlp_ratio}, expected a whole hidden width from model.encoder.width "
-                f"{self.width}; choose e.g. {max(1, round(self.mlp_ratio))}",
-            )
-        return self
-
-
-def _preset_shape(value: Any) -> Any:
-    """Replace a preset's name by its shape; leave anything else for EncoderConfig to check."""
-    if not isinstance(value, str):
-        return value
-    if value not in ENCODER_PRESETS:
-        raise ValueError(
-            f"found {show(value)}, expected one of {', '.join(ENCODER_PRESETS)} or an object; "
-            'write e.g. "vit_large" or {"width": 1024, "depth": 24, "heads": 16}'
-        )
-    return dict(vars(ENCODER_PRESETS[value]))
-
-
-class PredictorConfig(Section):
-    """The shape of the predictor, a narrow transformer."""
-
-    width: Count = 384
-    """Features of a token inside the predictor."""
-    depth: Count = 12
-    """Number of transformer blocks."""
-    heads: Count | None = None
-    """Number of attention heads; null: as many as the encoder has."""
-
-
-class ModelConfig(Section):
-    """Encoder, predictor, and how a clip becomes tokens."""
-
-    encoder: Annotated[EncoderConfig, BeforeValidator(_preset_shape)] = Field(
-        examples=["vit_large"]
-    )
-    """The encoder's shape: an object, or vit_tiny, vit_small, vit_base, vit_large or vit_huge."""
-    patch_size: Count = 16
-    """Height and width of a patch, in pixels."""
-    tubelet_size: Count = 2
-    """Frames per tubelet. A token is a tubelet of patch_size x patch_size pixels."""
-    uniform_power: bool = True
-    """Features of the position table. true: time, height and width have equal fractions; false:
-    time has half, height and width a quarter each."""
-    predictor: PredictorConfig = PredictorConfig()
-    """The predictor's shape."""
-    depth_scaled_init: bool = False
-    """Divide the initial output projections of block l = 1, 2, … by sqrt(2 l). The paper's models
-    were trained without it."""
-
-    @property
-    def predictor_heads(self) -> int:
-        """Attention heads of the predictor, by default as many as the encoder has."""
-        return self.predictor.heads or self.encoder.heads
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        self._check_positions("encoder", self.encoder.width)
-        try:
-            _check_heads(self.predictor.width, self.predictor_heads, "model.predictor")
-        except FieldError as error:
-            raise FieldError(f"predictor.{error.key}", str(error)) from None
-        self._check_positions("predictor", self.predictor.width)
-        return self
-
-    def _check_positions(self, network: str, width: int) -> None:
-        """Check that the width holds sine-cosine pairs for each of the three position axes.
-
-        With uniform_power, each axis has a third of the width, rounded up to pairs, and the last
-        axis has the rest. Without it, time has half of the width, and height and width a quarter
-        each.
-        """
-        if self.uniform_power and (width % 2 or width < 10):
-            raise FieldError(
-                f"{network}.width",
-                f"found {width}, expected an even number of at least 10, so that each of the three "
-                f"position axes has features; choose e.g. {max(12, width + 1)}",
-            )
-        if not self.uniform_power and width % 8:
-            raise FieldError(
-                f"{network}.width",
-                f"found {width}, expected a multiple of 8, which the position table needs when "
-                f"model.uniform_power is false; choose e.g. {multiple(width, 8)}",
-            )
 
 
 class LogConfig(Section):
@@ -254,6 +138,11 @@ class Config(Section):
         """Tokens of a clip by axis, (T', H', W')."""
         side = self.data.crop_size // self.model.patch_size
         return self.data.num_frames // self.model.tubelet_size, side, side
+
+    @property
+    def num_mask_tokens(self) -> int:
+        """Mask tokens of the predictor: one per mask spec, or one that all specs share."""
+        return len(self.masks.specs) if self.model.mask_tokens == "per_spec" else 1
 
     def precision_on(self, device: str) -> Literal["bf16", "fp32"]:
         """The precision on a device type such as "cuda" or "cpu", with "auto" resolved."""

@@ -21,6 +21,7 @@ from torch.utils.checkpoint import (
 )
 
 from vjepa_fast.models.attention import choose_backend
+from vjepa_fast.models.positions import Rotary
 from vjepa_fast.models.sequences import SeqLayout
 
 ActivationCheckpointing = Literal["none", "selective", "full"]
@@ -48,20 +49,25 @@ def _policy(_: object, operator: object, *arguments: object, **__: object) -> Ch
 
 
 def run_blocks(
-    blocks: nn.ModuleList, x: Tensor, layout: SeqLayout, mode: ActivationCheckpointing
+    blocks: nn.ModuleList,
+    x: Tensor,
+    layout: SeqLayout,
+    mode: ActivationCheckpointing,
+    rotary: Rotary | None = None,
 ) -> Tensor:
     """Run the blocks one after another, [rows, D] → [rows, D].
 
     Args:
-        blocks: `block.Block`s, called with x and the layout.
+        blocks: `block.Block`s, called with x, the layout and `rotary`.
         x: [rows, D].
         layout: the sequences along rows.
         mode: see the table at the top; without effect if no gradient is recorded. Gradients are the
             same in every mode.
+        rotary: rotary positions of the rows, or None.
     """
     if mode == "none" or not torch.is_grad_enabled():
         for block in blocks:
-            x = block(x, layout)
+            x = block(x, layout, rotary)
         return x
     if blocks:  # now, because its trial of a backend must not be recomputed
         choose_backend(x.dtype, x.device, x.shape[1] // blocks[0].attn.heads)
@@ -71,5 +77,5 @@ def run_blocks(
         contexts = partial(create_selective_checkpoint_contexts, _policy)
         checkpointed = partial(checkpointed, context_fn=contexts)
     for block in blocks:
-        x = checkpointed(block, x, layout)
+        x = checkpointed(block, x, layout, rotary)
     return x

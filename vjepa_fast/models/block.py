@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vjepa_fast.models.attention import attention
+from vjepa_fast.models.positions import Rotary, rotate
 from vjepa_fast.models.sequences import SeqLayout
 
 NORM_EPS = 1e-6
@@ -52,18 +53,29 @@ class Mlp(nn.Module):
         return self.fc2(F.gelu(self.fc1(x)))
 
 
+def mlp_width(width: int, ratio: float) -> int:
+    """Hidden width of an MLP; rounded, since a ratio as 48/11 has no exact float."""
+    return round(width * ratio)
+
+
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x)); [rows, D] → [rows, D], dtype of x."""
+    """x + attention(norm(x)), then x + mlp(norm(x)); [rows, D] → [rows, D], dtype of x.
+
+    With `rotary`, queries and keys are rotated by the positions of their rows.
+    """
 
     def __init__(self, width: int, heads: int, mlp_ratio: float = 4.0) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(width, eps=NORM_EPS)
         self.attn = Attention(width, heads)
         self.norm2 = nn.LayerNorm(width, eps=NORM_EPS)
-        self.mlp = Mlp(width, int(width * mlp_ratio))
+        self.mlp = Mlp(width, mlp_width(width, mlp_ratio))
 
-    def forward(self, x: Tensor, layout: SeqLayout) -> Tensor:
-        x = x + self.attn.merge(attention(self.attn.split(self.norm1(x)), layout))
+    def forward(self, x: Tensor, layout: SeqLayout, rotary: Rotary | None = None) -> Tensor:
+        qkv = self.attn.split(self.norm1(x))
+        if rotary is not None:
+            qkv = rotate(qkv, rotary)
+        x = x + self.attn.merge(attention(qkv, layout))
         return x + self.mlp(self.norm2(x))
 
 

@@ -23,7 +23,7 @@ def patch_values(patch_size: int, tubelet_size: int) -> int:
 
 def block_parameters(width: int, mlp_ratio: float = 4.0) -> int:
     """Parameters of a block: two norms, qkv and projection, two MLP layers, all with biases."""
-    hidden = int(width * mlp_ratio)
+    hidden = round(width * mlp_ratio)
     attention = width * 3 * width + 3 * width + width * width + width
     mlp = width * hidden + hidden + hidden * width + width
     return 2 * 2 * width + attention + mlp
@@ -38,11 +38,11 @@ def encoder_parameters(
 
 
 def predictor_parameters(
-    *, encoder_width: int, width: int, depth: int, num_specs: int, mlp_ratio: float = 4.0
+    *, encoder_width: int, width: int, depth: int, num_mask_tokens: int, mlp_ratio: float = 4.0
 ) -> int:
     """Parameters of the predictor: embedding, mask tokens, blocks, final norm, projection."""
     ends = encoder_width * width + width + width * encoder_width + encoder_width
-    return ends + num_specs * width + depth * block_parameters(width, mlp_ratio) + 2 * width
+    return ends + num_mask_tokens * width + depth * block_parameters(width, mlp_ratio) + 2 * width
 
 
 # -------------------------------------------------------------------------------------------- FLOPs
@@ -56,7 +56,7 @@ def transformer_flops(
     In a block a token costs 2 (4 D^2 + 2 D hidden) in the GEMMs and a sequence of length L costs
     4 L^2 D in the attention.
     """
-    hidden = int(width * mlp_ratio)
+    hidden = round(width * mlp_ratio)
     per_token = 2 * (4 * width**2 + 2 * width * hidden)
     return depth * sum(per_token * n + 4 * n**2 * width for n in lengths)
 

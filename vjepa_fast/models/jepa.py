@@ -10,13 +10,14 @@ from torch import Tensor, nn
 from vjepa_fast.kernels import masked_feature_loss
 from vjepa_fast.models.activation_checkpointing import ActivationCheckpointing
 from vjepa_fast.models.encoder import VisionTransformer
+from vjepa_fast.models.positions import Positions
 from vjepa_fast.models.predictor import Predictor
 from vjepa_fast.models.sequences import PackedMasks
 
 
 def encode_clips(encoder: VisionTransformer, video: Tensor) -> Tensor:
     """Features of all tokens of whole clips: uint8 [B, T, H, W, 3] → [B · N, D]."""
-    return encoder(video, None, *encoder.all_tokens(video.shape[0]))
+    return encoder(video, None, *encoder.all_tokens(video))
 
 
 def feature_loss(
@@ -76,7 +77,8 @@ def build_vjepa(
     grid: tuple[int, int, int],
     patch_size: int,
     tubelet_size: int,
-    num_specs: int,
+    num_mask_tokens: int,
+    positions: Positions = "sincos",
     uniform_power: bool = True,
     depth_scaled_init: bool = False,
     activation_checkpointing: ActivationCheckpointing = "none",
@@ -86,14 +88,16 @@ def build_vjepa(
 
     Args:
         encoder, predictor: width, depth, heads and mlp_ratio of each.
-        grid: tokens (T', H', W') of a clip.
+        grid: tokens (T', H', W') of the longest clip.
         patch_size, tubelet_size: pixels and frames of a token.
-        num_specs: mask specs, one learned mask token each.
-        uniform_power, depth_scaled_init, activation_checkpointing: see `VisionTransformer`.
+        num_mask_tokens: see `Predictor`.
+        positions, uniform_power, depth_scaled_init, activation_checkpointing: see
+            `VisionTransformer`.
         seed: seed of the initial weights; None uses torch's generator as it is.
     """
     shared = {
         "grid": grid,
+        "positions": positions,
         "uniform_power": uniform_power,
         "depth_scaled_init": depth_scaled_init,
         "activation_checkpointing": activation_checkpointing,
@@ -104,5 +108,7 @@ def build_vjepa(
         vit = VisionTransformer(
             **encoder, **shared, patch_size=patch_size, tubelet_size=tubelet_size
         )
-        narrow = Predictor(encoder_width=vit.width, **predictor, **shared, num_specs=num_specs)
+        narrow = Predictor(
+            encoder_width=vit.width, **predictor, **shared, num_mask_tokens=num_mask_tokens
+        )
     return VJEPA(vit, narrow)

@@ -1,12 +1,17 @@
-"""Fixed 3-D sine-cosine positions (paper, section 3.3)."""
+"""Positions: a fixed 3-D sine-cosine table (V-JEPA, section 3.3), or rotary ones (V-JEPA 2)."""
 
 from __future__ import annotations
 
 import math
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from vjepa_fast.kernels import rotate_queries_keys
+
+Positions = Literal["sincos", "rope_tiled", "rope"]
 
 
 def _axis_table(width: int, coordinates: np.ndarray) -> np.ndarray:
@@ -48,3 +53,23 @@ def position_table(width: int, grid: tuple[int, int, int], uniform_power: bool =
     widths = axis_widths(width, uniform_power)
     parts = [_axis_table(w, c.ravel()) for w, c in zip(widths, coordinates, strict=True)]
     return torch.from_numpy(np.concatenate(parts, axis=1)[:, :width].astype(np.float32))
+
+
+class Rotary(NamedTuple):
+    """Rotary positions of some rows, see `kernels.rotate_queries_keys`.
+
+    Attributes:
+        tokens: position of each row in the grid's raster, [rows] int64.
+        grid: tokens (T', H', W') of the longest clip.
+        positions: "rope_tiled" or "rope".
+    """
+
+    tokens: Tensor
+    grid: tuple[int, int, int]
+    positions: Positions
+
+
+def rotate(qkv: Tensor, rotary: Rotary) -> Tensor:
+    """Rotate the queries and keys of packed [rows, 3, heads, head_dim]; values stay."""
+    form = "tiled" if rotary.positions == "rope_tiled" else "rotation"
+    return rotate_queries_keys(qkv, rotary.tokens, rotary.grid, form)

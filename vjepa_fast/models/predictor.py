@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
 from vjepa_fast.kernels import gather_tokens, predictor_tokens
 from vjepa_fast.models.activation_checkpointing import ActivationCheckpointing, run_blocks
 from vjepa_fast.models.block import NORM_EPS, Block, init_weights, scale_init_by_depth
-from vjepa_fast.models.positions import position_table
+from vjepa_fast.models.positions import Positions, Rotary, position_table
 from vjepa_fast.models.sequences import PackedMasks
 
 
 class Predictor(nn.Module):
-    """Narrow ViT with one mask token per mask spec (paper, section 3.3).
+    """Narrow ViT with learned mask tokens (V-JEPA, section 3.3; V-JEPA 2, section 2).
 
     Args:
         encoder_width: width of the encoder's features and of the prediction.
         width, depth, heads, mlp_ratio: size of the predictor.
-        grid: tokens (T', H', W') of a clip.
-        num_specs: mask specs, one learned mask token each, initialized to zero.
-        uniform_power, depth_scaled_init, activation_checkpointing: as for the encoder.
+        grid: tokens (T', H', W') of the longest clip.
+        num_mask_tokens: learned mask tokens, initialized to zero: one per mask spec (V-JEPA), or
+            one per clip length, shared by all specs (V-JEPA 2). The masks say which one counts.
+        positions, uniform_power, depth_scaled_init, activation_checkpointing: as for the encoder.
     """
 
     def __init__(
@@ -31,17 +34,23 @@ class Predictor(nn.Module):
         depth: int,
         heads: int,
         grid: tuple[int, int, int],
-        num_specs: int,
+        num_mask_tokens: int,
         mlp_ratio: float = 4.0,
+        positions: Positions = "sincos",
         uniform_power: bool = True,
         depth_scaled_init: bool = False,
         activation_checkpointing: ActivationCheckpointing = "none",
     ) -> None:
         super().__init__()
+        self.grid = grid
+        self.rotary_form = None if positions == "sincos" else positions
         self.activation_checkpointing = activation_checkpointing
         self.embed = nn.Linear(encoder_width, width)
-        self.mask_tokens = nn.Parameter(torch.zeros(num_specs, width))
-        table = position_table(width, grid, uniform_power)
+        self.mask_tokens = nn.Parameter(torch.zeros(num_mask_tokens, width))
+        if self.rotary_form is None:
+            table = position_table(width, grid, uniform_power)
+        else:  # nothing is added to the tokens: one row of zeros stands for all of them
+            table = torch.zeros(1, width)
         self.register_buffer("positions", table, persistent=False)
         self.blocks = nn.ModuleList(Block(width, heads, mlp_ratio) for _ in range(depth))
         self.norm = nn.LayerNorm(width, eps=NORM_EPS)
@@ -62,11 +71,16 @@ class Predictor(nn.Module):
         """
         x = predictor_tokens(
             self.embed(context),
-            self.positions.float(),
+            self.positions.float().expand(math.prod(self.grid), -1),
             self.mask_tokens,
             masks.predictor_source,
             masks.predictor_tokens,
         )
-        x = run_blocks(self.blocks, x, masks.predictor_layout, self.activation_checkpointing)
+        rotary = None
+        if self.rotary_form is not None:
+            rotary = Rotary(masks.predictor_tokens, self.grid, self.rotary_form)
+        x = run_blocks(
+            self.blocks, x, masks.predictor_layout, self.activation_checkpointing, rotary
+        )
         targets = gather_tokens(x.unsqueeze(0), masks.prediction_rows.unsqueeze(0)).squeeze(0)
         return self.proj(self.norm(targets))

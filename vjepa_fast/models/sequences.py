@@ -102,6 +102,7 @@ def pack_masks(
     target_seqlens: Tensor,
     num_tokens: int,
     device: torch.device | str = "cpu",
+    mask_token: int | None = None,
 ) -> PackedMasks:
     """Index tensors for the encoder, the predictor and the loss.
 
@@ -118,6 +119,8 @@ def pack_masks(
         context_seqlens, target_seqlens: [M, B] int64 on the host, tokens of each sequence.
         num_tokens: tokens N of a clip.
         device: device of the index tensors.
+        mask_token: the mask token of all specs (V-JEPA 2: the one of the clips' length); None: spec
+            m has mask token m (V-JEPA).
 
     Raises:
         ValueError: an empty context or target; lengths that don't sum to the tokens; tokens outside
@@ -146,7 +149,8 @@ def pack_masks(
     target_at = (start + context_lengths)[target_sequence] + target_position
     source = np.empty(len(context) + len(target), dtype=np.int64)
     source[context_at] = np.arange(len(context))
-    source[target_at] = len(context) + target_sequence // clips  # mask token of the spec
+    token = target_sequence // clips if mask_token is None else mask_token
+    source[target_at] = len(context) + token
     tokens = np.empty_like(source)
     tokens[context_at], tokens[target_at] = context, target
 

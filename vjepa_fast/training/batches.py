@@ -46,8 +46,8 @@ def make_sampler(config: Config) -> MaskSampler:
     return config.masks.sampler(config.grid, config.seed)
 
 
-def packed(masks: MaskBatch, device: torch.device) -> PackedMasks:
-    """A micro-batch's masks as index tensors on the device."""
+def packed(masks: MaskBatch, device: torch.device, mask_token: int | None = None) -> PackedMasks:
+    """A micro-batch's masks as index tensors on the device; `mask_token` as for `pack_masks`."""
     return pack_masks(
         masks.context_tokens,
         masks.context_seqlens,
@@ -55,6 +55,7 @@ def packed(masks: MaskBatch, device: torch.device) -> PackedMasks:
         masks.target_seqlens,
         masks.num_tokens,
         device,
+        mask_token,
     )
 
 
@@ -114,6 +115,7 @@ class Batches:
         self._rank, self._world = rank, world
         self._micro_batch, _ = split_batch(config, world)
         self._sampler = make_sampler(config)
+        self._mask_token = 0 if config.model.mask_tokens == "shared" else None
         self._planner = make_planner(config)
 
     @property
@@ -189,4 +191,4 @@ class Batches:
         """
         for ids in self.sample_ids(step):
             video = next(clips).video
-            yield video, packed(self.masks(step, ids), video.device)
+            yield video, packed(self.masks(step, ids), video.device, self._mask_token)
