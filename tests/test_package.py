@@ -1,5 +1,6 @@
 """The distributed package: built, installed elsewhere, imported in a fresh process."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -8,15 +9,24 @@ import sysconfig
 import tarfile
 import tomllib
 import zipfile
+from email.parser import Parser
 from pathlib import Path
 
 import pytest
 import torch
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 
 from vjepa_fast.masks import MaskSampler, MultiBlock
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGED = ("csrc", "configs", "vjepa_fast")
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+PROJECT = PYPROJECT["project"]
+# The versions of Python that are tested, 3.x.
+MINORS = [
+    int(line.rpartition("3.")[2]) for line in PROJECT["classifiers"] if ":: Python :: 3." in line
+]
+COPIED = ("csrc", "configs", "tests", "vjepa_fast")
 BUILT = ("*.so", "__pycache__")
 SDIST = "import sys, setuptools.build_meta as backend; backend.build_sdist(sys.argv[1])"
 
@@ -32,6 +42,15 @@ spec = masks.MultiBlock(num_blocks=2, spatial_scale=(0.7, 0.7))
 print(masks.MaskSampler([spec], seed=4).sample(5, range(6)).context_tokens.tolist())
 """
 
+IMPORT_ALL = """
+import pkgutil, sys
+from importlib import import_module
+import vjepa_fast
+for module in pkgutil.walk_packages(vjepa_fast.__path__, "vjepa_fast."):
+    assert import_module(module.name).__file__.startswith(sys.prefix), module.name
+    print(module.name)
+"""
+
 IMPORTED = """
 import sys
 import vjepa_fast.masks
@@ -39,58 +58,117 @@ print(*sorted(sys.modules))
 """
 
 
-def run(*command, cwd=None):
+def run(*command, cwd=None, program=sys.executable):
     done = subprocess.run(
-        [sys.executable, *map(str, command)], cwd=cwd, capture_output=True, text=True, check=False
+        [program, *map(str, command)], cwd=cwd, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
 @pytest.fixture(scope="module")
-def sdist(tmp_path_factory):
-    # From a copy: an egg-info left by an earlier build would lend its list of files.
-    source, folder = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("sdist")
+def tree(tmp_path_factory):
+    """A copy of the repository: an earlier build's egg-info would lend its list of files."""
+    folder = tmp_path_factory.mktemp("tree")
     for path in ROOT.iterdir():
-        if path.name in PACKAGED and path.is_dir():
-            shutil.copytree(path, source / path.name, ignore=shutil.ignore_patterns(*BUILT))
+        if path.name in COPIED and path.is_dir():
+            shutil.copytree(path, folder / path.name, ignore=shutil.ignore_patterns(*BUILT))
         elif path.is_file():
-            shutil.copy(path, source)
-    run("-c", SDIST, folder, cwd=source)
+            shutil.copy(path, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def sdist(tree, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sdist")
+    run("-c", SDIST, folder, cwd=tree)
     (path,) = folder.glob("*.tar.gz")
+    return path
+
+
+def build_wheel(source, folder):
+    run(
+        *("-m", "pip", "wheel", "-q", "--no-build-isolation", "--no-deps", "--no-index"),
+        *("-w", folder, source),
+    )
+    (path,) = folder.glob("*.whl")
     return path
 
 
 @pytest.fixture(scope="module")
 def wheel(sdist, tmp_path_factory):
     """Built from the source distribution alone, so that a file it lacks is noticed."""
-    folder = tmp_path_factory.mktemp("wheel")
-    run(
-        *("-m", "pip", "wheel", "-q", "--no-build-isolation", "--no-deps", "--no-index"),
-        *("-w", folder, sdist),
-    )
-    (path,) = folder.glob("*.whl")
-    return path
+    return build_wheel(sdist, tmp_path_factory.mktemp("wheel"))
+
+
+def contents(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        return {name: archive.read(name) for name in archive.namelist()}
 
 
 def test_source_distribution_holds_what_a_build_needs(sdist):
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
-    needed = {"setup.py", "pyproject.toml", "constraints.txt", "LICENSE"}
-    needed |= {f"csrc/{path.name}" for path in (ROOT / "csrc").iterdir()}
+    needed = {"setup.py", "pyproject.toml", "constraints.txt", "LICENSE", "README.md"}
+    for folder in ("csrc", "configs"):
+        needed |= {f"{folder}/{path.name}" for path in (ROOT / folder).iterdir()}
     assert needed <= names
+    assert not any(name.startswith("tests") for name in names)  # they need the whole repository
 
 
 def test_wheel_holds_every_module_and_nothing_else(wheel):
-    with zipfile.ZipFile(wheel) as archive:
-        names = set(archive.namelist())
-        (scripts,) = (name for name in names if name.endswith("entry_points.txt"))
-        assert "vjepa-fast = vjepa_fast.cli:main" in archive.read(scripts).decode()
-    modules = {name for name in names if name.endswith(".py")}
+    found = contents(wheel)
+    (scripts,) = (name for name in found if name.endswith("entry_points.txt"))
+    assert "vjepa-fast = vjepa_fast.cli:main" in found[scripts].decode()
+    modules = {name for name in found if name.endswith(".py")}
     assert modules == {str(p.relative_to(ROOT)) for p in (ROOT / "vjepa_fast").rglob("*.py")}
-    assert f"vjepa_fast/masks/_sampler{sysconfig.get_config_var('EXT_SUFFIX')}" in names
-    assert {name.split("/")[0] for name in names if "dist-info" not in name} == {"vjepa_fast"}
-    assert any(name.endswith("licenses/LICENSE") for name in names)
+    assert {name for name in found if "dist-info" not in name} - modules == {
+        f"vjepa_fast/masks/_sampler{sysconfig.get_config_var('EXT_SUFFIX')}"
+    }
+
+
+def test_wheel_says_what_it_is_for(wheel):
+    python = f"cp{sys.version_info.major}{sys.version_info.minor}"
+    platform = sysconfig.get_platform().replace("-", "_").replace(".", "_")
+    assert wheel.name.endswith(f"-{python}-{python}-{platform}.whl")
+    found = {name.partition(".dist-info/")[2]: data for name, data in contents(wheel).items()}
+    assert found["licenses/LICENSE"] == (ROOT / "LICENSE").read_bytes()
+    metadata = Parser().parsestr(found["METADATA"].decode())
+    assert metadata["License-Expression"] == PROJECT["license"]
+    assert metadata["Description-Content-Type"] == "text/markdown"
+    assert metadata.get_payload() == (ROOT / "README.md").read_text()
+    assert metadata.get_all("Classifier") == PROJECT["classifiers"]
+    assert SpecifierSet(metadata["Requires-Python"]) == SpecifierSet(PROJECT["requires-python"])
+    wanted = set(map(Requirement, PROJECT["dependencies"]))
+    for extra, lines in PROJECT["optional-dependencies"].items():
+        wanted |= {Requirement(f"{line}; extra == '{extra}'") for line in lines}
+    assert set(map(Requirement, metadata.get_all("Requires-Dist"))) == wanted
+
+
+@pytest.mark.slow
+def test_source_distribution_builds_the_wheel_that_the_repository_builds(tree, wheel, tmp_path):
+    assert contents(build_wheel(tree, tmp_path)) == contents(wheel)
+
+
+@pytest.mark.slow
+def test_wheel_in_a_virtual_environment_finds_its_parts(wheel, tmp_path):
+    run("-m", "venv", "--without-pip", tmp_path / "venv")
+    python = tmp_path / "venv" / "bin" / "python"
+    run("-m", "pip", "--python", python, "install", "-q", "--no-deps", "--no-index", wheel)
+    # Folders named in a .pth file are searched, but their own .pth files aren't read: the editable
+    # install stays out.
+    site = Path(run("-c", "import site; print(site.getsitepackages()[0])", program=python).strip())
+    (site / "libraries.pth").write_text(f"{Path(torch.__file__).parent.parent}\n")
+    modules = set(run("-P", "-c", IMPORT_ALL, cwd=tmp_path, program=python).split())
+    assert {"vjepa_fast.masks._sampler", "vjepa_fast.kernels.ema", "vjepa_fast.train"} <= modules
+
+    command = python.with_name("vjepa-fast")
+    run("demo-data", "--clips", 4, "--test-clips", 2, cwd=tmp_path, program=command)
+    videos, config = tmp_path / "data" / "demo", ROOT / "configs" / "tiny.json"
+    # `index` decodes in processes of its own: they must find the package as well.
+    run("index", videos, "--output", "index.csv", cwd=tmp_path, program=command)
+    assert len((tmp_path / "index.csv").read_text().splitlines()) == 7
+    run("masks", "--config", config, cwd=tmp_path, program=command)
 
 
 def test_wheel_installed_elsewhere_samples_masks(wheel, tmp_path):
@@ -116,9 +194,8 @@ def test_masks_import_nothing_else(tmp_path):
 
 
 def test_every_requirement_has_a_tested_version():
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    wanted = project["build-system"]["requires"] + project["project"]["dependencies"]
-    for extra in project["project"]["optional-dependencies"].values():
+    wanted = PYPROJECT["build-system"]["requires"] + PROJECT["dependencies"]
+    for extra in PROJECT["optional-dependencies"].values():
         wanted += extra
     pinned = [
         line
@@ -133,3 +210,34 @@ def test_every_requirement_has_a_tested_version():
 
 def name_of(requirement):
     return re.match(r"[A-Za-z0-9._-]+", requirement).group().lower().replace("_", "-")
+
+
+def test_all_name_the_same_versions_of_python():
+    """The classifiers are the versions that are tested; ruff reads `requires-python`."""
+    first, last = MINORS[0], MINORS[-1]
+    assert list(range(first, last + 1)) == MINORS
+    assert sys.version_info.minor in MINORS
+    assert PROJECT["requires-python"] == f">=3.{first},<3.{last + 1}"
+    assert "target-version" not in PYPROJECT["tool"]["ruff"]
+    for name in ("README.md", "Makefile", "constraints.txt"):
+        named = re.findall(r"3\.(\d+) to 3\.(\d+)", (ROOT / name).read_text())
+        assert set(named) == {(str(first), str(last))}, name
+
+
+@pytest.mark.parametrize("minor", [MINORS[0] - 1, MINORS[0], MINORS[-1], MINORS[-1] + 1])
+def test_make_refuses_other_versions_of_python(tree, tmp_path, minor):
+    (tmp_path / "sitecustomize.py").write_text(
+        f"import sys; sys.version_info = (3, {minor}, 0, 'final', 0)"
+    )
+    done = subprocess.run(
+        ["make", "install", f"PYTHON=PYTHONPATH={tmp_path} {sys.executable}"],
+        cwd=tree,
+        env=os.environ | {"CXX": "no-compiler"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    refused = f"Python 3.{minor}, expected 3.{MINORS[0]} to 3.{MINORS[-1]}"
+    expected = "no C++ compiler" if minor in MINORS else refused
+    assert f"error: found {expected}" in done.stderr
+    assert done.returncode != 0
