@@ -1,8 +1,9 @@
 # make help lists the targets. Everything is installed into .venv through constraints.txt.
-PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# Unless one is named, the Python that .venv was made with.
+PYTHON ?= $(or $(wildcard $(shell sed -n 's/^executable = //p' $(VENV)/pyvenv.cfg 2>/dev/null)),python3)
 DATA := data/demo
 CONFIG := configs/tiny.json
 RUN := runs/tiny
@@ -10,6 +11,14 @@ SOURCES := setup.py pyproject.toml constraints.txt $(wildcard csrc/*)
 
 .DEFAULT_GOAL := help
 .PHONY: help install train test test-all bench gpu-check lint format clean
+
+# Naming another Python than that of .venv makes .venv anew.
+VERSION := -c 'import sys; print(sys.version)' 2>/dev/null
+ifneq ($(origin PYTHON),file)
+ifneq ($(shell $(PYTHON) $(VERSION)),$(shell $(BIN)/python $(VERSION)))
+.PHONY: $(STAMP)
+endif
+endif
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-10s %s\n", $$1, $$2}'

@@ -224,20 +224,47 @@ def test_all_name_the_same_versions_of_python():
         assert set(named) == {(str(first), str(last))}, name
 
 
-@pytest.mark.parametrize("minor", [MINORS[0] - 1, MINORS[0], MINORS[-1], MINORS[-1] + 1])
-def test_make_refuses_other_versions_of_python(tree, tmp_path, minor):
-    (tmp_path / "sitecustomize.py").write_text(
-        f"import sys; sys.version_info = (3, {minor}, 0, 'final', 0)"
-    )
-    done = subprocess.run(
-        ["make", "install", f"PYTHON=PYTHONPATH={tmp_path} {sys.executable}"],
+def make(tree, *arguments):
+    return subprocess.run(
+        ["make", *arguments],
         cwd=tree,
         env=os.environ | {"CXX": "no-compiler"},
         capture_output=True,
         text=True,
         check=False,
     )
+
+
+def python_3(minor, folder):
+    """A command that runs this Python under another version's number."""
+    version = f"sys.version_info = (3, {minor}, 0, 'final', 0); sys.version = '3.{minor}.0'"
+    (folder / "sitecustomize.py").write_text(f"import sys; {version}")
+    return f"PYTHONPATH={folder} {sys.executable}"
+
+
+@pytest.mark.parametrize("minor", [MINORS[0] - 1, MINORS[0], MINORS[-1], MINORS[-1] + 1])
+def test_make_refuses_other_versions_of_python(tree, tmp_path, minor):
+    done = make(tree, "install", f"PYTHON={python_3(minor, tmp_path)}")
     refused = f"Python 3.{minor}, expected 3.{MINORS[0]} to 3.{MINORS[-1]}"
     expected = "no C++ compiler" if minor in MINORS else refused
     assert f"error: found {expected}" in done.stderr
     assert done.returncode != 0
+
+
+def test_make_keeps_the_python_of_the_virtual_environment_until_another_is_named(tree, tmp_path):
+    copy = shutil.copytree(tree, tmp_path / "copy")
+    (copy / ".venv" / "bin").mkdir(parents=True)
+    (copy / ".venv" / "bin" / "python").symlink_to(sys.executable)
+    named = tmp_path / "its-python"
+    named.symlink_to(sys.executable)
+    (copy / ".venv" / "pyvenv.cfg").write_text(f"home = {tmp_path}\nexecutable = {named}\n")
+    anew = f"{named} -m venv --clear"
+    assert anew in make(copy, "-n", "lint").stdout  # it isn't finished
+
+    (copy / ".venv" / ".installed").touch()
+    for same in ([], [f"PYTHON={sys.executable}"]):
+        done = make(copy, "-n", "lint", *same)
+        assert "ruff check" in done.stdout
+        assert "venv --clear" not in done.stdout
+    other = python_3(MINORS[0] - 1, tmp_path)
+    assert f"{other} -m venv --clear" in make(copy, "-n", "lint", f"PYTHON={other}").stdout
