@@ -108,6 +108,20 @@ def test_gradient_in_float16_under_loss_scaling(scale):
     )
 
 
+@shapes
+def test_a_weight_for_each_row(shape):
+    """The loss is linear in the weights: a weight of 1 on one row and 0 elsewhere, row by row."""
+    prediction, *others = make(shape)
+    count = len(prediction)
+    one_row = [masked_feature_loss(prediction, *others, weights=w) for w in torch.eye(count)]
+    weights = torch.rand(count, generator=torch.Generator().manual_seed(1))
+    loss = masked_feature_loss(prediction, *others, weights=weights)
+    expected = torch.dot(torch.stack(one_row).double(), weights.double())
+    torch.testing.assert_close(loss.double(), expected, rtol=1e-5, atol=0)
+    whole = torch.stack(one_row).double().sum()
+    torch.testing.assert_close(whole, mean_of_means(prediction, *others), rtol=1e-5, atol=0)
+
+
 @pytest.mark.parametrize("index_dtype", [torch.int32, torch.int64], ids=str)
 def test_index_dtypes(index_dtype):
     arguments = make(SHAPES["unequal clips"], index_dtype=index_dtype)
@@ -283,7 +297,7 @@ def test_rejected_arguments(arguments, message):
 def test_opcheck(dtype, exponent):
     prediction, *others = make(SHAPES["unequal lengths"], dtype)
     prediction.requires_grad_()
-    arguments = (prediction, *others, exponent, True)
+    arguments = (prediction, *others, exponent, True, None)
     torch.library.opcheck(torch.ops.vjepa_fast.masked_feature_loss, arguments)
     scaled = (prediction.detach(), torch.tensor(3.0))
     torch.library.opcheck(torch.ops.vjepa_fast.masked_feature_loss_backward, scaled)

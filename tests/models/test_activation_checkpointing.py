@@ -142,3 +142,26 @@ def test_choosing_a_backend_is_no_part_of_a_block(monkeypatch) -> None:
     assert tried.cache_info().currsize
     for others in gradients[1:]:
         assert all(map(torch.equal, others, gradients[0]))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_every_level_is_handed_out(mode: str) -> None:
+    """Outputs of all blocks, each with its gradient; the last is what the encoder norms."""
+    encoder = make(mode).encoder
+    video, _ = micro_batch(0)
+    tokens, layout = encoder.all_tokens(video)
+    x = encoder.patch_embed(video, None).view(-1, encoder.width) + encoder.positions[tokens]
+    levels = list(activation_checkpointing.block_outputs(encoder.blocks, x, layout, mode))
+    assert len(levels) == len(encoder.blocks) == 6
+    assert torch.equal(encoder.norm(levels[-1]), encode_clips(encoder, video))
+    expected = [x]
+    for block, level in zip(encoder.blocks, levels, strict=True):
+        expected.append(block(expected[-1], layout))
+        assert torch.equal(level, expected[-1])
+    weight = encoder.blocks[0].mlp.fc1.weight
+    found, alone = (
+        torch.autograd.grad(sum(level.square().sum() for level in outputs), weight)[0]
+        for outputs in (levels, expected[1:])
+    )
+    assert alone.abs().max() > 0
+    torch.testing.assert_close(found, alone)

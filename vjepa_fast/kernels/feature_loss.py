@@ -41,6 +41,7 @@ def masked_feature_loss_reference(
     spec_ids: Tensor,
     exponent: float,
     normalize: bool,
+    weights: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The specification of `masked_feature_loss`, in plain PyTorch.
 
@@ -54,6 +55,7 @@ def masked_feature_loss_reference(
         target = F.layer_norm(target, target.shape[-1:], eps=FEATURE_NORM_EPS)
     difference = prediction.float() - target
     weight = row_weights(seqlens.long(), spec_ids.long(), *prediction.shape)
+    weight = weight if weights is None else weight * weights.float()
     size = difference.abs()
     loss = torch.dot(size.pow(exponent).sum(1) if exponent != 1.0 else size.sum(1), weight)
     slope = difference.sign() if exponent == 1.0 else difference.sign() * size.pow(exponent - 1)
@@ -199,12 +201,13 @@ def launch_loss(
     spec_ids: Tensor,
     exponent: float,
     normalize: bool,
+    weights: Tensor | None,
     scale: float,
 ) -> tuple[Tensor, Tensor]:
     """The loss, fp32 scalar, and its gradient times `scale`, [R, D] in the prediction's dtype."""
     count, width = prediction.shape
-    weights = torch.empty(count, dtype=torch.float32, device=prediction.device)
-    losses = torch.empty_like(weights)
+    row_weight = torch.empty(count, dtype=torch.float32, device=prediction.device)
+    losses = torch.empty_like(row_weight)
     loss = torch.empty((), dtype=torch.float32, device=prediction.device)
     gradient = torch.empty(count, width, dtype=prediction.dtype, device=prediction.device)
     if not gradient.numel():
@@ -213,12 +216,14 @@ def launch_loss(
     warps = min(max(block // 512, 1), 16)  # 16 elements of a row a thread
     with torch.cuda.device_of(prediction):
         weights_kernel[(len(seqlens),)](
-            seqlens, spec_ids, weights, len(seqlens), count, float(width),
+            seqlens, spec_ids, row_weight, len(seqlens), count, float(width),
             seqlens.stride(0), spec_ids.stride(0),
             BLOCK=64, ROWS=1024, **LAUNCH,
         )  # fmt: skip
+        if weights is not None:
+            row_weight.mul_(weights)
         rows_kernel[(count,)](
-            prediction, features, rows, weights, losses, gradient,
+            prediction, features, rows, row_weight, losses, gradient,
             features.shape[0], exponent, FEATURE_NORM_EPS, scale,
             *prediction.stride(), *features.stride(), rows.stride(0),
             D=width, BLOCK=block,
@@ -268,7 +273,7 @@ def _require_sequences(seqlens: Tensor, rows: int) -> None:
     "vjepa_fast::masked_feature_loss",
     mutates_args=(),
     schema="(Tensor prediction, Tensor features, Tensor rows, Tensor seqlens, Tensor spec_ids, "
-    "float exponent, bool normalize) -> (Tensor, Tensor)",
+    "float exponent, bool normalize, Tensor? weights) -> (Tensor, Tensor)",
 )
 def masked_feature_loss_op(prediction, features, rows, seqlens, *options):
     """The loss, and its gradient times `_gradient_scale` in the prediction's dtype."""
@@ -309,7 +314,7 @@ def _save_gradient(ctx, inputs, output) -> None:
 
 def _backward(ctx, grad_loss, _):
     (scaled,) = ctx.saved_tensors
-    return masked_feature_loss_backward_op(scaled, grad_loss), *[None] * 6
+    return masked_feature_loss_backward_op(scaled, grad_loss), *[None] * 7
 
 
 def _no_second_derivative(ctx, _):
@@ -331,6 +336,7 @@ def masked_feature_loss(
     spec_ids: Tensor,
     exponent: float = 1.0,
     normalize: bool = True,
+    weights: Tensor | None = None,
 ) -> Tensor:
     """Distance of predicted to target features (paper, equation 1 and section 3.1).
 
@@ -342,10 +348,12 @@ def masked_feature_loss(
         spec_ids: mask spec of each sequence, [S] int.
         exponent: p of |z - y|^p / p.
         normalize: layer-norm the features first (no affine, eps 1e-5, fp32).
+        weights: factor of each row's part of the loss, [R]; None: all 1.
 
     Returns:
         fp32 scalar: mean over specs of the mean over their clips of the mean over that clip's
-        targets and features. A NaN in a difference gives NaN in the loss and in the gradient.
+        targets and features, each row times its weight. A NaN in a difference gives NaN in the loss
+        and in the gradient.
 
     Raises:
         ValueError: shapes, dtypes or devices that don't fit, an exponent below 1; on CPU, or under
@@ -375,7 +383,14 @@ def masked_feature_loss(
     for name, tensor in {"prediction": prediction, "features": features}.items():
         require_floating(name, tensor)
     others = {"features": features, "rows": rows, "seqlens": seqlens, "spec_ids": spec_ids}
+    if weights is not None:
+        require(
+            weights.shape == rows.shape,
+            f"weights: found shape {tuple(weights.shape)}, expected [{len(rows)}]",
+        )
+        require_floating("weights", weights)
+        others["weights"] = weights
     for name, tensor in others.items():
         require_same_device(name, tensor, "prediction", prediction)
-    inputs = (prediction, features, rows, seqlens, spec_ids, exponent, normalize)
+    inputs = (prediction, features, rows, seqlens, spec_ids, exponent, normalize, weights)
     return masked_feature_loss_op(*inputs)[0]

@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import lru_cache, partial
 from typing import Literal
 
@@ -55,7 +56,20 @@ def run_blocks(
     mode: ActivationCheckpointing,
     rotary: Rotary | None = None,
 ) -> Tensor:
-    """Run the blocks one after another, [rows, D] → [rows, D].
+    """The last of `block_outputs`, or x if there are no blocks."""
+    for output in block_outputs(blocks, x, layout, mode, rotary):
+        x = output
+    return x
+
+
+def block_outputs(
+    blocks: nn.ModuleList,
+    x: Tensor,
+    layout: SeqLayout,
+    mode: ActivationCheckpointing,
+    rotary: Rotary | None = None,
+) -> Iterator[Tensor]:
+    """Run the blocks one after another, and yield the output of each, [rows, D].
 
     Args:
         blocks: `block.Block`s, called with x, the layout and `rotary`.
@@ -68,7 +82,8 @@ def run_blocks(
     if mode == "none" or not torch.is_grad_enabled():
         for block in blocks:
             x = block(x, layout, rotary)
-        return x
+            yield x
+        return
     if blocks:  # now, because its trial of a backend must not be recomputed
         choose_backend(x.dtype, x.device, x.shape[1] // blocks[0].attn.heads)
     # blocks draw no random numbers, so no generator state has to be restored
@@ -78,4 +93,4 @@ def run_blocks(
         checkpointed = partial(checkpointed, context_fn=contexts)
     for block in blocks:
         x = checkpointed(block, x, layout, rotary)
-    return x
+        yield x

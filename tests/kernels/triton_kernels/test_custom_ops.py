@@ -78,7 +78,7 @@ CHECKED = {
         4,
         2,
     ),
-    "loss": lambda i: (OPS.masked_feature_loss, *i.sequences(), 1.0, True),
+    "loss": lambda i: (OPS.masked_feature_loss, *i.sequences(), 1.0, True, None),
     "loss, backward": lambda i: (
         OPS.masked_feature_loss_backward,
         i.randn(6, 24),

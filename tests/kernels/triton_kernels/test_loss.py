@@ -37,12 +37,15 @@ def make(device, shape, dtype=torch.float32, index_dtype=torch.int64):
     return prediction.to(device, dtype), features.to(device, dtype), *index
 
 
-def plain(prediction, features, rows, seqlens, spec_ids, exponent=1.0, normalize=True):
+def plain(
+    prediction, features, rows, seqlens, spec_ids, exponent=1.0, normalize=True, weights=None
+):
     """As one writes it, in the dtype of its arguments."""
     target = features[rows.long()]
     if normalize:
         target = F.layer_norm(target, target.shape[-1:], eps=1e-5)
     error = ((prediction - target).abs() ** exponent / exponent).mean(1)
+    error = error if weights is None else error * weights
     clips = [piece.mean() for piece in error.split(seqlens.tolist())]
     by_spec = {}
     for clip, spec in zip(clips, spec_ids.tolist(), strict=True):
@@ -89,6 +92,18 @@ def test_values_and_gradients(device, shape, dtype):
 @dtypes
 def test_exponents(device, dtype, exponent, normalize):
     check(*make(device, SHAPES["63 x 80"], dtype), exponent, normalize)
+
+
+@dtypes
+def test_a_weight_for_each_row(device, dtype):
+    prediction, *others = make(device, SHAPES["64 x 384"], dtype)
+    weights = torch.linspace(0, 2, len(prediction), device=device)  # the first row counts nothing
+    check(prediction, *others, 1.0, True, weights)
+    leaf = prediction.detach().requires_grad_()
+    loss = masked_feature_loss(leaf, *others, weights=weights)
+    assert (gradient(loss, leaf)[0] == 0).all()
+    same = masked_feature_loss(leaf, *others, weights=torch.ones_like(weights))
+    assert torch.equal(same, masked_feature_loss(leaf, *others))
 
 
 def test_weights_of_many_sequences(device):
@@ -179,7 +194,7 @@ def test_wrong_lengths_give_nan(device, monkeypatch, seqlens):
 
     monkeypatch.setattr(torch, "empty", within)
     sequences = torch.tensor(seqlens, device=device), torch.tensor([0, 1], device=device)
-    loss, found = launch_loss(prediction, features, rows, *sequences, 1.0, True, 1.0)
+    loss, found = launch_loss(prediction, features, rows, *sequences, 1.0, True, None, 1.0)
     assert (around[:100] == 7).all() and (around[163:] == 7).all()
     assert around[100:163].isnan().all() and loss.isnan() and found.isnan().all()
 

@@ -20,7 +20,7 @@ def forward(
     prediction = torch.empty(ROWS, width * step, dtype=dtype, device="meta")[:, ::step]
     features = torch.empty(24 * 1568, width * step, dtype=dtype, device="meta")[:, ::step]
     index = (torch.empty(n, dtype=index_dtype, device="meta") for n in (ROWS, 48, 48))
-    arguments = (prediction, features, *index, exponent, normalize, 2.0**26)
+    arguments = (prediction, features, *index, exponent, normalize, None, 2.0**26)
     return lambda: launch_loss(*arguments)
 
 
