@@ -12,7 +12,7 @@ import pytest
 import torch
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-torch.set_num_threads(1)
+torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # runs would ignore it where nohup started the tests
 
 KERNELS = Path(__file__).parent / "kernels" / "triton_kernels"

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from tests.rounding.accuracy import assert_accurate
 from vjepa_fast.kernels import PatchEmbed, ema_update_
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "drop_in.md"
@@ -269,17 +270,23 @@ def test_images_take_a_conv2d_weight():
     """What the page says of image models."""
     images = torch.randint(256, (2, 32, 48, 3), dtype=torch.uint8)
     conv = nn.Conv2d(3, 10, 16, 16)
+
+    def plain(conv):
+        mean, std = (torch.tensor(t, dtype=conv.weight.dtype) for t in (MEAN, STD))
+        pixels = (images.to(mean.dtype) / 255 - mean) / std
+        return conv(pixels.permute(0, 3, 1, 2)).flatten(2).transpose(1, 2)
+
     patch_embed = PatchEmbed(10, tubelet_size=1)
     weights = {"proj.weight": conv.weight.unsqueeze(2), "proj.bias": conv.bias}
     patch_embed.load_state_dict(weights)
-    pixels = (images.float() / 255 - torch.tensor(MEAN)) / torch.tensor(STD)
-    theirs = conv(pixels.permute(0, 3, 1, 2)).flatten(2).transpose(1, 2)
-    torch.testing.assert_close(patch_embed(images[:, None]), theirs)
+    found = patch_embed(images[:, None])
+    assert_accurate(found, plain(conv), plain(copy.deepcopy(conv).double()))
 
 
 def test_a_published_patch_embedding_loads_unchanged():
     encoder, patch_embed = Encoder(), PatchEmbed(WIDTH, PATCH)
     patch_embed.load_state_dict({f"proj.{k}": v for k, v in encoder.proj.state_dict().items()})
     video = torch.randint(256, (CLIPS, 3, 4, 32, 32), dtype=torch.uint8)  # planar, as published
-    theirs = plain_patches(encoder, video.permute(0, 2, 3, 4, 1))
-    torch.testing.assert_close(patch_embed(video), theirs)
+    last = video.permute(0, 2, 3, 4, 1)
+    exact = plain_patches(copy.deepcopy(encoder).double(), last)
+    assert_accurate(patch_embed(video), plain_patches(encoder, last), exact)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from tests.rounding.accuracy import assert_accurate
 from vjepa_fast.kernels import predictor_tokens
 
 SHAPES = {  # Rc, N, M, P, R
@@ -37,12 +38,19 @@ def laid_out(context, pos, mask_tokens, source, position):
     return out
 
 
-def gradients(grad, source, rows, specs):
-    """Of `laid_out` in context and mask tokens."""
-    pool = torch.zeros(rows + specs, grad.shape[1], dtype=torch.float64)
+def gradients(grad, source, rows, specs, dtype=torch.float64):
+    """Of `laid_out` in context and mask tokens, added up in this dtype."""
+    pool = torch.zeros(rows + specs, grad.shape[1], dtype=dtype)
     for i, s in enumerate(source.tolist()):
-        pool[s] += grad[i].double()
+        pool[s] += grad[i].to(dtype)
     return pool[:rows], pool[rows:]
+
+
+def assert_gradients(found, grad, source, rows, specs):
+    """As accurate as sums in fp32 that are rounded to the gradients' dtypes at the end."""
+    plain, exact = (gradients(grad, source, rows, specs, t) for t in (torch.float, torch.double))
+    for ours, low, high in zip(found, plain, exact, strict=True):
+        assert_accurate(ours, low.to(ours.dtype), high)
 
 
 @shapes
@@ -54,15 +62,12 @@ def test_values_and_gradients(shape, dtype, index_dtype):
     out = predictor_tokens(context, pos, mask_tokens, source, position)
     assert out.dtype == dtype
     expected = laid_out(context.detach(), pos, mask_tokens.detach(), source, position)
-    torch.testing.assert_close(out, expected.float().to(dtype))
+    assert torch.equal(out, expected.float().to(dtype))
     grad = torch.randn(out.shape).to(dtype)
     out.backward(grad)
-    in_context, in_mask_tokens = gradients(grad, source, len(context), len(mask_tokens))
-    for found, exact in ((context.grad, in_context), (mask_tokens.grad, in_mask_tokens)):
-        assert found.dtype == dtype
-        torch.testing.assert_close(found, exact.to(dtype), rtol=2**-7, atol=1e-5)
-        if dtype == torch.float32:
-            torch.testing.assert_close(found, exact.float(), rtol=1e-5, atol=1e-5)
+    assert context.grad.dtype == mask_tokens.grad.dtype == dtype
+    found = context.grad, mask_tokens.grad
+    assert_gradients(found, grad, source, len(context), len(mask_tokens))
 
 
 @dtypes
@@ -83,8 +88,8 @@ def test_mask_tokens_of_another_dtype():
     grad = torch.randn(out.shape).bfloat16()
     out.backward(grad)
     assert mask_tokens.grad.dtype == torch.float32
-    exact = gradients(grad, source, 13, 3)[1].float()
-    torch.testing.assert_close(mask_tokens.grad, exact, rtol=1e-5, atol=1e-5)
+    _, low = gradients(grad, source, 13, 3, torch.float)
+    assert_accurate(mask_tokens.grad, low, gradients(grad, source, 13, 3)[1])
 
 
 def test_a_mask_token_that_stands_in_thousands_of_rows():
@@ -105,8 +110,8 @@ def test_backward_under_autocast():
     grad = torch.randn(out.shape)
     with torch.autocast("cpu", torch.bfloat16):
         out.backward(grad)
-    exact = gradients(grad, source, 13, 3)[1].float()
-    torch.testing.assert_close(mask_tokens.grad, exact, rtol=1e-5, atol=1e-5)
+    _, low = gradients(grad, source, 13, 3, torch.float)
+    assert_accurate(mask_tokens.grad, low, gradients(grad, source, 13, 3)[1])
 
 
 def test_strided_arguments():
@@ -116,12 +121,9 @@ def test_strided_arguments():
     assert not any(t.is_contiguous() for t in (*strided, *pairs))
     leaves = [strided[0].detach().requires_grad_(), strided[2].detach().requires_grad_()]
     out = predictor_tokens(leaves[0], strided[1], leaves[1], *pairs)
-    expected = laid_out(context, pos, mask_tokens, source, position).float()
-    torch.testing.assert_close(out, expected)
+    assert torch.equal(out, laid_out(context, pos, mask_tokens, source, position).float())
     grad = torch.randn(6, 40).t()
-    found = torch.autograd.grad(out, leaves, grad)
-    for ours, exact in zip(found, gradients(grad, source, 13, 3), strict=True):
-        torch.testing.assert_close(ours, exact.float(), rtol=1e-5, atol=1e-5)
+    assert_gradients(torch.autograd.grad(out, leaves, grad), grad, source, 13, 3)
 
 
 def test_backward_is_the_same_every_time():

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.rounding.accuracy import assert_accurate
 from vjepa_fast.models import attention as attention_module
 from vjepa_fast.models.attention import attention, choose_backend, sdpa
 from vjepa_fast.models.sequences import SeqLayout, pack_masks
@@ -62,13 +63,13 @@ def softmax_attention(qkv, lengths):
 def test_attention(lengths, heads, head_dim):
     qkv = torch.randn(sum(lengths), 3, heads, head_dim, requires_grad=True)
     out = attention(qkv, SeqLayout.of(lengths))
-    exact = qkv.detach().double().requires_grad_()
-    expected = softmax_attention(exact, lengths)
-    torch.testing.assert_close(out.double(), expected, rtol=1e-4, atol=1e-5)
+    plain, exact = (qkv.detach().to(t).requires_grad_() for t in (torch.float, torch.double))
+    expected = [softmax_attention(leaf, lengths) for leaf in (plain, exact)]
+    assert_accurate(out.detach(), *(e.detach() for e in expected))
     grad = torch.randn_like(out)
-    out.backward(grad)
-    expected.backward(grad.double())
-    torch.testing.assert_close(qkv.grad.double(), exact.grad, rtol=1e-4, atol=1e-5)
+    for result in (out, *expected):
+        result.backward(grad.to(result.dtype))
+    assert_accurate(qkv.grad, plain.grad, exact.grad, factor=3)
 
 
 @lengths
@@ -77,17 +78,15 @@ def test_attention_in_bfloat16(lengths):
     qkv = torch.randn(sum(lengths), 3, 2, 8).bfloat16()
     out = attention(qkv, SeqLayout.of(lengths))
     expected = softmax_attention(qkv.double(), lengths)
-    theirs = (softmax_attention(qkv, lengths).double() - expected).abs().max()
-    assert out.dtype == torch.bfloat16
-    assert (out.double() - expected).abs().max() <= 2 * theirs + 1e-3
+    assert_accurate(out, softmax_attention(qkv, lengths), expected)
 
 
 def test_attention_of_strided_rows():
     lengths = LENGTHS["ragged"]
     qkv = torch.randn(sum(lengths), 3, 2, 8, 2)[..., 0]
     out = attention(qkv, SeqLayout.of(lengths))
-    expected = softmax_attention(qkv.double(), lengths)
-    torch.testing.assert_close(out.double(), expected, rtol=1e-4, atol=1e-5)
+    plain, exact = (softmax_attention(t, lengths) for t in (qkv, qkv.double()))
+    assert_accurate(out, plain, exact)
 
 
 def test_attention_derivatives():

@@ -5,7 +5,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.kernels.triton_kernels.accuracy import assert_accurate
+from tests.rounding.accuracy import assert_accurate
 from vjepa_fast.kernels import apply_masks, gather_tokens
 from vjepa_fast.kernels.gather import gather_tokens_op, gather_tokens_reference
 from vjepa_fast.kernels.gather_backward import add_rows, scatter_tokens_op

@@ -5,7 +5,7 @@ import torch
 import triton
 import triton.language as tl
 
-from tests.kernels.triton_kernels.accuracy import assert_accurate
+from tests.rounding.accuracy import assert_accurate
 from vjepa_fast.kernels._dispatch import use_triton
 
 

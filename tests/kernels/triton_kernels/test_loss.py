@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.kernels.triton_kernels.accuracy import assert_accurate
+from tests.rounding.accuracy import assert_accurate
 from vjepa_fast.kernels import masked_feature_loss
 from vjepa_fast.kernels.feature_loss import launch_loss, row_weights, weights_kernel
 

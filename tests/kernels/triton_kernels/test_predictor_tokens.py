@@ -5,7 +5,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.kernels.triton_kernels.accuracy import assert_accurate
+from tests.rounding.accuracy import assert_accurate
 from vjepa_fast.kernels import predictor_tokens
 from vjepa_fast.kernels.predictor_tokens import (
     predictor_tokens_backward_op,

@@ -37,11 +37,13 @@ COLLECTIVES = [
 ]
 
 
-def plain_loop(steps: int) -> tuple[list[float], dict[str, Tensor], dict[str, Tensor]]:
+def plain_loop(
+    steps: int, dtype: torch.dtype = torch.float32
+) -> tuple[list[float], dict[str, Tensor], dict[str, Tensor]]:
     """Losses, weights and target encoder's weights of a loop without DeepSpeed and without code of
     training/ but schedules: AdamW (Loshchilov and Hutter, algorithm 2), clipping, EMA written out.
     """
-    schedules, model = replace(SCHEDULES, horizon=steps), make_model(0, WIDTH)
+    schedules, model = replace(SCHEDULES, horizon=steps), make_model(0, WIDTH).to(dtype)
     teacher = model.make_target_encoder()
     own = dict(model.named_parameters())
     first = {name: torch.zeros_like(p) for name, p in own.items()}
