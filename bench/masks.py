@@ -22,11 +22,12 @@ import torch
 
 from common import at_least, count, describe, machine_text, spread, spread_text
 from vjepa_fast.commands.terminal import text_table
-from vjepa_fast.masks import MaskSampler, MultiBlock
+from vjepa_fast.masks import MaskBatch, MaskCollator, MaskSampler, MultiBlock
 
 GRID = (8, 14, 14)
 PAPER = (MultiBlock(8, (0.15, 0.15)), MultiBlock(2, (0.7, 0.7)))
 BASELINE = "plain torch"
+CHECKED = 3  # steps of which the masks are compared
 ROUND = 5e-3  # seconds of one provider's calls
 FIELDS = ("context_tokens", "context_seqlens", "target_tokens", "target_seqlens")
 Grid = tuple[int, int, int]
@@ -130,17 +131,25 @@ def _statistics(
 
 
 def provider_that_differs(calls: dict[str, Callable[[int], object]]) -> str | None:
-    """The name of our provider whose masks differ from the first one's in one of three steps."""
+    """The name of our provider whose masks differ from the first one's in a step of the first."""
     first, *others = (name for name in calls if name != BASELINE)
-    for step in range(3):
-        expected = calls[first](step)
+    for step in range(CHECKED):
+        expected = _comparable(calls[first](step))
         for name in others:
-            found = calls[name](step)
-            if not all(
-                torch.equal(getattr(found, field), getattr(expected, field)) for field in FIELDS
-            ):
+            if not all(map(torch.equal, _comparable(calls[name](step)), expected)):
                 return name
     return None
+
+
+def _comparable(result: MaskBatch | tuple) -> list[torch.Tensor]:
+    """Tokens and lengths of context and of target, from a sampler or from a collator."""
+    if isinstance(result, MaskBatch):
+        return [getattr(result, field) for field in FIELDS]
+    tensors = []
+    for masks in result[1:]:
+        tensors.append(torch.cat([mask.flatten() for mask in masks]))
+        tensors.append(torch.tensor([[mask.shape[1]] * len(mask) for mask in masks]))
+    return tensors
 
 
 def time_interleaved(
@@ -167,20 +176,26 @@ def time_interleaved(
 
 
 def providers(
-    specs: Sequence[MultiBlock], grid: Grid, clips: int, baseline: bool
+    specs: Sequence[MultiBlock], grid: Grid, clips: int, baseline: bool, collator: bool = False
 ) -> dict[str, Callable[[int], object]]:
-    """One call each of: the plain sampler (if asked for), ours, and ours on one thread if a batch
-    is large enough for several."""
-    ids = np.arange(clips)
-    sampler = MaskSampler(specs, grid)
+    """One call each of: the plain sampler (if asked for), ours, ours on one thread if a batch is
+    large enough for several, and ours as a collate_fn of numbers (if asked for)."""
+    ids = np.arange(CHECKED * clips).reshape(CHECKED, clips)  # of a collator's first batches
+    options = {"seed": clips << 32}  # a collator's
+    sampler = MaskSampler(specs, grid, **options)
     random = torch.Generator().manual_seed(0)
     calls: dict[str, Callable[[int], object]] = {}
     if baseline:
         calls[BASELINE] = lambda _: plain_tokens(plain_masks(specs, grid, clips, random))
-    calls["vjepa_fast"] = lambda step: sampler.sample(step, ids)
+    calls["vjepa_fast"] = lambda step: sampler.sample(step, ids[step % CHECKED])
     if clips >= 1536:  # where several threads draw
-        alone = MaskSampler(specs, grid, num_threads=1)
-        calls["vjepa_fast, one thread"] = lambda step: alone.sample(step, ids)
+        alone = MaskSampler(specs, grid, **options, num_threads=1)
+        calls["vjepa_fast, one thread"] = lambda step: alone.sample(step, ids[step % CHECKED])
+    if collator:
+        frames, height, width = grid
+        collate = MaskCollator([*map(vars, specs)], (16 * height, 16 * width), 2 * frames)
+        batch = list(range(clips))
+        calls["MaskCollator"] = lambda _: collate(batch)
     return calls
 
 
@@ -198,7 +213,7 @@ def cases() -> list[tuple[str, dict]]:
     ]
     for _, case in grown:
         case["baseline"] = case["clips"] <= 24  # larger batches take plain torch seconds
-    return [("paper, batch 24", paper), *grown]
+    return [("paper, batch 24", paper | {"collator": True}), *grown]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

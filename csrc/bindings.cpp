@@ -143,8 +143,9 @@ py::array_t<int32_t> offsets(const std::vector<int64_t>& values) {
     return array;
 }
 
-py::tuple sample(const vjepa::MaskSampler& sampler, int64_t step, const Int64Array& sample_ids,
-                 const std::optional<Int64Array>& block_sizes) {
+// Draws the masks into this thread's workspace.
+vjepa::Workspace& draw(const vjepa::MaskSampler& sampler, int64_t step,
+                       const Int64Array& sample_ids, const vjepa::Size* sizes) {
     require(step >= 0, "a step of at least 0");
     require(sample_ids.ndim() == 1 && sample_ids.size() > 0, "a list of sample ids");
     const int64_t batch = sample_ids.size();
@@ -154,13 +155,15 @@ py::tuple sample(const vjepa::MaskSampler& sampler, int64_t step, const Int64Arr
                                     std::to_string(*most) +
                                     ", expected 0 .. 2**62-1; give step * global_batch + position");
     }
-    const vjepa::Size* sizes = block_sizes ? read_sizes(sampler, *block_sizes) : nullptr;
-
     static thread_local vjepa::Workspace workspace;
-    {
-        py::gil_scoped_release release;
-        sampler.draw(step, sample_ids.data(), batch, sizes, workspace);
-    }
+    py::gil_scoped_release release;
+    sampler.draw(step, sample_ids.data(), batch, sizes, workspace);
+    return workspace;
+}
+
+// Context and target tokens of the masks last drawn.
+std::pair<Int64Array, Int64Array> write(const vjepa::MaskSampler& sampler,
+                                        vjepa::Workspace& workspace) {
     Int64Array context(workspace.context_offsets.back()), target(workspace.target_offsets.back());
     int64_t* contexts = context.mutable_data();
     int64_t* targets = target.mutable_data();
@@ -168,13 +171,44 @@ py::tuple sample(const vjepa::MaskSampler& sampler, int64_t step, const Int64Arr
         py::gil_scoped_release release;
         sampler.write(workspace, contexts, targets);
     }
-    const py::ssize_t num_specs = sampler.settings().specs.size();
+    return {std::move(context), std::move(target)};
+}
+
+py::tuple sample(const vjepa::MaskSampler& sampler, int64_t step, const Int64Array& sample_ids,
+                 const std::optional<Int64Array>& block_sizes) {
+    const vjepa::Size* sizes = block_sizes ? read_sizes(sampler, *block_sizes) : nullptr;
+    vjepa::Workspace& workspace = draw(sampler, step, sample_ids, sizes);
+    const auto [context, target] = write(sampler, workspace);
+    const py::ssize_t num_specs = sampler.settings().specs.size(), batch = sample_ids.size();
     Int64Array used_sizes({static_cast<py::ssize_t>(sampler.num_variants()), py::ssize_t{3}});
     std::copy_n(workspace.block_sizes.data()->data(), used_sizes.size(), used_sizes.mutable_data());
     return py::make_tuple(context, matrix(workspace.context_seqlens, num_specs, batch),
                           offsets(workspace.context_offsets), target,
                           matrix(workspace.target_seqlens, num_specs, batch),
                           offsets(workspace.target_offsets), used_sizes);
+}
+
+// Views of each spec's tokens, [batch, length].
+py::list rectangles(const Int64Array& tokens, const std::vector<int64_t>& seqlens,
+                    const std::vector<int64_t>& offsets, py::ssize_t batch) {
+    py::list views;
+    for (size_t first = 0; first < seqlens.size(); first += batch) {
+        const py::ssize_t length = seqlens[first];
+        views.append(Int64Array({batch, length}, tokens.data() + offsets[first], tokens));
+    }
+    return views;
+}
+
+py::tuple sample_rectangles(const vjepa::MaskSampler& sampler, int64_t step,
+                            const Int64Array& sample_ids) {
+    vjepa::Workspace& workspace = draw(sampler, step, sample_ids, nullptr);
+    const py::ssize_t batch = sample_ids.size();
+    vjepa::reject_unequal(workspace.context_seqlens, batch, "context");
+    vjepa::reject_unequal(workspace.target_seqlens, batch, "target");
+    const auto [context, target] = write(sampler, workspace);
+    return py::make_tuple(
+        rectangles(context, workspace.context_seqlens, workspace.context_offsets, batch),
+        rectangles(target, workspace.target_seqlens, workspace.target_offsets, batch));
 }
 
 }  // namespace
@@ -187,7 +221,9 @@ PYBIND11_MODULE(_sampler, module) {
              py::arg("complement"), py::arg("num_threads"))
         .def("sample", &sample, py::arg("step"), py::arg("sample_ids"), py::arg("block_sizes"),
              "Returns context tokens, lengths [M, B] and offsets, the same for targets, and the "
-             "block sizes [variants, 3].");
+             "block sizes [variants, 3].")
+        .def("sample_rectangles", &sample_rectangles, py::arg("step"), py::arg("sample_ids"),
+             "Returns lists of context and of target tokens, [B, K] for each spec.");
 
     module.def("philox4x32", &vjepa::philox4x32, py::arg("counter"), py::arg("key"));
     py::class_<vjepa::PhiloxSequence>(module, "PhiloxSequence",

@@ -38,10 +38,31 @@ inline void or_shifted(const uint64_t* pattern, int64_t num_words, int64_t shift
     if (carry) set[num_words] |= carry;
 }
 
+// The numbers of the set bits of every byte, ascending, then zeros.
+struct ByteBits {
+    uint32_t numbers[256][8]{};
+    uint8_t counts[256]{};
+
+    constexpr ByteBits() {
+        for (int byte = 0; byte < 256; ++byte) {
+            for (uint32_t bit = 0; bit < 8; ++bit) {
+                if (byte >> bit & 1) numbers[byte][counts[byte]++] = bit;
+            }
+        }
+    }
+};
+inline constexpr ByteBits kByteBits;
+
 // Writes the numbers of a word's set bits, ascending, each plus `first`; returns one past the last.
+// Each byte's numbers are written as eight, the surplus to be overwritten: `out` needs room for
+// eight more.
 inline uint32_t* list_bits(uint64_t word, int64_t first, uint32_t* out) {
-    for (; word; word &= word - 1) {
-        *out++ = static_cast<uint32_t>(first + __builtin_ctzll(word));
+    for (; word; word >>= 8, first += 8) {
+        const uint32_t* numbers = kByteBits.numbers[word & 255];
+        uint32_t eight[8];
+        for (int i = 0; i < 8; ++i) eight[i] = numbers[i] + static_cast<uint32_t>(first);
+        std::copy_n(eight, 8, out);
+        out += kByteBits.counts[word & 255];
     }
     return out;
 }

@@ -30,6 +30,18 @@ void reject_above(double found, double most, const char* what, const char* power
 
 }  // namespace
 
+void reject_unequal(const std::vector<int64_t>& seqlens, int64_t batch, const std::string& name) {
+    for (auto first = seqlens.begin(); first != seqlens.end(); first += batch) {
+        const auto [least, most] = std::minmax_element(first, first + batch);
+        if (*least == *most) continue;
+        throw std::invalid_argument(
+            name + " tokens of spec " + std::to_string((first - seqlens.begin()) / batch) +
+            ": found lengths from " + std::to_string(*least) + " to " + std::to_string(*most) +
+            ", expected equal ones; read " + name + "_tokens with " + name +
+            "_seqlens or use truncate='batch' within one truncation group");
+    }
+}
+
 MaskSampler::MaskSampler(Settings settings) : settings_(std::move(settings)), first_variant_{0} {
     const Size& grid = settings_.grid;
     num_tokens_ = grid[0] * grid[1] * grid[2];
@@ -182,10 +194,11 @@ void MaskSampler::write(Workspace& w, int64_t* context, int64_t* target) const {
     const int64_t batch = w.asked.size(), clips = w.drawn_ids.size();
     const int64_t masks = settings_.specs.size() * batch;
     const int64_t workers = count_workers(masks * num_tokens_, settings_.num_threads);
-    const int64_t frame_tokens = settings_.grid[1] * settings_.grid[2];
+    const int64_t plane_tokens = settings_.grid[1] * settings_.grid[2] + kTokenChunk;
     const bool random_subset = settings_.truncate == Truncate::kBatchRandom;
     const int64_t clip_tokens = random_subset ? num_tokens_ : 0;  // scratch
-    w.tokens.resize(workers * (frame_tokens + clip_tokens));
+    w.planes.resize(workers * plane_tokens);
+    w.tokens.resize(workers * clip_tokens);
     w.chosen.resize(workers * words_for(clip_tokens));
 
     parallel_for(masks, workers, [&](int64_t worker, int64_t i) {
@@ -193,8 +206,8 @@ void MaskSampler::write(Workspace& w, int64_t* context, int64_t* target) const {
         const Drawn& drawn = w.drawn[m * clips + clip];
         const Mask mask{settings_.grid, &w.visible[(m * clips + clip) * mask_words_],
                         drawn.one_plane, settings_.specs[m].variants[drawn.variant].context_frames};
-        uint32_t* plane = &w.tokens[worker * (frame_tokens + clip_tokens)];
-        uint32_t* all = plane + frame_tokens;
+        uint32_t* plane = &w.planes[worker * plane_tokens];
+        int64_t* all = w.tokens.data() + worker * clip_tokens;
         uint64_t* chosen = w.chosen.data() + worker * words_for(clip_tokens);
         const int64_t context_length = w.context_seqlens[i], target_length = w.target_seqlens[i];
         int64_t* contexts = context + w.context_offsets[i];

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
 #include <vector>
 
 #include "draw_mask.h"
@@ -14,6 +15,10 @@ namespace vjepa {
 struct Lengths {
     int64_t context, target;
 };
+
+// Throws std::invalid_argument unless the clips of each spec have the same number of tokens.
+// `seqlens`: [spec][clip]; `name`: "context" or "target".
+void reject_unequal(const std::vector<int64_t>& seqlens, int64_t batch, const std::string& name);
 
 // Memory of one call. Reused from call to call, it stops allocating once it has grown.
 struct Workspace {
@@ -29,7 +34,8 @@ struct Workspace {
     std::vector<Drawn> drawn;       // [spec][drawn id]
     std::vector<uint64_t> visible;  // [spec][drawn id][frame][word]
     std::vector<Lengths> shortest;  // [spec][group]
-    std::vector<uint32_t> tokens;   // scratch per worker: tokens of a frame, of a clip
+    std::vector<uint32_t> planes;   // scratch per worker: tokens of a frame and a chunk more
+    std::vector<int64_t> tokens;    // scratch per worker: tokens of a clip
     std::vector<uint64_t> chosen;   // scratch per worker: bits of a clip
 };
 

@@ -18,10 +18,23 @@ struct Mask {
     int64_t context_frames;
 };
 
+// Tokens are written in chunks of this many: such loops have no remainder to branch for.
+constexpr int64_t kTokenChunk = 8;
+
+// Writes `count` tokens, each plus `first`, and up to a whole chunk more where that fits. `tokens`
+// has kTokenChunk more; `out` has room for `room` >= count.
+inline void write_shifted(const uint32_t* tokens, int64_t count, uint32_t first, int64_t room,
+                          int64_t* out) {
+    const int64_t chunks = std::min((count + kTokenChunk - 1) / kTokenChunk, room / kTokenChunk);
+    const int64_t whole = chunks * kTokenChunk;
+    for (int64_t i = 0; i < whole; ++i) out[i] = tokens[i] + first;
+    for (int64_t i = whole; i < count; ++i) out[i] = tokens[i] + first;
+}
+
 // Writes the first `length` context tokens (or, without `context`, target tokens) in raster order.
-// `plane` is scratch for the tokens of a frame.
-template <typename Token>
-void write_first(const Mask& mask, bool context, int64_t length, uint32_t* plane, Token* out) {
+// `plane` is scratch for the tokens of a frame and kTokenChunk more.
+inline void write_first(const Mask& mask, bool context, int64_t length, uint32_t* plane,
+                        int64_t* out) {
     const int64_t frame_tokens = mask.grid[1] * mask.grid[2], num_words = words_for(frame_tokens);
     int64_t listed = 0, written = 0;
     const auto list = [&](const uint64_t* visible) {
@@ -42,13 +55,13 @@ void write_first(const Mask& mask, bool context, int64_t length, uint32_t* plane
         }
         const int64_t count = std::min(listed, length - written);
         const uint32_t first = static_cast<uint32_t>(t * frame_tokens);
-        for (int64_t i = 0; i < count; ++i) out[written + i] = static_cast<Token>(plane[i] + first);
+        write_shifted(plane, count, first, length - written, out + written);
         written += count;
     }
 }
 
 // Writes a random `length` of `count` tokens, in order. `chosen` is scratch for `count` bits.
-inline void write_subset(PhiloxSequence random, const uint32_t* tokens, int64_t count,
+inline void write_subset(PhiloxSequence random, const int64_t* tokens, int64_t count,
                          int64_t length, uint64_t* chosen, int64_t* out) {
     choose_subset(random, 1, count, length, chosen);
     for (int64_t i = 0; i < count; ++i) {

@@ -1,5 +1,6 @@
 """MaskCollator in a DataLoader: the public call, no two batches alike, the recorded statistics."""
 
+import hashlib
 import json
 import threading
 
@@ -48,6 +49,30 @@ def test_the_public_call_and_its_return_values():
             assert row == sorted(set(row)) and rest == sorted(set(rest))
             assert row and rest and not set(row) & set(rest)
             assert min(row + rest) >= 0 and max(row + rest) < 1568
+
+
+def test_masks_stay_what_they_were():
+    """A digest of what an earlier version drew, before it wrote rectangles in C++."""
+    causal = {"temporal_scale": (0.5, 1.0), "max_temporal_keep": 0.5, "max_keep": 100}
+    specs = [*SPECS, {"num_blocks": 6, "spatial_scale": (0.1, 0.3)} | causal]
+    collator, digest = MaskCollator(specs, crop_size=(224, 160), seed=7), hashlib.sha256()
+    for clips in (24, 24, 1, 5, 24):
+        _, contexts, targets = collator(list(range(clips)))
+        for mask in contexts + targets:
+            digest.update(repr(tuple(mask.shape)).encode() + mask.numpy().tobytes())
+    assert digest.hexdigest()[:16] == "527054e877c11eaa"
+
+
+def test_masks_are_each_their_own_storage():
+    """As from torch.stack: saving one does not save the others, and they can be written to."""
+    _, contexts, targets = MaskCollator(SPECS)(list(range(4)))
+    before = [mask.clone() for mask in contexts + targets]
+    for mask in contexts + targets:
+        assert mask.is_contiguous()
+        assert mask.untyped_storage().nbytes() == 8 * mask.numel()
+        mask += 1
+    for mask, old in zip(contexts + targets, before, strict=True):
+        assert torch.equal(mask, old + 1)
 
 
 def test_steps_count_as_calls():

@@ -62,10 +62,10 @@ hypothesis_settings = settings(
 )
 
 
-def outcome(sampler, *arguments):
+def outcome(sample, *arguments):
     """The masks, or the error message."""
     try:
-        return sampler.sample(*arguments)
+        return sample(*arguments)
     except ValueError as error:
         return str(error)
 
@@ -76,13 +76,24 @@ def check_configuration(specs, grid, seed, step, ids, options):
     except ValueError:
         assume(False)
     twin = ReferenceSampler(specs, grid, seed, **options)
-    masks, expected = outcome(sampler, step, ids), outcome(twin, step, ids)
+    check_rectangles(*(outcome(side.sample_rectangles, step, ids) for side in (sampler, twin)))
+    masks, expected = outcome(sampler.sample, step, ids), outcome(twin.sample, step, ids)
     if isinstance(expected, str):
         assert masks == expected
         return
     assert_same(masks, expected)
     assert masks.context_tokens.dtype == masks.target_tokens.dtype == torch.int64
     check_promises(masks, specs, grid, options)
+
+
+def check_rectangles(found, expected):
+    if isinstance(expected, str):
+        assert found == expected
+        return
+    for side, other in zip(found, expected, strict=True):
+        for left, right in zip(side, other, strict=True):
+            assert left.dtype == right.dtype == torch.int64
+            assert torch.equal(left, right)
 
 
 def check_promises(masks, specs, grid, options):

@@ -1,18 +1,20 @@
 """The mask sampler: purity, truncation, empty contexts that are redrawn or rejected."""
 
 import hashlib
+import itertools
 import math
+import operator
 import pickle
-import sys
 import threading
 import time
+from collections import deque
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from tests.helpers.masks import EVERY_KIND, assert_same, clip_tokens
-from vjepa_fast.masks import MaskSampler, MultiBlock, ReferenceSampler
+from vjepa_fast.masks import MaskSampler, MultiBlock, RandomTube, ReferenceSampler
 
 GRID = (8, 14, 14)
 SHORT_RANGE = MultiBlock(num_blocks=8, spatial_scale=(0.15, 0.15))
@@ -130,6 +132,23 @@ def test_context_and_target_as_rectangles():
         MaskSampler(SPECS, truncate="none").sample(1, range(24)).context(0)
 
 
+@pytest.mark.parametrize("sampler", [MaskSampler, ReferenceSampler])
+def test_rectangles_of_clips_that_are_not_of_one_length_are_an_error(sampler):
+    """Also if they are those of another spec, or of the targets alone."""
+    tube, capped = RandomTube(0.5), replace(SHORT_RANGE, max_keep=1)
+    ids = range(12)
+    for specs, message in (
+        ([tube, LONG_RANGE], "context tokens of spec 1"),
+        ([capped], "target tokens of spec 0"),
+    ):
+        with pytest.raises(ValueError, match=rf"^{message}: found lengths from \d+ to \d+, exp"):
+            sampler(specs, truncate="none").sample_rectangles(1, ids)
+    with pytest.raises(ValueError, match="sample ids: found"):
+        sampler(specs).sample_rectangles(1, [])
+    with pytest.raises(ValueError, match="step: found -1"):
+        sampler(specs).sample_rectangles(-1, [1])
+
+
 def test_an_empty_context_is_drawn_again():
     # Four blocks of 14 x 13: the context survives only where all four coincide, one draw in eight.
     spec = MultiBlock(num_blocks=4, spatial_scale=(0.9, 0.9))
@@ -153,31 +172,22 @@ def test_sampler_travels_to_other_processes():
 
 
 def test_the_gil_is_released():
-    """Another thread runs within the call. The GIL changes hands only where it is released."""
-    # Most clips are drawn hundreds of times, so that another thread has time to wake up.
-    sampler = MaskSampler([MultiBlock(9, (0.5, 0.5))], truncate="none", num_threads=1)
-    ids, sizes = np.arange(1000), np.array([(8, 14, 13)])
-    inside, ticks, stop = False, 0, False
+    """Another thread runs while this one is inside a chain of calls that runs no Python code, so
+    that only the sampler can have released the GIL."""
+    sampler, calls = MaskSampler(SPECS, num_threads=1), 10**6
+    steps = [0] * calls  # far more than needed: the other thread ends the chain
+    ahead, left = iter(steps), calls
 
-    def tick():
-        nonlocal ticks
-        while not stop:
-            ticks += inside
+    def watch():
+        nonlocal left
+        while left == calls:  # until the chain begins
             time.sleep(0)
+            left = operator.length_hint(ahead)
+        steps.clear()
 
-    interval = sys.getswitchinterval()
-    ticker = threading.Thread(target=tick)
-    ticker.start()
-    sys.setswitchinterval(1e6)
-    try:
-        for _ in range(100):  # at once, unless the machine has no time for the other thread
-            inside = True
-            sampler._sample(0, ids, sizes)
-            inside = False
-            if ticks:
-                break
-    finally:
-        stop = True
-        sys.setswitchinterval(interval)
-        ticker.join()
-    assert ticks > 0
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    ids = itertools.repeat(np.arange(24))
+    deque(map(sampler._sampler.sample, ahead, ids, itertools.repeat(None)), maxlen=0)
+    watcher.join()
+    assert left > 0  # else the chain had ended

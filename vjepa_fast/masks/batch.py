@@ -42,20 +42,27 @@ class MaskBatch(NamedTuple):
         Raises:
             ValueError: there is no such spec, or its clips have different numbers of tokens.
         """
-        return _rows(self.context_tokens, self.context_seqlens, spec, "context")
+        return _rows(
+            self.context_tokens, self.context_seqlens, self.context_cu_seqlens, spec, "context"
+        )
 
     def target(self, spec: int) -> torch.Tensor:
         """Target tokens of one spec as a view [B, K]; raises as `context`."""
-        return _rows(self.target_tokens, self.target_seqlens, spec, "target")
+        return _rows(
+            self.target_tokens, self.target_seqlens, self.target_cu_seqlens, spec, "target"
+        )
 
 
-def _rows(tokens: torch.Tensor, seqlens: torch.Tensor, spec: int, name: str) -> torch.Tensor:
-    lengths = seqlens[require_int("spec", spec, 0, len(seqlens))]
-    if lengths.numel() and not bool((lengths == lengths[0]).all()):
+def _rows(
+    tokens: torch.Tensor, seqlens: torch.Tensor, cu_seqlens: torch.Tensor, spec: int, name: str
+) -> torch.Tensor:
+    lengths = seqlens[require_int("spec", spec, 0, len(seqlens))].tolist()
+    clips, length = len(lengths), lengths[0]
+    if lengths.count(length) < clips:
         raise ValueError(
-            f"{name} tokens of spec {spec}: found lengths from {lengths.min()} to {lengths.max()}, "
+            f"{name} tokens of spec {spec}: found lengths from {min(lengths)} to {max(lengths)}, "
             f"expected equal ones; read {name}_tokens with {name}_seqlens or use truncate='batch' "
             "within one truncation group"
         )
-    start = int(seqlens[:spec].sum())
-    return tokens[start : start + int(lengths.sum())].view(len(lengths), -1)
+    start = int(cu_seqlens[spec * clips])
+    return tokens[start : start + clips * length].view(clips, length)

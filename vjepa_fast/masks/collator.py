@@ -8,6 +8,7 @@ from multiprocessing import get_context
 from numbers import Integral
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.data import default_collate
 
@@ -87,10 +88,8 @@ class MaskCollator:
             raise ValueError("batch: found no samples, expected at least one; drop empty batches")
         collated = default_collate(batch)
         number = self._next()
-        ids = range(number * clips, (number + 1) * clips)
-        masks = self._sampler(clips).sample(number, ids)
-        specs = range(len(self._specs))
-        return collated, [masks.context(m) for m in specs], [masks.target(m) for m in specs]
+        ids = np.arange(number * clips, (number + 1) * clips)
+        return (collated, *self._sampler(clips).sample_rectangles(number, ids))
 
     def _next(self) -> int:
         with self._counter.get_lock():

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
+import torch
 
 from vjepa_fast.masks.philox import (
     STREAM_BLOCK_POSITION,
@@ -31,6 +34,13 @@ MAX_DRAWS = 10_000
 
 class ReferenceSampler(MaskSampler):
     """Python reference of `MaskSampler`: same arguments, same numbers, hundreds of times slower."""
+
+    def sample_rectangles(
+        self, step: int, sample_ids: Sequence[int]
+    ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """As `MaskSampler.sample_rectangles`."""
+        masks, specs = self.sample(step, sample_ids), range(len(self.specs))
+        return [masks.context(m) for m in specs], [masks.target(m) for m in specs]
 
     def _set_up(self) -> None:
         pass

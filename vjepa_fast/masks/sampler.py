@@ -138,6 +138,20 @@ class MaskSampler:
             block_sizes=used,
         )
 
+    def sample_rectangles(
+        self, step: int, sample_ids: Sequence[int]
+    ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """Context and target tokens of `sample` as one int64 [B, K] for each spec, and no more.
+
+        The same as `MaskBatch.context` and `MaskBatch.target` of every spec, in half the time.
+
+        Raises:
+            ValueError: as `sample`; clips of one spec with different numbers of tokens.
+        """
+        step = require_int("step", step, 0, 2**63)
+        contexts, targets = self._sampler.sample_rectangles(step, self._sample_ids(sample_ids))
+        return [*map(torch.from_numpy, contexts)], [*map(torch.from_numpy, targets)]
+
     def _set_up(self) -> None:
         self._sampler = _sampler.Sampler(
             specs=[_spec_fields(spec, index, self.grid) for index, spec in enumerate(self.specs)],
