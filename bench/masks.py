@@ -3,7 +3,7 @@
 First, the statistics of the two samplers are compared. Before each case, the masks of our own
 providers are compared and must be equal. If a check fails, nothing more is timed. The providers of
 a case are interleaved, so that other load on the machine slows all of them alike; speedups are
-therefore more reliable than microseconds.
+therefore more reliable than microseconds. MaskCollator collates a batch of numbers besides.
 """
 
 from __future__ import annotations

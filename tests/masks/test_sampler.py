@@ -123,11 +123,13 @@ def test_max_keep_caps_the_context_alone():
 
 def test_context_and_target_as_rectangles():
     masks = MaskSampler(SPECS).sample(1, range(24))
+    alone = MaskSampler(SPECS).sample_rectangles(1, range(24))
     for m in range(len(SPECS)):
         contexts = clip_tokens(masks.context_tokens, masks.context_seqlens)
         targets = clip_tokens(masks.target_tokens, masks.target_seqlens)
         assert masks.context(m).tolist() == contexts[m]
         assert masks.target(m).tolist() == targets[m]
+        assert [side[m].tolist() for side in alone] == [contexts[m], targets[m]]
     with pytest.raises(ValueError, match=r"^context tokens of spec 0: found lengths from"):
         MaskSampler(SPECS, truncate="none").sample(1, range(24)).context(0)
 
