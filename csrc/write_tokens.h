@@ -9,6 +9,13 @@
 #include "mask_bits.h"
 #include "philox.h"
 
+// GCC with glibc compiles the function for AVX2 too; the loader takes what the processor has.
+#if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__)
+#define VJEPA_AVX2_TOO __attribute__((target_clones("avx2", "default")))
+#else
+#define VJEPA_AVX2_TOO
+#endif
+
 namespace vjepa {
 
 struct Mask {
@@ -33,7 +40,7 @@ inline void write_shifted(const uint32_t* tokens, int64_t count, uint32_t first,
 
 // Writes the first `length` context tokens (or, without `context`, target tokens) in raster order.
 // `plane` is scratch for the tokens of a frame and kTokenChunk more.
-inline void write_first(const Mask& mask, bool context, int64_t length, uint32_t* plane,
+VJEPA_AVX2_TOO inline void write_first(const Mask& mask, bool context, int64_t length, uint32_t* plane,
                         int64_t* out) {
     const int64_t frame_tokens = mask.grid[1] * mask.grid[2], num_words = words_for(frame_tokens);
     int64_t listed = 0, written = 0;
