@@ -40,8 +40,8 @@ inline void write_shifted(const uint32_t* tokens, int64_t count, uint32_t first,
 
 // Writes the first `length` context tokens (or, without `context`, target tokens) in raster order.
 // `plane` is scratch for the tokens of a frame and kTokenChunk more.
-VJEPA_AVX2_TOO inline void write_first(const Mask& mask, bool context, int64_t length, uint32_t* plane,
-                        int64_t* out) {
+VJEPA_AVX2_TOO inline void write_first(const Mask& mask, bool context, int64_t length,
+                                       uint32_t* plane, int64_t* out) {
     const int64_t frame_tokens = mask.grid[1] * mask.grid[2], num_words = words_for(frame_tokens);
     int64_t listed = 0, written = 0;
     const auto list = [&](const uint64_t* visible) {
