@@ -198,7 +198,7 @@ def test_the_command_line_adds_to_the_config(bench, config_file):
         )
         assert config.compile == (own or asked) and config.zero.stage == 0
         assert config.optim.micro_batch == config.optim.global_batch == 2
-        assert config.masks.truncate_group == 2 and config.data.manifests == ["other.csv"]
+        assert config.masks.truncate_group == 2 and config.data.manifests[0].path == "other.csv"
 
 
 def test_parts_follow_each_other_and_leave_nothing_behind(bench, config):

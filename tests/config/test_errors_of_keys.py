@@ -154,7 +154,8 @@ BAD = {
     "number in a list of texts": (
         {"data.manifests": [1]},
         "data.manifests[0]",
-        'found 1, expected a string in quotes; write the whole list, e.g. ["data/train.csv"]',
+        "found 1, expected the path of a manifest, or an object with its path; write e.g. "
+        '"data/train.csv" or {"path": "data/train.csv", "num_frames": 64}',
     ),
     "number for a section": (
         {"data": 3},

@@ -216,7 +216,7 @@ def test_paths_are_expanded_as_in_a_shell(tmp_path: Path, monkeypatch: pytest.Mo
     config = load_config(CONFIGS / "tiny.json", overrides)
     assert config.output == "/home_of_tests/run"
     expected = ["/home_of_tests/a.csv", "/data/b.csv", "/datax", "$DATA.csv", "c~.csv"]
-    assert config.data.manifests == expected
+    assert [manifest.path for manifest in config.data.manifests] == expected
     assert config.teacher.checkpoint == "/data/run"
     with pytest.raises(UserError) as error:
         load_config(CONFIGS / "tiny.json", ["output=${NO_WHERE}/run"])

@@ -74,8 +74,11 @@ def test_a_folder_of_images_becomes_clips_of_them(classes, tmp_path):
     short = {"num_frames": 4, "frame_step": 4, "augment": None}
     looped = ClipPlanner([read_manifest(tmp_path / "m.csv")], **short, short_videos="wrap", fps=8.0)
     assert not np.stack([plan.frames for plan in looped.plan(range(20))]).any()
-    with pytest.raises(UserError, match="found only videos shorter than a clip"):
-        ClipPlanner([read_manifest(tmp_path / "m.csv")], **short, short_videos="drop", fps=8.0)
+    for rate in ({}, {"fps": 8.0}):  # an image fills any clip
+        kept = ClipPlanner(
+            [read_manifest(tmp_path / "m.csv")], **short, short_videos="drop", **rate
+        )
+        assert len(kept) == len(entries)
     with pytest.raises(UserError, match="an image, which decodes as it is"):
         transcode_manifest(tmp_path / "m.csv", tmp_path / "copies", workers=1)
 

@@ -70,7 +70,7 @@ def find_clip(config: Config) -> tuple[np.ndarray, str]:
     from vjepa_fast.data.prepare.demo import FRAMES, render_clip
 
     data = config.data
-    for path in map(Path, data.manifests):
+    for path in (Path(manifest.path) for manifest in data.manifests):
         if path.is_file():
             frames = {"num_frames": data.num_frames, "frame_step": data.frame_step, "fps": data.fps}
             return _first_clip(path, data.crop_size, **frames)

@@ -7,6 +7,9 @@ from vjepa_fast.config.schema import Config
 from vjepa_fast.errors import UserError
 
 
+_WHY_GROUPS = "whose clips have one length, since data.manifests have several"
+
+
 def check_config(config: Config) -> None:
     """Check what the sections cannot check alone.
 
@@ -20,16 +23,25 @@ def check_config(config: Config) -> None:
 
 
 def fits_group(config: Config, micro_batch: int) -> bool:
-    """Whether one of truncation group and micro-batch is a multiple of the other."""
+    """Whether one of truncation group and micro-batch is a multiple of the other; with clips of
+    several lengths, whether the group is a multiple of the micro-batch, which then has one length.
+    """
     group = config.masks.truncate_group
+    if len(config.data.lengths) > 1:
+        return group % micro_batch == 0
     return config.masks.truncate == "none" or micro_batch % group == 0 or group % micro_batch == 0
 
 
 def _check_grid(config: Config) -> None:
     data, model = config.data, config.model
+    frames = [("data.num_frames", data.num_frames)] + [
+        (f"data.manifests[{i}].num_frames", manifest.num_frames)
+        for i, manifest in enumerate(data.manifests)
+        if manifest.num_frames is not None
+    ]
     for key, size, part_key, part in (
         ("data.crop_size", data.crop_size, "model.patch_size", model.patch_size),
-        ("data.num_frames", data.num_frames, "model.tubelet_size", model.tubelet_size),
+        *((key, count, "model.tubelet_size", model.tubelet_size) for key, count in frames),
     ):
         if size % part:
             raise UserError(
@@ -41,7 +53,8 @@ def _check_grid(config: Config) -> None:
 def _check_batch(config: Config) -> None:
     total, micro = config.optim.global_batch, config.optim.micro_batch
     group = config.masks.truncate_group
-    grouped = config.masks.truncate != "none"
+    several = len(config.data.lengths) > 1
+    grouped = several or config.masks.truncate != "none"
     choices = divisors(total)
     if grouped and total % group == 0:
         choices = [divisor for divisor in choices if fits_group(config, divisor)]
@@ -53,8 +66,19 @@ def _check_batch(config: Config) -> None:
     if grouped and total % group:
         raise UserError(
             f"masks.truncate_group: found {group}, expected a divisor of optim.global_batch "
-            f"{total}; choose e.g. {nearest(divisors(total), group)}, or set masks.truncate to "
-            '"none"'
+            f"{total}; choose e.g. {nearest(divisors(total), group)}"
+            + (f", {_WHY_GROUPS}" if several else ', or set masks.truncate to "none"')
+        )
+    clips = config.data.clips_per_video
+    if several and group % clips:
+        raise UserError(
+            f"data.clips_per_video: found {clips}, expected a divisor of masks.truncate_group "
+            f"{group}, {_WHY_GROUPS}; choose e.g. {nearest(divisors(group), clips)}"
+        )
+    if several and not fits_group(config, micro):
+        raise UserError(
+            f"optim.micro_batch: found {micro}, expected a divisor of masks.truncate_group "
+            f"{group}, {_WHY_GROUPS}; choose e.g. {nearest(choices, micro)}"
         )
     if not fits_group(config, micro):
         raise UserError(
@@ -64,10 +88,11 @@ def _check_batch(config: Config) -> None:
 
 
 def _check_masks(config: Config) -> None:
-    try:
-        config.masks.sampler(config.grid, config.seed)
-    except ValueError as error:  # its messages begin with the sampler's argument, e.g. specs[0]
-        raise UserError(f"masks.{error}") from None
+    for num_frames in config.data.lengths:
+        try:
+            config.masks.sampler(config.grid_of(num_frames), config.seed)
+        except ValueError as error:  # its messages begin with the sampler's argument, e.g. specs[0]
+            raise UserError(f"masks.{error}") from None
 
 
 def _check_compile(config: Config) -> None:

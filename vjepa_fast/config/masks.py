@@ -148,7 +148,8 @@ class MasksConfig(Section):
     first ones; none: only max_keep and round_to truncate."""
     truncate_group: Count = 24
     """Number of consecutive sample ids in a group. In the paper, a group is the batch of one GPU.
-    Ignored if truncate is none."""
+    Where manifests have clips of several lengths, the clips of a group have one length. Ignored if
+    truncate is none and there is one length."""
     round_to: Count | None = None
     """Truncate token counts to a multiple of this, so that torch.compile sees fewer shapes; null:
     off."""

@@ -16,7 +16,7 @@ def build_model(config: Config) -> VJEPA:
             "depth": model.predictor.depth,
             "heads": model.predictor_heads,
         },
-        grid=config.grid,
+        grid=config.grid_of(max(config.data.lengths)),
         patch_size=model.patch_size,
         tubelet_size=model.tubelet_size,
         num_mask_tokens=config.num_mask_tokens,

@@ -3,9 +3,15 @@
 The defaults are the recipe of the paper (V-JEPA, arXiv 2404.08471) where it has one.
 """
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from vjepa_fast.config.fields import (
     Count,
@@ -16,22 +22,73 @@ from vjepa_fast.config.fields import (
     PositiveRange,
     Section,
     Unit,
+    show,
 )
 from vjepa_fast.config.masks import MasksConfig
 from vjepa_fast.config.networks import ModelConfig
 from vjepa_fast.config.optim import OptimConfig, TeacherConfig, ZeroConfig
 
 
+class ManifestConfig(Section):
+    """A manifest with clips of its own. A manifest without is written as its path alone."""
+
+    path: Location = Field(examples=["data/train.csv"])
+    """File that lists the videos."""
+    num_frames: Count | None = None
+    """Frames per clip; null: data.num_frames. An image is repeated in all of them."""
+    frame_step: Count | None = None
+    """Step between the frames of a clip; null: data.frame_step. If it is set, data.fps does not
+    apply to this manifest."""
+    fps: Positive | None = None
+    """Frames per second of a clip; null: data.fps. An image ignores it."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.fps is not None and self.frame_step is not None:
+            raise FieldError(
+                "frame_step",
+                f"found {self.frame_step} beside fps {self.fps:g}, expected only one of them; "
+                "remove the other",
+            )
+        return self
+
+    @model_serializer(mode="wrap")
+    def _shortest(self, dump: SerializerFunctionWrapHandler) -> str | dict[str, Any]:
+        return dump(self) if self.own else self.path
+
+    @property
+    def own(self) -> dict[str, int | float | None]:
+        """What of num_frames, frame_step and fps differs from the data section's."""
+        found = {"num_frames": self.num_frames, "frame_step": self.frame_step, "fps": self.fps}
+        found = {key: value for key, value in found.items() if value is not None}
+        return found | {"fps": None} if "frame_step" in found else found
+
+
+def _manifest(value: Any) -> Any:
+    """A path alone as an object; leave anything else for ManifestConfig to check."""
+    if isinstance(value, str) and value:
+        return {"path": value}
+    if not isinstance(value, dict | ManifestConfig):
+        raise ValueError(
+            f"found {show(value)}, expected the path of a manifest, or an object with its path; "
+            'write e.g. "data/train.csv" or {"path": "data/train.csv", "num_frames": 64}'
+        )
+    return value
+
+
 class DataConfig(Section):
     """The videos, and how clips are sampled from them."""
 
-    manifests: list[Location] = Field(min_length=1, examples=[["data/train.csv"]])
+    manifests: list[Annotated[ManifestConfig, BeforeValidator(_manifest)]] = Field(
+        min_length=1, examples=[["data/train.csv"]]
+    )
     """Files that list the videos: CSV or Parquet files written by `vjepa-fast index`, or text
-    lists."""
+    lists. An object instead of a path gives a manifest clips of its own."""
     weights: list[Positive] | None = None
     """Relative sampling weight of each manifest; null: all videos equally often."""
     num_frames: Count = 16
-    """Frames per clip."""
+    """Frames per clip. With several lengths: of the manifests that have none of their own, of the
+    pictures of a run, and of the probe."""
     frame_step: Count = 4
     """Step between the frames of a clip, in frames of the video."""
     fps: Positive | None = None
@@ -71,7 +128,18 @@ class DataConfig(Section):
                 f"found a list of {len(self.weights)}, expected one weight for each of the "
                 f"data.manifests ({len(self.manifests)}); add or remove weights, or write null",
             )
+        if self.num_frames not in self.lengths:
+            raise FieldError(
+                "num_frames",
+                f"found {self.num_frames}, which no manifest has, expected the frames per clip of "
+                f"one of them; set it to {self.lengths[0]}",
+            )
         return self
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """The different frames per clip, in the order of the manifests that have them first."""
+        return tuple(dict.fromkeys(m.num_frames or self.num_frames for m in self.manifests))
 
 
 class LogConfig(Section):
@@ -135,9 +203,13 @@ class Config(Section):
 
     @property
     def grid(self) -> tuple[int, int, int]:
-        """Tokens of a clip by axis, (T', H', W')."""
+        """Tokens of a clip of data.num_frames by axis, (T', H', W')."""
+        return self.grid_of(self.data.num_frames)
+
+    def grid_of(self, num_frames: int) -> tuple[int, int, int]:
+        """Tokens of a clip of that many frames by axis, (T', H', W')."""
         side = self.data.crop_size // self.model.patch_size
-        return self.data.num_frames // self.model.tubelet_size, side, side
+        return num_frames // self.model.tubelet_size, side, side
 
     @property
     def num_mask_tokens(self) -> int:

@@ -91,7 +91,7 @@ def run_probe(
     """
     checkpoint = Checkpoint.find(path.resolve())
     config = parse_config(translate_stored(checkpoint.state["config"]))
-    train = train or Path(config.data.manifests[0])
+    train = train or Path(config.data.manifests[0].path)
     test = test or test_manifest_beside(train)
     train_clips, test_clips = _load(config, train, test, labels)
     classes = {label: _numbered(train_clips, test_clips, label) for label in labels}

@@ -29,7 +29,7 @@ def make_planner(config: Config) -> ClipPlanner:
     """Make the config's planner of training clips."""
     data = config.data
     return ClipPlanner(
-        list(map(open_manifest, data.manifests)),
+        [open_manifest(manifest.path) for manifest in data.manifests],
         data.weights,
         num_frames=data.num_frames,
         frame_step=data.frame_step,
@@ -38,6 +38,8 @@ def make_planner(config: Config) -> ClipPlanner:
         fps=data.fps,
         clips_per_video=data.clips_per_video,
         short_videos=data.short_videos,
+        own=[manifest.own for manifest in data.manifests],
+        group=config.masks.truncate_group,
     )
 
 

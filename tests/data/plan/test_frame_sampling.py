@@ -86,7 +86,7 @@ def test_time_stamps_that_cannot_be_read_are_an_error_until_they_can(tmp_path):
             read()
     (tmp_path / "away").rename(path)
     times = frame_times(entry_url(entry), entry.frames)
-    expected = made.windows.frames_at_fps(entry, times, 0, 0.5)
+    expected = made.windows[0].frames_at_fps(entry, times, 0, 0.5)
     assert clip_frames(plan, entry).tolist() == expected.tolist()
 
 

@@ -38,20 +38,21 @@ class Windows:
     clips: int = 1
 
     def shorter_than_clip(self, entries: Entries) -> np.ndarray:
-        """Which videos are shorter than the window: bool [n].
+        """Which videos are shorter than the window: bool [n]. An image, which fills any, is not.
 
         Raises:
             UserError: the window is in seconds and a video has no frame rate.
         """
         frames = entries.column("frames")
-        if self.fps is None:
-            return frames < self.num_frames * self.frame_step
         rates = entries.column("fps")
         timeless = rates <= 0
-        if (timeless & (frames > 1)).any():
-            seconds_of(entries[int(np.argmax(timeless & (frames > 1)))])
+        image = timeless & (frames == 1)
+        if self.fps is None:
+            return (frames < self.num_frames * self.frame_step) & ~image
+        if (timeless & ~image).any():
+            seconds_of(entries[int(np.argmax(timeless & ~image))])
         seconds = np.where(timeless, 0.0, frames / np.where(timeless, 1.0, rates))
-        return seconds < self.num_frames / self.fps - _TICK
+        return (seconds < self.num_frames / self.fps - _TICK) & ~image
 
     def frames_at_step(
         self,

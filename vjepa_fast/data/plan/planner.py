@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property, partial
 from hashlib import sha256
 
@@ -13,7 +14,7 @@ from vjepa_fast.data.manifest.entry import Entries, ManifestEntry
 from vjepa_fast.data.plan.clip_plan import ClipPlan
 from vjepa_fast.data.plan.crops import Augment, largest_centered, random_crops
 from vjepa_fast.data.plan.frame_sampling import ShortVideos, TimedWindow, Windows
-from vjepa_fast.data.plan.video_order import VideoOrder
+from vjepa_fast.data.plan.length_order import LengthOrder
 from vjepa_fast.errors import UserError
 from vjepa_fast.masks.philox import STREAM_CLIP_START, STREAM_FLIP, bounded, draw, uniform
 
@@ -24,17 +25,20 @@ class ClipPlanner:
     """Plans the clips of one or several manifests; opens no file.
 
     Training: the window starts at a random position, and the crop and the flip are random.
-    `VideoOrder` maps sample ids to videos. With augment=None the window and the largest square are
+    `LengthOrder` maps sample ids to videos. With augment=None the window and the largest square are
     taken from the middle. Evaluation: `ClipPlanner.in_order(...)`, where sample id i is video i.
 
     Args:
         manifests: the videos, one `Entries` for each manifest (`open_manifest`).
-        weights: weights of the manifests in a mixture, see `VideoOrder`.
+        weights: weights of the manifests in a mixture, see `LengthOrder`.
         num_frames, frame_step, fps: the window, see `Windows`.
         augment: random crops and flips, or None.
         seed: seed of all random choices.
         clips_per_video: n sample ids from a multiple of n on show n clips of one video.
         short_videos: see `Windows.short`.
+        own: of each manifest, what its window has other than that: num_frames, frame_step, fps.
+        group: this many sample ids, from a multiple of it on, have clips of one length; a multiple
+            of `clips_per_video`. Without effect where all windows have one length.
 
     Attributes:
         entries: the videos of all manifests, one after another, less those that are left out.
@@ -56,18 +60,26 @@ class ClipPlanner:
         fps: float | None = None,
         clips_per_video: int = 1,
         short_videos: ShortVideos = "repeat_last",
+        own: Sequence[Mapping[str, int | float | None]] | None = None,
+        group: int = 1,
     ) -> None:
         if not manifests:
             raise UserError("data.manifests: found no manifest, expected at least one; add one")
-        self.windows = Windows(num_frames, frame_step, fps, short_videos, clips_per_video)
-        manifests = [_without_short(entries, self.windows) for entries in manifests]
+        windows = Windows(num_frames, frame_step, fps, short_videos, clips_per_video)
+        self.windows = [replace(windows, **changes) for changes in own or [{}] * len(manifests)]
+        manifests = list(map(_without_short, manifests, self.windows))
         for entries in manifests:
             _warn_of_old(entries)
         self.entries = Entries.joined(manifests)
         self.augment = augment
         self.seed = seed
         self.label_names = self.entries.label_names
-        self._order: VideoOrder | None = VideoOrder(list(map(len, manifests)), weights, seed)
+        self._clips_per_video = clips_per_video
+        sizes = list(map(len, manifests))
+        self._ends = np.cumsum(sizes)
+        lengths = [windows.num_frames for windows in self.windows]
+        draws = max(group // clips_per_video, 1)
+        self._order: LengthOrder | None = LengthOrder(sizes, lengths, weights, seed, draws)
 
     @classmethod
     def in_order(
@@ -96,14 +108,20 @@ class ClipPlanner:
             digest.update(b"%b\0%d\0%d\n" % (name, count, size))
         return digest.hexdigest()
 
+    def num_frames(self, sample_id: int) -> int:
+        """Frames of a sample's clip."""
+        if self._order is None:
+            return self.windows[0].num_frames
+        return self._order.length(sample_id // self._clips_per_video)
+
     def plan(self, sample_ids: Sequence[int]) -> list[ClipPlan]:
         """Plan one clip per sample id (each >= 0)."""
         ids = np.asarray(sample_ids, dtype=np.int64).reshape(-1)
         if ids.size and (ids.min() < 0 or (self._order is None and ids.max() >= len(self))):
             end = "" if self._order else f" and below {len(self)} (videos in order)"
             raise ValueError(f"found sample ids {ids.min()} .. {ids.max()}, expected >= 0{end}")
-        visits = ids // self.windows.clips
-        return self._plan(ids, ids if self._order is None else self._order.videos(visits))
+        draws = ids // self._clips_per_video
+        return self._plan(ids, ids if self._order is None else self._order.videos(draws))
 
     def plan_one(self, sample_id: int, attempt: int = 0) -> ClipPlan:
         """One sample's plan; from attempt 1 on it shows another video, for samples whose earlier
@@ -125,9 +143,7 @@ class ClipPlanner:
                 "every video of an evaluation to decode; index its folder again or remove its line "
                 "from the manifest"
             )
-        visit = sample_id // self.windows.clips
-        video = int(self._order.videos(np.array([visit]))[0])
-        replacement = self._order.replacement(visit, video, attempt)
+        replacement = self._order.replacement(sample_id // self._clips_per_video, attempt)
         return self._plan(np.array([sample_id]), np.array([replacement]))[0]
 
     def _plan(self, ids: np.ndarray, videos: np.ndarray) -> list[ClipPlan]:
@@ -145,7 +161,14 @@ class ClipPlanner:
             flips = np.zeros(ids.size, dtype=bool)
         fractions = crops / np.stack([heights, widths, heights, widths], axis=1)
         entries = [self.entries[video] for video in videos]
-        frames = self._frames(ids, counts, entries)
+        frames: list[np.ndarray | TimedWindow | None] = [None] * len(entries)
+        manifests = np.searchsorted(self._ends, videos, side="right")
+        for manifest in np.unique(manifests).tolist():
+            chosen = np.flatnonzero(manifests == manifest)
+            its_entries = [entries[i] for i in chosen]
+            found = self._frames(self.windows[manifest], ids[chosen], counts[chosen], its_entries)
+            for i, clip in zip(chosen, found, strict=True):
+                frames[i] = clip
         return [
             ClipPlan(
                 sample_id=int(ids[i]),
@@ -160,9 +183,13 @@ class ClipPlanner:
         ]
 
     def _frames(
-        self, ids: np.ndarray, counts: np.ndarray, entries: Sequence[ManifestEntry]
+        self,
+        windows: Windows,
+        ids: np.ndarray,
+        counts: np.ndarray,
+        entries: Sequence[ManifestEntry],
     ) -> Sequence[np.ndarray | TimedWindow]:
-        windows, middle = self.windows, self.augment is None
+        middle = self.augment is None
         parts = ids % windows.clips
         if windows.fps is None:
             draw_start = partial(bounded, self.seed, STREAM_CLIP_START, ids)

@@ -15,6 +15,7 @@ _HALF_BITS = 20  # of a position: up to 2**40 videos
 # Numbers of random orders under one seed, see `shuffled`: the mixture's blocks, the epochs of each
 # source, and the replacements within each source.
 _MIXTURE, _EPOCHS, _REPLACEMENTS = 0, 1, 2**16
+_ORDERS = 2**17  # of one VideoOrder
 MIXTURE_BLOCK = 10_000  # sample ids
 
 
@@ -64,17 +65,21 @@ class VideoOrder:
         sizes: number of videos of each source.
         weights: one for each source, or None.
         seed: seed of all orders.
+        number: tells several VideoOrders under one seed apart, 0 .. 20.
 
     Raises:
         UserError: weights that are not positive, not one for each source, or too small.
     """
 
-    def __init__(self, sizes: Sequence[int], weights: Sequence[float] | None, seed: int) -> None:
+    def __init__(
+        self, sizes: Sequence[int], weights: Sequence[float] | None, seed: int, number: int = 0
+    ) -> None:
         self._seed = seed
+        self._first_order = number * _ORDERS
         if weights is None:
             sizes, slots = [sum(sizes)], np.array([MIXTURE_BLOCK])
         else:
-            slots = _slots(sizes, weights)
+            slots = block_slots(sizes, weights)
         self._sizes = list(sizes)
         self._slots = slots
         self._ends = np.cumsum(slots)
@@ -85,7 +90,7 @@ class VideoOrder:
         if len(self._sizes) == 1:
             return self._visited(0, sample_ids)
         block, slot = np.divmod(sample_ids, MIXTURE_BLOCK)
-        slot = shuffled(self._seed, _MIXTURE, block, slot, MIXTURE_BLOCK)
+        slot = shuffled(self._seed, self._first_order + _MIXTURE, block, slot, MIXTURE_BLOCK)
         sources = np.searchsorted(self._ends, slot, side="right")
         videos = np.empty_like(sample_ids)
         for source in np.unique(sources):
@@ -116,20 +121,23 @@ class VideoOrder:
                 f"found all {others + 1} videos that sample {sample_id} could show to be unusable, "
                 "expected one that decodes; index the videos again"
             )
-        order, epoch, position = _REPLACEMENTS + source, np.array([sample_id]), attempt - 1
-        step = int(shuffled(self._seed, order, epoch, np.array([position]), others)[0])
+        order, position = self._first_order + _REPLACEMENTS + source, np.array([attempt - 1])
+        step = int(shuffled(self._seed, order, np.array([sample_id]), position, others)[0])
         first = int(self._offsets[source])
         return first + (video - first + 1 + step) % self._sizes[source]
 
     def _visited(self, source: int, visit: np.ndarray) -> np.ndarray:
         """The videos at these visits (int64 [n], counted from 0) to a source."""
         epoch, position = np.divmod(visit, self._sizes[source])
-        order = shuffled(self._seed, _EPOCHS + int(source), epoch, position, self._sizes[source])
-        return self._offsets[source] + order
+        order = self._first_order + _EPOCHS + int(source)
+        position = shuffled(self._seed, order, epoch, position, self._sizes[source])
+        return self._offsets[source] + position
 
 
-def _slots(sizes: Sequence[int], weights: Sequence[float]) -> np.ndarray:
-    """How many samples of a block each source gets: int64, sums to MIXTURE_BLOCK."""
+def block_slots(sizes: Sequence[int], weights: Sequence[float]) -> np.ndarray:
+    """How many of a block each source gets, exactly in proportion to its weight (largest
+    remainder): int64, sums to MIXTURE_BLOCK.
+    """
     if len(weights) != len(sizes):
         raise UserError(
             f"data.weights: found {len(weights)} weights for {len(sizes)} manifests, expected one "
