@@ -6,7 +6,6 @@ from vjepa_fast.config.fields import divisors, multiple, nearest
 from vjepa_fast.config.schema import Config
 from vjepa_fast.errors import UserError
 
-
 _WHY_GROUPS = "whose clips have one length, since data.manifests have several"
 
 
@@ -67,7 +66,7 @@ def _check_batch(config: Config) -> None:
         raise UserError(
             f"masks.truncate_group: found {group}, expected a divisor of optim.global_batch "
             f"{total}; choose e.g. {nearest(divisors(total), group)}"
-            + (f", {_WHY_GROUPS}" if several else ', or set masks.truncate to "none"')
+            + ("" if several else ', or set masks.truncate to "none"')
         )
     clips = config.data.clips_per_video
     if several and group % clips:

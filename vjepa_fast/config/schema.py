@@ -213,8 +213,16 @@ class Config(Section):
 
     @property
     def num_mask_tokens(self) -> int:
-        """Mask tokens of the predictor: one per mask spec, or one that all specs share."""
-        return len(self.masks.specs) if self.model.mask_tokens == "per_spec" else 1
+        """Mask tokens of the predictor: one per mask spec, or one per clip length, which all specs
+        share.
+        """
+        shared = self.model.mask_tokens == "shared"
+        return len(self.data.lengths) if shared else len(self.masks.specs)
+
+    def mask_token(self, num_frames: int) -> int | None:
+        """The mask token of all specs for clips of that many frames; None: each spec has its own."""
+        shared = self.model.mask_tokens == "shared"
+        return self.data.lengths.index(num_frames) if shared else None
 
     def precision_on(self, device: str) -> Literal["bf16", "fp32"]:
         """The precision on a device type such as "cuda" or "cpu", with "auto" resolved."""

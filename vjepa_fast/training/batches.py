@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -43,9 +44,9 @@ def make_planner(config: Config) -> ClipPlanner:
     )
 
 
-def make_sampler(config: Config) -> MaskSampler:
-    """Make the config's mask sampler."""
-    return config.masks.sampler(config.grid, config.seed)
+def make_sampler(config: Config, num_frames: int | None = None) -> MaskSampler:
+    """Make the config's mask sampler for clips of that many frames, by default data.num_frames."""
+    return config.masks.sampler(config.grid_of(num_frames or config.data.num_frames), config.seed)
 
 
 def packed(masks: MaskBatch, device: torch.device, mask_token: int | None = None) -> PackedMasks:
@@ -103,8 +104,9 @@ class Batches:
     """The micro-batches of one rank, from any step on.
 
     Clip i of a step has the sample id step · global batch + i. A step's ids are split into runs of
-    one micro-batch; micro-batch j of rank r is run j · world + r, so every world size sees the same
-    global batches.
+    one micro-batch, and those with shorter clips come first; micro-batch j of rank r is run
+    j · world + r. So every world size sees the same global batches, and the ranks have clips of the
+    same length at the same time, as far as the step's runs allow.
 
     Args:
         config: the run's config.
@@ -116,8 +118,7 @@ class Batches:
         self._config = config
         self._rank, self._world = rank, world
         self._micro_batch, _ = split_batch(config, world)
-        self._sampler = make_sampler(config)
-        self._mask_token = 0 if config.model.mask_tokens == "shared" else None
+        self._samplers = {n: make_sampler(config, n) for n in config.data.lengths}
         self._planner = make_planner(config)
 
     @property
@@ -127,11 +128,13 @@ class Batches:
 
     def sample_ids(self, step: int) -> list[list[int]]:
         """This rank's sample ids at a step, one list per micro-batch."""
+        return [list(ids) for ids in self._runs(step)[self._rank :: self._world]]
+
+    def _runs(self, step: int) -> list[range]:
+        """The sample ids of all ranks' micro-batches, those of shorter clips first."""
         batch, micro = self._config.optim.global_batch, self._micro_batch
-        first = step * batch
-        stride = micro * self._world
-        starts = range(first + self._rank * micro, first + batch, stride)
-        return [list(range(start, start + micro)) for start in starts]
+        starts = range(step * batch, (step + 1) * batch, micro)
+        return [range(i, i + micro) for i in sorted(starts, key=self._planner.num_frames)]
 
     def loader(self, first_step: int, device: torch.device) -> ClipLoader:
         """Clips of this rank's micro-batches from a step to the end of the run, decoded ahead.
@@ -157,7 +160,7 @@ class Batches:
         )
 
     def examples(self, count: int) -> Tensor | None:
-        """The run's first clips that can be decoded, for its pictures.
+        """The run's first clips of data.num_frames that can be decoded, for its pictures.
 
         They are decoded in a process of their own: an FFmpeg crash costs a clip, not the run.
 
@@ -166,8 +169,9 @@ class Batches:
             clips can be decoded.
         """
         found: list[Tensor] = []
+        sample_ids = filter(self._in_pictures, itertools.count())
         with ProcessPool(1, "vjepa-pictures", modules=(decode_pixels.__module__,)) as pool:
-            for sample_id in range(10 * count):
+            for sample_id in itertools.islice(sample_ids, 10 * count):
                 if len(found) == count:
                     break
                 plan = self._planner.plan_one(sample_id)
@@ -177,9 +181,17 @@ class Batches:
                     found.append(torch.from_numpy(clip))
         return torch.stack(found) if found else None
 
-    def masks(self, step: int, ids: list[int]) -> MaskBatch:
-        """Masks of these sample ids."""
-        return sample_masks(self._sampler, step, ids)
+    def masks(self, step: int, ids: Sequence[int]) -> MaskBatch:
+        """Masks of these sample ids, whose clips have one length."""
+        return sample_masks(self._samplers[self._planner.num_frames(ids[0])], step, ids)
+
+    def example_masks(self, step: int) -> MaskBatch | None:
+        """Masks of the step's first micro-batch with clips of data.num_frames, of any rank."""
+        ids = next((ids for ids in self._runs(step) if self._in_pictures(ids[0])), None)
+        return None if ids is None else self.masks(step, ids)
+
+    def _in_pictures(self, sample_id: int) -> bool:
+        return self._planner.num_frames(sample_id) == self._config.data.num_frames
 
     def step(self, step: int, clips: Iterator[ClipBatch]) -> Iterator[tuple[Tensor, PackedMasks]]:
         """This rank's micro-batches of one step, as the trainer takes them.
@@ -193,4 +205,5 @@ class Batches:
         """
         for ids in self.sample_ids(step):
             video = next(clips).video
-            yield video, packed(self.masks(step, ids), video.device, self._mask_token)
+            masks = self.masks(step, ids)
+            yield video, packed(masks, video.device, self._config.mask_token(video.shape[1]))

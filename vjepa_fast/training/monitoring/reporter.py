@@ -147,12 +147,10 @@ class Reporter:
                 return
             features = trainer.target_features(video.to(trainer.device))
             features = features.view(len(video), -1, features.shape[-1])
-            grid, ids = self._config.grid, self._batches.sample_ids(step)[0]
-            masks = self._batches.masks(step, ids)
-            drawn = {
-                "features": pictures.feature_picture(video, features, grid),
-                "masks": pictures.mask_picture(video, masks, grid),
-            }
+            grid, masks = self._config.grid, self._batches.example_masks(step)
+            drawn = {"features": pictures.feature_picture(video, features, grid)}
+            if masks is not None:
+                drawn["masks"] = pictures.mask_picture(video, masks, grid)
             for name, pixels in drawn.items():
                 title = pictures.TITLES[name].format(done=step + 1)
                 self._writer.picture(step, name, pictures.titled(pixels, title))
