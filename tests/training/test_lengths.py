@@ -1,0 +1,130 @@
+"""Videos of two lengths and images in one run, with the real loader and trainer."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from vjepa_fast.config import Config, parse_config
+from vjepa_fast.data.prepare.index import index_directory
+from vjepa_fast.training.batches import Batches
+from vjepa_fast.training.build import build_trainer
+from vjepa_fast.training.checkpoint.format import Checkpoint, checkpoints
+from vjepa_fast.training.distributed.launch import init_process_group
+from vjepa_fast.training.loop import pretrain
+from vjepa_fast.training.monitoring.writer import read_metrics
+
+CPU = torch.device("cpu")
+BATCH = {"global_batch": 32, "steps": 4, "warmup_steps": 1}
+
+
+@pytest.fixture
+def mixed(small_config: Callable[..., dict], demo: Path, tmp_path: Path) -> Callable[..., Config]:
+    """Configs of half clips of 8 frames, a quarter of 4 frames at another pace, a quarter images."""
+    random = np.random.default_rng(0)
+    (tmp_path / "images").mkdir()
+    for i in range(6):
+        pixels = random.integers(0, 256, (32, 48, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "images" / f"{i}.png")
+    index_directory(tmp_path / "images", tmp_path / "images.csv", workers=1)
+    data = {
+        "manifests": [
+            str(demo / "train.csv"),
+            {"path": str(demo / "train.csv"), "num_frames": 4, "frame_step": 2},
+            {"path": str(tmp_path / "images.csv"), "fps": 4},
+        ],
+        "weights": [2, 1, 1],
+    }
+
+    def make(micro_batch: int, **changes: dict) -> Config:
+        optim = BATCH | {"micro_batch": micro_batch}
+        return parse_config(small_config(data=data, optim=optim, **changes))
+
+    return make
+
+
+def global_batch(config: Config, world: int, step: int) -> dict[int, tuple]:
+    """By sample id: the clip's pixels and its tokens under each mask."""
+    found = {}
+    ranks = [Batches(config, rank, world) for rank in range(world)]
+    for rank in ranks:
+        with rank.loader(step, CPU) as loader:
+            for ids in rank.sample_ids(step):
+                clips, masks = next(loader), rank.masks(step, ids)
+                assert clips.sample_ids.tolist() == ids
+                assert clips.video.shape[1] * 3 * 3 // 2 == masks.num_tokens
+                context = masks.context_tokens.split(masks.context_seqlens.ravel().tolist())
+                target = masks.target_tokens.split(masks.target_seqlens.ravel().tolist())
+                for i, sample_id in enumerate(ids):
+                    tokens = [t.tolist() for t in (*context[i :: len(ids)], *target[i :: len(ids)])]
+                    found[sample_id] = (clips.video[i].numpy().tobytes(), tokens)
+    return found
+
+
+def test_every_split_sees_the_same_global_batch(mixed: Callable[..., Config]) -> None:
+    expected = global_batch(mixed(8), 1, 3)
+    assert sorted(expected) == list(range(96, 128))
+    for world, micro_batch in ((2, 8), (1, 4), (4, 2)):
+        assert global_batch(mixed(micro_batch), world, 3) == expected
+
+
+def test_the_ranks_have_one_length_at_a_time(mixed: Callable[..., Config]) -> None:
+    """Whole groups of four micro-batches have one length, as the four ranks at each moment."""
+    ranks = [Batches(mixed(2), rank, 4) for rank in range(4)]
+    num_frames = ranks[0]._planner.num_frames
+    seen = set()
+    for step in range(20):
+        for moment in zip(*(rank.sample_ids(step) for rank in ranks), strict=True):
+            lengths = {num_frames(sample_id) for ids in moment for sample_id in ids}
+            assert len(lengths) == 1
+            seen |= lengths
+    assert seen == {4, 8}
+
+
+def test_a_step_is_the_mean_over_its_clips(mixed: Callable[..., Config]) -> None:
+    """Of one loss for each clip, whatever its length: as with micro-batches of one clip, up to the
+    order of fp32 sums."""
+    init_process_group()
+    found = []
+    for micro_batch in (8, 1):
+        config = mixed(micro_batch)
+        batches, trainer = Batches(config, 0, 1), build_trainer(config, 1)
+        with batches.loader(0, CPU) as loader:
+            result = trainer.step(batches.step(0, loader))
+        found.append((result.loss.item(), result.grad_norms["encoder"].item()))
+        assert result.features.shape == (micro_batch, 36, 24)  # the longest clips come last
+    for whole, single in zip(*found, strict=True):
+        assert whole == pytest.approx(single, rel=1e-5)
+
+
+def test_a_run_resumes_bit_for_bit_also_with_other_micro_batches_of_the_same_clips(
+    mixed: Callable[..., Config], tmp_path: Path
+) -> None:
+    log = {"every": 1, "collapse_every": 1, "pictures_every": 2, "histograms_every": 2}
+    keep = {"every": 2, "keep_last": 3}
+    run = pretrain(mixed(8, log=log, checkpoint=keep))
+    assert len([row for row in read_metrics(run / "metrics.jsonl") if "rank_me" in row]) == 4
+    drawn = {path.stem for path in (run / "pictures").iterdir()}
+    assert drawn == {f"step_{n:08d}_{name}" for n in (2, 4) for name in ("masks", "features")}
+    middle, last = checkpoints(run)
+    expected = weights_of(last)
+    shutil.rmtree(last)
+    assert pretrain(mixed(8, log=log, checkpoint=keep)) == run
+    assert all(torch.equal(a, b) for a, b in zip(weights_of(last), expected, strict=True))
+    shutil.rmtree(last)
+    assert pretrain(mixed(4, log=log, checkpoint=keep)) == run  # not another recipe
+
+
+def weights_of(folder: Path) -> list[torch.Tensor]:
+    checkpoint = Checkpoint.open(folder)
+    return [
+        tensor
+        for part in ("encoder", "predictor")
+        for tensor in checkpoint.weights(part, "master").values()
+    ]
