@@ -63,7 +63,8 @@ def micro_batches(
         first = step * config.optim.global_batch
         starts = (first + (i * world + rank) * clips for i in range(count))
         masks = [sample_masks(sampler, step, list(range(start, start + clips))) for start in starts]
-        yield [(video, packed(m, torch.device("cpu"))) for m in masks]
+        token = config.mask_token(data.num_frames)
+        yield [(video, packed(m, torch.device("cpu"), token)) for m in masks]
 
 
 def link() -> tuple[float, float]:

@@ -33,11 +33,13 @@ DEMO_BATCHES = 4  # micro-batches in the demo's files
 def read_config(
     path: Path, batch: int | None, compiled: bool, stage: int | None, manifest: Path | None
 ) -> Config:
-    """A config whose step is one micro-batch and one truncation group.
+    """A config whose step is one micro-batch and one truncation group, of clips of one length: those
+    of data.num_frames.
 
     Raises UserError for settings that contradict each other.
     """
-    micro = batch or load_config(path).optim.micro_batch
+    given = load_config(path)
+    micro = batch or given.optim.micro_batch
     changes = {"optim.global_batch": micro, "optim.micro_batch": micro}
     changes["masks.truncate_group"] = micro
     if compiled:
@@ -46,6 +48,8 @@ def read_config(
         changes["zero.stage"] = stage
     if manifest is not None:
         changes |= {"data.manifests": [str(manifest)], "data.weights": None}
+    elif len(given.data.lengths) > 1:
+        changes["data.manifests"] = [manifest.path for manifest in given.data.manifests]
     config = load_config(path, [f"{key}={json.dumps(value)}" for key, value in changes.items()])
     if config.masks.truncate == "none":
         raise UserError(
@@ -85,6 +89,7 @@ class Ours:
         self.device = self.trainer.device
         self.clips = config.optim.micro_batch
         self.sampler = make_sampler(config)
+        self.mask_token = config.mask_token(config.data.num_frames)
 
     def prepare(self, step: int) -> None:
         """Nothing is prepared outside the step."""
@@ -95,7 +100,8 @@ class Ours:
         if mark is not no_mark:
             trainer.timer = _Marks(mark)
         try:
-            packed_masks = packed(draw_masks(self.sampler, step, self.clips), self.device)
+            masks = draw_masks(self.sampler, step, self.clips)
+            packed_masks = packed(masks, self.device, self.mask_token)
             mark("masks")
             result = trainer.step([(video, packed_masks)])
         finally:

@@ -22,11 +22,17 @@ from vjepa_fast.training.monitoring.writer import read_metrics
 
 CPU = torch.device("cpu")
 BATCH = {"global_batch": 32, "steps": 4, "warmup_steps": 1}
+MODEL = {
+    "encoder": {"width": 24, "depth": 2, "heads": 2},
+    "predictor": {"width": 12, "depth": 1, "heads": 2},
+    "patch_size": 8,
+}
+SECOND = MODEL | {"positions": "rope", "mask_tokens": "shared"}
 
 
 @pytest.fixture
 def mixed(small_config: Callable[..., dict], demo: Path, tmp_path: Path) -> Callable[..., Config]:
-    """Configs of half clips of 8 frames, a quarter of 4 frames at another pace, a quarter images."""
+    """Configs of clips: half of 8 frames, a quarter of 4 at another pace, a quarter images."""
     random = np.random.default_rng(0)
     (tmp_path / "images").mkdir()
     for i in range(6):
@@ -87,13 +93,14 @@ def test_the_ranks_have_one_length_at_a_time(mixed: Callable[..., Config]) -> No
     assert seen == {4, 8}
 
 
-def test_a_step_is_the_mean_over_its_clips(mixed: Callable[..., Config]) -> None:
+@pytest.mark.parametrize("model", [MODEL, SECOND], ids=["first", "second"])
+def test_a_step_is_the_mean_over_its_clips(mixed: Callable[..., Config], model: dict) -> None:
     """Of one loss for each clip, whatever its length: as with micro-batches of one clip, up to the
     order of fp32 sums."""
     init_process_group()
     found = []
     for micro_batch in (8, 1):
-        config = mixed(micro_batch)
+        config = mixed(micro_batch, model=model)
         batches, trainer = Batches(config, 0, 1), build_trainer(config, 1)
         with batches.loader(0, CPU) as loader:
             result = trainer.step(batches.step(0, loader))
@@ -103,22 +110,36 @@ def test_a_step_is_the_mean_over_its_clips(mixed: Callable[..., Config]) -> None
         assert whole == pytest.approx(single, rel=1e-5)
 
 
+def test_the_mask_token_is_that_of_the_length(mixed: Callable[..., Config]) -> None:
+    for model, expected in ((MODEL, {8: {0, 1}, 4: {0, 1}}), (SECOND, {8: {0}, 4: {1}})):
+        config = mixed(8, model=model)
+        batches, used = Batches(config, 0, 1), {}
+        assert config.num_mask_tokens == 2
+        with batches.loader(0, CPU) as loader:
+            for video, masks in batches.step(0, loader):
+                tokens = masks.predictor_source - len(masks.context_rows)
+                found = tokens[tokens >= 0].unique().tolist()
+                used.setdefault(video.shape[1], set()).update(found)
+        assert used == expected
+
+
 def test_a_run_resumes_bit_for_bit_also_with_other_micro_batches_of_the_same_clips(
     mixed: Callable[..., Config], tmp_path: Path
 ) -> None:
     log = {"every": 1, "collapse_every": 1, "pictures_every": 2, "histograms_every": 2}
     keep = {"every": 2, "keep_last": 3}
-    run = pretrain(mixed(8, log=log, checkpoint=keep))
+    changes = {"log": log, "checkpoint": keep, "model": SECOND}
+    run = pretrain(mixed(8, **changes))
     assert len([row for row in read_metrics(run / "metrics.jsonl") if "rank_me" in row]) == 4
     drawn = {path.stem for path in (run / "pictures").iterdir()}
     assert drawn == {f"step_{n:08d}_{name}" for n in (2, 4) for name in ("masks", "features")}
-    middle, last = checkpoints(run)
+    last = checkpoints(run)[-1]
     expected = weights_of(last)
     shutil.rmtree(last)
-    assert pretrain(mixed(8, log=log, checkpoint=keep)) == run
+    assert pretrain(mixed(8, **changes)) == run
     assert all(torch.equal(a, b) for a, b in zip(weights_of(last), expected, strict=True))
     shutil.rmtree(last)
-    assert pretrain(mixed(4, log=log, checkpoint=keep)) == run  # not another recipe
+    assert pretrain(mixed(4, **changes)) == run  # not another recipe
 
 
 def weights_of(folder: Path) -> list[torch.Tensor]:

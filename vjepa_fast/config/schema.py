@@ -220,7 +220,7 @@ class Config(Section):
         return len(self.data.lengths) if shared else len(self.masks.specs)
 
     def mask_token(self, num_frames: int) -> int | None:
-        """The mask token of all specs for clips of that many frames; None: each spec has its own."""
+        """The mask token of all specs in clips of that many frames; None: each has its own."""
         shared = self.model.mask_tokens == "shared"
         return self.data.lengths.index(num_frames) if shared else None
 
