@@ -33,7 +33,7 @@ DEMO_BATCHES = 4  # micro-batches in the demo's files
 def read_config(
     path: Path, batch: int | None, compiled: bool, stage: int | None, manifest: Path | None
 ) -> Config:
-    """A config whose step is one micro-batch and one truncation group, of clips of one length: those
+    """A config whose step is one micro-batch and one truncation group, of clips of one length, that
     of data.num_frames.
 
     Raises UserError for settings that contradict each other.
