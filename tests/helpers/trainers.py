@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -32,17 +33,23 @@ SCHEDULES = Schedules(
     start_momentum=0.9,
     final_momentum=1.0,
 )
+# A config's model section in the first and in the second generation.
+SECOND = {"positions": "rope_tiled", "mask_tokens": "shared", "depth_scaled_init": True}
+GENERATIONS = [pytest.param({}, id="first"), pytest.param(SECOND, id="second")]
+SLOW_SECOND = [GENERATIONS[0], pytest.param(SECOND, id="second", marks=pytest.mark.slow)]
 
 
-def make_model(seed: int = 0, encoder_width: int = 24) -> VJEPA:
-    """Encoder and predictor with initial weights."""
+def make_model(seed: int = 0, encoder_width: int = 24, second: bool = False) -> VJEPA:
+    """Encoder and predictor with initial weights; `second`: of the second generation."""
     return build_vjepa(
         encoder={"width": encoder_width, "depth": 2, "heads": 2},
         predictor={"width": 12, "depth": 1, "heads": 2},
         grid=GRID,
         patch_size=8,
         tubelet_size=2,
-        num_mask_tokens=2,
+        num_mask_tokens=1 if second else 2,
+        positions="rope_tiled" if second else "sincos",
+        depth_scaled_init=second,
         seed=seed,
     )
 
@@ -57,6 +64,7 @@ def make_trainer(
     clips: int = CLIPS,
     schedules: Schedules = SCHEDULES,
     frozen_teacher: dict[str, Tensor] | None = None,
+    second: bool = False,
     **offload: bool,
 ) -> Trainer:
     """A trainer of the launcher's process group, or of one process without a launcher."""
@@ -70,7 +78,7 @@ def make_trainer(
         clip_grad=clip_grad,
     )
     return Trainer(
-        make_model(seed, encoder_width),
+        make_model(seed, encoder_width, second),
         schedules,
         optim,
         ZeroConfig(stage=stage, **offload),
@@ -82,9 +90,12 @@ def make_trainer(
 
 
 def micro_batch(
-    step: int, rank: int = 0, world: int = 1, device: str = "cpu"
+    step: int, rank: int = 0, world: int = 1, device: str = "cpu", second: bool = False
 ) -> tuple[Tensor, PackedMasks]:
-    """Random clips and their masks, a function of the step; this rank's part of them."""
+    """Random clips and their masks, a function of the step; this rank's part of them.
+
+    With `second` all specs share a mask token, as in the second generation.
+    """
     specs = [MultiBlock(2, (0.3, 0.3)), MultiBlock(1, (0.6, 0.6))]
     sampler = MaskSampler(specs, grid=GRID, truncate_group=CLIPS)
     clips = CLIPS // world
@@ -94,7 +105,7 @@ def micro_batch(
     shape = (CLIPS, 4, 24, 24, 3)
     video = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
     mine = video[rank * clips : (rank + 1) * clips].to(device)
-    return mine, packed(masks, torch.device(device))
+    return mine, packed(masks, torch.device(device), 0 if second else None)
 
 
 def save_checkpoint(trainer: Trainer, run: Path, keep_last: int = 2, **policy: object) -> Path:
@@ -107,4 +118,6 @@ def save_checkpoint(trainer: Trainer, run: Path, keep_last: int = 2, **policy: o
 
 def run_steps(trainer: Trainer, first: int, last: int) -> list[Tensor]:
     """Losses of steps first … last - 1."""
-    return [trainer.step([micro_batch(step)]).loss for step in range(first, last)]
+    second = trainer.model.encoder.rotary_form is not None
+    batches = ([micro_batch(step, second=second)] for step in range(first, last))
+    return [trainer.step(batch).loss for batch in batches]

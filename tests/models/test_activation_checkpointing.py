@@ -19,7 +19,7 @@ MODES = ("none", "selective", "full")
 SHAPES = {"encoder_width": 96, "encoder_depth": 6, "predictor_width": 48, "predictor_depth": 4}
 
 
-def make(mode: str) -> VJEPA:
+def make(mode: str, positions: str = "sincos") -> VJEPA:
     return build_vjepa(
         encoder={"width": 96, "depth": 6, "heads": 2},
         predictor={"width": 48, "depth": 4, "heads": 2},
@@ -27,6 +27,7 @@ def make(mode: str) -> VJEPA:
         patch_size=8,
         tubelet_size=2,
         num_mask_tokens=2,
+        positions=positions,
         activation_checkpointing=mode,
     )
 
@@ -63,10 +64,10 @@ def is_t(value: object) -> bool:
     return isinstance(value, torch.Tensor)
 
 
-def step(mode: str) -> tuple[dict[str, torch.Tensor], int, int]:
+def step(mode: str, positions: str) -> tuple[dict[str, torch.Tensor], int, int]:
     """Gradients by name, the most bytes alive in forward and backward beside what is there before
     and the gradients, and the bytes alive between the two."""
-    model = make(mode)
+    model = make(mode, positions)
     video, masks = micro_batch(0)
     with torch.no_grad():
         features = encode_clips(model.make_target_encoder(), video)
@@ -79,9 +80,9 @@ def step(mode: str) -> tuple[dict[str, torch.Tensor], int, int]:
     return {name: p.grad for name, p in model.named_parameters()}, live.peak, kept
 
 
-@pytest.fixture(scope="module")
-def steps() -> dict[str, tuple]:
-    return {mode: step(mode) for mode in MODES}
+@pytest.fixture(scope="module", params=["sincos", "rope_tiled"])
+def steps(request: pytest.FixtureRequest) -> dict[str, tuple]:
+    return {mode: step(mode, request.param) for mode in MODES}
 
 
 @pytest.mark.parametrize("mode", ["selective", "full"])

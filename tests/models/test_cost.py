@@ -107,16 +107,19 @@ def test_flops_of_the_design_table() -> None:
     assert flops.total / 1e12 == pytest.approx(4.7, rel=0.02)
 
 
-def test_flops_as_pytorch_counts_them() -> None:
+@pytest.mark.parametrize("positions", ["sincos", "rope_tiled"])
+def test_flops_as_pytorch_counts_them(positions: str) -> None:
     """A real step of an odd model, forward and backward, FLOP by FLOP.
 
     One exception: the mask tokens' gradient may be a small GEMM, which the formula leaves out.
+    Rotations are no GEMMs, and count no more than norms do.
     """
     grid, context, target = (2, 3, 3), [5, 3], [11, 9]
     encoder = {"width": 32, "depth": 2, "heads": 4, "mlp_ratio": 3.0}
     predictor = {"width": 16, "depth": 3, "heads": 2, "mlp_ratio": 2.0}
     patch = {"patch_size": 4, "tubelet_size": 2}
-    model = build_vjepa(encoder=encoder, predictor=predictor, grid=grid, num_mask_tokens=2, **patch)
+    networks = {"encoder": encoder, "predictor": predictor, "positions": positions}
+    model = build_vjepa(**networks, grid=grid, num_mask_tokens=2, **patch)
     clips = 2
     masks = pack_masks(
         torch.cat([torch.arange(n) for n in context for _ in range(clips)]),

@@ -57,13 +57,20 @@ def reads(call: Callable[[], object]) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("stage", "bf16", "accumulation"),
-    [(0, False, 1), (1, False, 2), (1, True, 2), (2, True, 2), (3, True, 2)],
+    ("stage", "bf16", "accumulation", "second"),
+    [
+        (0, False, 1, False),
+        (1, False, 2, False),
+        (1, True, 2, False),
+        (2, True, 2, False),
+        (3, True, 2, False),
+        (1, True, 2, True),
+    ],
 )
-def test_a_step_has_no_host_sync(stage: int, bf16: bool, accumulation: int) -> None:
+def test_a_step_has_no_host_sync(stage: int, bf16: bool, accumulation: int, second: bool) -> None:
     """Neither a read nor `synchronize`; on a CPU without stage 3's waits for streams."""
-    trainer = make_trainer(stage=stage, bf16=bf16, accumulation=accumulation, clip_grad=1.0)
-    batches = [micro_batch(step) for step in range(accumulation)]
+    trainer = make_trainer(stage, bf16, accumulation=accumulation, clip_grad=1.0, second=second)
+    batches = [micro_batch(step, second=second) for step in range(accumulation)]
     for _ in range(3):  # the optimizer makes its state; DeepSpeed's timers would start
         trainer.step(batches)
     waits: list[str] = []
@@ -83,9 +90,10 @@ def test_reads_are_recorded() -> None:
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU, whose driver tells")
-def test_on_a_gpu_a_step_has_no_host_sync() -> None:
-    trainer = make_trainer(bf16=True)
-    batch = [micro_batch(0, device="cuda")]
+@pytest.mark.parametrize("second", [False, True])
+def test_on_a_gpu_a_step_has_no_host_sync(second: bool) -> None:
+    trainer = make_trainer(bf16=True, second=second)
+    batch = [micro_batch(0, device="cuda", second=second)]
     for _ in range(4):
         trainer.step(batch)
     torch.cuda.set_sync_debug_mode("error")

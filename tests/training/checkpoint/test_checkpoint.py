@@ -23,14 +23,25 @@ def weights(trainer) -> list[torch.Tensor]:
     return student + [p.clone() for p in trainer.teacher.network().parameters()]
 
 
-@pytest.mark.parametrize(("stage", "bf16"), [(0, False), (1, True), (2, True), (3, True)])
-def test_resuming_is_bit_exact(tmp_path: Path, stage: int, bf16: bool) -> None:
-    straight = make_trainer(stage, bf16, clip_grad=0.05)
+@pytest.mark.parametrize(
+    ("stage", "bf16", "second"),
+    [
+        (0, False, False),
+        (1, True, False),
+        (2, True, False),
+        (3, True, False),
+        (0, False, True),
+        (1, True, True),
+        (3, True, True),
+    ],
+)
+def test_resuming_is_bit_exact(tmp_path: Path, stage: int, bf16: bool, second: bool) -> None:
+    straight = make_trainer(stage, bf16, clip_grad=0.05, second=second)
     run_steps(straight, 0, 3)
     folder = save_checkpoint(straight, tmp_path)
     losses = run_steps(straight, 3, 6)
 
-    resumed = make_trainer(stage, bf16, clip_grad=0.05, seed=1)  # other initial weights
+    resumed = make_trainer(stage, bf16, clip_grad=0.05, seed=1, second=second)  # other weights
     restore(resumed, Checkpoint.open(folder))
     assert resumed.step_number == 3
     assert torch.equal(torch.stack(run_steps(resumed, 3, 6)), torch.stack(losses))
@@ -61,8 +72,9 @@ def test_another_stage_reads_it(tmp_path: Path, saved: tuple, read: tuple) -> No
     torch.testing.assert_close(*losses, rtol=1e-6, atol=1e-7)
 
 
-def test_it_holds_all_weights_by_name(tmp_path: Path) -> None:
-    trainer = make_trainer()
+@pytest.mark.parametrize("second", [False, True])
+def test_it_holds_all_weights_by_name(tmp_path: Path, second: bool) -> None:
+    trainer = make_trainer(second=second)
     run_steps(trainer, 0, 2)
     checkpoint = Checkpoint.open(save_checkpoint(trainer, tmp_path, keep_last=1))
     for part in ("encoder", "predictor"):

@@ -38,19 +38,21 @@ COLLECTIVES = [
 
 
 def plain_loop(
-    steps: int, dtype: torch.dtype = torch.float32
+    steps: int, dtype: torch.dtype = torch.float32, second: bool = False
 ) -> tuple[list[float], dict[str, Tensor], dict[str, Tensor]]:
     """Losses, weights and target encoder's weights of a loop without DeepSpeed and without code of
     training/ but schedules: AdamW (Loshchilov and Hutter, algorithm 2), clipping, EMA written out.
+    `second`: of the second generation.
     """
-    schedules, model = replace(SCHEDULES, horizon=steps), make_model(0, WIDTH).to(dtype)
+    schedules = replace(SCHEDULES, horizon=steps)
+    model = make_model(0, WIDTH, second).to(dtype)
     teacher = model.make_target_encoder()
     own = dict(model.named_parameters())
-    first = {name: torch.zeros_like(p) for name, p in own.items()}
-    second = {name: torch.zeros_like(p) for name, p in own.items()}
+    means = {name: torch.zeros_like(p) for name, p in own.items()}
+    squares = {name: torch.zeros_like(p) for name, p in own.items()}
     losses = []
     for step in range(steps):
-        video, masks = micro_batch(step)
+        video, masks = micro_batch(step, second=second)
         lr, weight_decay = schedules.lr(step), schedules.weight_decay(step)
         momentum = schedules.momentum(step)
         with torch.no_grad():
@@ -62,12 +64,12 @@ def plain_loop(
             torch.nn.utils.clip_grad_norm_(part.parameters(), CLIP_GRAD)
         with torch.no_grad():
             for name, p in own.items():
-                first[name] = 0.9 * first[name] + 0.1 * p.grad
-                second[name] = 0.999 * second[name] + 0.001 * p.grad**2
+                means[name] = 0.9 * means[name] + 0.1 * p.grad
+                squares[name] = 0.999 * squares[name] + 0.001 * p.grad**2
                 if p.ndim > 1:
                     p -= lr * weight_decay * p
-                root = (second[name] / (1 - 0.999 ** (step + 1))).sqrt()
-                p -= lr * first[name] / (1 - 0.9 ** (step + 1)) / (root + 1e-8)
+                root = (squares[name] / (1 - 0.999 ** (step + 1))).sqrt()
+                p -= lr * means[name] / (1 - 0.9 ** (step + 1)) / (root + 1e-8)
                 p.grad = None
             for target, p in zip(teacher.parameters(), model.encoder.parameters(), strict=True):
                 target.copy_(momentum * target + (1 - momentum) * p)
@@ -137,6 +139,7 @@ def count_communication(trainer: Trainer) -> Iterator[tuple[dict[str, int], dict
 def run_case(case: dict, steps: int) -> dict:
     """Train one case. Collective."""
     rank, world = dist.get_rank(), dist.get_world_size()
+    second = case.get("second", False)
     schedules = replace(SCHEDULES, horizon=steps)
 
     def make(**others) -> Trainer:
@@ -154,7 +157,8 @@ def run_case(case: dict, steps: int) -> dict:
     emas = [unsharded(s, list(s.masters)) for s in shards]
     losses, gap = [], 0.0
     for step in range(steps):
-        losses.append(trainer.step([micro_batch(step, rank, world)]).global_loss().item())
+        batch = [micro_batch(step, rank, world, second=second)]
+        losses.append(trainer.step(batch).global_loss().item())
         for ema, shard in zip(emas, shards, strict=True):
             ema.lerp_(unsharded(shard, list(shard.masters)), 1 - schedules.momentum(step))
     own = dict(trainer.teacher.network().named_parameters())
@@ -163,7 +167,7 @@ def run_case(case: dict, steps: int) -> dict:
         network = torch.cat([own[name].reshape(-1) for name in names[shard.name]])
         gap = max(gap, (network - ema.to(network.dtype)).abs().max().item())
         encoder[shard.name] = unsharded(shard, list(shard.masters)).norm().item()
-    batch = [micro_batch(steps, rank, world)]
+    batch = [micro_batch(steps, rank, world, second=second)]
     with count_communication(trainer) as (moved, calls):
         result = trainer.step(batch)
     in_flight = any(g.gather and g.gather.in_flight for g in trainer.teacher._groups)
