@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vjepa_fast.models.block import Mlp, init_weights
@@ -24,12 +23,17 @@ class CrossAttention(nn.Module):
         self.kv = nn.Linear(width, 2 * width)
 
     def forward(self, query: Tensor, tokens: Tensor) -> Tensor:
-        b, n, width = tokens.shape
-        q = self.q(query).view(b, -1, self.heads, width // self.heads).transpose(1, 2)
-        kv = self.kv(tokens).view(b, n, 2, self.heads, width // self.heads)
-        k, v = kv.permute(2, 0, 3, 1, 4)
-        out = F.scaled_dot_product_attention(q, k, v)
-        return out.transpose(1, 2).reshape(b, -1, width)
+        # Few queries attend to many tokens, so the linear layer is applied to the query and to the
+        # mean of the tokens instead of to each token: q · (K x) = (q K) · x, and
+        # sum a (V x) = V (sum a x). The keys' bias shifts all scores alike, and has no effect.
+        b, _, width = tokens.shape
+        q = self.q(query).view(b, -1, self.heads, width // self.heads)
+        key, value = self.kv.weight.view(2, self.heads, -1, width)
+        bias = self.kv.bias[width:].view(self.heads, -1)
+        folded = torch.einsum("bqhd,hdw->bqhw", q, key).flatten(1, 2)
+        scores = folded @ tokens.transpose(1, 2) * q.shape[-1] ** -0.5  # [B, Q · heads, N]
+        mean = (scores.softmax(-1) @ tokens).view(*q.shape[:3], width)
+        return (torch.einsum("bqhw,hdw->bqhd", mean, value) + bias).flatten(2)
 
 
 class CrossAttentionBlock(nn.Module):
