@@ -252,5 +252,5 @@ def test_features_that_do_not_fit_are_rejected_before_the_work() -> None:
         return torch.zeros(1, 1, 1).expand(len(batch), 2**20, 2**25)
 
     with pytest.raises(UserError, match=r"features of it: found 3 clips, which take 42\d+\.\d GB"):
-        all_features(huge, video, torch.device("cpu"), "it")
+        all_features(huge, video, torch.arange(3), torch.device("cpu"), "it")
     assert seen == [3]

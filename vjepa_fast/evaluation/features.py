@@ -187,16 +187,18 @@ def pixel_features(patch_size: int, tubelet_size: int) -> Featurize:
 
 
 @torch.no_grad()
-def all_features(featurize: Featurize, video: Tensor, device: torch.device, name: str) -> Tensor:
-    """Features of all clips, fp32 [n, N, D] on the device."""
+def all_features(
+    featurize: Featurize, video: Tensor, clips: Tensor, device: torch.device, name: str
+) -> Tensor:
+    """Features of the clips with these indices (int64 [n]), fp32 [n, N, D] on the device."""
     out = None
-    starts = range(0, len(video), _BATCH)
+    starts = range(0, len(clips), _BATCH)
     for start in with_progress(starts, f"features of {name}", len(starts), "batch", leave=False):
-        found = featurize(video[start : start + _BATCH].to(device))
+        found = featurize(video[clips[start : start + _BATCH]].to(device))
         if out is None:
-            size = found[0].numel() * 4 * len(video)
-            _require_memory(size, device, f"features of {name}", len(video))
-            out = torch.empty(len(video), *found.shape[1:], device=device)
+            size = found[0].numel() * 4 * len(clips)
+            _require_memory(size, device, f"features of {name}", len(clips))
+            out = torch.empty(len(clips), *found.shape[1:], device=device)
         out[start : start + _BATCH] = found
     return out
 

@@ -156,25 +156,31 @@ def _accuracies(
     }
     recipe = ProbeRecipe(width=model.encoder.width, heads=model.encoder.heads)
     seeds = [config.seed + draw for draw in range(1 if label_fraction == 1.0 else LOW_SHOT_DRAWS)]
+    numbered = {name: number_classes(train.labels[name], test.labels[name])[1:] for name in labels}
+    labeled = {
+        name: [label_split(classes, label_fraction, seed) for seed in seeds]
+        for name, (classes, _) in numbered.items()
+    }
+    used = torch.cat([clips for draws in labeled.values() for clips in draws]).unique()
+    all_tested = torch.arange(len(test.video))
     found: dict[str, dict[str, list[float]]] = {label: {} for label in labels}
     for kind, featurize in kinds.items():
-        train_features = all_features(featurize, train.video, device, kind)
-        test_features = all_features(featurize, test.video, device, kind)
+        train_features = all_features(featurize, train.video, used, device, kind)
+        test_features = all_features(featurize, test.video, all_tested, device, kind)
         for label in labels:
-            _, *numbered = number_classes(train.labels[label], test.labels[label])
-            train_labels, test_labels = (classes.to(device) for classes in numbered)
+            train_classes, test_classes = numbered[label]
             found[label][kind] = [
                 probe_accuracy(
                     train_features,
-                    train_labels,
+                    train_classes[used].to(device),
                     test_features,
-                    test_labels,
+                    test_classes.to(device),
                     recipe,
                     seed=seed,
                     name=f"{kind}, {label}",
-                    labeled=label_split(train_labels, label_fraction, seed).to(device),
+                    labeled=torch.searchsorted(used, clips).to(device),
                 )
-                for seed in seeds
+                for seed, clips in zip(seeds, labeled[label], strict=True)
             ]
     return found
 
