@@ -31,7 +31,9 @@ $(STAMP): $(SOURCES)
 	@$(PYTHON) -c 'import os, sys, sysconfig; h = os.path.join(sysconfig.get_path("include"), "Python.h"); sys.exit(0 if os.path.exists(h) else f"error: found no {h}, expected the headers of Python; install them, e.g. python3-dev")'
 	@# created again after an interrupted attempt, or for another Python version
 	test "$$($(BIN)/python -c 'import pip, sys; print(sys.version)' 2>/dev/null)" = "$$($(PYTHON) -c 'import sys; print(sys.version)')" || $(PYTHON) -m venv --clear $(VENV)
-	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[train,test]'
+	$(BIN)/python -m pip install -q --no-compile --disable-pip-version-check -c constraints.txt -e '.[train,test]'
+	@# on all cores, where pip would use one; some files are templates, which do not compile
+	@$(BIN)/python -m compileall -qq -j 0 -x '/tests?/' $(VENV)/lib >/dev/null 2>&1 || true
 	@touch $@
 
 $(DATA)/train.csv: $(STAMP) vjepa_fast/data/prepare/demo.py
