@@ -21,6 +21,9 @@ NO_TARGET = (
     "raise the lower end of spatial_scale or narrow aspect_ratio"
 )
 
+LENGTHS = {"data.manifests": ["a.csv", {"path": "b.csv", "num_frames": 64, "fps": 4}]}
+WHY = "masks.truncate_group 24, whose clips have one length, since data.manifests have several"
+
 # What is changed in configs/vith16.json (key: new value), the key with which the sentence must
 # start, and the rest of it.
 BAD = {
@@ -106,6 +109,52 @@ BAD = {
         {"optim.micro_batch": 16},
         "optim.micro_batch",
         "found 16, expected a multiple or a divisor of masks.truncate_group 24; choose e.g. 12",
+    ),
+    "micro-batch above the group, with several lengths": (
+        LENGTHS | {"optim.micro_batch": 48},
+        "optim.micro_batch",
+        f"found 48, expected a divisor of {WHY}; choose e.g. 24",
+    ),
+    "micro-batch across groups, with several lengths": (
+        LENGTHS | {"optim.micro_batch": 16, "masks.truncate": "none"},
+        "optim.micro_batch",
+        f"found 16, expected a divisor of {WHY}; choose e.g. 12",
+    ),
+    "group and batch, with several lengths": (
+        LENGTHS | {"masks.truncate_group": 7, "masks.truncate": "none"},
+        "masks.truncate_group",
+        "found 7, expected a divisor of optim.global_batch 3072; choose e.g. 6",
+    ),
+    "clips of a video across groups": (
+        LENGTHS | {"data.clips_per_video": 5},
+        "data.clips_per_video",
+        f"found 5, expected a divisor of {WHY}; choose e.g. 4",
+    ),
+    "a manifest's frames and tubelet": (
+        {"data.manifests": ["a.csv", {"path": "b.csv", "num_frames": 63}]},
+        "data.manifests[1].num_frames",
+        "found 63, expected a multiple of model.tubelet_size 2; choose e.g. 64",
+    ),
+    "a step beside a rate": (
+        {"data.manifests": [{"path": "b.csv", "frame_step": 2, "fps": 4}]},
+        "data.manifests[0].frame_step",
+        "found 2 beside fps 4, expected only one of them; remove the other",
+    ),
+    "frames that no manifest has": (
+        {"data.manifests": [{"path": "b.csv", "num_frames": 64}]},
+        "data.num_frames",
+        "found 16, which no manifest has, expected the frames per clip of one of them; set it to "
+        "64",
+    ),
+    "masks that do not fit a manifest's clips": (
+        {
+            "data.manifests": ["a.csv", {"path": "b.csv", "num_frames": 2}],
+            "masks.specs.1.temporal_scale": [0.5, 0.5],
+            "masks.specs.1.spatial_scale": [1.0, 1.0],
+            "masks.specs.1.aspect_ratio": [1, 1],
+        },
+        "masks.specs[1]",
+        NO_CONTEXT.format("1x14x14"),
     ),
     "weights and manifests": (
         {"data.weights": [1.0, 2.0]},

@@ -157,6 +157,16 @@ BAD = {
         "found 1, expected the path of a manifest, or an object with its path; write e.g. "
         '"data/train.csv" or {"path": "data/train.csv", "num_frames": 64}',
     ),
+    "a manifest without a path": (
+        {"data.manifests": ["a.csv", {"num_frames": 64}]},
+        "data.manifests[1].path",
+        'found nothing, expected this key; add it, e.g. "path": "data/train.csv"',
+    ),
+    "a weight in a manifest": (
+        {"data.manifests": [{"path": "a.csv", "weight": 1}]},
+        "data.manifests[0].weight",
+        "found an unknown key, expected one of path, num_frames, frame_step, fps; use one of those",
+    ),
     "number for a section": (
         {"data": 3},
         "data",

@@ -162,6 +162,17 @@ def test_overrides_reach_sections_and_lists_that_the_file_leaves_out() -> None:
     assert (specs[1].num_blocks, specs[1].aspect_ratio) == (2, (0.5, 1.5))
 
 
+def test_a_manifest_is_stored_as_it_was_before_it_could_have_clips_of_its_own() -> None:
+    """As its path, if it has none: so stored configs stay what they are."""
+    data = {"manifests": ["a.csv", {"path": "b.csv"}, {"path": "c.csv", "frame_step": 2}]}
+    config = load_config(CONFIGS / "tiny.json", [f"data={json.dumps(data)}"])
+    stored = json.loads(config.model_dump_json())["data"]["manifests"]
+    own = {"path": "c.csv", "num_frames": None, "frame_step": 2, "fps": None}
+    assert stored == ["a.csv", "b.csv", own]
+    assert config.data.lengths == (16,)
+    assert [m.own for m in config.data.manifests] == [{}, {}, {"frame_step": 2, "fps": None}]
+
+
 def test_every_field_is_documented() -> None:
     sections = (
         vjepa_fast.config.schema,

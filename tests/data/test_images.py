@@ -15,6 +15,7 @@ from vjepa_fast.config import parse_config
 from vjepa_fast.data.loader import make_loader
 from vjepa_fast.data.manifest.files import read_manifest, write_manifest
 from vjepa_fast.data.open_manifest import open_manifest
+from vjepa_fast.data.plan.crops import Augment
 from vjepa_fast.data.plan.planner import ClipPlanner
 from vjepa_fast.data.prepare.index import index_directory
 from vjepa_fast.data.prepare.transcode import transcode_manifest
@@ -81,6 +82,44 @@ def test_a_folder_of_images_becomes_clips_of_them(classes, tmp_path):
         assert len(kept) == len(entries)
     with pytest.raises(UserError, match="an image, which decodes as it is"):
         transcode_manifest(tmp_path / "m.csv", tmp_path / "copies", workers=1)
+
+
+def test_every_kind_of_pixel_is_shown_as_drawn(tmp_path):
+    """Gray, 1 and 16 bits, a palette, transparency (dropped), CMYK; in clips for training, too."""
+    folder = tmp_path / "images"
+    folder.mkdir()
+    red, gray = Image.new("RGB", (32, 32), COLORS["red"]), Image.new("L", (32, 32), 90)
+    clear = red.copy()
+    clear.putalpha(40)
+    kinds = {
+        "gray.png": gray,
+        "gray.jpg": gray,
+        "gray_with_alpha.png": gray.convert("LA"),
+        "gray_of_16_bits.png": Image.fromarray(np.full((32, 32), 90 * 257, np.uint16)),
+        "black_or_white.png": Image.new("1", (32, 32), 1),
+        "palette.png": red.quantize(4),
+        "palette.bmp": red.quantize(4),
+        "palette.gif": red.quantize(4),
+        "transparent.png": clear,
+        "transparent.webp": clear,
+        "cmyk.jpg": red.convert("CMYK"),
+    }
+    for name, image in kinds.items():
+        image.save(folder / name)
+    _, rejected = index_directory(folder, tmp_path / "m.csv", workers=1)
+    assert not rejected
+    entries = read_manifest(tmp_path / "m.csv")
+    planner = ClipPlanner([entries], num_frames=4, frame_step=4, fps=4.0, augment=Augment())
+    seen = set()
+    with make_loader(planner, [range(len(kinds))], 16) as loader:
+        [batch] = loader
+    for sample_id, clip in enumerate(batch.video.numpy()):
+        name = Path(planner.plan_one(sample_id).path).name
+        white = (255, 255, 255)
+        expected = white if name.startswith("black") else (90,) * 3 if "gray" in name else None
+        assert np.abs(clip - np.array(expected or COLORS["red"])).max() <= 2, name
+        seen.add(name)
+    assert seen == set(kinds)
 
 
 def test_a_photograph_is_turned_as_its_exif_says(tmp_path):
