@@ -8,7 +8,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from tests.helpers.paths import REPOSITORY
-from vjepa_fast.commands.cost_of_config import clip_flops, count_tokens
+from vjepa_fast import cli
+from vjepa_fast.commands.cost_of_config import clip_flops, count_tokens, mean_clip_flops
 from vjepa_fast.commands.info import info_text
 from vjepa_fast.config import Config, load_config, parse_config
 from vjepa_fast.config.networks import ENCODER_PRESETS
@@ -287,3 +288,38 @@ def test_info_without_truncation(vith16: Config) -> None:
     assert len({tuple(row) for row in context[:24]}) > 1
     assert sum(row[0] for row in context) / len(context) == pytest.approx(585, rel=0.03)
     assert "tokens per clip" in info_text(config)
+
+
+def test_clips_of_several_lengths_cost_their_weighted_mean() -> None:
+    def config(manifests: list, num_frames: int, **data: object) -> Config:
+        data |= {"manifests": manifests, "num_frames": num_frames, "crop_size": 64}
+        return parse_config({"output": "x", "data": data, "model": {"encoder": "vit_tiny"}})
+
+    long, short = (mean_clip_flops(config(["a.csv"], frames)) for frames in (16, 4))
+    assert long > 4 * short  # attention
+    images = {"path": "b.csv", "num_frames": 4}
+    mixed = config(["a.csv", images], 16, weights=[3.0, 1.0])
+    assert mean_clip_flops(mixed) == pytest.approx((3 * long + short) / 4, rel=1e-12)
+    assert mean_clip_flops(config(["a.csv", images], 16)) == pytest.approx((long + short) / 2)
+    assert "(other manifests: 4 frames; the tables are for 16)" in info_text(mixed)
+
+
+def test_stages_of_one_training(capsys: pytest.CaptureFixture) -> None:
+    """Each stage costs steps x clips x FLOPs per clip; the last line has all clips at its size."""
+    paths = [str(CONFIGS / f"{name}.json") for name in ("vith16", "vith16_384")]
+    assert cli.main(["info", "--config", *paths, "--set", "optim.steps=20000"]) == 0
+    *rows, ratio = capsys.readouterr().out.splitlines()
+    cells = {row[:20].strip(): row[20:].split() for row in rows}
+    per_clip = []
+    for path, size, clips in zip(paths, (["16", "224"], ["16", "384"]), (3072, 2400), strict=True):
+        config = load_config(path)
+        per_clip.append(clip_flops(config, *count_tokens(config)).total)
+        exa = f"{20_000 * clips * per_clip[-1] / 1e18:,.0f}"
+        tera = f"{per_clip[-1] / 1e12:.2f}"
+        assert cells[config.output] == [*size, "20,000", f"{clips:,}", tera, exa]
+    small, large = per_clip
+    spent, full = 2e4 * (3072 * small + 2400 * large), 2e4 * (3072 + 2400) * large
+    assert cells["all stages"] == ["40,000", f"{spent / 1e18:,.0f}"]
+    assert cells["all at the last size"] == [*size, "40,000", tera, f"{full / 1e18:,.0f}"]
+    assert ratio == f"({full / spent:.1f} times as much as the stages)"
+    assert full > 1.5 * spent

@@ -90,6 +90,22 @@ def clip_flops(
     return StepFlops(*total)
 
 
+def mean_clip_flops(config: Config) -> float:
+    """FLOPs of a clip, the mean over the lengths of clips by the weights of their manifests.
+
+    Without weights, manifests count as equally large.
+    """
+    data = config.data
+    weights = data.weights or [1.0] * len(data.manifests)
+    flops = dict.fromkeys(data.lengths, 0.0)
+    for num_frames in flops:
+        update = {"data": data.model_copy(update={"num_frames": num_frames})}
+        clip = config.model_copy(update=update)
+        flops[num_frames] = clip_flops(clip, *count_tokens(clip)).total
+    of_manifests = (flops[m.num_frames or data.num_frames] for m in data.manifests)
+    return sum(w * f for w, f in zip(weights, of_manifests, strict=True)) / sum(weights)
+
+
 def activation_bytes(
     config: Config, context_tokens: float, target_tokens: float, micro_batch: int
 ) -> float:

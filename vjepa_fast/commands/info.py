@@ -1,8 +1,9 @@
-"""`vjepa-fast info`: what a config costs, as tables of text."""
+"""`vjepa-fast info`: what a config costs, or several as the stages of one training."""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from vjepa_fast.commands.terminal import add_config_arguments, text_table
@@ -11,16 +12,49 @@ if TYPE_CHECKING:
     from vjepa_fast.config import Config
     from vjepa_fast.config.masks import AnyMask
 
-HELP = "print a config's tokens, parameters, FLOPs and memory"
-add_arguments = add_config_arguments
+HELP = (
+    "print a config's tokens, parameters, FLOPs and memory, or what the stages of a training cost"
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add --config for one config or several, and --set."""
+    add_config_arguments(parser, several=True)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print the tables."""
+    """Print the tables of one config, or the one table of several."""
     from vjepa_fast.config import load_config
 
-    print(info_text(load_config(options.config, options.set)))
+    configs = [load_config(path, options.set) for path in options.config]
+    print(info_text(configs[0]) if len(configs) == 1 else stages_text(configs))
     return 0
+
+
+def stages_text(configs: Sequence[Config]) -> str:
+    """FLOPs of each stage of a training and of all, beside all steps at the last stage's size.
+
+    Args:
+        configs: of the stages, in order. Each stage is a run of its own.
+    """
+    from vjepa_fast.commands import cost_of_config as cost
+
+    rows = [("stage", "frames", "px", "steps", "clips per step", "TFLOP per clip", "EFLOP")]
+    steps = clips = 0
+    spent = per_clip = 0.0
+    for config in configs:
+        optim, data = config.optim, config.data
+        per_clip = cost.mean_clip_flops(config)
+        here = optim.steps * optim.global_batch
+        steps, clips, spent = steps + optim.steps, clips + here, spent + here * per_clip
+        frames = "+".join(map(str, data.lengths))
+        costs = (f"{optim.global_batch:,}", _tera(per_clip), _exa(here * per_clip))
+        rows.append((config.output, frames, f"{data.crop_size}", f"{optim.steps:,}", *costs))
+    rows.append(("all stages", "", "", f"{steps:,}", "", "", _exa(spent)))
+    full = clips * per_clip
+    size = ("all at the last size", *rows[-2][1:3], f"{steps:,}")
+    rows.append((*size, "", _tera(per_clip), _exa(full)))
+    return f"{text_table(rows)}\n({full / spent:.1f} times as much as the stages)"
 
 
 def info_text(config: Config) -> str:
@@ -42,6 +76,10 @@ def info_text(config: Config) -> str:
         f"clip: {data.num_frames} frames, {pace}, {data.crop_size} px = "
         f"{frames} x {height} x {width} = {num_tokens} tokens"
     )
+
+    if len(data.lengths) > 1:
+        others = ", ".join(str(length) for length in data.lengths if length != data.num_frames)
+        clip += f"\n(other manifests: {others} frames; the tables are for {data.num_frames})"
 
     tokens = [("tokens per clip", "context", "target", "predictor")]
     for index, spec in enumerate(config.masks.specs):
@@ -102,6 +140,10 @@ def mask_name(spec: AnyMask) -> str:
     if isinstance(spec, RandomMaskConfig):
         return f"{spec.strategy.replace('_', ' ')} {spec.ratio:g}"
     return f"mixture of {len(spec.specs)}"
+
+
+def _exa(flops: float) -> str:
+    return f"{flops / 1e18:,.0f}" if flops >= 1e20 else f"{flops / 1e18:.2g}"
 
 
 def _tera(flops: float) -> str:

@@ -42,10 +42,20 @@ def add_workers_argument(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_config_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add --config and --set, the same as in `vjepa_fast/train.py`."""
+def add_config_arguments(parser: argparse.ArgumentParser, several: bool = False) -> None:
+    """Add --config and --set, the same as in `vjepa_fast/train.py`.
+
+    Args:
+        parser: to add to.
+        several: --config takes one or more files, which become a list.
+    """
+    files = "JSON files of one run, or of the stages of a training" if several else "JSON file"
     parser.add_argument(
-        "--config", required=True, type=path_argument, help="JSON file, see configs/"
+        "--config",
+        required=True,
+        type=path_argument,
+        nargs="+" if several else None,
+        help=f"{files}, see configs/",
     )
     parser.add_argument(
         "--set",
