@@ -9,7 +9,7 @@ import pytest
 from tests.config.bad_configs import REMOVED, check_sentence
 
 TOP = (
-    "one of seed, output, data, model, masks, optim, teacher, precision, zero, compile, "
+    "one of seed, output, init, data, model, masks, optim, teacher, precision, zero, compile, "
     "activation_checkpointing, log, checkpoint"
 )
 PAIR = "expected a list of two numbers; write e.g. [0.5, 1.0]"

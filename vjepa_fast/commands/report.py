@@ -149,6 +149,12 @@ def _summary(run: Path, rows: list[dict], config: dict) -> str:
     state = "finished" if done == steps else "unfinished"
     last = {name: points(rows, name)[-1:] for name in SUMMARY}
     cells = [("steps", f"{done} of {steps}" if steps else done), ("state", state)]
+    init = config.get("init") or {}
+    if init.get("checkpoint"):
+        parts = [
+            f"{key} from {init.get(key)}" for key in ("encoder", "predictor", "target_encoder")
+        ]
+        cells.append(("started from", f"{init['checkpoint']} ({', '.join(parts)})"))
     if rows:
         cells.append(("last line", _when((run / "metrics.jsonl").stat().st_mtime)))
     cells += [(name, f"{value:.4g}") for name in SUMMARY for _, value in last[name]]

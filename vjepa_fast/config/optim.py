@@ -1,4 +1,4 @@
-"""The config's sections of the training: optimizer, target encoder, sharding.
+"""The config's sections of the training: first weights, optimizer, target encoder, sharding.
 
 The defaults are the recipe of the paper (V-JEPA, arXiv 2404.08471) where it has one.
 """
@@ -18,6 +18,34 @@ from vjepa_fast.config.fields import (
     Stage,
     UnitRange,
 )
+
+
+class InitConfig(Section):
+    """The weights at step 0. Starting from another run's weights is not resuming it: the optimizer
+    state is fresh, and all schedules start at step 0."""
+
+    checkpoint: Location | None = None
+    """Run folder or checkpoint to start from; null: all weights are fresh. Frames, crop size and
+    mask specs may differ from that run's, the model section may not."""
+    encoder: Literal["checkpoint", "fresh"] = "checkpoint"
+    """checkpoint: the encoder's trained weights; fresh: random ones."""
+    predictor: Literal["checkpoint", "fresh"] = "checkpoint"
+    """checkpoint: the predictor's trained weights; fresh: random ones. If the number of mask tokens
+    differs, token i takes token i of the checkpoint, and further ones take its last."""
+    target_encoder: Literal["checkpoint", "fresh", "encoder"] = "checkpoint"
+    """checkpoint: the EMA weights; fresh: random ones; encoder: what the encoder starts from.
+    Ignored if teacher.mode is frozen."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        used = (self.encoder, self.predictor, self.target_encoder)
+        if self.checkpoint is not None and "checkpoint" not in used:
+            raise FieldError(
+                "checkpoint",
+                f"found {self.checkpoint}, of which nothing is used, expected that encoder, "
+                'predictor or target_encoder is "checkpoint"; set one of them, or this to null',
+            )
+        return self
 
 
 class OptimConfig(Section):

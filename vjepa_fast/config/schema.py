@@ -26,7 +26,7 @@ from vjepa_fast.config.fields import (
 )
 from vjepa_fast.config.masks import MasksConfig
 from vjepa_fast.config.networks import ModelConfig
-from vjepa_fast.config.optim import OptimConfig, TeacherConfig, ZeroConfig
+from vjepa_fast.config.optim import InitConfig, OptimConfig, TeacherConfig, ZeroConfig
 
 
 class ManifestConfig(Section):
@@ -177,6 +177,8 @@ class Config(Section):
     """Seed of the initial weights, and of every random choice of the data and the masks."""
     output: Location = Field(examples=["runs/my_run"])
     """The run's folder: checkpoints, metrics, curves."""
+    init: InitConfig = InitConfig()
+    """The weights at step 0, by default fresh ones."""
     data: DataConfig
     """Videos and clips."""
     model: ModelConfig

@@ -16,6 +16,11 @@ from vjepa_fast.errors import UserError
 from vjepa_fast.locks import sole_writer
 from vjepa_fast.training.batches import Batches
 from vjepa_fast.training.build import build_trainer, with_pinned_teacher
+from vjepa_fast.training.checkpoint.initial_weights import (
+    load_initial,
+    open_initial,
+    with_pinned_init,
+)
 from vjepa_fast.training.checkpoint.resume import find_resumable, restore
 from vjepa_fast.training.checkpoint.writer import Saver
 from vjepa_fast.training.distributed.cpu import prepare_cpu
@@ -50,15 +55,18 @@ def pretrain(config: Config) -> Path:
     run = Path(config.output)
     host_group = HostGroup()
     with PeerWatch(host_group):  # from here on an error in one process ends all
-        config = with_pinned_teacher(config)
+        config = with_pinned_init(with_pinned_teacher(config), host_group)
         # Building the model may take minutes, so all that the user may have to fix comes before.
         batches = Batches(config, rank, world)
         _make_folder(run)
         with _only_run_in(run, host_group):
             checkpoint = find_resumable(run, settings_of(config), batches.videos, host_group)
+            initial = None if checkpoint else open_initial(config, host_group)
             trainer = build_trainer(config, world)
             if checkpoint:
                 restore(trainer, checkpoint)
+            elif initial:
+                load_initial(trainer, initial, config.init)
             _train(config, run, trainer, batches, host_group)
             if rank == 0:
                 draw_curves(run)

@@ -8,7 +8,7 @@ import random
 import re
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -19,19 +19,6 @@ from tests.helpers.forked_runs import Run, Runs, small_file_system
 from vjepa_fast.training.checkpoint.format import Checkpoint, checkpoints
 
 LONG = 100_000  # steps that no test waits for
-
-
-@pytest.fixture(scope="module")
-def all_runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
-    started = Runs(tmp_path_factory.mktemp("runs"))
-    yield started
-    started.close()
-
-
-@pytest.fixture
-def runs(all_runs: Runs) -> Iterator[Runs]:
-    yield all_runs
-    all_runs.kill_all()
 
 
 def losses(folder: Path) -> list[float]:

@@ -78,10 +78,11 @@ def restore(trainer: Trainer, checkpoint: Checkpoint) -> None:
     for shard in trainer.shards:
         own = [list(pair) for pair in zip(shard.names, shard.shapes, strict=True)]
         if saved.get(shard.name) != own:
+            difference = first_difference(saved.get(shard.name, []), own)
             raise UserError(
-                f"{checkpoint.folder}: found {_difference(saved.get(shard.name, []), own)} of this "
-                f"model in {shard.name}, expected the same names and shapes; set model and masks "
-                "as the checkpoint's state.json has them, or choose another output folder"
+                f"{checkpoint.folder}: found {difference} of this model in {shard.name}, "
+                "expected the same names and shapes; set model and masks as the checkpoint's "
+                "state.json has them, or choose another output folder"
             )
     step = checkpoint.state["step"]
     for shard in trainer.shards:
@@ -100,7 +101,7 @@ def restore(trainer: Trainer, checkpoint: Checkpoint) -> None:
     log.info("resumed at step %d from %s", step, checkpoint.folder)
 
 
-def _difference(saved: list, own: list) -> str:
+def first_difference(saved: list, own: list) -> str:
     """The first difference of two lists of names and shapes, as "name of shape … instead of …"."""
     for number in range(max(len(saved), len(own))):
         pair = [

@@ -1,0 +1,199 @@
+"""Starting a run from the weights of another one, as the config's `init` section says.
+
+Step 0, fresh optimizer state, new schedules. Frames, crop and masks may differ from those of the
+other run: position tables are computed anew, and rotary positions need none. If the number of mask
+tokens differs, token i starts from token i of the checkpoint, and any further ones from its last.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from vjepa_fast.config import Config, parse_config, translate_stored
+from vjepa_fast.config.networks import ModelConfig
+from vjepa_fast.config.optim import InitConfig
+from vjepa_fast.errors import UserError
+from vjepa_fast.training.checkpoint.format import Checkpoint, checkpoints, shard_name
+from vjepa_fast.training.checkpoint.resume import first_difference
+from vjepa_fast.training.distributed.host_group import HostGroup
+from vjepa_fast.training.recipe import recipe_changes
+from vjepa_fast.training.trainer import Trainer
+from vjepa_fast.training.zero.shards import GroupShard
+
+log = logging.getLogger("vjepa_fast")
+
+_MASK_TOKENS = "predictor.mask_tokens"
+
+
+def with_pinned_init(config: Config, host_group: HostGroup) -> Config:
+    """Replace a run in `init.checkpoint` by its newest checkpoint, as rank 0 sees it. Collective.
+
+    A run that has a checkpoint of its own resumes, and keeps the one that it was started from,
+    which need not exist any more.
+
+    Raises:
+        UserError: no such checkpoint.
+    """
+    named = config.init.checkpoint
+    if named is None:
+        return config
+    pinned = _started_from(Path(config.output), Path(named))
+    pinned = pinned or str(Checkpoint.find(Path(named)).folder)
+    pinned = host_group.all_gather(pinned)[0]  # the other run may save and remove meanwhile
+    init = config.init.model_copy(update={"checkpoint": pinned})
+    return config.model_copy(update={"init": init})
+
+
+def _started_from(run: Path, named: Path) -> str | None:
+    """The checkpoint that a run with checkpoints was started from, if `named` is it or its run."""
+    own = checkpoints(run)
+    if not own:
+        return None
+    try:
+        config = Checkpoint.open(own[-1]).state["config"]
+    except UserError:
+        return str(named)  # resuming will say what is wrong with it
+    pinned = config.get("init", {}).get("checkpoint")
+    if pinned and named in (Path(pinned), Path(pinned).parent.parent):
+        return pinned
+    return str(named)  # resuming will say that it is another one
+
+
+def open_initial(config: Config, host_group: HostGroup) -> Checkpoint | None:
+    """Open `init.checkpoint` and check that this run can start from it. Collective.
+
+    Reads all weights that will be used, each rank a part of the shards. Needs no model, so that a
+    mistake is found before one is built.
+
+    Returns:
+        The checkpoint, or None if the run starts from fresh weights.
+
+    Raises:
+        UserError: it is missing, damaged, of another model or not finite, or has no EMA weights.
+    """
+    init = config.init
+    if init.checkpoint is None:
+        return None
+    checkpoint = Checkpoint.open(Path(init.checkpoint))
+    vectors = list(_vectors(config, checkpoint))
+    saved = parse_config(translate_stored(checkpoint.state["config"])).model
+    changed = list(recipe_changes(_shape(saved), _shape(config.model), ("model",)))
+    if changed:
+        raise UserError(
+            f"init.checkpoint: found {checkpoint.folder} of another model ({'; '.join(changed)}), "
+            "expected weights of the same model; set these keys back, or name another checkpoint"
+        )
+    rank, world = host_group.rank, host_group.world
+    own = (_defect(checkpoint, r, vectors) for r in range(rank, checkpoint.world_size, world))
+    found = host_group.all_gather(next(filter(None, own), None))
+    defect = next(filter(None, found), None)
+    if defect:
+        raise UserError(
+            f"{defect}, expected an intact checkpoint with finite weights; name another one in "
+            "init.checkpoint"
+        )
+    return checkpoint
+
+
+def _shape(model: ModelConfig) -> dict:
+    """What the same weights mean the same in: all but the initialization and the mask tokens."""
+    shape = model.model_dump(mode="json", exclude={"depth_scaled_init", "mask_tokens"})
+    shape["predictor"]["heads"] = model.predictor_heads
+    return shape
+
+
+def _vectors(config: Config, checkpoint: Checkpoint) -> Iterator[str]:
+    """The flat vectors that are used, such as "encoder.decay/master"."""
+    init = config.init
+    from_ema = init.target_encoder == "checkpoint" and config.teacher.mode == "ema"
+    if from_ema and checkpoint.result_weights != "teacher":
+        raise UserError(
+            f"init.target_encoder: found checkpoint, but {checkpoint.folder} is of a run with a "
+            'frozen target encoder, expected EMA weights in it; set this key to "encoder"'
+        )
+    for group in checkpoint.state["groups"]:
+        part = group.partition(".")[0]
+        if getattr(init, part) == "checkpoint":
+            yield f"{group}/master"
+        if part == "encoder" and from_ema:
+            yield f"{group}/teacher"
+
+
+def _defect(checkpoint: Checkpoint, rank: int, vectors: list[str]) -> str | None:
+    """Describe what is wrong with a rank's shard, or None. Reads the whole file."""
+    corruption = checkpoint.verify([rank])
+    if corruption:
+        return corruption
+    file = checkpoint.folder / shard_name(rank)
+    with safe_open(file, framework="pt") as shard:
+        for key in sorted({*vectors} & {*shard.keys()}):
+            if not shard.get_tensor(key).isfinite().all():
+                return f"{file}: found NaN or infinity in {key}"
+    return None
+
+
+def load_initial(trainer: Trainer, checkpoint: Checkpoint, init: InitConfig) -> None:
+    """Load the weights into a new trainer, in fp32, at any stage and world size. Collective.
+
+    Args:
+        trainer: at step 0, with fresh weights. Those of parts that are to stay fresh are kept.
+        checkpoint: from `open_initial`.
+        init: which parts to load.
+
+    Raises:
+        UserError: the checkpoint holds other names or shapes than this model.
+    """
+    for shard in trainer.shards:
+        if getattr(init, shard.part) == "checkpoint":
+            shard.write(_read(checkpoint, shard, "master"), shard.masters)
+        ema = trainer.teacher.ema.get(shard.name)  # None for the predictor, or if frozen
+        if ema is not None and init.target_encoder == "checkpoint":
+            shard.write(_read(checkpoint, shard, "teacher"), ema)
+        elif ema is not None and init.target_encoder == "encoder":
+            shard.write(shard.read(shard.masters), ema)
+    trainer.after_restore(0)
+    log.info(
+        "started from step %d of %s: encoder from %s, predictor from %s, target encoder from %s",
+        checkpoint.state["step"],
+        checkpoint.folder,
+        init.encoder,
+        init.predictor,
+        init.target_encoder if trainer.teacher.ema else "teacher.checkpoint",
+    )
+
+
+def _read(checkpoint: Checkpoint, shard: GroupShard, which: str) -> Tensor:
+    """Read this rank's ranges of a flat vector, fp32."""
+    key = f"{shard.name}/{which}"
+    saved = checkpoint.state["groups"].get(shard.name, [])
+    own = [list(pair) for pair in zip(shard.names, shard.shapes, strict=True)]
+    if saved == own:
+        pieces = [checkpoint.read(key, r.start, r.count) for r in shard.ranges]
+        return torch.cat(pieces) if pieces else torch.empty(0)
+    count = dict(own).get(_MASK_TOKENS, [0])[0]
+    mapped = [[name, [count, *s[1:]] if name == _MASK_TOKENS else s] for name, s in saved]
+    if mapped != own:
+        raise UserError(
+            f"{checkpoint.folder}: found {first_difference(mapped, own)} of this model in "
+            f"{shard.name}, expected the same names and shapes; name another checkpoint in "
+            "init.checkpoint"
+        )
+    # Only the mask tokens differ, in the predictor, which is small: every rank reads all of it.
+    whole = checkpoint.read(key, 0, checkpoint.size(shard.name))
+    values = []
+    for (name, shape), flat in zip(
+        saved, whole.split([math.prod(s) for _, s in saved]), strict=True
+    ):
+        if name == _MASK_TOKENS:
+            tokens = torch.arange(count).clamp(max=shape[0] - 1)
+            flat = flat.view(shape)[tokens].reshape(-1)
+        values.append(flat)
+    whole = torch.cat(values)
+    return torch.cat([whole[:0], *(whole[r.start : r.start + r.count] for r in shard.ranges)])
