@@ -46,6 +46,20 @@ def test_every_part_is_explained() -> None:
     assert all(f"_{part}" in TEXT for part in PARTS)
 
 
+def test_computed_stages() -> None:
+    names = ("v2_vitg16", "v2_cooldown_vitg16_384")
+    configs = [load_config(REPOSITORY / "configs" / f"{name}.json") for name in names]
+    *rows, ratio = info.stages_text(configs).splitlines()
+    table = TEXT[TEXT.index("| stage | clip | steps |") :].partition("\n\n")[0].splitlines()[2:]
+    assert len(table) == len(rows) - 1 == 4
+    for line, row in zip(table, rows[1:], strict=True):
+        cells = line.partition("|")[2].partition("|")[2], row.partition("  ")[2]
+        numbers, computed = (re.findall(r"\d[\d,.]*\b", text) for text in cells)
+        assert set(numbers) <= set(computed), line
+        assert numbers[-1] == row.split()[-1], line
+    assert f"That is {ratio.split()[0].strip('(')} times as much." in TEXT
+
+
 def test_computed_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     count = cost_of_config.count_tokens
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 from pydantic import BaseModel
@@ -14,9 +15,12 @@ import vjepa_fast.config.schema
 from tests.helpers.paths import REPOSITORY
 from vjepa_fast.config import load_config, parse_config
 from vjepa_fast.config.fields import Section
+from vjepa_fast.training.schedules import make_schedules
 
 CONFIGS = REPOSITORY / "configs"
-SHIPPED = ["tiny", "vitl16", "vith16", "vith16_384"]
+SECOND = ["v2_vitl16", "v2_vith16", "v2_vitg16"]
+COOLDOWN = ["v2_cooldown_vitl16", "v2_cooldown_vitg16_384"]
+SHIPPED = ["tiny", "vitl16", "vith16", "vith16_384", *SECOND, *COOLDOWN]
 
 
 @pytest.mark.parametrize("name", SHIPPED)
@@ -60,6 +64,53 @@ def test_paper_recipes(name: str, width: int, depth: int, crop: int, batch: int)
     assert (config.teacher.momentum, optim.schedule_stretch) == ((0.998, 1.0), 1.25)
     assert optim.loss_exponent == 1.0
     assert config.precision == "bf16"
+
+
+ENCODERS = {"vitl16": (1024, 24, 16, 4096), "vith16": (1280, 32, 16, 5120)}
+ENCODERS |= {"vitg16": (1408, 40, 22, 6144)}
+SOURCES = ["ssv2", "k710", "howto100m", "yt1b", "imagenet"]
+
+
+@pytest.mark.parametrize("name", [*SECOND, *COOLDOWN])
+def test_recipes_of_the_second_generation(name: str) -> None:
+    """V-JEPA 2 (arXiv 2506.09985), section 2.4, tables 1, 9 and 12, and its released code."""
+    config = load_config(CONFIGS / f"{name}.json")
+    model, encoder, data, optim = config.model, config.model.encoder, config.data, config.optim
+    shape = encoder.width, encoder.depth, encoder.heads, round(encoder.width * encoder.mlp_ratio)
+    assert shape == ENCODERS[name.removeprefix("v2_").removeprefix("cooldown_")[:6]]
+    assert (model.predictor.width, model.predictor.depth, model.predictor_heads) == (384, 12, 12)
+    assert (model.patch_size, model.tubelet_size) == (16, 2)
+    assert (model.positions, model.mask_tokens) == ("rope_tiled", "shared")
+    assert model.depth_scaled_init
+    assert config.masks.specs == load_config(CONFIGS / "vitl16.json").masks.specs
+    assert (data.fps, data.area, data.aspect_ratio) == (4, (0.3, 1.0), (0.75, 1.35))
+    assert data.flip
+    assert [Path(m.path).stem for m in data.manifests] == SOURCES
+    assert data.weights == [0.056, 0.188, 0.318, 0.188, 0.25]
+    assert (optim.global_batch, optim.betas, optim.eps) == (3072, (0.9, 0.999), 1e-8)
+    assert (optim.clip_grad, optim.loss_exponent) == (None, 1.0)
+    schedules, last = make_schedules(config), optim.steps - 1
+    for step in (0, last // 2, last):
+        assert (schedules.weight_decay(step), schedules.momentum(step)) == (0.04, 0.99925)
+    rates = [schedules.lr(step) for step in (0, last // 2, last)]
+    if name in SECOND:
+        assert (data.lengths, data.crop_size, config.grid) == ((16,), 256, (8, 16, 16))
+        assert (optim.steps, optim.warmup_steps) == (240_000, 12_000)
+        assert (optim.micro_batch, config.masks.truncate_group) == (24, 24)
+        assert rates == [pytest.approx(1e-4 + 4.25e-4 / 12_000), 5.25e-4, 5.25e-4]
+        assert schedules.lr(11_999) == 5.25e-4 > schedules.lr(11_998)
+    else:
+        size, clips = (384, 6) if name.endswith("384") else (256, 12)
+        assert (data.lengths, data.crop_size) == ((64, 16), size)
+        assert data.manifests[4].num_frames == 16  # an image is a clip of 16 frames (section 2.3)
+        assert (optim.steps, optim.warmup_steps) == (12_000, 0)
+        assert (optim.micro_batch, config.masks.truncate_group) == (clips, clips)
+        middle = (5.25e-4 + 1e-6) / 2
+        assert rates[0] == pytest.approx(5.25e-4 - 5.24e-4 / 12_000)
+        assert rates[1:] == [pytest.approx(middle, rel=1e-12), 1e-6]
+        start = load_config(CONFIGS / f"{name.replace('cooldown_', '').removesuffix('_384')}.json")
+        assert config.init.checkpoint == start.output
+        assert config.model == start.model
 
 
 def test_defaults_are_the_papers() -> None:
