@@ -142,9 +142,6 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run
 
 
-# ---------------------------------------------------------------------------------- whole runs
-
-
 @pytest.fixture
 def configured(small_config: Callable[..., dict], tmp_path: Path) -> Callable[..., Config]:
     """Makes a checked config; keyword arguments as for `small_config`."""
@@ -297,9 +294,6 @@ def test_any_number_of_processes_starts_from_it(
         runs.finish(config, world)
         found.append(losses(Path(output)))
     assert found[1] == pytest.approx(found[0], rel=1e-5)
-
-
-# ------------------------------------------------------------------------------------ mistakes
 
 
 def spoil(folder: Path, key: str, value: float) -> None:
