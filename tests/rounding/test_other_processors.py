@@ -1,4 +1,5 @@
-"""The numeric tests with the instructions of older processors, whose sums round differently.
+"""The numeric tests with the instructions of other processors and with two threads, whose sums round
+differently.
 
 Tolerances that were read off one processor show here: ours must be as near to float64 as plain
 PyTorch is with the same instructions.
@@ -11,36 +12,46 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from tests.helpers.paths import REPOSITORY
 
 # PyTorch's own kernels, MKL and oneDNN choose instructions separately.
-OLD = {
+SSE = {
     "ATEN_CPU_CAPABILITY": "default",
     "MKL_ENABLE_INSTRUCTIONS": "SSE4_2",
     "ONEDNN_MAX_CPU_ISA": "SSE41",
-    "OMP_NUM_THREADS": "1",
 }
-# Kernels in their reference form, models, parity and the gate that compares a whole step; not what
-# is compiled, since a compiler chooses instructions on its own.
-TESTS = [
+AVX2 = {
+    "ATEN_CPU_CAPABILITY": "avx2",
+    "MKL_ENABLE_INSTRUCTIONS": "AVX2",
+    "ONEDNN_MAX_CPU_ISA": "AVX2",
+}
+ONE_THREAD = {"OMP_NUM_THREADS": "1"}
+# Waiting threads sleep, else they take the time of others on a busy machine.
+TWO_THREADS = {"OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "PASSIVE"}
+
+GATE = "tests/bench/test_throughput.py::test_it_compares_and_then_times"
+# Each rule of comparison once, small tests that compute most: a whole step of training, whole steps
+# of the published code, and the losses of 20 steps.
+WHOLE = [GATE, "tests/golden_parity", "tests/test_drop_in.py"]
+# Kernels in their reference form and models; not what is compiled, since a compiler chooses
+# instructions on its own.
+PARTS = [
     *(f"tests/kernels/test_{name}.py" for name in ("ema", "feature_loss", "gather", "patchify")),
     "tests/kernels/test_predictor_tokens.py",
     "tests/models/test_jepa.py",
     "tests/models/test_sequences.py",
-    "tests/golden_parity",
-    "tests/test_drop_in.py",
     "tests/evaluation/test_attentive_classifier.py",
-    "tests/training/zero/test_engine.py::test_gradients_and_clipping",
-    "tests/bench/test_throughput.py::test_it_compares_and_then_times",
 ]
+NORMS = ["tests/training/zero/test_engine.py::test_gradients_and_clipping"]
 
 
-def python(*arguments: str) -> subprocess.CompletedProcess:
+def python(environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess:
     return subprocess.run(
         [sys.executable, *arguments],
         cwd=REPOSITORY,
-        env=os.environ | OLD,
+        env=os.environ | environment,
         capture_output=True,
         text=True,
         check=False,
@@ -48,9 +59,25 @@ def python(*arguments: str) -> subprocess.CompletedProcess:
 
 
 @pytest.mark.slow
-def test_older_instructions_round_as_well() -> None:
-    asked = "import torch; print(torch.backends.cpu.get_cpu_capability())"
-    assert python("-c", asked).stdout.strip() == "DEFAULT"
-    options = ["-q", "-p", "no:cacheprovider", "-k", "not compile and not opcheck"]
-    done = python("-m", "pytest", *options, *TESTS)
+@pytest.mark.parametrize(
+    ("instructions", "threads", "tests"),
+    [
+        pytest.param(SSE, ONE_THREAD, [*WHOLE, *PARTS, *NORMS], id="sse"),
+        pytest.param(AVX2, ONE_THREAD, WHOLE, id="avx2"),
+        pytest.param(AVX2, TWO_THREADS, [GATE, *PARTS], id="avx2, two threads"),
+        pytest.param({}, TWO_THREADS, WHOLE, id="two threads"),
+    ],
+)
+def test_other_instructions_round_as_well(
+    instructions: dict[str, str], threads: dict[str, str], tests: list[str]
+) -> None:
+    environment = instructions | threads
+    asked = "import torch; print(torch.backends.cpu.get_cpu_capability(), torch.get_num_threads())"
+    expected = instructions.get("ATEN_CPU_CAPABILITY", torch.backends.cpu.get_cpu_capability())
+    found = python(environment, "-c", asked).stdout.split()
+    if expected.upper() == "AVX2" and found[0] == "DEFAULT":
+        pytest.skip("this processor has no AVX2")
+    assert found == [expected.upper(), threads["OMP_NUM_THREADS"]]
+    options = ["-q", "-p", "no:cacheprovider", "-k", "not compile and not opcheck and not byte"]
+    done = python(environment, "-m", "pytest", *options, *tests)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.helpers.trainers import make_trainer, run_steps, save_checkpoint
+from tests.rounding.accuracy import TRAINED
 from vjepa_fast.config.schema import CheckpointConfig
 from vjepa_fast.training.checkpoint.format import Checkpoint, checkpoints
 from vjepa_fast.training.checkpoint.resume import restore
@@ -69,7 +70,7 @@ def test_another_stage_reads_it(tmp_path: Path, saved: tuple, read: tuple) -> No
     second = make_trainer(*read[:2], **read[2], seed=1)
     restore(second, Checkpoint.open(folder))
     losses = torch.stack(run_steps(first, 3, 6)), torch.stack(run_steps(second, 3, 6))
-    torch.testing.assert_close(*losses, rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(*losses, rtol=TRAINED, atol=0)
 
 
 @pytest.mark.parametrize("second", [False, True])

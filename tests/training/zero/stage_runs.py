@@ -166,7 +166,7 @@ def run_case(case: dict, steps: int) -> dict:
     for ema, shard in zip(emas, shards, strict=True):
         network = torch.cat([own[name].reshape(-1) for name in names[shard.name]])
         gap = max(gap, (network - ema.to(network.dtype)).abs().max().item())
-        encoder[shard.name] = unsharded(shard, list(shard.masters)).norm().item()
+        encoder[shard.name] = unsharded(shard, list(shard.masters)).double().norm().item()
     batch = [micro_batch(steps, rank, world, second=second)]
     with count_communication(trainer) as (moved, calls):
         result = trainer.step(batch)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from tests.helpers.trainers import make_model
+from tests.rounding.accuracy import SIGNS, TRAINED
 from tests.training.zero.stage_runs import WIDTH, launch, plain_loop
 
 HOST = {"offload_optimizer": True}
@@ -25,25 +26,47 @@ def encoder_norms(weights: dict[str, torch.Tensor]) -> dict[str, float]:
     own = [w for name, w in weights.items() if name.startswith("encoder.")]
     groups = {"decay": [w for w in own if w.ndim > 1], "no_decay": [w for w in own if w.ndim == 1]}
     return {
-        f"encoder.{name}": torch.cat([w.reshape(-1) for w in group]).norm().item()
+        f"encoder.{name}": torch.cat([w.double().reshape(-1) for w in group]).norm().item()
         for name, group in groups.items()
     }
 
 
+# bf16 against fp32: masters are in fp32, so what is left of the roundings of 2^-9 are a few.
+BF16, BF16_GRADIENT = 1e-2, 5e-2
+
+
+def far(found: list[float], exact: list[float]) -> float:
+    """Largest relative error."""
+    return max(abs(f / e - 1) for f, e in zip(found, exact, strict=True))
+
+
+def reference(steps: int, second: bool) -> tuple[list[float], float, dict[str, float], float]:
+    """Losses of a loop in float64 and norms of its weights, each with the relative error allowed:
+    twice that of the same loop in fp32, and `TRAINED`."""
+    types = torch.float32, torch.float64
+    plain, exact = (plain_loop(steps, dtype, second) for dtype in types)
+    norms, exact_norms = encoder_norms(plain[1]), encoder_norms(exact[1])
+    norm_error = far(list(norms.values()), list(exact_norms.values()))
+    loss_limit = TRAINED + 2 * far(plain[0], exact[0])
+    return exact[0], loss_limit, exact_norms, TRAINED + 2 * norm_error
+
+
 def check(cases: list[dict], steps: int, world: int) -> None:
-    plain = {second: plain_loop(steps, second=second) for second in map(is_second, cases)}
+    references = {second: reference(steps, second) for second in map(is_second, cases)}
     for found in launch(cases, steps, world):
         assert len(found) == len(cases)
         first = {is_second(case): r for case, r in reversed(list(zip(cases, found, strict=True)))}
         for case, result in zip(cases, found, strict=True):
-            losses, weights, _ = plain[is_second(case)]
-            near = 1e-2 if case.get("bf16") else 1e-5
-            assert result["losses"] == pytest.approx(losses, rel=near), case
-            assert result["teacher_gap"] <= 1e-7, case
-            for group, norm in encoder_norms(weights).items():
-                assert result["norms"][group] == pytest.approx(norm, rel=near), case
-            grad_norms = pytest.approx(first[is_second(case)]["grad_norms"], rel=5 * near)
-            assert result["grad_norms"] == grad_norms, case
+            losses, loss_limit, norms, norm_limit = references[is_second(case)]
+            bf16 = case.get("bf16")
+            assert far(result["losses"], losses) <= (BF16 if bf16 else loss_limit), case
+            assert result["teacher_gap"] == 0, case
+            for group, norm in norms.items():
+                limit = BF16 if bf16 else norm_limit
+                assert result["norms"][group] == pytest.approx(norm, rel=limit), case
+            grad_norms = first[is_second(case)]["grad_norms"]
+            limit = BF16_GRADIENT if bf16 else SIGNS
+            assert result["grad_norms"] == pytest.approx(grad_norms, rel=limit), case
             check_communication(case, result, world)
 
 
@@ -88,5 +111,5 @@ def test_teacher_is_an_unsharded_ema(world: int) -> None:
     cases = [*ALL, *LOW]
     for found in launch(cases, 100, world):
         for case, result in zip(cases, found, strict=True):
-            assert result["teacher_gap"] <= 1e-7, case
+            assert result["teacher_gap"] == 0, case
             check_communication(case, result, world)
