@@ -11,7 +11,7 @@ from torch import Tensor
 from step.trainers import Baseline, Ours
 
 STEPS = 3
-# Relative errors that rounding may cause; in fp32 twice the baseline's own error comes on top, since
+# Relative errors that rounding may cause. In fp32 twice the baseline's own error is added, since
 # AdamW amplifies rounding from step to step, by a factor that differs between processors.
 # Loss: 32 roundings, of which a mean over all elements has one or two.
 # Gradient: four roundings of an element, 2^-22, turn the signs of at most that share of the L1

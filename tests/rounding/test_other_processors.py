@@ -1,5 +1,4 @@
-"""The numeric tests with the instructions of other processors and with two threads, whose sums round
-differently.
+"""The numeric tests with other processors' instructions and two threads, whose sums round otherwise.
 
 Tolerances that were read off one processor show here: ours must be as near to float64 as plain
 PyTorch is with the same instructions.
