@@ -1,4 +1,4 @@
-"""The numeric tests with other processors' instructions and two threads, whose sums round otherwise.
+"""The numeric tests with other instructions and with two threads, whose sums round differently.
 
 Tolerances that were read off one processor show here: ours must be as near to float64 as plain
 PyTorch is with the same instructions.

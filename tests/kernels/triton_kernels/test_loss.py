@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.rounding.accuracy import assert_accurate
+from tests.rounding.accuracy import ROUNDING, assert_accurate
 from vjepa_fast.kernels import masked_feature_loss
 from vjepa_fast.kernels.feature_loss import launch_loss, row_weights, weights_kernel
 
@@ -235,7 +235,7 @@ def test_gradient_in_float16_under_loss_scaling(device):
     rows = torch.zeros(60, dtype=torch.int32, device=device)
     sequences = torch.tensor([50, 10], device=device), torch.tensor([0, 0], device=device)
     loss = masked_feature_loss(prediction, features, rows, *sequences)
-    assert loss.item() == pytest.approx(1.0)
+    assert abs(loss.item() - 1) <= (60 + 4) * ROUNDING  # sixty rows of whole numbers, weighted
     found = gradient(loss, prediction, 2.0**20).float()
     for rows_of, length in ((slice(0, 50), 50), (slice(50, 60), 10)):
         expected = 2.0**20 / (2 * length * 4096)
