@@ -124,12 +124,11 @@ def test_a_weight_for_each_row(shape):
     prediction, *others = make(shape)
     count = len(prediction)
     one_row = [masked_feature_loss(prediction, *others, weights=w) for w in torch.eye(count)]
+    one_row = torch.stack(one_row)
     weights = torch.rand(count, generator=torch.Generator().manual_seed(1))
     loss = masked_feature_loss(prediction, *others, weights=weights)
-    expected = torch.dot(torch.stack(one_row).double(), weights.double())
-    torch.testing.assert_close(loss.double(), expected, rtol=1e-5, atol=0)
-    whole = torch.stack(one_row).double().sum()
-    torch.testing.assert_close(whole, mean_of_means(prediction, *others), rtol=1e-5, atol=0)
+    assert_accurate(loss, one_row @ weights, one_row.double() @ weights.double())
+    assert_loss(one_row.double().sum().float(), prediction, *others)
 
 
 @pytest.mark.parametrize("index_dtype", [torch.int32, torch.int64], ids=str)
