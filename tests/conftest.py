@@ -34,6 +34,22 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    """SVT-AV1, which writes some tests' videos, makes its process real-time if it may: under root,
+    and then the other processes of the machine stand still."""
+    _share_processors()
+    try:
+        return (yield)
+    finally:
+        _share_processors()
+
+
+def _share_processors() -> None:
+    if os.sched_getscheduler(0) != os.SCHED_OTHER:
+        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+
+
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     """On a CPU tests/kernels/test_interpreted.py runs these, in a process of their own."""
     interpreted = os.environ.get("TRITON_INTERPRET") == "1"
