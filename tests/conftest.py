@@ -51,7 +51,7 @@ def _share_processors() -> None:
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """On a CPU tests/kernels/test_interpreted.py runs these, in a process of their own."""
+    """On a CPU kernels/without_gpu/test_interpreted.py runs these, in a process of their own."""
     interpreted = os.environ.get("TRITON_INTERPRET") == "1"
     if collection_path == KERNELS and config.getoption("--device") == "cpu" and not interpreted:
         return True

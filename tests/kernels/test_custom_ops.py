@@ -1,13 +1,14 @@
-"""The gathers as torch.library custom ops: opcheck, torch.compile, autocast."""
+"""Ops that move or turn rows, as torch.library custom ops: opcheck, torch.compile, autocast."""
 
 import pytest
 import torch
 from torch.library import opcheck
 
-from vjepa_fast.kernels import apply_masks, gather_tokens, predictor_tokens
+from vjepa_fast.kernels import apply_masks, gather_tokens, predictor_tokens, rotate_queries_keys
 from vjepa_fast.kernels.gather import gather_tokens_op
 from vjepa_fast.kernels.gather_backward import scatter_tokens_op
 from vjepa_fast.kernels.predictor_tokens import predictor_tokens_backward_op, predictor_tokens_op
+from vjepa_fast.kernels.rope import rotate_queries_keys_op
 
 GENERATOR = torch.Generator().manual_seed(0)
 
@@ -22,6 +23,8 @@ def indices(size, *shape, dtype=torch.int64):
 
 MASKS = [indices(7, 2, 5), indices(7, 2, 3, dtype=torch.int32), indices(7, 2, 0)]
 SOURCE, POSITION = indices(6, 9), indices(5, 9)
+GRID = (2, 3, 4)
+TOKENS = indices(24, 9)
 OPS = {
     "gather": (gather_tokens_op, (randn(2, 7, 6), MASKS[:1])),
     "gather by several masks": (gather_tokens_op, (randn(2, 7, 6), MASKS)),
@@ -37,6 +40,11 @@ OPS = {
     "predictor_tokens, backward": (
         predictor_tokens_backward_op,
         (randn(9, 6, grad=False), SOURCE, 4, 2),
+    ),
+    "rotate": (rotate_queries_keys_op, (randn(9, 3, 2, 7), TOKENS, GRID, "tiled", False)),
+    "rotate bfloat16, strided, backward": (
+        rotate_queries_keys_op,
+        (randn(3, 9, 2, 7).bfloat16().transpose(0, 1), TOKENS, GRID, "rotation", True),
     ),
 }
 
@@ -58,10 +66,16 @@ def lay_out(context, pos, mask_tokens, source, position):
     return predictor_tokens(context * 2, pos, mask_tokens, source, position).sin()
 
 
+def project_and_rotate(x, weight, tokens):
+    """With what a block does before."""
+    return rotate_queries_keys((x @ weight).view(len(x), 3, 2, 8), tokens, GRID).sin()
+
+
 FUNCTIONS = {
     "gather_tokens": (embed, (randn(2, 7, 6), MASKS[0])),
     "apply_masks": (keep, (randn(2, 7, 6), MASKS[0], MASKS[1])),
     "predictor_tokens": (lay_out, OPS["predictor_tokens"][1]),
+    "rotate_queries_keys": (project_and_rotate, (randn(9, 6), randn(6, 48), TOKENS)),
 }
 
 

@@ -85,7 +85,7 @@ def rotate(b_x, b_cos0, b_cos1, b_sin0, b_sin1, m_rotated):
     return tl.reshape(tl.join(b_new0, b_new1), b_x.shape).to(b_x.dtype)
 
 
-@triton.jit(do_not_specialize=["rows", "size", "plane", "line"])
+@triton.jit(do_not_specialize=["rows", "size", "height", "width"])
 def rope_kernel(
     p_qkv,
     p_tokens,
@@ -94,8 +94,8 @@ def rope_kernel(
     p_out,
     rows,
     size,
-    plane,
-    line,
+    height,
+    width,
     A: tl.constexpr,
     HEADS: tl.constexpr,
     D: tl.constexpr,
@@ -124,8 +124,8 @@ def rope_kernel(
     token = token.to(tl.int32)[:, None]
     o_pair = 2 * tl.arange(0, BLOCK_D // 2)[None, :]  # the first channel of each pair
     axis = o_pair // A
-    place = tl.where(axis == 0, token // plane, tl.where(axis == 1, token // line, token))
-    place = tl.where(axis == 0, place, tl.where(axis == 1, place % (plane // line), place % line))
+    line = token // width
+    place = tl.where(axis == 0, line // height, tl.where(axis == 1, line % height, token % width))
     o_first = place * half + (o_pair % A % half if TILED else o_pair % A // 2)
     o_second = place * half + ((o_pair % A + 1) % half if TILED else o_pair % A // 2)
     m_rotated = o_pair < 3 * A
@@ -169,8 +169,7 @@ def launch_rope(
             out,
             rows,
             grid[0] * grid[1] * grid[2],
-            grid[1] * grid[2],
-            grid[2],
+            *grid[1:],
             A=a,
             HEADS=heads,
             D=head_dim,

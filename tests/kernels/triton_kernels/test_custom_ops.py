@@ -1,4 +1,4 @@
-"""The five ops on Triton as torch.library custom ops: opcheck, torch.compile, autocast."""
+"""The six ops on Triton as torch.library custom ops: opcheck, torch.compile, autocast."""
 
 import pytest
 import torch
@@ -11,6 +11,7 @@ from vjepa_fast.kernels import (
     masked_feature_loss,
     patchify,
     predictor_tokens,
+    rotate_queries_keys,
 )
 
 OPS = torch.ops.vjepa_fast
@@ -51,6 +52,11 @@ class Inputs:
         total = 9 + self.more
         return *tables, mask_tokens, self.integers(6, total), self.integers(5, total)
 
+    def turned(self, grad=False):
+        """Arguments of rotate_queries_keys."""
+        total = 9 + self.more
+        return self.randn(total, 3, 2, 7, grad=grad), self.integers(24, total), (2, 3, 4)
+
     def video(self):
         return self.integers(256, 1, 2, 16, 32, 3, dtype=torch.uint8)
 
@@ -78,6 +84,8 @@ CHECKED = {
         4,
         2,
     ),
+    "rotate": lambda i: (OPS.rotate_queries_keys, *i.turned(grad=True), "tiled", False),
+    "rotate, backward": lambda i: (OPS.rotate_queries_keys, *i.turned(), "rotation", True),
     "loss": lambda i: (OPS.masked_feature_loss, *i.sequences(), 1.0, True, None),
     "loss, backward": lambda i: (
         OPS.masked_feature_loss_backward,
@@ -123,6 +131,10 @@ FUNCTIONS = {
     "predictor_tokens": (
         lambda context, *others: predictor_tokens(context * 2, *others).sin(),
         lambda i: i.pool(grad=True),
+    ),
+    "rotate_queries_keys": (
+        lambda qkv, tokens: rotate_queries_keys(qkv * 2, tokens, (2, 3, 4)).sin(),
+        lambda i: i.turned(grad=True)[:2],
     ),
     "masked_feature_loss": (
         lambda prediction, *others: masked_feature_loss(prediction * 2, *others),
