@@ -19,8 +19,10 @@ from vjepa_fast.kernels import (
     masked_feature_loss,
     patchify,
     predictor_tokens,
+    rotate_queries_keys,
 )
 from vjepa_fast.kernels.patchify import IMAGENET_MEAN, IMAGENET_STD
+from vjepa_fast.kernels.rope import axis_width
 
 MOMENTUM = 0.998
 
@@ -191,6 +193,61 @@ def predictor(model: Model, clips: int, device: torch.device, dtype: torch.dtype
     )
 
 
+def rope(model: Model, clips: int, device: torch.device, dtype: torch.dtype) -> Iterator[Case]:
+    """Rotates queries and keys of the packed context tokens of two masks; tiled angles."""
+    (_, height, width), heads = model.grid, model.heads
+    tokens = torch.cat(
+        [m.flatten() for m in draw_masks(model.tokens, model.context, clips, device)]
+    )
+    qkv = torch.randn(len(tokens), 3, heads, model.width // heads, device=device).to(dtype)
+    a = axis_width(qkv.shape[-1])
+
+    def angles(tokens: Tensor, like: Tensor) -> list[Tensor]:
+        """Of each axis [rows, a], at least in fp32."""
+        wide = torch.promote_types(like.dtype, torch.float32)
+        places = tokens // (height * width), tokens // width % height, tokens % width
+        frequency = 10_000 ** -(torch.arange(a // 2, device=device, dtype=wide) / (a / 2))
+        return [(place[:, None] * frequency).repeat(1, 2) for place in places]
+
+    def turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        swapped = torch.stack([-x[..., 1::2], x[..., ::2]], -1).flatten(-2)
+        return x * cos[:, None] + swapped * sin[:, None]
+
+    def each_axis(qkv, tokens, cos, sin):
+        q, k, v = qkv.unbind(1)
+        turned = []
+        for x in (q, k):
+            parts = [
+                turn(part, angle.cos().to(x.dtype), angle.sin().to(x.dtype))
+                for part, angle in zip(x.split(a, -1), angles(tokens, x), strict=False)
+            ]
+            turned.append(torch.cat([*parts, x[..., 3 * a :]], -1))
+        return [*turned, v]
+
+    def tables(qkv, tokens, cos, sin):
+        q, k, v = qkv.unbind(1)
+        turned = [turn(x[..., : 3 * a], cos, sin) for x in (q, k)]
+        return [
+            *(torch.cat([t, x[..., 3 * a :]], -1) for t, x in zip(turned, (q, k), strict=True)),
+            v,
+        ]
+
+    def ours(qkv, tokens, cos, sin):
+        return rotate_queries_keys(qkv, tokens, model.grid).unbind(1)
+
+    angle = torch.cat(angles(tokens, qkv), -1)
+    size = nbytes(qkv)
+    yield Case(
+        "rope",
+        f"{model.name}, {'+'.join(map(str, model.context))} of {model.tokens}",
+        (qkv, tokens, angle.cos().to(dtype), angle.sin().to(dtype)),
+        (0,),
+        {"axis by axis": each_axis, "tables of rows": tables, "ours": ours},
+        2 * (2 * size // 3) + nbytes(tokens),  # values stay where they are
+        2 * size + nbytes(tokens),  # the gradients of all three are packed
+    )
+
+
 def ema(model: Model, clips: int, device: torch.device, dtype: torch.dtype) -> Iterator[Case]:
     """Updates fp32 EMA weights from fp32 weights, and their bf16 copy for the forward pass."""
     d, blocks = model.width, model.blocks if device.type == "cuda" else 1
@@ -246,6 +303,7 @@ OPS = {
     "loss": loss,
     "patchify": patch_rows,
     "predictor_tokens": predictor,
+    "rope": rope,
     "ema": ema,
 }
 ONE_SIZE = {"patchify", "predictor_tokens"}  # that are the same for every model of the paper

@@ -44,6 +44,7 @@ class Model:
     context: tuple[int, ...] = (365, 104)
     targets: tuple[int, ...] = (751, 1102)
     predictor_width: int = 384
+    heads: int = 16
 
     @property
     def tokens(self) -> int:

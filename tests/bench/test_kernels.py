@@ -12,7 +12,7 @@ from tests.helpers.paths import REPOSITORY
 from vjepa_fast.training.monitoring.environment import processor
 
 BENCH = REPOSITORY / "bench"
-OPS = ["gather", "loss", "patchify", "predictor_tokens", "ema"]
+OPS = ["gather", "loss", "patchify", "predictor_tokens", "rope", "ema"]
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def bench(monkeypatch):
     found = SimpleNamespace(kernels=importlib.import_module("kernels"))
     for name in ("cases", "shapes", "timer"):
         setattr(found, name, importlib.import_module(f"kernel.{name}"))
-    small = found.shapes.Model("small", 32, 2, (2, 2, 2), (3, 2), (4, 5), 16)
+    small = found.shapes.Model("small", 32, 2, (2, 2, 2), (3, 2), (4, 5), 16, 2)
     monkeypatch.setattr(found.cases, "MODELS", (small,))
     monkeypatch.setattr(found.timer, "FLUSHED", {"cpu": 1 << 20, "cuda": 1 << 20})
     return found
@@ -49,7 +49,7 @@ def test_it_compares_and_then_times_every_op(bench, tmp_path, capsys):
         assert row["torch"] == torch.__version__ and row["device"] and "commit" in row
         assert row["cpu"] == processor()
     passes = {op: {key[2] for key in tables if key[0] == op} for op in OPS}
-    assert passes["gather"] == passes["loss"] == passes["predictor_tokens"]
+    assert passes["gather"] == passes["loss"] == passes["predictor_tokens"] == passes["rope"]
     assert passes["loss"] == {"forward", "backward", "both"}
     assert passes["patchify"] == passes["ema"] == {"forward"}
     for table in tables.values():
@@ -170,6 +170,9 @@ def test_bytes_are_counted_as_by_hand(bench):
     assert found["predictor_tokens"] == [
         (pool + 8 * 16 * 4 + rows * (2 * 8 + 16 * 2), pool + rows * (8 + 16 * 2))
     ]
+    # 5 rows a clip in bf16, of queries, keys and values; only in the backward pass all three move
+    part = 3 * 5 * 32 * 2
+    assert found["rope"] == [(4 * part + 3 * 5 * 8, 6 * part + 3 * 5 * 8)]
     # teacher and student read, teacher and its bf16 copy written
     parameters = 12 * 32**2 + 13 * 32 + 32 * 1536 + 3 * 32  # one block, patch embedding, norm
     assert found["ema"] == [(14 * parameters, 0)]
@@ -228,6 +231,8 @@ def no_copy(op):
         ("patchify", "patchify", one_row_less, "output 0"),
         ("predictor_tokens", "predictor_tokens", slightly_more, "output 0"),
         ("predictor_tokens", "predictor_tokens", other_gradient, "gradient of input 2"),
+        ("rope", "rotate_queries_keys", slightly_more, "output 0"),
+        ("rope", "rotate_queries_keys", other_gradient, "gradient of input 0"),
         ("ema", "ema_update_", other_momentum, "output 0"),
         ("ema", "ema_update_", no_copy, "output 1"),
     ],
@@ -260,7 +265,7 @@ def test_every_pytorch_provider_compiles_as_one_graph(bench, monkeypatch, tmp_pa
     assert status == 0
     names = {(row["op"], row["provider"]) for row in rows}
     plain = {(op, n) for op, n in names if n != "ours" and not n.endswith(", compiled")}
-    assert len(plain) == 4 + 2 + 2 + 2 + 3
+    assert len(plain) == 4 + 2 + 2 + 2 + 2 + 3
     assert {(op, f"{n}, compiled") for op, n in plain} <= names
     assert not {(op, n) for op, n in names if n.startswith("ours,")}
 

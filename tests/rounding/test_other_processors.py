@@ -39,6 +39,7 @@ WHOLE = [GATE, "tests/golden_parity", "tests/test_drop_in.py"]
 PARTS = [
     *(f"tests/kernels/test_{name}.py" for name in ("ema", "feature_loss", "gather", "patchify")),
     "tests/kernels/test_predictor_tokens.py",
+    "tests/kernels/test_rope.py",
     "tests/models/test_jepa.py",
     "tests/models/test_sequences.py",
     "tests/evaluation/test_attentive_classifier.py",
