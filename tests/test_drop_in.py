@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from tests.rounding.accuracy import assert_accurate
+from tests.rounding.rotary import matrices
+from tests.rounding.rotary import plain as plain_rotation
 from vjepa_fast.kernels import PatchEmbed, ema_update_
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "drop_in.md"
@@ -287,3 +289,23 @@ def test_a_published_patch_embedding_loads_unchanged():
     encoder, patch_embed = Encoder(), PatchEmbed(WIDTH, PATCH)
     patch_embed.load_state_dict({f"proj.{k}": v for k, v in encoder.proj.state_dict().items()})
     video = torch.randint(256, (CLIPS, 3, 4, 32, 32), dtype=torch.uint8)  # planar, as published
+    last = video.permute(0, 2, 3, 4, 1)
+    exact = plain_patches(copy.deepcopy(encoder).double(), last)
+    assert_accurate(patch_embed(video), plain_patches(encoder, last), exact)
+
+
+@pytest.mark.parametrize("kept", [7, None], ids=["kept tokens", "all"])
+def test_rotary_positions_as_in_the_published_attention(kept):
+    heads, grid, clips = 2, (2, 3, 5), 3
+    random = torch.Generator().manual_seed(0)
+    order = torch.rand(clips, 30, generator=random).argsort(1)
+    mask = order[:, :kept] if kept else torch.arange(30).expand(clips, -1)
+    qkv = torch.randn(clips, mask.shape[1], 3 * heads * 16, generator=random)
+    found = OURS["rotated"](qkv, heads, grid, mask if kept else None)
+    for clip, tokens in enumerate(mask):
+        packed = qkv[clip].view(-1, 3, heads, 16)
+        expected = plain_rotation(packed, tokens, grid, "tiled").unbind(1)
+        maps, (q, k, v) = matrices(tokens, grid, 16, "tiled"), packed.double().unbind(1)
+        turned = [torch.einsum("rij,rhj->rhi", maps, x) for x in (q, k)]
+        for ours, torchs, exact in zip(found, expected, (*turned, v), strict=True):
+            assert_accurate(ours[clip].transpose(0, 1), torchs, exact)
