@@ -254,3 +254,23 @@ def test_features_that_do_not_fit_are_rejected_before_the_work() -> None:
     with pytest.raises(UserError, match=r"features of it: found 3 clips, which take 42\d+\.\d GB"):
         all_features(huge, video, torch.arange(3), torch.device("cpu"), "it")
     assert seen == [3]
+
+
+def test_features_that_do_not_fit_in_memory_are_refused_at_once():
+    """Where the file cache fills the memory, the cache's share counts as free."""
+
+    def wide(video: torch.Tensor) -> torch.Tensor:
+        return torch.zeros(1).expand(len(video), 2**20, 2**20)  # 4 TB a clip, and no memory
+
+    video = torch.zeros(3, 2, 1, 1, 3, dtype=torch.uint8)
+    with pytest.raises(
+        UserError, match=r"^features of it: found 3 clips, which take 13194.* GB, expected at most"
+    ) as refused:
+        all_features(wide, video, torch.arange(3), torch.device("cpu"), "it")
+    free = float(str(refused.value).partition("at most the ")[2].split()[0])
+    kilobytes = {
+        line.split(":")[0]: int(line.split()[1])
+        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    }
+    reclaimable = kilobytes["Inactive(file)"]
+    assert free * 1e6 > 0.5 * min(reclaimable, kilobytes["MemAvailable"])

@@ -208,10 +208,16 @@ def _require_memory(size: int, device: torch.device, what: str, clips: int) -> N
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
     else:
-        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        free = _available_memory()
     if size > free:
         raise UserError(
             f"{what}: found {clips} clips, which take {size / 1e9:.1f} GB, expected at most the "
             f"{free / 1e9:.1f} GB that are free on {device.type}; pass manifests with fewer videos "
             "to --train and --test"
         )
+
+
+def _available_memory() -> int:
+    """Bytes that the host can give without swapping; the file cache counts, since it gives way."""
+    lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")) * 1024
