@@ -301,7 +301,14 @@ def test_clips_of_several_lengths_cost_their_weighted_mean() -> None:
     mixed = config(["a.csv", images], 16, weights=[3.0, 1.0])
     assert mean_clip_flops(mixed) == pytest.approx((3 * long + short) / 4, rel=1e-12)
     assert mean_clip_flops(config(["a.csv", images], 16)) == pytest.approx((long + short) / 2)
-    assert "(other manifests: 4 frames; the tables are for 16)" in info_text(mixed)
+    text = info_text(mixed)
+    assert [line.split()[:3] for line in text.splitlines()[1:4]] == [
+        ["4", "25.0%", "32"],
+        ["16", "75.0%", "128"],
+        ["mean", "104", f"{mean_clip_flops(mixed) / 1e12:.2f}"],
+    ]
+    assert "clip: 16 frames, one in 4, 64 px = 8 x 4 x 4 = 128 tokens" in text
+    assert "as if all manifests were equally large" in info_text(config(["a.csv", images], 16))
 
 
 def test_stages_of_one_training(capsys: pytest.CaptureFixture) -> None:

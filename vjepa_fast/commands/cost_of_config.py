@@ -90,20 +90,28 @@ def clip_flops(
     return StepFlops(*total)
 
 
-def mean_clip_flops(config: Config) -> float:
-    """FLOPs of a clip, the mean over the lengths of clips by the weights of their manifests.
-
-    Without weights, manifests count as equally large.
+def by_length(config: Config) -> list[tuple[Config, float]]:
+    """The config with each of its lengths, ascending, as data.num_frames, and the fraction of clips
+    of that length by the weights; without weights, manifests count as equally large.
     """
     data = config.data
     weights = data.weights or [1.0] * len(data.manifests)
-    flops = dict.fromkeys(data.lengths, 0.0)
-    for num_frames in flops:
-        update = {"data": data.model_copy(update={"num_frames": num_frames})}
-        clip = config.model_copy(update=update)
-        flops[num_frames] = clip_flops(clip, *count_tokens(clip)).total
-    of_manifests = (flops[m.num_frames or data.num_frames] for m in data.manifests)
-    return sum(w * f for w, f in zip(weights, of_manifests, strict=True)) / sum(weights)
+    manifests = [
+        manifest.model_copy(update={"num_frames": manifest.num_frames or data.num_frames})
+        for manifest in data.manifests
+    ]
+    found = []
+    for length in sorted(data.lengths):
+        update = {"num_frames": length, "manifests": manifests}
+        own = config.model_copy(update={"data": data.model_copy(update=update)})
+        its = sum(w for w, m in zip(weights, manifests, strict=True) if m.num_frames == length)
+        found.append((own, its / sum(weights)))
+    return found
+
+
+def mean_clip_flops(config: Config) -> float:
+    """FLOPs of a clip, the mean over the lengths of clips, see `by_length`."""
+    return sum(part * clip_flops(c, *count_tokens(c)).total for c, part in by_length(config))
 
 
 def activation_bytes(

@@ -58,9 +58,14 @@ def stages_text(configs: Sequence[Config]) -> str:
 
 
 def info_text(config: Config) -> str:
-    """Tokens, parameters, FLOPs per clip by part, memory and effective batch."""
+    """Tokens, parameters, FLOPs per clip by part, memory and effective batch.
+
+    With clips of several lengths: a table of them, and the rest for the longest.
+    """
     from vjepa_fast.commands import cost_of_config as cost
 
+    lengths = [_lengths_text(config)] if len(config.data.lengths) > 1 else []
+    config = cost.by_length(config)[-1][0]
     encoder, predictor, optim = config.model.encoder, config.model.predictor, config.optim
     frames, height, width = config.grid
     num_tokens = frames * height * width
@@ -71,15 +76,13 @@ def info_text(config: Config) -> str:
     )
 
     data = config.data
-    pace = f"one in {data.frame_step}" if data.fps is None else f"{data.fps:g} a second"
+    pace = f", one in {data.frame_step}" if data.fps is None else f", {data.fps:g} a second"
+    if any(manifest.frame_step or manifest.fps for manifest in data.manifests):
+        pace = ""
     clip = (
-        f"clip: {data.num_frames} frames, {pace}, {data.crop_size} px = "
+        f"clip: {data.num_frames} frames{pace}, {data.crop_size} px = "
         f"{frames} x {height} x {width} = {num_tokens} tokens"
     )
-
-    if len(data.lengths) > 1:
-        others = ", ".join(str(length) for length in data.lengths if length != data.num_frames)
-        clip += f"\n(other manifests: {others} frames; the tables are for {data.num_frames})"
 
     tokens = [("tokens per clip", "context", "target", "predictor")]
     for index, spec in enumerate(config.masks.specs):
@@ -122,6 +125,7 @@ def info_text(config: Config) -> str:
     )
     return "\n\n".join(
         [
+            *lengths,
             clip,
             f"{text_table(tokens)}\n{sampled}",
             text_table(parameters),
@@ -129,6 +133,22 @@ def info_text(config: Config) -> str:
             f"{text_table(memory)}\n{note}",
         ]
     )
+
+
+def _lengths_text(config: Config) -> str:
+    """Clips, tokens and FLOPs by length."""
+    from vjepa_fast.commands import cost_of_config as cost
+
+    rows, mean_tokens, mean_flops = [("frames", "clips", "tokens", "TFLOP per clip")], 0.0, 0.0
+    for own, part in cost.by_length(config):
+        frames, height, width = own.grid
+        tokens = frames * height * width
+        flops = cost.clip_flops(own, *cost.count_tokens(own)).total
+        rows.append((f"{own.data.num_frames}", f"{part:.1%}", f"{tokens}", _tera(flops)))
+        mean_tokens, mean_flops = mean_tokens + part * tokens, mean_flops + part * flops
+    rows.append(("mean", "", f"{mean_tokens:.0f}", _tera(mean_flops)))
+    unknown = "" if config.data.weights else "as if all manifests were equally large; "
+    return f"{text_table(rows)}\n({unknown}what follows is for the longest clips)"
 
 
 def mask_name(spec: AnyMask) -> str:
