@@ -6,8 +6,8 @@ The two sides are the shipped trainer (DeepSpeed, one process) and bench/step/ba
 start from the same weights. If their losses, gradient norms or EMA weights differ, nothing is
 timed. Steps of the two sides are timed interleaved. Then each part of a step is timed alone and
 compared with its roofline bound. Defaults: configs/vitl16.json on a GPU, else configs/tiny.json;
-synthetic video that is already on the device. --peer adds a checkout of facebookresearch/jepa as a
-third side.
+synthetic video that is already on the device. --peer adds a checkout of facebookresearch/jepa or,
+for a config of the second generation, of facebookresearch/vjepa2 as a third side.
 """
 
 from __future__ import annotations
@@ -74,7 +74,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="ZeRO stage of our trainer (default: the config's)",
     )
     parser.add_argument(
-        "--peer", type=Path, metavar="DIR", help="checkout of facebookresearch/jepa to time as well"
+        "--peer",
+        type=Path,
+        metavar="DIR",
+        help="checkout of facebookresearch/jepa or vjepa2 to time as well",
     )
     parser.add_argument("--profile", type=Path, metavar="DIR", help="folder for a trace per side")
     parser.add_argument(
@@ -127,7 +130,9 @@ def figures(
     if peer:
         networks = {name: getattr(ours.trainer.model, name) for name in ("encoder", "predictor")}
         own = {name: sum(p.numel() for p in net.parameters()) for name, net in networks.items()}
-        result["peer"] = report.peer_fields(measured.times, peer.commit, peer.parameters, own)
+        result["peer"] = report.peer_fields(
+            measured.times, peer.repository, peer.commit, peer.parameters, own
+        )
     work = [
         step_work(config, *ours.token_counts(step), 2 if bf16 else 4)
         for step in measured.parts_steps

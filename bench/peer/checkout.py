@@ -1,4 +1,4 @@
-"""The third side of bench/throughput.py: a user's checkout of facebookresearch/jepa, which runs in
+"""The third side of bench/throughput.py: a user's checkout of a public trainer, which runs in
 another process (process.py)."""
 
 from __future__ import annotations
@@ -14,19 +14,11 @@ from tempfile import TemporaryDirectory
 import torch
 
 from common import commit_of
-from peer.process import PARTS, not_a_checkout
+from peer.generations import check_config, generation_of
 from vjepa_fast.config import Config
 from vjepa_fast.errors import UserError
 
 SCRIPT = Path(__file__).resolve().parent / "process.py"
-
-
-def check_folder(folder: Path) -> None:
-    """Raises UserError if a module that we need is missing in `folder`."""
-    for module in PARTS.values():
-        file = Path(*module.split(".")).with_suffix(".py")
-        if not (folder / file).is_file():
-            raise not_a_checkout(folder, f"no {file} in it")
 
 
 class Peer:
@@ -36,14 +28,19 @@ class Peer:
         folder: the checkout.
         config: config of the other sides; the process gets a copy.
 
-    Raises UserError if the folder or this environment lacks something it needs.
+    Attributes:
+        repository: of which the folder is a checkout, as on GitHub.
+
+    Raises UserError if the folder or this environment lacks something it needs, or if the config is
+    of another generation.
     """
 
     name = "peer"
 
     def __init__(self, folder: Path, config: Config) -> None:
-        check_folder(folder)
-        self.folder = folder
+        generation = generation_of(folder)
+        check_config(generation, folder, config)
+        self.folder, self.repository = folder, generation.repository
         # without .git, git would answer for a repository around it
         self.commit = commit_of(folder) if (folder / ".git").exists() else None
         with TemporaryDirectory(prefix="vjepa_fast_peer_") as temporary:

@@ -1,5 +1,5 @@
-"""The process in which `bench/throughput.py --peer DIR` runs steps of a checkout of
-facebookresearch/jepa:
+"""The process in which `bench/throughput.py --peer DIR` runs steps of a checkout of a public
+trainer:
 
     python bench/peer/process.py DIR --config FILE --threads N
 
@@ -31,37 +31,23 @@ from types import SimpleNamespace
 
 import torch
 
+from peer.generations import Generation, generation_of, not_a_checkout
 from peer.step import Step
 from step.clock import Clock, peak_memory
 from vjepa_fast.config import load_config
 from vjepa_fast.errors import UserError
 
-PARTS = {
-    "VisionTransformer": "src.models.vision_transformer",
-    "VisionTransformerPredictor": "src.models.predictor",
-    "MultiMaskWrapper": "src.models.utils.multimask",
-    "PredictorMultiMaskWrapper": "src.models.utils.multimask",
-    "apply_masks": "src.masks.utils",
-}
 WARM_UP = 3  # steps, as many as the other sides run in the gate
 
 
-def not_a_checkout(folder: Path, found: str) -> UserError:
-    """The error for a folder that is not a checkout."""
-    return UserError(
-        f"--peer: found {found}, expected a checkout of facebookresearch/jepa; name the folder "
-        f"that holds its README.md and src/ instead of {folder}"
-    )
-
-
-def load_parts(folder: Path) -> SimpleNamespace:
+def load_parts(folder: Path, generation: Generation) -> SimpleNamespace:
     """Classes and functions of the checkout, by name.
 
     Raises UserError if one of them, or a package that it needs, is missing.
     """
     sys.path.insert(0, str(folder))
     found = SimpleNamespace()
-    for name, module_name in PARTS.items():
+    for name, module_name in generation.parts.items():
         try:
             module = importlib.import_module(module_name)
         except ModuleNotFoundError as error:
@@ -85,7 +71,9 @@ def answers(options: argparse.Namespace) -> Iterator[dict]:
     torch.set_num_threads(options.threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     config = load_config(options.config)
-    step, clock = Step(load_parts(options.folder), config, device), Clock(device, decodes=False)
+    generation = generation_of(options.folder)
+    parts = load_parts(options.folder, generation)
+    step, clock = Step(parts, generation, config, device), Clock(device, decodes=False)
     for i in range(WARM_UP):
         step(i, step.masks(i))
     yield {"parameters": step.parameters()}

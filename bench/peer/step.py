@@ -1,5 +1,5 @@
-"""The peer's training step: the checkout's networks, in the step that the paper describes (arXiv
-2404.08471, section 3)."""
+"""The peer's training step: the checkout's networks, in the step that the papers describe (arXiv
+2404.08471, section 3; arXiv 2506.09985, section 2)."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from peer.generations import SECOND, Generation
 from vjepa_fast.config import Config
 from vjepa_fast.errors import UserError
 from vjepa_fast.training.batches import make_sampler
@@ -27,14 +28,18 @@ class Step:
 
     Args:
         parts: classes and functions of the checkout (`process.load_parts`).
+        generation: whose checkout it is.
         config: config of the other sides; a step is one micro-batch.
     """
 
-    def __init__(self, parts: SimpleNamespace, config: Config, device: torch.device) -> None:
+    def __init__(
+        self, parts: SimpleNamespace, generation: Generation, config: Config, device: torch.device
+    ) -> None:
         self.device, self.optim, self.gather = device, config.optim, parts.apply_masks
         self.bf16 = config.precision_on(device.type) == "bf16"
         data, model = config.data, config.model
         encoder, predictor = model.encoder, model.predictor
+        self.second = generation is SECOND
         common = {
             "img_size": data.crop_size,
             "patch_size": model.patch_size,
@@ -44,7 +49,9 @@ class Step:
             "norm_layer": partial(nn.LayerNorm, eps=1e-6),
             "uniform_power": model.uniform_power,
         }
-        self.encoder = parts.MultiMaskWrapper(
+        if self.second:
+            common["use_rope"] = True
+        self.encoder = getattr(parts, generation.encoder)(
             parts.VisionTransformer(
                 depth=encoder.depth,
                 num_heads=encoder.heads,
@@ -52,13 +59,13 @@ class Step:
                 **common,
             )
         ).to(device)
-        self.predictor = parts.PredictorMultiMaskWrapper(
+        self.predictor = getattr(parts, generation.predictor)(
             parts.VisionTransformerPredictor(
                 predictor_embed_dim=predictor.width,
                 depth=predictor.depth,
                 num_heads=config.model.predictor_heads,
                 use_mask_tokens=True,
-                num_mask_tokens=len(config.masks.specs),
+                num_mask_tokens=config.num_mask_tokens,
                 **common,
             )
         ).to(device)
@@ -104,11 +111,15 @@ class Step:
                 group["weight_decay"] = self.schedules.weight_decay(step)
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16):
             with torch.no_grad():
-                features = self.teacher(video)
+                features = self.teacher([video])[0] if self.second else self.teacher(video)
                 features = F.layer_norm(features, features.shape[-1:])
                 wanted = self.gather(features, targets, concat=False)
-            encoded = self.encoder(video, contexts)
-            predicted = self.predictor(encoded, wanted, contexts, targets)
+            if self.second:  # its wrappers take a list with an item for each length of clips
+                encoded = self.encoder([video], [contexts])
+                (predicted,) = self.predictor(encoded, [contexts], [targets])
+            else:
+                encoded = self.encoder(video, contexts)
+                predicted = self.predictor(encoded, wanted, contexts, targets)
             loss = self.loss(predicted, wanted)
         loss.backward()
         if self.optim.clip_grad is not None:

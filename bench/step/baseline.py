@@ -4,8 +4,9 @@ It makes the usual choices of public trainers. The whole video is normalized to 
 embeds all patches, then gathers with an index repeated over the width. Encoder and predictor run
 once per mask. All target features are layer-normed before half of them are gathered. Clipping and
 AdamW are torch's. The EMA is updated tensor by tensor. bf16 runs under autocast. The loss is read
-at every step (a host sync). Parameters have the names of our model, so that both sides start from
-the same weights.
+at every step (a host sync). Rotary positions turn queries and keys axis by axis, by angles that
+every block computes anew. Parameters have the names of our model, so that both sides start from the
+same weights.
 """
 
 from __future__ import annotations
@@ -35,18 +36,56 @@ def repeat_gather(x: Tensor, index: Tensor) -> Tensor:
     return torch.gather(x, 1, index.unsqueeze(-1).repeat(1, 1, x.shape[-1]))
 
 
+def rotate(x: Tensor, place: Tensor, tiled: bool) -> Tensor:
+    """x [B, heads, K, a], neighboring channels turned by their places [B or 1, heads or 1, K]."""
+    half = x.shape[-1] // 2
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    i = torch.arange(half, dtype=dtype, device=x.device)
+    angle = place.unsqueeze(-1) / 10000.0 ** (i / half)
+    cos, sin = (
+        torch.cat([t, t], -1) if tiled else t.repeat_interleave(2, -1)
+        for t in (angle.cos(), angle.sin())
+    )
+    first, second = x.unflatten(-1, (half, 2)).unbind(-1)
+    turned = torch.stack([-second, first], -1).flatten(-2)
+    return (x * cos + turned * sin).to(x.dtype)
+
+
+def rotate_axes(x: Tensor, places: Sequence[Tensor], tiled: bool) -> Tensor:
+    """x [B, heads, K, d] with a part of its channels rotated for each axis (V-JEPA 2)."""
+    width = 2 * (x.shape[-1] // 6)
+    *parts, rest = x.split([width] * len(places) + [x.shape[-1] - len(places) * width], -1)
+    rotated = [rotate(part, place, tiled) for part, place in zip(parts, places, strict=True)]
+    return torch.cat([*rotated, rest], -1)
+
+
 class Attention(nn.Module):
-    def __init__(self, width: int, heads: int) -> None:
+    """With rotary positions, tokens [B, K] or [K] are the rows' places in the grid."""
+
+    def __init__(self, width: int, heads: int, config: Config) -> None:
         super().__init__()
-        self.heads = heads
+        self.heads, self.grid, self.positions = heads, config.grid, config.model.positions
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, tokens: Tensor) -> Tensor:
         b, n, d = x.shape
         q, k, v = self.qkv(x).reshape(b, n, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)
+        if self.positions != "sincos":
+            q, k = self.rotate(q, k, tokens)
         x = F.scaled_dot_product_attention(q, k, v)
         return self.proj(x.transpose(1, 2).reshape(b, n, d))
+
+    def rotate(self, q: Tensor, k: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Queries and keys; masked tokens' places are repeated over the heads."""
+        if tokens.ndim == 2:
+            tokens = tokens.unsqueeze(1).repeat(1, self.heads, 1)
+        _, height, width = self.grid
+        frame = tokens // (height * width)
+        row = tokens % (height * width) // width
+        places = frame, row, tokens % width
+        tiled = self.positions == "rope_tiled"
+        return rotate_axes(q, places, tiled), rotate_axes(k, places, tiled)
 
 
 class Mlp(nn.Module):
@@ -61,15 +100,15 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    def __init__(self, width: int, heads: int, mlp_ratio: float = 4.0) -> None:
+    def __init__(self, width: int, heads: int, config: Config, mlp_ratio: float = 4.0) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(width, eps=1e-6)
-        self.attn = Attention(width, heads)
+        self.attn = Attention(width, heads, config)
         self.norm2 = nn.LayerNorm(width, eps=1e-6)
-        self.mlp = Mlp(width, int(width * mlp_ratio))
+        self.mlp = Mlp(width, round(width * mlp_ratio))
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.attn(self.norm1(x))
+    def forward(self, x: Tensor, tokens: Tensor) -> Tensor:
+        x = x + self.attn(self.norm1(x), tokens)
         return x + self.mlp(self.norm2(x))
 
 
@@ -82,26 +121,36 @@ class PatchEmbed(nn.Module):
         return self.proj(video).flatten(2).transpose(1, 2)
 
 
+def add_table(module: nn.Module, width: int, config: Config) -> None:
+    """Add the buffer `positions` [1, N, width]; None with rotary positions."""
+    table = None
+    if config.model.positions == "sincos":
+        table = position_table(width, config.grid, config.model.uniform_power).unsqueeze(0)
+    module.register_buffer("positions", table, persistent=False)
+
+
 class Encoder(nn.Module):
     def __init__(self, config: Config) -> None:
         super().__init__()
         model, shape = config.model, config.model.encoder
         kernel = (model.tubelet_size, model.patch_size, model.patch_size)
         self.patch_embed = PatchEmbed(shape.width, kernel)
-        table = position_table(shape.width, config.grid, model.uniform_power)
-        self.register_buffer("positions", table.unsqueeze(0), persistent=False)
+        add_table(self, shape.width, config)
         self.blocks = nn.ModuleList(
-            Block(shape.width, shape.heads, shape.mlp_ratio) for _ in range(shape.depth)
+            Block(shape.width, shape.heads, config, shape.mlp_ratio) for _ in range(shape.depth)
         )
         self.norm = nn.LayerNorm(shape.width, eps=1e-6)
 
     def forward(self, video: Tensor, index: Tensor | None = None) -> Tensor:
         """Features [B, K, D] of the tokens `index` [B, K] of a normalized video; None: of all."""
-        x = self.patch_embed(video) + self.positions
+        x = self.patch_embed(video)
+        if self.positions is not None:
+            x = x + self.positions
+        tokens = torch.arange(x.shape[1], device=x.device) if index is None else index
         if index is not None:
             x = repeat_gather(x, index)
         for block in self.blocks:
-            x = block(x)
+            x = block(x, tokens)
         return self.norm(x)
 
 
@@ -110,11 +159,10 @@ class Predictor(nn.Module):
         super().__init__()
         shape, encoder_width = config.model.predictor, config.model.encoder.width
         self.embed = nn.Linear(encoder_width, shape.width)
-        self.mask_tokens = nn.Parameter(torch.zeros(len(config.masks.specs), shape.width))
-        table = position_table(shape.width, config.grid, config.model.uniform_power)
-        self.register_buffer("positions", table.unsqueeze(0), persistent=False)
+        self.mask_tokens = nn.Parameter(torch.zeros(config.num_mask_tokens, shape.width))
+        add_table(self, shape.width, config)
         self.blocks = nn.ModuleList(
-            Block(shape.width, config.model.predictor_heads) for _ in range(shape.depth)
+            Block(shape.width, config.model.predictor_heads, config) for _ in range(shape.depth)
         )
         self.norm = nn.LayerNorm(shape.width, eps=1e-6)
         self.proj = nn.Linear(shape.width, encoder_width)
@@ -122,13 +170,16 @@ class Predictor(nn.Module):
     def forward(self, encoded: Tensor, context: Tensor, target: Tensor, spec: int) -> Tensor:
         """Features at target [B, Kt], from encoded [B, Kc, D] at context [B, Kc]."""
         clips, kept = context.shape
-        positions = self.positions.repeat(clips, 1, 1)
-        x = self.embed(encoded) + repeat_gather(positions, context)
-        wanted = self.mask_tokens[spec].repeat(clips, target.shape[1], 1)
-        wanted = wanted + repeat_gather(positions, target)
-        x = torch.cat([x, wanted], dim=1)
+        x = self.embed(encoded)
+        token = self.mask_tokens[spec % len(self.mask_tokens)]  # one of its own, or shared
+        wanted = token.repeat(clips, target.shape[1], 1)
+        if self.positions is not None:
+            positions = self.positions.repeat(clips, 1, 1)
+            x = x + repeat_gather(positions, context)
+            wanted = wanted + repeat_gather(positions, target)
+        x, tokens = torch.cat([x, wanted], dim=1), torch.cat([context, target], dim=1)
         for block in self.blocks:
-            x = block(x)
+            x = block(x, tokens)
         return self.proj(self.norm(x)[:, kept:])
 
 

@@ -10,7 +10,8 @@ Schema; a spread is {"p20", "p50", "p80"} over rounds:
     sides    {"baseline" | "ours" | "peer": {ms: spread, clips_per_s, fraction_of_gemm: spread,
              mfu: float | null, wait_ms: spread, step_memory_bytes: int | null}}
     ratio, ratio_spread                                      baseline's time over ours
-    peer     {commit, parameters, parameters_of_ours, ratio_spread, baseline_spread}   with --peer
+    peer     {repository, commit, parameters, parameters_of_ours, ratio_spread,
+             baseline_spread}                            with --peer
     parts    [{part, flops, bytes, bound_by: "gemm" | "bytes", roofline_ms, ours_ms, gap_ms,
              fraction_of_roofline, gflop_per_s, gb_per_s, baseline_ms, ratio}]
     gemms    {number, flops, seconds, step_flops}            without --compile
@@ -93,6 +94,7 @@ def step_fields(measured: Measured, clips: int, flops: float, gpu: str | None) -
 
 def peer_fields(
     times: dict[str, np.ndarray],
+    repository: str,
     commit: str | None,
     parameters: dict[str, int],
     ours: dict[str, int],
@@ -100,6 +102,7 @@ def peer_fields(
     """`peer` of the schema: its time relative to the other sides', round by round, and the trained
     parameters of its networks and of ours."""
     return {
+        "repository": repository,
         "commit": commit,
         "parameters": parameters,
         "parameters_of_ours": ours,
@@ -174,7 +177,7 @@ def steps_text(result: dict) -> str:
         peer = result["peer"]
         lines.append(
             f"peer / ours: {spread_text(peer['ratio_spread'], 2, unit=' x')}, baseline / peer: "
-            f"{spread_text(peer['baseline_spread'], 2, unit=' x')}; peer: facebookresearch/jepa, "
+            f"{spread_text(peer['baseline_spread'], 2, unit=' x')}; peer: {peer['repository']}, "
             f"commit {peer['commit'] or 'unknown'}, its video normalized before the timed step"
         )
     for name, row in result["sides"].items():

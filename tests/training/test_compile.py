@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
+from tests.helpers.trainers import GENERATIONS, SECOND
 from tests.rounding.accuracy import ROUNDING
 from vjepa_fast.config import Config, parse_config
 from vjepa_fast.config.model import build_model
@@ -70,16 +71,18 @@ def test_all_blocks_are_compiled(small_config: Callable[..., dict]) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("model", GENERATIONS)
 def test_compiled_losses_are_the_same(
-    small_config: Callable[..., dict], monkeypatch: pytest.MonkeyPatch
+    small_config: Callable[..., dict], monkeypatch: pytest.MonkeyPatch, model: dict
 ) -> None:
     """Contexts change their lengths from step to step, which must not recompile anything: each of
-    the block's two regions compiles at most three times, once per network."""
+    the block's two regions compiles at most three times, once per network. The rotation is in the
+    first region."""
     monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 3)
     monkeypatch.setattr(torch._dynamo.config, "fail_on_recompile_limit_hit", True)
     torch._dynamo.reset()
     counters.clear()
-    data = small_config(optim=STILL | {"steps": 50})
+    data = small_config(optim=STILL | {"steps": 50}, model=model)
     exact = exact_steps(parse_config(data))
     assert len(set(map(tuple, exact))) == 50
     output = data["output"]
@@ -94,11 +97,12 @@ def test_compiled_losses_are_the_same(
 
 
 @pytest.mark.parametrize(("mode", "stage"), [("selective", 1), ("full", 2)])
+@pytest.mark.parametrize("model", GENERATIONS)
 def test_activation_checkpointing_is_passed_on_and_changes_no_loss(
-    small_config: Callable[..., dict], mode: str, stage: int
+    small_config: Callable[..., dict], mode: str, stage: int, model: dict
 ) -> None:
     init_process_group()
-    losses, changed = {}, small_config(zero={"stage": stage})
+    losses, changed = {}, small_config(zero={"stage": stage}, model=model)
     for chosen in ("none", mode):
         config = parse_config(changed | {"activation_checkpointing": chosen})
         trainer = build_trainer(config, 1)
@@ -114,10 +118,13 @@ def test_activation_checkpointing_is_passed_on_and_changes_no_loss(
 
 
 @pytest.mark.slow
-def test_compiled_blocks_can_be_recomputed(small_config: Callable[..., dict]) -> None:
-    data = small_config(optim=STILL)
+@pytest.mark.parametrize(("model", "mode"), [({}, "full"), (SECOND, "full"), (SECOND, "selective")])
+def test_compiled_blocks_can_be_recomputed(
+    small_config: Callable[..., dict], model: dict, mode: str
+) -> None:
+    data = small_config(optim=STILL, model=model)
     exact = exact_steps(parse_config(data))
-    changes = {"compile": True, "activation_checkpointing": "full"}
+    changes = {"compile": True, "activation_checkpointing": mode}
     plain = largest_errors(data | {"output": f"{data['output']}-plain"}, exact)
     found = largest_errors(data | changes, exact)
     assert all(f <= 2 * p + 16 * ROUNDING for f, p in zip(found, plain, strict=True)), (

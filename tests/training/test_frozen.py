@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.helpers.trainers import SLOW_SECOND
 from vjepa_fast.config import Config, load_config
 from vjepa_fast.errors import UserError
 from vjepa_fast.evaluation.probe import load_target_encoder
@@ -31,10 +32,14 @@ def configured(small_config: Callable[..., dict], tmp_path: Path) -> Callable[..
     return make
 
 
+@pytest.mark.parametrize("model", SLOW_SECOND)
 def test_a_frozen_target_encoder_stays_and_resumes(
-    configured: Callable[..., Config], tmp_path: Path
+    configured: Callable[..., Config], tmp_path: Path, model: dict
 ) -> None:
-    first = pretrain(configured(optim={"steps": 4}))
+    def changed(**sections: object) -> Config:
+        return configured(**{"model": model} | sections)
+
+    first = pretrain(changed(optim={"steps": 4}))
     teacher = Checkpoint.find(first).weights("encoder", "teacher")
     frozen = {"mode": "frozen", "checkpoint": str(first)}
 
@@ -48,7 +53,7 @@ def test_a_frozen_target_encoder_stays_and_resumes(
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Trainer, "step", step)
-        whole = pretrain(configured(output=str(tmp_path / "whole"), teacher=frozen))
+        whole = pretrain(changed(output=str(tmp_path / "whole"), teacher=frozen))
     assert len(seen) == 8
     for weights in (seen[0], seen[-1]):
         assert all(torch.equal(weights[name], teacher[name]) for name in teacher)
@@ -58,7 +63,7 @@ def test_a_frozen_target_encoder_stays_and_resumes(
     (stopped / "checkpoints").mkdir(parents=True)
     half = whole / "checkpoints" / "step_00000004"
     half.rename(stopped / "checkpoints" / half.name)
-    halves = pretrain(configured(output=str(stopped), teacher=frozen))
+    halves = pretrain(changed(output=str(stopped), teacher=frozen))
     ends = [Checkpoint.find(run) for run in (whole, halves)]
     trained = [end.weights("encoder", "master") for end in ends]
     assert all(torch.equal(trained[0][name], trained[1][name]) for name in trained[0])
@@ -69,14 +74,14 @@ def test_a_frozen_target_encoder_stays_and_resumes(
     later = pretrained.with_name("step_00000005")
     shutil.copytree(pretrained, later)
     with pytest.raises(UserError, match=r"teacher\.checkpoint was .*4\" and is .*5\""):
-        pretrain(configured(output=str(whole), teacher=frozen))
+        pretrain(changed(output=str(whole), teacher=frozen))
     pinned = frozen | {"checkpoint": str(pretrained)}
-    assert pretrain(configured(output=str(whole), teacher=pinned)) == whole
+    assert pretrain(changed(output=str(whole), teacher=pinned)) == whole
     shutil.rmtree(later)
 
     encoder = load_target_encoder(ends[0])  # a probe of this run uses the trained weights
     assert all(torch.equal(p, trained[0][name]) for name, p in encoder.named_parameters())
-    wide = {"encoder": {"width": 48, "depth": 2, "heads": 2}}
+    wide = model | {"encoder": {"width": 48, "depth": 2, "heads": 2}}
     with pytest.raises(UserError, match=r"^teacher\.checkpoint: found patch_embed\.\S+ of shape"):
         pretrain(configured(output=str(tmp_path / "wide"), teacher=frozen, model=wide))
 

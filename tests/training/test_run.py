@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.paths import REPOSITORY
+from tests.helpers.trainers import SLOW_SECOND
 from tests.rounding.accuracy import TRAINED
 from vjepa_fast.config import parse_config
 from vjepa_fast.training.distributed.launch import free_port
@@ -135,13 +136,14 @@ def test_the_folder_of_an_overridden_recipe(
     assert len(Path(found).name) < 130
 
 
+@pytest.mark.parametrize("model", SLOW_SECOND)
 def test_two_processes_give_the_losses_of_one(
-    small_config: Callable[..., dict], tmp_path: Path
+    small_config: Callable[..., dict], tmp_path: Path, model: dict
 ) -> None:
     losses = {}
     for processes in (1, 2):
         output = tmp_path / f"on{processes}"
-        config = small_config(output=str(output), optim={"micro_batch": 2})
+        config = small_config(output=str(output), optim={"micro_batch": 2}, model=model)
         done = run([*launched(processes), *write(config, tmp_path)])
         assert done.returncode == 0, done.stderr
         rows = metrics(output)

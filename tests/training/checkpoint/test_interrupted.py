@@ -16,6 +16,7 @@ import pytest
 from safetensors.torch import load_file
 
 from tests.helpers.forked_runs import Run, Runs, small_file_system
+from tests.helpers.trainers import SECOND
 from tests.rounding.accuracy import TRAINED
 from vjepa_fast.training.checkpoint.format import Checkpoint, checkpoints
 
@@ -44,15 +45,24 @@ def has_saved(run: Path, count: int = 1) -> Callable[[], bool]:
     return lambda: len(checkpoints(run)) >= count
 
 
-@pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("kills", "model"),
+    [
+        (2, {}),
+        pytest.param(20, {}, marks=pytest.mark.slow),
+        pytest.param(5, SECOND, marks=pytest.mark.slow),
+    ],
+    ids=["2", "20", "second"],
+)
 def test_kills_at_random_moments_cost_less_than_an_interval(
-    runs: Runs, small_config: Callable[..., dict], tmp_path: Path, kills: int
+    runs: Runs, small_config: Callable[..., dict], tmp_path: Path, kills: int, model: dict
 ) -> None:
     steps, every, chance = 16 * kills, 5, random.Random(kills)
-    optim, checkpoint = {"steps": steps}, {"every": every, "background": True}
+    checkpoint = {"every": every, "background": True}
+    sections = {"optim": {"steps": steps}, "checkpoint": checkpoint, "model": model}
     straight, killed = tmp_path / "straight", tmp_path / "killed"
-    runs.finish(small_config(output=str(straight), optim=optim, checkpoint=checkpoint))
-    config = small_config(output=str(killed), optim=optim, checkpoint=checkpoint)
+    runs.finish(small_config(output=str(straight), **sections))
+    config = small_config(output=str(killed), **sections)
 
     def reached() -> int:
         """Steps that are done, by the metrics."""

@@ -17,6 +17,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.helpers.paths import REPOSITORY
+from tests.helpers.trainers import SLOW_SECOND
 from vjepa_fast.config import parse_config
 from vjepa_fast.errors import UserError
 from vjepa_fast.masks.overlay import CONTEXT, TARGET
@@ -57,10 +58,12 @@ class _Messages(logging.Handler):
         self.lines.append(record.getMessage())
 
 
+@pytest.mark.parametrize("model", SLOW_SECOND)
 def test_what_a_run_leaves(
     small_config: Callable[..., dict],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    model: dict,
 ) -> None:
     (tmp_path / "wandb.py").write_text(STAND_IN)
     monkeypatch.syspath_prepend(tmp_path)
@@ -68,7 +71,7 @@ def test_what_a_run_leaves(
     monkeypatch.setattr(logger, "handlers", [messages])
     monkeypatch.setattr(logger, "level", logging.INFO)
     log = {"every": 2, "pictures_every": 3, "histograms_every": 5, "wandb": "trials"}
-    run = pretrain(parse_config(small_config(log=log)))
+    run = pretrain(parse_config(small_config(log=log, model=model)))
     import wandb
 
     lines = [m for m in messages.lines if m.startswith("step ")]
