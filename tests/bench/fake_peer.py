@@ -1,5 +1,5 @@
-"""A stand-in for a checkout of facebookresearch/jepa: its names and signatures around the smallest
-networks that train. The code is ours."""
+"""Stand-ins for checkouts of facebookresearch/jepa and vjepa2: their names and signatures around
+the smallest networks that train. The code is ours."""
 
 from __future__ import annotations
 
@@ -66,18 +66,46 @@ class PredictorMultiMaskWrapper(nn.Module):
         return [self.backbone(*mask, spec) for spec, mask in masks]
 """
 
+SECOND_PARTS = (
+    PARTS.replace("uniform_power", "uniform_power, use_rope")
+    + """
+
+class MultiSeqWrapper(nn.Module):
+    def __init__(self, backbone):
+        super().__init__()
+        self.backbone = backbone
+
+    def forward(self, videos, masks=None):
+        if masks is None:
+            return [self.backbone(video) for video in videos]
+        pairs = zip(videos, masks, strict=True)
+        return [[self.backbone(video, index) for index in own] for video, own in pairs]
+
+
+class PredictorMultiSeqWrapper(nn.Module):
+    def __init__(self, backbone):
+        super().__init__()
+        self.backbone = backbone
+
+    def forward(self, encoded, contexts, targets):
+        lengths = enumerate(zip(encoded, contexts, targets, strict=True))
+        return [[self.backbone(*mask, length) for mask in zip(*own)] for length, own in lengths]
+"""
+)
+
 MODULES = {
     "src/models/vision_transformer.py": "VisionTransformer",
     "src/models/predictor.py": "VisionTransformerPredictor",
-    "src/models/utils/multimask.py": "MultiMaskWrapper, PredictorMultiMaskWrapper",
     "src/masks/utils.py": "apply_masks",
 }
+FIRST = {"src/models/utils/multimask.py": "MultiMaskWrapper, PredictorMultiMaskWrapper"}
+SECOND = {"src/utils/wrappers.py": "MultiSeqWrapper, PredictorMultiSeqWrapper"}
 
 
-def make_checkout(folder: Path) -> Path:
-    """Write the stand-in; returns its folder."""
-    for name, parts in MODULES.items():
+def make_checkout(folder: Path, second: bool = False) -> Path:
+    """Write the stand-in, of the second generation if asked; returns its folder."""
+    for name, parts in (MODULES | (SECOND if second else FIRST)).items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(f"from src.parts import {parts}\n")
-    (folder / "src" / "parts.py").write_text(PARTS)
+    (folder / "src" / "parts.py").write_text(SECOND_PARTS if second else PARTS)
     return folder

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from tests.bench.fake_peer import PARTS, make_checkout
+from tests.bench.fake_peer import PARTS, SECOND_PARTS, make_checkout
 from tests.helpers.paths import REPOSITORY
+from tests.helpers.trainers import SECOND
 from vjepa_fast.errors import UserError
 from vjepa_fast.training.distributed.launch import init_process_group
 from vjepa_fast.training.schedules import make_schedules
@@ -27,6 +28,7 @@ def bench(monkeypatch):
     monkeypatch.syspath_prepend(str(BENCH))
     names = {"throughput": "throughput", "clock": "step.clock", "checkout": "peer.checkout"}
     names |= {"report": "step.report", "trainers": "step.trainers", "peer_step": "peer.step"}
+    names |= {"generations": "peer.generations"}
     found = SimpleNamespace(**{key: importlib.import_module(name) for key, name in names.items()})
     monkeypatch.setattr(found.clock, "GEMM_SIZE", {"cpu": 64})
     monkeypatch.setattr(found.clock, "COPY_BYTES", {"cpu": 1 << 20})
@@ -43,6 +45,14 @@ def config_file(small_config, tmp_path):
 @pytest.fixture
 def config(bench, config_file):
     return bench.trainers.read_config(config_file, CLIPS, False, None, None)
+
+
+@pytest.fixture
+def second_file(small_config, tmp_path):
+    """A config of the second generation."""
+    path = tmp_path / "second.json"
+    path.write_text(json.dumps(small_config(model=SECOND)))
+    return path
 
 
 @pytest.fixture
@@ -87,14 +97,14 @@ def test_a_third_row(bench, config_file, checkout, tmp_path, capsys):
 def test_as_many_weights_are_said(bench):
     times = {"ours": np.array([1.0, 2.0]), "peer": np.array([2.0, 4.0]), "baseline": np.ones(2)}
     weights = {"encoder": 2000, "predictor": 7}
-    row = bench.report.peer_fields(times, None, weights, dict(weights))
+    row = bench.report.peer_fields(times, "a/b", None, weights, dict(weights))
     assert row["ratio_spread"] == {"p20": 2.0, "p50": 2.0, "p80": 2.0}
     assert row["baseline_spread"]["p50"] == pytest.approx(0.375)
     spread = {"p20": 1.0, "p50": 1.0, "p80": 1.0}
     side = {"ms": spread, "clips_per_s": 1.0, "fraction_of_gemm": spread, "wait_ms": spread}
     side |= {"mfu": None, "step_memory_bytes": None}
     text = bench.report.steps_text({"sides": {"peer": side}, "ratio_spread": spread, "peer": row})
-    assert "peer (2,007 parameters, as ours)" in text and "commit unknown" in text
+    assert "peer (2,007 parameters, as ours)" in text and "peer: a/b, commit unknown" in text
 
 
 @pytest.mark.parametrize(
@@ -114,6 +124,35 @@ def test_a_mistake_is_a_sentence(
     assert run(bench, config_file, *arguments) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: --peer: ") and found in error and error.count("\n") == 1
+
+
+@pytest.mark.slow  # starts a process; the third row's test does so for the first generation
+def test_a_checkout_of_the_second_generation(bench, second_file, tmp_path, capsys):
+    checkout, output = make_checkout(tmp_path / "vjepa2", second=True), tmp_path / "out.json"
+    assert run(bench, second_file, "--peer", checkout, "--json", output) == 0
+    peer = json.loads(output.read_text())["peer"]
+    assert peer["repository"] == "facebookresearch/vjepa2"
+    assert peer["parameters"]["predictor"] == 12 * 25 + 24 * 13 + 12  # one mask token
+    assert "peer: facebookresearch/vjepa2, commit unknown" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("second", [False, True])
+def test_config_and_checkout_are_of_one_generation(
+    bench, config_file, second_file, tmp_path, capsys, second
+):
+    checkout = make_checkout(tmp_path / "checkout", second=not second)
+    assert run(bench, second_file if second else config_file, "--peer", checkout) == 2
+    first, other = (
+        f'model.positions "{positions}" and model.mask_tokens "{tokens}"'
+        for positions, tokens in (("sincos", "per_spec"), ("rope_tiled", "shared"))
+    )
+    found, expected = (other, first) if second else (first, other)
+    name = "jepa" if second else "vjepa2"
+    assert capsys.readouterr().err == (
+        f"error: --peer: found a config with {found}, expected {expected}, which "
+        f"facebookresearch/{name} in {checkout} trains; name a checkout or a config of the same "
+        "generation\n"
+    )
 
 
 def slow(*values):
@@ -151,12 +190,16 @@ def test_what_a_checkout_lacks(bench, config, checkout, capfd, file, old, new, f
     assert ("ZeroDivisionError" in capfd.readouterr().err) == ("error above" in found)
 
 
-@pytest.fixture
-def step(bench, config):
+@pytest.fixture(params=["first", "second"])
+def step(request, bench, config, second_file):
     """The peer's step in this process, around the stand-in's networks."""
     parts: dict = {}
-    exec(PARTS, parts)
-    return bench.peer_step.Step(SimpleNamespace(**parts), config, torch.device("cpu"))
+    generation = getattr(bench.generations, request.param.upper())
+    if request.param == "second":
+        config = bench.trainers.read_config(second_file, CLIPS, False, None, None)
+    exec(SECOND_PARTS if request.param == "second" else PARTS, parts)
+    names = SimpleNamespace(**parts)
+    return bench.peer_step.Step(names, generation, config, torch.device("cpu"))
 
 
 def test_masks_are_those_of_the_other_sides(bench, config, step):

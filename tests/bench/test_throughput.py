@@ -13,6 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from tests.helpers.paths import REPOSITORY
+from tests.helpers.trainers import GENERATIONS, SECOND
 from vjepa_fast.models.jepa import encode_clips
 from vjepa_fast.models.sequences import pack_masks
 from vjepa_fast.training.distributed.launch import init_process_group
@@ -20,6 +21,8 @@ from vjepa_fast.training.distributed.launch import init_process_group
 BENCH = REPOSITORY / "bench"
 MODULES = ("baseline", "clock", "gate", "gemms", "measure", "report", "roofline", "trainers")
 CLIPS = 4
+# narrow heads hardly see positions at the initial weights
+WIDE = SECOND | {"encoder": {"width": 192, "depth": 2, "heads": 2}}
 
 
 @pytest.fixture
@@ -123,6 +126,11 @@ def wrong_pixels(bench, monkeypatch):
     monkeypatch.setattr(bench.baseline, "IMAGENET_STD", (0.229, 0.224, 0.226))
 
 
+def wrong_rotation(bench, monkeypatch):
+    rotate = bench.baseline.rotate
+    monkeypatch.setattr(bench.baseline, "rotate", lambda x, place, tiled: rotate(x, place, False))
+
+
 def no_ema_update(bench, monkeypatch):
     monkeypatch.setattr(bench.baseline.BaselineTrainer, "update_ema", lambda self, momentum: None)
 
@@ -142,21 +150,22 @@ def scaled_backward(bench, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("spoil", "item"),
+    ("spoil", "item", "model"),
     [
-        (wrong_gather, "loss of step 0"),
-        (wrong_pixels, "loss of step 1"),
-        (no_ema_update, "distance of the EMA weights"),
-        (no_schedule, "loss of step 1"),
-        (scaled_backward, "encoder's gradient norm at step 0"),
+        (wrong_gather, "loss of step 0", {}),
+        (wrong_pixels, "loss of step 1", {}),
+        (no_ema_update, "distance of the EMA weights", {}),
+        (no_schedule, "loss of step 1", {}),
+        (scaled_backward, "encoder's gradient norm at step 0", {}),
+        (wrong_rotation, "loss of step 1", WIDE),
     ],
 )
 def test_a_wrong_baseline_is_rejected(
-    bench, config_file, tmp_path, monkeypatch, capsys, spoil, item
+    bench, config_file, tmp_path, monkeypatch, capsys, spoil, item, model
 ):
     spoil(bench, monkeypatch)
     output = tmp_path / "out.json"
-    assert run(bench, config_file(), "--json", output) == 1
+    assert run(bench, config_file(model=model), "--json", output) == 1
     printed = capsys.readouterr()
     assert item in printed.err and "nothing is timed" in printed.err
     assert "clips/s" not in printed.out and not output.exists()
@@ -235,12 +244,28 @@ def test_parts_add_up_to_the_step(bench, monkeypatch):
     assert clock.time_parts(step) == {"first": 2.0, "second": 3.5}
 
 
-def test_flops_by_part_as_pytorch_counts_them(bench, config):
+@pytest.mark.parametrize("positions", ["rope_tiled", "rope"])
+def test_the_second_generation_trains_alike_and_is_timed(bench, config_file, tmp_path, positions):
+    """Without clipping, as in its recipe, so that there is no gradient norm to compare."""
+    output = tmp_path / "out.json"
+    path = config_file(model=SECOND | {"positions": positions}, optim={"clip_grad": None})
+    assert run(bench, path, "--json", output) == 0
+    result = json.loads(output.read_text())
+    assert result["check"]["largest_relative_difference"]["ema_distance"] > 0
+    assert result["ratio"] > 0 and result["gemms"]["flops"] < result["gemms"]["step_flops"]
+
+
+@pytest.mark.parametrize("model", GENERATIONS)
+def test_flops_by_part_as_pytorch_counts_them(bench, config_file, model):
+    init_process_group()
+    path = config_file(model=model)
+    config = bench.trainers.read_config(path, CLIPS, False, None, None)
     ours = bench.trainers.Ours(config)
     video = next(bench.trainers.Clips(config, ours.device, False))
     m = bench.trainers.draw_masks(ours.sampler, 0, CLIPS)
     masks = pack_masks(
-        m.context_tokens, m.context_seqlens, m.target_tokens, m.target_seqlens, m.num_tokens
+        *(m.context_tokens, m.context_seqlens, m.target_tokens, m.target_seqlens, m.num_tokens),
+        mask_token=ours.mask_token,
     )
     work = bench.roofline.step_work(config, *ours.token_counts(0), 4)
     model = ours.trainer.model
@@ -260,8 +285,8 @@ def test_flops_by_part_as_pytorch_counts_them(bench, config):
     assert work["context"].flops == context
     assert work["predictor"].flops == predictor
     # the mask tokens' gradient may be a small GEMM, which the formula leaves out
-    rows, specs = len(masks.predictor_source), len(config.masks.specs)
-    mask_tokens = 2 * specs * rows * config.model.predictor.width
+    rows = len(masks.predictor_source)
+    mask_tokens = 2 * config.num_mask_tokens * rows * config.model.predictor.width
     assert work["backward"].flops in (backward, backward - mask_tokens)
     assert {part for part, w in work.items() if w.flops == 0} == {"masks", "optimizer", "ema"}
 

@@ -15,7 +15,6 @@ from vjepa_fast.kernels._dispatch import (
     require,
     require_floating,
     require_index,
-    require_integers,
     require_same_device,
     require_tensor,
     use_triton,
@@ -182,6 +181,25 @@ def launch_rope(
     return out
 
 
+def _check(qkv: Tensor, tokens: Tensor, grid: list[int]) -> None:
+    """Of the op's body: traced by torch.compile, a message with a size would fix that size."""
+    require(
+        qkv.ndim == 4 and qkv.shape[1] == 3,
+        f"qkv: found shape {tuple(qkv.shape)}, expected [rows, 3, heads, head_dim]",
+    )
+    require(
+        tokens.ndim == 1 and tokens.shape[0] == qkv.shape[0],
+        f"tokens: found shape {tuple(tokens.shape)}, expected [{qkv.shape[0]}], one for each row "
+        "of qkv",
+    )
+    require(
+        len(grid) == 3 and min(grid) > 0,
+        f"grid: found {tuple(grid)}, expected (T', H', W'), each 1 or more; pass the tokens' grid",
+    )
+    require_floating("qkv", qkv)
+    require_same_device("tokens", tokens, "qkv", qkv)
+
+
 @torch.library.custom_op(
     "vjepa_fast::rotate_queries_keys",
     mutates_args=(),
@@ -191,6 +209,7 @@ def rotate_queries_keys_op(
     qkv: Tensor, tokens: Tensor, grid: list[int], form: Form, transposed: bool
 ) -> Tensor:
     """See `rotate_queries_keys_reference`."""
+    _check(qkv, tokens, grid)
     require_index("tokens", tokens, grid[0] * grid[1] * grid[2])
     if use_triton("rotate_queries_keys", qkv):
         return launch_rope(qkv, tokens, tuple(grid), form, transposed)
@@ -250,24 +269,8 @@ def rotate_queries_keys(
     require_tensor("qkv", qkv)
     require_tensor("tokens", tokens)
     require(
-        qkv.ndim == 4 and qkv.shape[1] == 3,
-        f"qkv: found shape {tuple(qkv.shape)}, expected [rows, 3, heads, head_dim]",
-    )
-    require(
-        tokens.ndim == 1 and tokens.shape[0] == qkv.shape[0],
-        f"tokens: found shape {tuple(tokens.shape)}, expected [{qkv.shape[0]}], one for each row "
-        "of qkv",
-    )
-    require(
-        len(grid) == 3 and min(grid) > 0,
-        f"grid: found {tuple(grid)}, expected (T', H', W'), each 1 or more; pass the tokens' grid",
-    )
-    require(
         form in get_args(Form),
         f'form: found {form!r}, expected "tiled" or "rotation"; released V-JEPA 2 weights need '
         '"tiled"',
     )
-    require_floating("qkv", qkv)
-    require_integers("tokens", tokens)
-    require_same_device("tokens", tokens, "qkv", qkv)
     return rotate_queries_keys_op(qkv, tokens, list(grid), form, False)

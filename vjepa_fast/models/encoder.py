@@ -83,7 +83,9 @@ class VisionTransformer(nn.Module):
             ValueError: see `grid_of`.
         """
         grid = self.grid_of(video)
-        x = self.patch_embed(video, rows).view(-1, self.width)
+        x = self.patch_embed(video, rows)
+        # no view, for which torch.compile would compile the first block apart from the others
+        x = torch.ops.aten._unsafe_view(x, (-1, self.width))
         rotary = None
         if self.rotary_form is None:
             x = (x.float() + self.positions.float()[tokens]).to(x.dtype)
