@@ -3,10 +3,10 @@
     make gpu-check                            # or: python bench/gpu_check.py
     python bench/gpu_check.py --device cpu    # dry run of every part at tiny sizes
 
-The parts: versions, the tests of the kernels, training steps on video files, steps of ViT-L/16 and
-ViT-H/16 against the baseline, and the kernel and decoding benchmarks. Each part runs in its own
-processes on one GPU, under a time limit. A part that fails or lacks a package does not stop the
-others. Writes report.md, and report.json to attach to an issue.
+The parts: versions, the tests of the kernels, training steps on video files, steps of ViT-L/16,
+ViT-H/16 and V-JEPA 2's ViT-L/16 against the baseline, and the kernel and decoding benchmarks. Each
+part runs in its own processes on one GPU, under a time limit. A part that fails or lacks a package
+does not stop the others. Writes report.md, and report.json to attach to an issue.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from vjepa_fast.training.monitoring.writer import read_metrics
 
 TRAINING = ("deepspeed", "pydantic", "safetensors", "av")
 STEPS = {"cuda": 50, "cpu": 3}
-MODELS = {"vitl16": "ViT-L/16", "vith16": "ViT-H/16"}
+MODELS = {"vitl16": "ViT-L/16", "vith16": "ViT-H/16", "v2_vitl16": "V-JEPA 2's ViT-L/16"}
 Result = tuple[dict[str, Any], list[str]]
 
 
@@ -181,7 +181,7 @@ def parts(device: str, folder: Path) -> list[Part]:
             name,
             f"a training step of {model} against the baseline",
             [_bench("throughput.py", "--config", config, *sizes, *result)],
-            {"vitl16": 100, "vith16": 150}[name],
+            {"vitl16": 100, "vith16": 150, "v2_vitl16": 100}[name],
             partial(read_throughput, name=name),
             TRAINING,
         )
@@ -207,6 +207,7 @@ def parts(device: str, folder: Path) -> list[Part]:
         ),
         throughput("vitl16"),
         throughput("vith16"),
+        throughput("v2_vitl16"),
         Part(
             "kernels",
             "the kernels against PyTorch",
