@@ -12,11 +12,16 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.paths import REPOSITORY
-from tests.helpers.trainers import SLOW_SECOND
+from tests.helpers.trainers import SECOND, SLOW_SECOND
 from tests.rounding.accuracy import TRAINED
 from vjepa_fast.config import parse_config
 from vjepa_fast.training.distributed.launch import free_port
-from vjepa_fast.training.recipe import with_own_folder
+from vjepa_fast.training.recipe import (
+    recipe_changes,
+    settings_of,
+    with_defaults,
+    with_own_folder,
+)
 
 TRAIN = str(REPOSITORY / "vjepa_fast" / "train.py")
 BIN = Path(sys.executable).parent
@@ -134,6 +139,19 @@ def test_the_folder_of_an_overridden_recipe(
     exact = folder[-1] not in "9-"  # else a digest follows, which keeps long names distinct
     assert found == str(tmp_path / folder) if exact else found.startswith(str(tmp_path / folder))
     assert len(Path(found).name) < 130
+
+
+def test_a_run_from_before_the_second_generation_resumes(small_config: Callable[..., dict]) -> None:
+    """Its stored config lacks the keys whose defaults are the first generation."""
+    own = settings_of(parse_config(small_config()))
+    older = own | {"model": {k: v for k, v in own["model"].items() if k not in SECOND}}
+    assert list(recipe_changes(with_defaults(older), own)) == []
+    second = settings_of(parse_config(small_config(model=SECOND)))
+    assert list(recipe_changes(with_defaults(older), second)) == [
+        "model.depth_scaled_init was false and is true",
+        'model.mask_tokens was "per_spec" and is "shared"',
+        'model.positions was "sincos" and is "rope_tiled"',
+    ]
 
 
 @pytest.mark.parametrize("model", SLOW_SECOND)
