@@ -233,8 +233,7 @@ def all_needed(requirements):
 def test_all_name_the_same_versions_of_python():
     """The classifiers are the versions that are tested; ruff reads `requires-python`."""
     first, last = MINORS[0], MINORS[-1]
-    assert list(range(first, last + 1)) == MINORS
-    assert sys.version_info.minor in MINORS
+    assert first <= sys.version_info.minor <= last
     assert PROJECT["requires-python"] == f">=3.{first},<3.{last + 1}"
     assert "target-version" not in PYPROJECT["tool"]["ruff"]
     for name in ("README.md", "Makefile", "constraints.txt"):
