@@ -231,3 +231,26 @@ def test_parameters_of_the_published_models(name, encoder):
         encoder_width=shape.width, width=384, depth=12, num_mask_tokens=1
     )
     assert 21.9e6 < count(ours.predictor) < 23.1e6  # "22M" for every encoder
+
+
+@pytest.mark.parametrize("positions", ["rope", "rope_tiled"])
+def test_predictions_of_any_size_are_those_of_a_model_of_that_size(positions):
+    """Encoder and predictor: clips of another height, width and length than the model's."""
+    grid = (2, 3, 4)
+    models = []
+    for built in (grid, (2, 5, 5), (6, 1, 2)):
+        model = build_vjepa(
+            encoder={"width": 24, "depth": 1, "heads": 2},
+            predictor={"width": 12, "depth": 1, "heads": 2},
+            grid=built,
+            patch_size=4,
+            tubelet_size=2,
+            num_mask_tokens=2,
+            positions=positions,
+        )
+        models.append(randomized(model))
+    masks = pack(make_masks([[(5, 9), (3, 20)], [(2, 14), (7, 7)]]))
+    with torch.no_grad():
+        fitting, *others = (model(make_video(grid, clips=2), masks) for model in models)
+    for other in others:
+        assert torch.equal(fitting, other)

@@ -348,7 +348,7 @@ def masked_feature_loss(
         spec_ids: mask spec of each sequence, [S] int.
         exponent: p of |z - y|^p / p.
         normalize: layer-norm the features first (no affine, eps 1e-5, fp32).
-        weights: factor of each row's part of the loss, [R]; None: all 1.
+        weights: factor of each row's part of the loss, [R], without gradient; None: all 1.
 
     Returns:
         fp32 scalar: mean over specs of the mean over their clips of the mean over that clip's

@@ -1,10 +1,10 @@
 """Activation checkpointing: what a block saves for the backward pass and what is recomputed.
 
-| mode      | saved per token, in widths D (MLP ratio r) | recomputed             |
-|-----------|--------------------------------------------|------------------------|
-| none      | everything: 8 + 2 r                        | nothing                |
-| selective | input, GEMMs and attention: 6 + r          | norms, GELU, additions |
-| full      | input: 1                                   | the block              |
+| mode      | saved per token, in widths D (MLP ratio r) | recomputed                        |
+|-----------|--------------------------------------------|-----------------------------------|
+| none      | everything: 8 + 2 r                        | nothing                           |
+| selective | input, GEMMs and attention: 6 + r          | norms, rotations, GELU, additions |
+| full      | input: 1                                   | the block                         |
 """
 
 from __future__ import annotations

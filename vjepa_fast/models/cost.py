@@ -10,6 +10,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
+from vjepa_fast.models.block import mlp_width
+
 RGB = 3
 
 
@@ -23,7 +25,7 @@ def patch_values(patch_size: int, tubelet_size: int) -> int:
 
 def block_parameters(width: int, mlp_ratio: float = 4.0) -> int:
     """Parameters of a block: two norms, qkv and projection, two MLP layers, all with biases."""
-    hidden = round(width * mlp_ratio)
+    hidden = mlp_width(width, mlp_ratio)
     attention = width * 3 * width + 3 * width + width * width + width
     mlp = width * hidden + hidden + hidden * width + width
     return 2 * 2 * width + attention + mlp
@@ -56,7 +58,7 @@ def transformer_flops(
     In a block a token costs 2 (4 D^2 + 2 D hidden) in the GEMMs and a sequence of length L costs
     4 L^2 D in the attention.
     """
-    hidden = round(width * mlp_ratio)
+    hidden = mlp_width(width, mlp_ratio)
     per_token = 2 * (4 * width**2 + 2 * width * hidden)
     return depth * sum(per_token * n + 4 * n**2 * width for n in lengths)
 

@@ -90,7 +90,9 @@ class VisionTransformer(nn.Module):
         if self.rotary_form is None:
             x = (x.float() + self.positions.float()[tokens]).to(x.dtype)
         else:
-            rotary = Rotary(tokens, grid, self.rotary_form)
+            # of the longest clip, so that lengths compile nothing anew
+            longest = max(grid[0], self.grid[0])
+            rotary = Rotary(tokens, (longest, *grid[1:]), self.rotary_form)
         return self.norm(run_blocks(self.blocks, x, layout, self.activation_checkpointing, rotary))
 
     def grid_of(self, video: Tensor) -> tuple[int, int, int]:

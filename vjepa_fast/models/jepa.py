@@ -62,7 +62,8 @@ class VJEPA(nn.Module):
             Predictions at the target tokens of every mask, [Rt, D], in the order of
             `masks.target_rows`.
         """
-        return self.predictor(self.context(video, masks), masks)
+        grid = self.encoder.grid_of(video)
+        return self.predictor(self.context(video, masks), masks, grid)
 
     def make_target_encoder(self) -> VisionTransformer:
         """A copy of the encoder in eval mode, without gradients."""

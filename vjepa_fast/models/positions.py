@@ -60,7 +60,7 @@ class Rotary(NamedTuple):
 
     Attributes:
         tokens: position of each row in the grid's raster, [rows] int64.
-        grid: tokens (T', H', W') of the longest clip.
+        grid: (T', H', W') of the raster; T' is at least that of the clips.
         positions: "rope_tiled" or "rope".
     """
 

@@ -59,26 +59,33 @@ class Predictor(nn.Module):
         if depth_scaled_init:
             scale_init_by_depth(self.blocks)
 
-    def forward(self, context: Tensor, masks: PackedMasks) -> Tensor:
+    def forward(
+        self, context: Tensor, masks: PackedMasks, grid: tuple[int, int, int] | None = None
+    ) -> Tensor:
         """Predict the target features.
 
         Args:
             context: encoder output, [Rc, D_encoder], in the order of `masks`.
             masks: all mask specs of the micro-batch.
+            grid: tokens (T', H', W') of the clips, for rotary positions; None: those it was built
+                for.
 
         Returns:
             [Rt, D_encoder]; only target rows pass the final norm and projection.
         """
+        frames, height, width = self.grid if grid is None else grid
+        grid = (max(frames, self.grid[0]), height, width)
+        num_tokens = math.prod(self.grid if self.rotary_form is None else grid)
         x = predictor_tokens(
             self.embed(context),
-            self.positions.float().expand(math.prod(self.grid), -1),
+            self.positions.float().expand(num_tokens, -1),
             self.mask_tokens,
             masks.predictor_source,
             masks.predictor_tokens,
         )
         rotary = None
         if self.rotary_form is not None:
-            rotary = Rotary(masks.predictor_tokens, self.grid, self.rotary_form)
+            rotary = Rotary(masks.predictor_tokens, grid, self.rotary_form)
         x = run_blocks(
             self.blocks, x, masks.predictor_layout, self.activation_checkpointing, rotary
         )
