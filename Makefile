@@ -5,8 +5,8 @@ STAMP := $(VENV)/.installed
 # Unless one is named, the Python that .venv was made with.
 PYTHON ?= $(or $(wildcard $(shell sed -n 's/^executable = //p' $(VENV)/pyvenv.cfg 2>/dev/null)),python3)
 DATA := data/demo
-CONFIG := configs/tiny.json
-RUN := runs/tiny
+CONFIG := configs/v2_tiny.json
+RUN := runs/v2_tiny
 SOURCES := setup.py pyproject.toml constraints.txt $(wildcard csrc/*)
 
 .DEFAULT_GOAL := help
@@ -76,5 +76,5 @@ format: $(STAMP) ## fix and format with ruff, in place
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-clean: ## remove .venv, builds, demo data and the tiny run
+clean: ## remove .venv, builds, demo data and the run of make train
 	rm -rf $(VENV) build *.egg-info vjepa_fast/masks/*.so $(DATA) $(RUN)
