@@ -2,6 +2,7 @@
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+TESTS := $(VENV)/.installed-test
 # Unless one is named, the Python that .venv was made with.
 PYTHON ?= $(or $(wildcard $(shell sed -n 's/^executable = //p' $(VENV)/pyvenv.cfg 2>/dev/null)),python3)
 DATA := data/demo
@@ -12,18 +13,27 @@ SOURCES := setup.py pyproject.toml constraints.txt $(wildcard csrc/*)
 .DEFAULT_GOAL := help
 .PHONY: help install train test test-all bench gpu-check lint format clean
 
-# Naming another Python than that of .venv makes .venv anew.
+# .venv is made anew where another Python than its own is named, and where its own was replaced.
 VERSION := -c 'import sys; print(sys.version)' 2>/dev/null
 ifneq ($(origin PYTHON),file)
 ifneq ($(shell $(PYTHON) $(VERSION)),$(shell $(BIN)/python $(VERSION)))
 .PHONY: $(STAMP)
 endif
 endif
+ifneq ($(wildcard $(STAMP)),)
+ifneq ($(shell $(BIN)/python -c 'import pip; print("found")' 2>/dev/null),found)
+.PHONY: $(STAMP)
+endif
+endif
+
+PIP := $(BIN)/python -m pip install -q --no-compile --disable-pip-version-check -c constraints.txt
+# On all cores, where pip would use one; some files are templates, which do not compile.
+COMPILE := $(BIN)/python -m compileall -qq -j 0 -x '/tests?/' $(VENV)/lib >/dev/null 2>&1 || true
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-10s %s\n", $$1, $$2}'
 
-install: $(STAMP) ## create .venv with everything that training and tests need
+install: $(TESTS) ## create .venv with everything that training and tests need
 
 $(STAMP): $(SOURCES)
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 13) else f"error: found Python {v[0]}.{v[1]}, expected 3.11 to 3.13; name one with: make PYTHON=python3.12 …")'
@@ -31,9 +41,15 @@ $(STAMP): $(SOURCES)
 	@$(PYTHON) -c 'import os, sys, sysconfig; h = os.path.join(sysconfig.get_path("include"), "Python.h"); sys.exit(0 if os.path.exists(h) else f"error: found no {h}, expected the headers of Python; install them, e.g. python3-dev")'
 	@# created again after an interrupted attempt, or for another Python version
 	test "$$($(BIN)/python -c 'import pip, sys; print(sys.version)' 2>/dev/null)" = "$$($(PYTHON) -c 'import sys; print(sys.version)')" || $(PYTHON) -m venv --clear $(VENV)
-	$(BIN)/python -m pip install -q --no-compile --disable-pip-version-check -c constraints.txt -e '.[train,test]'
-	@# on all cores, where pip would use one; some files are templates, which do not compile
-	@$(BIN)/python -m compileall -qq -j 0 -x '/tests?/' $(VENV)/lib >/dev/null 2>&1 || true
+	$(PIP) -e '.[train]'
+	@$(COMPILE)
+	@touch $@
+
+# Not -e '.[test]', which would compile the C++ once more.
+$(TESTS): $(STAMP)
+	$(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["test"], sep="\n")' > $@.txt
+	$(PIP) -r $@.txt
+	@$(COMPILE)
 	@touch $@
 
 $(DATA)/train.csv: $(STAMP) vjepa_fast/data/prepare/demo.py
@@ -47,15 +63,15 @@ train: $(STAMP) $(DATA)/train.csv ## make demo data, pretrain a tiny model and p
 # One test process per core; idle processes take tests from busy ones.
 SPREAD := -n logical --maxprocesses 8 --dist worksteal
 
-test: $(STAMP) ## run all tests but the slow ones
+test: $(TESTS) ## run all tests but the slow ones
 	$(BIN)/python -m pytest $(SPREAD)
 
-test-all: $(STAMP) ## run all tests, also the slow ones
+test-all: $(TESTS) ## run all tests, also the slow ones
 	$(BIN)/python -m pytest $(SPREAD) -m ''
 
 # The sizes suit two cores: a few minutes on an idle machine.
 BENCH := runs/bench
-bench: $(STAMP) ## run all benchmarks at CPU sizes, in minutes; results and pictures in runs/bench
+bench: $(TESTS) ## run all benchmarks at CPU sizes, in minutes; results and pictures in runs/bench
 	mkdir -p $(BENCH)
 	OMP_NUM_THREADS=1 $(BIN)/python bench/throughput.py --config $(CONFIG) --steps 10 --json $(BENCH)/throughput.json
 	$(BIN)/python bench/scaling.py $(BENCH)/throughput.json --json $(BENCH)/scaling.json
@@ -65,14 +81,14 @@ bench: $(STAMP) ## run all benchmarks at CPU sizes, in minutes; results and pict
 	$(BIN)/python bench/masks.py --repeats 5 --check-steps 50 --output $(BENCH)/masks.jsonl
 	$(BIN)/python bench/scaling.py --check --json $(BENCH)/scaling_check.json
 
-gpu-check: $(STAMP) ## test everything on this GPU and measure its speed, in 10 minutes; writes report.md
+gpu-check: $(TESTS) ## test everything on this GPU and measure its speed, in 10 minutes; writes report.md
 	$(BIN)/python bench/gpu_check.py
 
-lint: $(STAMP) ## check with ruff
+lint: $(TESTS) ## check with ruff
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-format: $(STAMP) ## fix and format with ruff, in place
+format: $(TESTS) ## fix and format with ruff, in place
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 

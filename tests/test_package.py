@@ -241,11 +241,23 @@ def test_all_name_the_same_versions_of_python():
         assert set(named) == {(str(first), str(last))}, name
 
 
+# How a `make` that runs the tests hands its arguments to every `make` below it.
+INHERITED = {"MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "PYTHON"}
+
+
+@pytest.fixture(autouse=True)
+def _as_under_make(monkeypatch):
+    """As under `make PYTHON=… test`."""
+    monkeypatch.setenv("MAKEFLAGS", " -- PYTHON=no-such-python")
+    monkeypatch.setenv("PYTHON", "no-such-python")
+
+
 def make(tree, *arguments):
+    own = {name: value for name, value in os.environ.items() if name not in INHERITED}
     return subprocess.run(
         ["make", *arguments],
         cwd=tree,
-        env=os.environ | {"CXX": "no-compiler"},
+        env=own | {"CXX": "no-compiler"},
         capture_output=True,
         text=True,
         check=False,
@@ -269,19 +281,55 @@ def test_make_refuses_other_versions_of_python(tree, tmp_path, minor):
 
 
 def test_make_keeps_the_python_of_the_virtual_environment_until_another_is_named(tree, tmp_path):
-    copy = shutil.copytree(tree, tmp_path / "copy")
-    (copy / ".venv" / "bin").mkdir(parents=True)
-    (copy / ".venv" / "bin" / "python").symlink_to(sys.executable)
+    copy = with_environment(tree, tmp_path)
     named = tmp_path / "its-python"
     named.symlink_to(sys.executable)
-    (copy / ".venv" / "pyvenv.cfg").write_text(f"home = {tmp_path}\nexecutable = {named}\n")
+    settings = copy / ".venv" / "pyvenv.cfg"
+    settings.write_text(
+        re.sub("(?m)^executable = .*", f"executable = {named}", settings.read_text())
+    )
     anew = f"{named} -m venv --clear"
-    assert anew in make(copy, "-n", "lint").stdout  # it isn't finished
+    assert anew in make(copy, "-n", "train").stdout  # it isn't finished
 
     (copy / ".venv" / ".installed").touch()
     for same in ([], [f"PYTHON={sys.executable}"]):
-        done = make(copy, "-n", "lint", *same)
-        assert "ruff check" in done.stdout
+        done = make(copy, "-n", "train", *same)
+        assert "train.py" in done.stdout
         assert "venv --clear" not in done.stdout
     other = python_3(MINORS[0] - 1, tmp_path)
-    assert f"{other} -m venv --clear" in make(copy, "-n", "lint", f"PYTHON={other}").stdout
+    assert f"{other} -m venv --clear" in make(copy, "-n", "train", f"PYTHON={other}").stdout
+
+
+def with_environment(tree, tmp_path):
+    """A copy of the repository with a `.venv` which holds no more than an empty pip."""
+    copy = shutil.copytree(tree, tmp_path / "copy")
+    run("-m", "venv", "--without-pip", copy / ".venv")
+    (site,) = copy.glob(".venv/lib/python*/site-packages")
+    (site / "pip.py").touch()
+    return copy
+
+
+def test_make_renews_an_environment_whose_python_was_replaced(tree, tmp_path):
+    """Another Python in its place finds none of the packages, as after an upgrade of Debian."""
+    copy = with_environment(tree, tmp_path)
+    (copy / ".venv" / ".installed").touch()
+    (copy / ".venv" / ".installed-test").touch()
+    assert "venv --clear" not in make(copy, "-n", "lint").stdout
+    (site,) = copy.glob(".venv/lib/python*/site-packages")
+    site.parent.rename(site.parents[1] / "python3.9")
+    planned = make(copy, "-n", "lint").stdout
+    assert "venv --clear" in planned
+    assert "'.[train]'" in planned and ".installed-test.txt" in planned
+
+
+def test_make_train_installs_nothing_for_tests(tree, tmp_path):
+    copy = with_environment(tree, tmp_path)
+    of_tests = "-r .venv/.installed-test.txt"
+    planned = make(copy, "-n", "train").stdout
+    assert "'.[train]'" in planned and of_tests not in planned
+    for target in ("install", "test", "test-all", "lint", "format", "bench", "gpu-check"):
+        planned = make(copy, "-n", target).stdout
+        assert 0 < planned.index("'.[train]'") < planned.index(of_tests), target
+    (copy / ".venv" / ".installed").touch()
+    planned = make(copy, "-n", "test").stdout
+    assert "'.[train]'" not in planned and of_tests in planned
