@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+THREADS = 2 if os.environ.get("OMP_NUM_THREADS") == "2" else 1  # eight processes may run tests
+os.environ["OMP_NUM_THREADS"] = str(THREADS)
+torch.set_num_threads(THREADS)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # runs would ignore it where nohup started the tests
 
 KERNELS = Path(__file__).parent / "kernels" / "triton_kernels"
@@ -46,7 +47,8 @@ def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
 
 
 def _share_processors() -> None:
-    if os.sched_getscheduler(0) != os.SCHED_OTHER:
+    policy = os.sched_getscheduler(0) & ~os.SCHED_RESET_ON_FORK
+    if policy in (os.SCHED_FIFO, os.SCHED_RR):  # users choose others, and only root may leave them
         os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
 
 
