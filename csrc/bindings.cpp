@@ -215,6 +215,8 @@ py::tuple sample_rectangles(const vjepa::MaskSampler& sampler, int64_t step,
 
 PYBIND11_MODULE(_sampler, module) {
     module.doc() = "The mask sampler in C++; use vjepa_fast.masks.MaskSampler.";
+    // What Python calls here; raise it, in vjepa_fast/masks/sampler.py too, with every change.
+    module.attr("INTERFACE") = 1;
     py::class_<vjepa::MaskSampler>(module, "Sampler")
         .def(py::init(&make_sampler), py::kw_only(), py::arg("specs"), py::arg("grid"),
              py::arg("seed"), py::arg("truncate"), py::arg("truncate_group"), py::arg("round_to"),

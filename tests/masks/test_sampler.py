@@ -5,6 +5,9 @@ import itertools
 import math
 import operator
 import pickle
+import re
+import subprocess
+import sys
 import threading
 import time
 from collections import deque
@@ -14,6 +17,7 @@ import numpy as np
 import pytest
 
 from tests.helpers.masks import EVERY_KIND, assert_same, clip_tokens
+from tests.helpers.paths import REPOSITORY
 from vjepa_fast.masks import MaskSampler, MultiBlock, RandomTube, ReferenceSampler
 
 GRID = (8, 14, 14)
@@ -193,3 +197,18 @@ def test_the_gil_is_released():
     deque(map(sampler._sampler.sample, ahead, ids, itertools.repeat(None)), maxlen=0)
     watcher.join()
     assert left > 0  # else the chain had ended
+
+
+def test_an_extension_older_than_the_python_code_is_named():
+    """As after `git pull` without a build: the extension has no version, or another one."""
+    code = "import sys, types; module = types.ModuleType('vjepa_fast.masks._sampler'); {}"
+    code += "; sys.modules[module.__name__] = module; import vjepa_fast.masks"
+    for version, found in (("", 0), ("module.INTERFACE = 99", 99)):
+        command = [sys.executable, "-c", code.format(version or "pass")]
+        done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+        assert done.returncode == 1
+        assert re.search(
+            rf"_sampler: found version {found} of the compiled extension, expected \d+; "
+            r"build it again with pip install -e \.\n$",
+            done.stderr,
+        )

@@ -32,6 +32,14 @@ except ImportError as error:
         "that installing builds; install the package again: pip install -e ."
     ) from error
 
+# Of csrc/bindings.cpp: what `git pull` changes there is not there until it is compiled.
+INTERFACE = 1
+if (_found := getattr(_sampler, "INTERFACE", 0)) != INTERFACE:
+    raise ImportError(
+        f"{_sampler.__name__}: found version {_found} of the compiled extension, expected "
+        f"{INTERFACE}; build it again with pip install -e ."
+    )
+
 TRUNCATE = ("batch", "batch-random", "none")
 COMPLEMENT = ("target", "context", None)
 
