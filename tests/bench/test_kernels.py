@@ -195,6 +195,21 @@ def other_gradient(op):
     return wrong
 
 
+def gradient_through_bf16(op):
+    """Right but for its gradient, which has too few digits for fp32."""
+
+    def rounded(x):
+        if x.requires_grad:
+            x = x.view_as(x)  # the hook then sees this call only
+            x.register_hook(lambda gradient: gradient.bfloat16().to(gradient.dtype))
+        return x
+
+    def wrong(*arguments, **options):
+        return op(*(rounded(x) if isinstance(x, torch.Tensor) else x for x in arguments), **options)
+
+    return wrong
+
+
 def slightly_more(op):
     return lambda *arguments, **options: op(*arguments, **options) * 1.0001
 
@@ -224,14 +239,17 @@ def no_copy(op):
     ("op", "name", "wrong", "part"),
     [
         ("gather", "apply_masks", off_by_one, "output 0"),
+        ("gather", "apply_masks", gradient_through_bf16, "gradient of input 0"),
         ("gather", "apply_masks", other_gradient, "gradient of input 0"),
         ("loss", "masked_feature_loss", slightly_more, "output 0"),
         ("loss", "masked_feature_loss", other_gradient, "gradient of input 0"),
         ("patchify", "patchify", one_nan, "output 0"),
         ("patchify", "patchify", one_row_less, "output 0"),
         ("predictor_tokens", "predictor_tokens", slightly_more, "output 0"),
+        ("predictor_tokens", "predictor_tokens", gradient_through_bf16, "gradient of input 0"),
         ("predictor_tokens", "predictor_tokens", other_gradient, "gradient of input 2"),
         ("rope", "rotate_queries_keys", slightly_more, "output 0"),
+        ("rope", "rotate_queries_keys", gradient_through_bf16, "gradient of input 0"),
         ("rope", "rotate_queries_keys", other_gradient, "gradient of input 0"),
         ("ema", "ema_update_", other_momentum, "output 0"),
         ("ema", "ema_update_", no_copy, "output 1"),
