@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import re
 import sys
 import time
 from pathlib import Path
@@ -48,7 +49,7 @@ def alive(process):
 
 def test_each_part_has_its_own_end(bench, part, tmp_path, capsys):
     child = "import subprocess, sys, time; p = subprocess.Popen([sys.executable, '-c', 'import "
-    child += "time; time.sleep(60)']); print(p.pid, flush=True); time.sleep(60)"
+    child += "time; time.sleep(600)']); print(p.pid, flush=True); time.sleep(600)"
 
     def read(folder):
         text = (folder / "good.log").read_text()
@@ -57,19 +58,19 @@ def test_each_part_has_its_own_end(bench, part, tmp_path, capsys):
     chosen = [
         part("bad", "print('before'); raise RuntimeError('broken here')", "print('never')"),
         part("crashed", "import os; os.abort()"),
-        part("hanging", child, limit=3),
+        part("hanging", child, limit=30),
         part("missing", "print('never')", needs=("sys", "no_such_module", "no_such.module")),
         part("unreadable", "pass", read=lambda folder: json.loads("{")),
         part("good", "print('one')", "import os; print(os.environ['X'])", read=read)
     ]  # fmt: skip
     chosen[-1] = bench.main.replace(chosen[-1], environment={"X": "two"})
-    assert bench.main.check(chosen, "cuda", tmp_path, 100) == 1
+    assert bench.main.check(chosen, "cuda", tmp_path, 600) == 1
     report = json.loads((tmp_path / "report.json").read_text())
     found = {name: (one["status"], one["why"]) for name, one in report["parts"].items()}
     assert found == {
         "bad": ("failed", "exit status 1"),
         "crashed": ("failed", "exit status -6"),
-        "hanging": ("timed out", "killed after 3 s"),
+        "hanging": ("timed out", "killed after 30 s"),
         "missing": ("left out", "not installed here: no_such_module, no_such.module"),
         "unreadable": found["unreadable"],
         "good": ("passed", ""),
@@ -85,7 +86,7 @@ def test_each_part_has_its_own_end(bench, part, tmp_path, capsys):
         time.sleep(0.05)
     assert not alive(child)
     page = (tmp_path / "report.md").read_text()
-    assert "| part hanging | **timed out** | 3 |" in page and "- said one" in page
+    assert re.search(r"part hanging \| \*\*timed out\*\* \| \d+ \|", page) and "- said one" in page
     assert "| part missing | left out | 0 |" in page and "RuntimeError: broken here" in page
     assert page in capsys.readouterr().out
 

@@ -63,8 +63,8 @@ def test_masks_stay_what_they_were():
     assert digest.hexdigest()[:16] == "527054e877c11eaa"
 
 
-def test_masks_are_each_their_own_storage():
-    """As from torch.stack: saving one does not save the others, and they can be written to."""
+def test_saving_or_writing_one_mask_leaves_the_others():
+    """As from torch.stack."""
     _, contexts, targets = MaskCollator(SPECS)(list(range(4)))
     before = [mask.clone() for mask in contexts + targets]
     for mask in contexts + targets:
