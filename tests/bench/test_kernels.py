@@ -246,7 +246,7 @@ def no_copy(op):
         ("patchify", "patchify", one_nan, "output 0"),
         ("patchify", "patchify", one_row_less, "output 0"),
         ("predictor_tokens", "predictor_tokens", slightly_more, "output 0"),
-        ("predictor_tokens", "predictor_tokens", gradient_through_bf16, "gradient of input 0"),
+        ("predictor_tokens", "predictor_tokens", gradient_through_bf16, "gradient of input 2"),
         ("predictor_tokens", "predictor_tokens", other_gradient, "gradient of input 2"),
         ("rope", "rotate_queries_keys", slightly_more, "output 0"),
         ("rope", "rotate_queries_keys", gradient_through_bf16, "gradient of input 0"),
