@@ -15,6 +15,7 @@ import vjepa_fast.config.schema
 from tests.helpers.paths import REPOSITORY
 from vjepa_fast.config import load_config, parse_config
 from vjepa_fast.config.fields import Section
+from vjepa_fast.training.recipe import settings_of
 from vjepa_fast.training.schedules import make_schedules
 
 CONFIGS = REPOSITORY / "configs"
@@ -101,7 +102,7 @@ def test_recipes_of_the_second_generation(name: str) -> None:
         assert schedules.lr(11_999) == 5.25e-4 > schedules.lr(11_998)
     else:
         size, clips = (384, 6) if name.endswith("384") else (256, 12)
-        assert (data.lengths, data.crop_size) == ((64, 16), size)
+        assert (data.lengths, data.crop_size) == ((16, 64), size)
         assert data.manifests[4].num_frames == 16  # an image is a clip of 16 frames (section 2.3)
         assert (optim.steps, optim.warmup_steps) == (12_000, 0)
         assert (optim.micro_batch, config.masks.truncate_group) == (clips, clips)
@@ -222,6 +223,33 @@ def test_a_manifest_is_stored_as_it_was_before_it_could_have_clips_of_its_own() 
     assert stored == ["a.csv", "b.csv", own]
     assert config.data.lengths == (16,)
     assert [m.own for m in config.data.manifests] == [{}, {}, {"frame_step": 2, "fps": None}]
+
+
+def test_two_ways_to_write_the_same_clips_are_stored_alike() -> None:
+    def stored(data: dict) -> list:
+        config = load_config(CONFIGS / "tiny.json", [f"data={json.dumps(data)}"])
+        found = settings_of(config)
+        assert found == settings_of(parse_config(found))
+        return found["data"]["manifests"]
+
+    def own(**clips: float) -> dict:
+        return {"path": "b.csv", **dict.fromkeys(("num_frames", "frame_step", "fps")), **clips}
+
+    by_step = {"num_frames": 8, "frame_step": 2}
+    for given, expected in (
+        ({"num_frames": 8}, "b.csv"),
+        ({"num_frames": 8, "frame_step": 2}, "b.csv"),
+        ({"num_frames": 4, "frame_step": 2}, own(num_frames=4)),
+        ({"num_frames": 8, "fps": 5}, own(fps=5)),
+    ):
+        assert stored(by_step | {"manifests": ["a.csv", own(**given)]}) == ["a.csv", expected]
+    for given, expected in (
+        ({"fps": 5}, "b.csv"),
+        ({"frame_step": 2}, own(frame_step=2)),  # not by time: other clips
+        ({"fps": 6}, own(fps=6)),
+    ):
+        data = by_step | {"fps": 5, "manifests": ["a.csv", own(**given)]}
+        assert stored(data) == ["a.csv", expected]
 
 
 def test_every_field_is_documented() -> None:

@@ -82,8 +82,36 @@ def test_a_frozen_target_encoder_stays_and_resumes(
     encoder = load_target_encoder(ends[0])  # a probe of this run uses the trained weights
     assert all(torch.equal(p, trained[0][name]) for name, p in encoder.named_parameters())
     wide = model | {"encoder": {"width": 48, "depth": 2, "heads": 2}}
-    with pytest.raises(UserError, match=r"^teacher\.checkpoint: found patch_embed\.\S+ of shape"):
+    with pytest.raises(UserError, match=r"^teacher\.checkpoint: .* was 24 and is 48"):
         pretrain(configured(output=str(tmp_path / "wide"), teacher=frozen, model=wide))
+
+
+def test_a_teacher_of_another_encoder_is_refused_where_no_shape_shows_it(
+    configured: Callable[..., Config], tmp_path: Path
+) -> None:
+    model = {"positions": "rope_tiled", "depth_scaled_init": True}
+    short = {"steps": 1}
+    first = pretrain(configured(model=model, optim=short))
+    frozen = {"mode": "frozen", "checkpoint": str(first)}
+    for number, (changes, found) in enumerate(
+        (
+            ({"positions": "rope"}, 'model.positions was "rope_tiled" and is "rope"'),
+            ({"positions": "sincos"}, 'model.positions was "rope_tiled" and is "sincos"'),
+            (
+                {"encoder": {"width": 24, "depth": 2, "heads": 1}},
+                "model.encoder.heads was 2 and is 1",
+            ),
+        )
+    ):
+        run = tmp_path / f"other{number}"
+        with pytest.raises(UserError) as caught:
+            pretrain(configured(output=str(run), teacher=frozen, model=model | changes))
+        expected = f"teacher.checkpoint: found {Checkpoint.find(first).folder} of another encoder ("
+        assert str(caught.value).startswith(f"{expected}{found}), expected")
+        assert not (run / "metrics.jsonl").exists()
+    same = {"predictor": {"width": 12, "depth": 2, "heads": 1}, "depth_scaled_init": False}
+    run = tmp_path / "same"
+    pretrain(configured(output=str(run), teacher=frozen, model=model | same, optim=short))
 
 
 @pytest.mark.parametrize(

@@ -30,8 +30,10 @@ class InitConfig(Section):
     encoder: Literal["checkpoint", "fresh"] = "checkpoint"
     """checkpoint: the encoder's trained weights; fresh: random ones."""
     predictor: Literal["checkpoint", "fresh"] = "checkpoint"
-    """checkpoint: the predictor's trained weights; fresh: random ones. If the number of mask tokens
-    differs, token i takes token i of the checkpoint, and further ones take its last."""
+    """checkpoint: the predictor's trained weights; fresh: random ones. Where both runs have
+    model.mask_tokens shared, the mask token of each clip length takes that of the same length, else
+    of the nearest one (of two equally near ones the shorter). Otherwise token i takes token i, and
+    further ones take the last."""
     target_encoder: Literal["checkpoint", "fresh", "encoder"] = "checkpoint"
     """checkpoint: the EMA weights; fresh: random ones; encoder: what the encoder starts from.
     Ignored if teacher.mode is frozen."""

@@ -8,8 +8,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import (
     BeforeValidator,
     Field,
-    SerializerFunctionWrapHandler,
-    model_serializer,
+    field_serializer,
     model_validator,
 )
 
@@ -51,10 +50,6 @@ class ManifestConfig(Section):
                 "remove the other",
             )
         return self
-
-    @model_serializer(mode="wrap")
-    def _shortest(self, dump: SerializerFunctionWrapHandler) -> str | dict[str, Any]:
-        return dump(self) if self.own else self.path
 
     @property
     def own(self) -> dict[str, int | float | None]:
@@ -136,10 +131,26 @@ class DataConfig(Section):
             )
         return self
 
+    @field_serializer("manifests")
+    def _shortest(self, manifests: list[ManifestConfig]) -> list[str | dict[str, Any]]:
+        """Each with what differs from this section alone: that makes two recipes different."""
+        plain = {"num_frames": self.num_frames, "frame_step": self.frame_step, "fps": self.fps}
+        if self.fps is not None:
+            plain["frame_step"] = None  # it does not apply
+        found: list[str | dict[str, Any]] = []
+        for manifest in manifests:
+            clips = plain | manifest.own
+            if clips == plain:
+                found.append(manifest.path)
+                continue
+            differs = {key: None if clips[key] == plain[key] else clips[key] for key in plain}
+            found.append({"path": manifest.path, **differs})
+        return found
+
     @property
     def lengths(self) -> tuple[int, ...]:
-        """The different frames per clip, in the order of the manifests that have them first."""
-        return tuple(dict.fromkeys(m.num_frames or self.num_frames for m in self.manifests))
+        """The different frames per clip, ascending."""
+        return tuple(sorted({m.num_frames or self.num_frames for m in self.manifests}))
 
 
 class LogConfig(Section):
@@ -215,8 +226,8 @@ class Config(Section):
 
     @property
     def num_mask_tokens(self) -> int:
-        """Mask tokens of the predictor: one per mask spec, or one per clip length, which all specs
-        share.
+        """Mask tokens of the predictor: one per mask spec, or one per clip length (ascending),
+        which all specs share.
         """
         shared = self.model.mask_tokens == "shared"
         return len(self.data.lengths) if shared else len(self.masks.specs)

@@ -104,9 +104,10 @@ class Batches:
     """The micro-batches of one rank, from any step on.
 
     Clip i of a step has the sample id step · global batch + i. A step's ids are split into runs of
-    one micro-batch, and those with shorter clips come first; micro-batch j of rank r is run
+    one micro-batch, sorted by length, those of data.num_frames last; micro-batch j of rank r is run
     j · world + r. So every world size sees the same global batches, and the ranks have clips of the
-    same length at the same time, as far as the step's runs allow.
+    same length at the same time, as far as the step's runs allow. If the step has a run of
+    data.num_frames, the last micro-batch of rank 0 is one: there target features are measured.
 
     Args:
         config: the run's config.
@@ -131,10 +132,17 @@ class Batches:
         return [list(ids) for ids in self._runs(step)[self._rank :: self._world]]
 
     def _runs(self, step: int) -> list[range]:
-        """The sample ids of all ranks' micro-batches, those of shorter clips first."""
+        """The sample ids of all ranks' micro-batches, those of data.num_frames last."""
         batch, micro = self._config.optim.global_batch, self._micro_batch
         starts = range(step * batch, (step + 1) * batch, micro)
-        return [range(i, i + micro) for i in sorted(starts, key=self._planner.num_frames)]
+        runs = [range(i, i + micro) for i in sorted(starts, key=self._sort_key)]
+        measured = -self._world  # rank 0's last one
+        if not self._is_main(runs[measured][0]):
+            runs[measured], runs[-1] = runs[-1], runs[measured]
+        return runs
+
+    def _sort_key(self, sample_id: int) -> tuple[bool, int]:
+        return self._is_main(sample_id), self._planner.num_frames(sample_id)
 
     def loader(self, first_step: int, device: torch.device) -> ClipLoader:
         """Clips of this rank's micro-batches from a step to the end of the run, decoded ahead.
@@ -169,7 +177,7 @@ class Batches:
             clips can be decoded.
         """
         found: list[Tensor] = []
-        sample_ids = filter(self._in_pictures, itertools.count())
+        sample_ids = filter(self._is_main, itertools.count())
         with ProcessPool(1, "vjepa-pictures", modules=(decode_pixels.__module__,)) as pool:
             for sample_id in itertools.islice(sample_ids, 10 * count):
                 if len(found) == count:
@@ -187,10 +195,10 @@ class Batches:
 
     def example_masks(self, step: int) -> MaskBatch | None:
         """Masks of the step's first micro-batch with clips of data.num_frames, of any rank."""
-        ids = next((ids for ids in self._runs(step) if self._in_pictures(ids[0])), None)
+        ids = next((ids for ids in self._runs(step) if self._is_main(ids[0])), None)
         return None if ids is None else self.masks(step, ids)
 
-    def _in_pictures(self, sample_id: int) -> bool:
+    def _is_main(self, sample_id: int) -> bool:
         return self._planner.num_frames(sample_id) == self._config.data.num_frames
 
     def step(self, step: int, clips: Iterator[ClipBatch]) -> Iterator[tuple[Tensor, PackedMasks]]:

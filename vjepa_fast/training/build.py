@@ -7,10 +7,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from vjepa_fast.config import Config
+from vjepa_fast.config import Config, parse_config, translate_stored
 from vjepa_fast.config.model import build_model
+from vjepa_fast.errors import UserError
 from vjepa_fast.training.batches import split_batch
 from vjepa_fast.training.checkpoint.format import Checkpoint
+from vjepa_fast.training.recipe import model_changes
 from vjepa_fast.training.schedules import make_schedules
 from vjepa_fast.training.trainer import Trainer
 
@@ -34,11 +36,19 @@ def frozen_teacher(config: Config) -> dict[str, Tensor] | None:
     """The target encoder's weights by name, fp32, from `teacher.checkpoint`; None for an EMA.
 
     Raises:
-        UserError: no such checkpoint.
+        UserError: no such checkpoint, or one of another encoder.
     """
     if config.teacher.checkpoint is None:
         return None
     checkpoint = Checkpoint.find(Path(config.teacher.checkpoint))
+    saved = parse_config(translate_stored(checkpoint.state["config"])).model
+    changed = model_changes(saved, config.model, encoder_only=True)
+    if changed:
+        raise UserError(
+            f"teacher.checkpoint: found {checkpoint.folder} of another encoder "
+            f"({'; '.join(changed)}), expected the encoder of this run; set these keys back, or "
+            "name another checkpoint"
+        )
     return checkpoint.weights("encoder", checkpoint.result_weights)
 
 
@@ -51,6 +61,7 @@ def build_trainer(config: Config, world: int) -> Trainer:
     # fp32 means fp32, no TF32: it serves as the reference. In bf16 no GEMM is in fp32.
     torch.set_float32_matmul_precision("highest")
     micro_batch, accumulation = split_batch(config, world)
+    teacher_weights = frozen_teacher(config)
     model = build_model(config)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     trainer = Trainer(
@@ -61,7 +72,7 @@ def build_trainer(config: Config, world: int) -> Trainer:
         micro_batch=micro_batch,
         accumulation=accumulation,
         bf16=config.precision_on(device) == "bf16",
-        frozen_teacher=frozen_teacher(config),
+        frozen_teacher=teacher_weights,
     )
     if config.compile:
         target = trainer.teacher.network()

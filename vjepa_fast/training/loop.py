@@ -18,6 +18,7 @@ from vjepa_fast.training.batches import Batches
 from vjepa_fast.training.build import build_trainer, with_pinned_teacher
 from vjepa_fast.training.checkpoint.initial_weights import (
     load_initial,
+    mask_tokens_from,
     open_initial,
     with_pinned_init,
 )
@@ -66,7 +67,8 @@ def pretrain(config: Config) -> Path:
             if checkpoint:
                 restore(trainer, checkpoint)
             elif initial:
-                load_initial(trainer, initial, config.init)
+                tokens = mask_tokens_from(config, initial)
+                load_initial(trainer, initial, config.init, tokens)
             _train(config, run, trainer, batches, host_group)
             if rank == 0:
                 draw_curves(run)

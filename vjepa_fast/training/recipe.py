@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator, Sequence
 
 from vjepa_fast.config import Config, parse_config, translate_stored
+from vjepa_fast.config.networks import ModelConfig
 from vjepa_fast.errors import UserError
 
 # A run that resumes a checkpoint may change these settings, and no others.
@@ -61,6 +62,27 @@ def recipe_changes(saved: dict, own: dict, at: tuple[str, ...] = ()) -> Iterator
             yield from recipe_changes(old, new, path)
         else:
             yield f"{'.'.join(path)} was {json.dumps(old)} and is {json.dumps(new)}"
+
+
+def model_changes(saved: ModelConfig, own: ModelConfig, *, encoder_only: bool = False) -> list[str]:
+    """Why weights of a saved model mean something else in this one, as `recipe_changes` says it.
+
+    Shapes don't show all of it: heads and positions have no weights. Initialization and mask tokens
+    may differ.
+
+    Args:
+        saved, own: the model sections of the two runs.
+        encoder_only: ignore the predictor.
+    """
+
+    def shape(model: ModelConfig) -> dict:
+        free = {"depth_scaled_init", "mask_tokens"} | ({"predictor"} if encoder_only else set())
+        found = model.model_dump(mode="json", exclude=free)
+        if not encoder_only:
+            found["predictor"]["heads"] = model.predictor_heads
+        return found
+
+    return list(recipe_changes(shape(saved), shape(own), ("model",)))
 
 
 def with_own_folder(config: Config, overrides: Sequence[str]) -> Config:

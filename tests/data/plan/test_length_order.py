@@ -78,6 +78,13 @@ def test_too_many_lengths_are_refused():
         LengthOrder([1] * 22, range(22), None, seed=0, group=1)
 
 
+def test_a_length_with_too_few_videos_is_refused():
+    """By its own name, as the user set no weights."""
+    found = r"^data\.manifests\[1\]: found clips of 64 frames with a share of 3e-05 of all clips, "
+    with pytest.raises(UserError, match=found):
+        LengthOrder([20_000, 1, 9_999], [16, 64, 16], None, seed=0, group=1)
+
+
 def test_a_clip_has_the_window_of_its_manifest():
     entry = ManifestEntry("a", 400, 25.0, 320, 240, "vp9", 1, 1, {}, vfr=False, seek=2)
     image = replace(entry, path="i", frames=1, fps=0.0, codec="jpeg")

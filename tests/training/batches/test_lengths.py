@@ -50,8 +50,9 @@ def mixed(small_config: Callable[..., dict], demo: Path, tmp_path: Path) -> Call
     }
 
     def make(micro_batch: int, **changes: dict) -> Config:
-        optim = BATCH | {"micro_batch": micro_batch}
-        return parse_config(small_config(data=data, optim=optim, **changes))
+        optim = BATCH | {"micro_batch": micro_batch} | changes.pop("optim", {})
+        clips = data | changes.pop("data", {})
+        return parse_config(small_config(data=clips, optim=optim, **changes))
 
     return make
 
@@ -94,6 +95,63 @@ def test_the_ranks_have_one_length_at_a_time(mixed: Callable[..., Config]) -> No
     assert seen == {4, 8}
 
 
+@pytest.mark.parametrize(("micro_batch", "world"), [(8, 1), (8, 4), (2, 4), (2, 8), (2, 16)])
+def test_rank_0_measures_clips_of_the_main_length(
+    mixed: Callable[..., Config], micro_batch: int, world: int
+) -> None:
+    """Whatever the world size, and also where other clips are longer."""
+    for num_frames in (8, 4):
+        config = mixed(micro_batch)
+        data = config.data.model_copy(update={"num_frames": num_frames})
+        manifests = [m.model_copy(update={"num_frames": m.num_frames or 8}) for m in data.manifests]
+        data = data.model_copy(update={"manifests": manifests})
+        batches = Batches(config.model_copy(update={"data": data}), 0, world)
+        lengths = batches._planner.num_frames
+        for step in range(20):
+            in_step = {lengths(sample_id) for sample_id in range(step * 32, step * 32 + 32)}
+            last = lengths(batches.sample_ids(step)[-1][0])
+            assert last == num_frames or num_frames not in in_step
+
+
+def test_only_clips_of_the_main_length_are_measured(mixed: Callable[..., Config]) -> None:
+    """Here a step has clips of one length."""
+    small = {"global_batch": 8, "steps": 8}
+    log = {"every": 1, "collapse_every": 1, "histograms_every": 1}
+    config = mixed(4, optim=small, log=log)
+    batches = Batches(config, 0, 1)
+    lengths = [batches._planner.num_frames(8 * step) for step in range(8)]
+    rows = read_metrics(pretrain(config) / "metrics.jsonl")
+    measured = [row["step"] for row in rows if "rank_me" in row]
+    assert measured == [step for step, length in enumerate(lengths) if length == 8]
+    assert 0 < len(measured) < 8
+
+
+def test_mask_tokens_start_from_those_of_the_same_or_nearest_length(
+    mixed: Callable[..., Config], demo: Path, tmp_path: Path
+) -> None:
+    """Whatever the order of the manifests. 6 is as near to 4 as to 8: the shorter one counts."""
+    first = pretrain(mixed(8, model=SECOND, output=str(tmp_path / "first")))
+    trained = Checkpoint.find(first).weights("predictor", "master")["mask_tokens"]
+    assert not torch.equal(trained[0], trained[1])
+    csv = str(demo / "train.csv")
+    still = BATCH | {"steps": 1, "start_lr": 0.0, "lr": 1e-12, "final_lr": 0.0}
+    for lengths, expected in (((8, 4), (0, 1)), ((4, 8, 6), (0, 0, 1)), ((12,), (1,))):
+        config = mixed(
+            8,
+            model=SECOND,
+            optim=still,
+            output=str(tmp_path / f"second{len(lengths)}"),
+            init={"checkpoint": str(first)},
+            data={
+                "manifests": [{"path": csv, "num_frames": n} for n in lengths],
+                "num_frames": lengths[0],
+                "weights": None,
+            },
+        )
+        own = Checkpoint.find(pretrain(config)).weights("predictor", "master")["mask_tokens"]
+        torch.testing.assert_close(own, trained[list(expected)], rtol=0, atol=1e-9)
+
+
 @pytest.mark.parametrize("model", [MODEL, SECOND], ids=["first", "second"])
 def test_a_step_is_the_mean_over_its_clips(mixed: Callable[..., Config], model: dict) -> None:
     """Of one loss for each clip, whatever its length: as with micro-batches of one clip, up to the
@@ -113,7 +171,7 @@ def test_a_step_is_the_mean_over_its_clips(mixed: Callable[..., Config], model: 
 
 
 def test_the_mask_token_is_that_of_the_length(mixed: Callable[..., Config]) -> None:
-    for model, expected in ((MODEL, {8: {0, 1}, 4: {0, 1}}), (SECOND, {8: {0}, 4: {1}})):
+    for model, expected in ((MODEL, {8: {0, 1}, 4: {0, 1}}), (SECOND, {4: {0}, 8: {1}})):
         config = mixed(8, model=model)
         batches, used = Batches(config, 0, 1), {}
         assert config.num_mask_tokens == 2

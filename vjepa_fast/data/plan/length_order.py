@@ -6,7 +6,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from vjepa_fast.data.plan.video_order import MIXTURE_BLOCK, VideoOrder, block_slots
+from vjepa_fast.data.plan.video_order import (
+    MIXTURE_BLOCK,
+    VideoOrder,
+    block_slots,
+    proportional_slots,
+)
 from vjepa_fast.errors import UserError
 
 _MOST = 21  # lengths, see `VideoOrder`
@@ -32,7 +37,7 @@ class LengthOrder:
         group: draws of a group.
 
     Raises:
-        UserError: more than 21 lengths, or see `VideoOrder`.
+        UserError: more than 21 lengths, or one with too small a part; or see `VideoOrder`.
     """
 
     def __init__(
@@ -65,8 +70,15 @@ class LengthOrder:
             for number, sources in enumerate(self._sources)
         ]
         shares = sizes.tolist() if weights is None else weights
-        totals = [sum(shares[source] for source in sources) for sources in self._sources]
-        slots = block_slots(totals, totals)
+        totals = np.array([sum(shares[i] for i in sources) for sources in self._sources], float)
+        slots = proportional_slots(totals)
+        if slots.min() == 0:
+            rare = int(slots.argmin())
+            raise UserError(
+                f"data.manifests[{self._sources[rare][0]}]: found clips of {self._lengths[rare]} "
+                f"frames with a share of {totals[rare] / totals.sum():.1g} of all clips, expected "
+                f"at least 1/{MIXTURE_BLOCK}; give it more by data.weights, or remove this manifest"
+            )
         # Of each group of a block: its length, and how many groups of that length come before it.
         turns = np.arange(MIXTURE_BLOCK) * _STRIDE % MIXTURE_BLOCK
         self._length_of = np.searchsorted(np.cumsum(slots), turns, side="right")

@@ -149,13 +149,19 @@ def block_slots(sizes: Sequence[int], weights: Sequence[float]) -> np.ndarray:
             f"data.weights: found {weights.tolist()}, expected positive numbers as weights; "
             "correct them"
         )
-    exact = weights / weights.sum() * MIXTURE_BLOCK
-    slots = np.floor(exact).astype(np.int64)
-    largest = np.argsort(slots - exact, kind="stable")[: MIXTURE_BLOCK - slots.sum()]
-    slots[largest] += 1
+    slots = proportional_slots(weights)
     if slots.min() == 0:
         raise UserError(
             f"data.weights: found a weight below 1/{MIXTURE_BLOCK} of the sum in "
             f"{weights.tolist()}, expected at least that; raise it or remove that manifest"
         )
+    return slots
+
+
+def proportional_slots(weights: np.ndarray) -> np.ndarray:
+    """A block in proportion to positive weights, largest remainder: int64, may hold zeros."""
+    exact = weights / weights.sum() * MIXTURE_BLOCK
+    slots = np.floor(exact).astype(np.int64)
+    largest = np.argsort(slots - exact, kind="stable")[: MIXTURE_BLOCK - slots.sum()]
+    slots[largest] += 1
     return slots

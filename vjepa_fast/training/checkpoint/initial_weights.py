@@ -1,15 +1,15 @@
 """Starting a run from the weights of another one, as the config's `init` section says.
 
 Step 0, fresh optimizer state, new schedules. Frames, crop and masks may differ from those of the
-other run: position tables are computed anew, and rotary positions need none. If the number of mask
-tokens differs, token i starts from token i of the checkpoint, and any further ones from its last.
+other run: position tables are computed anew, and rotary positions need none. `mask_tokens_from`
+says from which mask token of the checkpoint each one starts.
 """
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -17,13 +17,12 @@ from safetensors import safe_open
 from torch import Tensor
 
 from vjepa_fast.config import Config, parse_config, translate_stored
-from vjepa_fast.config.networks import ModelConfig
 from vjepa_fast.config.optim import InitConfig
 from vjepa_fast.errors import UserError
 from vjepa_fast.training.checkpoint.format import Checkpoint, checkpoints, shard_name
 from vjepa_fast.training.checkpoint.resume import first_difference
 from vjepa_fast.training.distributed.host_group import HostGroup
-from vjepa_fast.training.recipe import recipe_changes
+from vjepa_fast.training.recipe import model_changes
 from vjepa_fast.training.trainer import Trainer
 from vjepa_fast.training.zero.shards import GroupShard
 
@@ -83,8 +82,7 @@ def open_initial(config: Config, host_group: HostGroup) -> Checkpoint | None:
         return None
     checkpoint = Checkpoint.open(Path(init.checkpoint))
     vectors = list(_vectors(config, checkpoint))
-    saved = parse_config(translate_stored(checkpoint.state["config"])).model
-    changed = list(recipe_changes(_shape(saved), _shape(config.model), ("model",)))
+    changed = model_changes(_config_of(checkpoint).model, config.model)
     if changed:
         raise UserError(
             f"init.checkpoint: found {checkpoint.folder} of another model ({'; '.join(changed)}), "
@@ -102,11 +100,25 @@ def open_initial(config: Config, host_group: HostGroup) -> Checkpoint | None:
     return checkpoint
 
 
-def _shape(model: ModelConfig) -> dict:
-    """What the same weights mean the same in: all but the initialization and the mask tokens."""
-    shape = model.model_dump(mode="json", exclude={"depth_scaled_init", "mask_tokens"})
-    shape["predictor"]["heads"] = model.predictor_heads
-    return shape
+def _config_of(checkpoint: Checkpoint) -> Config:
+    return parse_config(translate_stored(checkpoint.state["config"]))
+
+
+def mask_tokens_from(config: Config, checkpoint: Checkpoint) -> list[int]:
+    """For each mask token of the run, the one of the checkpoint that it starts from.
+
+    If both have a token for each clip length, that of the same length, else of the nearest one (of
+    two equally near ones the shorter). Otherwise token i of the checkpoint, or its last.
+    """
+    saved = _config_of(checkpoint)
+    if saved.model.mask_tokens == config.model.mask_tokens == "shared":
+        of = saved.data.lengths  # ascending, so min() takes the shorter of two equally near ones
+
+        def nearest(length: int) -> int:
+            return min(range(len(of)), key=lambda i: abs(of[i] - length))
+
+        return [nearest(length) for length in config.data.lengths]
+    return [min(i, saved.num_mask_tokens - 1) for i in range(config.num_mask_tokens)]
 
 
 def _vectors(config: Config, checkpoint: Checkpoint) -> Iterator[str]:
@@ -139,20 +151,26 @@ def _defect(checkpoint: Checkpoint, rank: int, vectors: list[str]) -> str | None
     return None
 
 
-def load_initial(trainer: Trainer, checkpoint: Checkpoint, init: InitConfig) -> None:
+def load_initial(
+    trainer: Trainer,
+    checkpoint: Checkpoint,
+    init: InitConfig,
+    mask_tokens: Sequence[int] | None = None,
+) -> None:
     """Load the weights into a new trainer, in fp32, at any stage and world size. Collective.
 
     Args:
         trainer: at step 0, with fresh weights. Those of parts that are to stay fresh are kept.
         checkpoint: from `open_initial`.
         init: which parts to load.
+        mask_tokens: from `mask_tokens_from`; None: as they are.
 
     Raises:
         UserError: the checkpoint holds other names or shapes than this model.
     """
     for shard in trainer.shards:
         if getattr(init, shard.part) == "checkpoint":
-            shard.write(_read(checkpoint, shard, "master"), shard.masters)
+            shard.write(_read(checkpoint, shard, "master", mask_tokens), shard.masters)
         ema = trainer.teacher.ema.get(shard.name)  # None for the predictor, or if frozen
         if ema is not None and init.target_encoder == "checkpoint":
             shard.write(_read(checkpoint, shard, "teacher"), ema)
@@ -169,16 +187,22 @@ def load_initial(trainer: Trainer, checkpoint: Checkpoint, init: InitConfig) -> 
     )
 
 
-def _read(checkpoint: Checkpoint, shard: GroupShard, which: str) -> Tensor:
+def _read(
+    checkpoint: Checkpoint,
+    shard: GroupShard,
+    which: str,
+    mask_tokens: Sequence[int] | None = None,
+) -> Tensor:
     """Read this rank's ranges of a flat vector, fp32."""
     key = f"{shard.name}/{which}"
     saved = checkpoint.state["groups"].get(shard.name, [])
     own = [list(pair) for pair in zip(shard.names, shard.shapes, strict=True)]
-    if saved == own:
+    count = dict(saved).get(_MASK_TOKENS, [0])[0]
+    tokens = list(range(count) if mask_tokens is None or not count else mask_tokens)
+    if saved == own and tokens == list(range(count)):
         pieces = [checkpoint.read(key, r.start, r.count) for r in shard.ranges]
         return torch.cat(pieces) if pieces else torch.empty(0)
-    count = dict(own).get(_MASK_TOKENS, [0])[0]
-    mapped = [[name, [count, *s[1:]] if name == _MASK_TOKENS else s] for name, s in saved]
+    mapped = [[name, [len(tokens), *s[1:]] if name == _MASK_TOKENS else s] for name, s in saved]
     if mapped != own:
         raise UserError(
             f"{checkpoint.folder}: found {first_difference(mapped, own)} of this model in "
@@ -192,7 +216,6 @@ def _read(checkpoint: Checkpoint, shard: GroupShard, which: str) -> Tensor:
         saved, whole.split([math.prod(s) for _, s in saved]), strict=True
     ):
         if name == _MASK_TOKENS:
-            tokens = torch.arange(count).clamp(max=shape[0] - 1)
             flat = flat.view(shape)[tokens].reshape(-1)
         values.append(flat)
     whole = torch.cat(values)

@@ -120,8 +120,12 @@ class Reporter:
             log.info("step %d of %d: %s, %s left", done, last, text, left)
 
     def check_collapse(self, step: int, result: StepResult) -> None:
-        """Measure the collapse of rank 0's target features. Host sync on rank 0."""
-        if self._writer and len(result.features) > 1:  # one clip has no spread across clips
+        """Measure the collapse of rank 0's target features. Host sync on rank 0.
+
+        Only clips of data.num_frames are measured, so that measurements can be compared.
+        """
+        # One clip has no spread across clips.
+        if self._writer and len(result.features) > 1 and self._is_main(result.features):
             health = feature_health(result.features)
             self._collapse.check(step, health)
             teacher = self._trainer.teacher
@@ -164,7 +168,8 @@ class Reporter:
         """
         if self._writer is None:
             return
-        self._writer.histogram(step, "target_features", result.features[:, ::4])
+        if self._is_main(result.features):
+            self._writer.histogram(step, "target_features", result.features[:, ::4])
         encoder = self._trainer.teacher.network()
         for name, module in (
             ("patch_embed", encoder.patch_embed),
@@ -172,6 +177,10 @@ class Reporter:
         ):
             weights = [p.detach().flatten() for p in module.parameters() if p.ndim >= 2]
             self._writer.histogram(step, f"target_encoder/{name}", torch.cat(weights))
+
+    def _is_main(self, features: Tensor) -> bool:
+        """Whether features [B, N, D] are of clips of data.num_frames."""
+        return features.shape[1] == math.prod(self._config.grid)
 
     def _check_nonfinite(self) -> int:
         """Number of steps skipped so far; warns of new ones and ends a run of too many in a row."""
