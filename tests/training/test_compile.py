@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -93,6 +94,27 @@ def test_compiled_losses_are_the_same(
         plain,
     )
     # the block before and after its attention; target encoder, encoder and predictor
+    assert counters["stats"]["unique_graphs"] == 6
+
+
+@pytest.mark.slow
+def test_clips_of_several_lengths_compile_nothing_anew(
+    small_config: Callable[..., dict], demo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As above: the grid of a shorter clip is no size of the first region."""
+    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 3)
+    monkeypatch.setattr(torch._dynamo.config, "fail_on_recompile_limit_hit", True)
+    torch._dynamo.reset()
+    counters.clear()
+    csv = str(demo / "train.csv")
+    data = small_config(
+        data={"manifests": [csv, *({"path": csv, "num_frames": n} for n in (4, 6))]},
+        model={"positions": "rope_tiled", "mask_tokens": "shared"},
+        optim={"steps": 6, "global_batch": 24},
+        compile=True,
+    )
+    rows = read_metrics(pretrain(parse_config(data)) / "metrics.jsonl")
+    assert len([row for row in rows if "loss" in row]) == 6
     assert counters["stats"]["unique_graphs"] == 6
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.rounding.accuracy import ROUNDING, SIGNS
+from tests.helpers.forked_runs import Runs
+from tests.rounding.accuracy import ROUNDING, SIGNS, TRAINED
 from vjepa_fast.config import Config, parse_config
 from vjepa_fast.data.prepare.index import index_directory
 from vjepa_fast.training.batches import Batches
@@ -200,6 +201,44 @@ def test_a_run_resumes_bit_for_bit_also_with_other_micro_batches_of_the_same_cli
     assert all(torch.equal(a, b) for a, b in zip(weights_of(last), expected, strict=True))
     shutil.rmtree(last)
     assert pretrain(mixed(4, **changes)) == run  # not another recipe
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Iterator[Runs]:
+    (tmp_path / "runs").mkdir()
+    started = Runs(tmp_path / "runs")
+    yield started
+    started.kill_all()
+    started.close()
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one_at_any_stage_and_resume_as_one(
+    mixed: Callable[..., Config], runs: Runs, tmp_path: Path
+) -> None:
+    """Also where two processes resume what one has begun, and within bf16's rounding in bf16."""
+    found = {}
+    for name, world, changes in (
+        ("one", 1, {}),
+        ("stage 1", 2, {"zero": {"stage": 1}}),
+        ("stage 3", 2, {"zero": {"stage": 3}}),
+        ("bf16", 2, {"zero": {"stage": 2}, "precision": "bf16"}),
+        ("resumed", 2, {}),
+    ):
+        run = tmp_path / name
+        keep = {"every": 2, "keep_last": 2}
+        config = mixed(8, model=SECOND, output=str(run), checkpoint=keep, **changes)
+        if name == "resumed":
+            shutil.copytree(tmp_path / "one", run)
+            shutil.rmtree(checkpoints(run)[-1])
+        text = runs.finish(config.model_dump(mode="json"), world)
+        assert ("resumed at step 2 " in text) == (name == "resumed")
+        rows = read_metrics(run / "metrics.jsonl")
+        found[name] = [row["loss"] for row in rows if "loss" in row]
+    one = found.pop("one")
+    assert len(set(one)) == 4
+    for name, losses in found.items():
+        assert losses == pytest.approx(one, rel=1e-2 if name == "bf16" else TRAINED), name
 
 
 def weights_of(folder: Path) -> list[torch.Tensor]:
