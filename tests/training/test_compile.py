@@ -101,7 +101,7 @@ def test_compiled_losses_are_the_same(
 def test_clips_of_several_lengths_compile_nothing_anew(
     small_config: Callable[..., dict], demo: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As above: the grid of a shorter clip is no size of the first region."""
+    """As above, where the grid of the target encoder changes from call to call."""
     monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 3)
     monkeypatch.setattr(torch._dynamo.config, "fail_on_recompile_limit_hit", True)
     torch._dynamo.reset()
