@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from tests.rounding.accuracy import assert_accurate
 from tests.rounding.rotary import FORMS, GRIDS, HEAD_DIMS, matrices, plain, rotated
-from vjepa_fast.kernels import rotate_queries_keys
+from vjepa_fast.kernels import rotate_queries_keys, rotate_queries_keys_
 from vjepa_fast.kernels.rope import axis_width, rotate_queries_keys_op
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -84,6 +84,51 @@ def test_the_input_is_not_changed(form):
     qkv, tokens = make(63, GRIDS[0], 24)
     before = qkv.clone()
     rotate_queries_keys(qkv, tokens, GRIDS[0], form).zero_()
+    assert torch.equal(qkv, before)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode], ids=str)
+@pytest.mark.parametrize("head_dim", HEAD_DIMS)
+@dtypes
+@forms
+def test_in_place_to_the_same_bits(head_dim, dtype, form, mode):
+    qkv, tokens = make(63, GRIDS[0], head_dim, dtype)
+    expected = rotate_queries_keys(qkv, tokens, GRIDS[0], form)
+    with mode():
+        own = qkv.clone()
+        out = rotate_queries_keys_(own, tokens, GRIDS[0], form)
+    assert out is own and torch.equal(out, expected)
+
+
+def test_in_place_is_refused_where_autograd_would_record():
+    qkv, tokens = make(5, GRIDS[0], 24)
+    qkv.requires_grad_()
+    with pytest.raises(ValueError, match=r"^qkv: found requires_grad=True, expected False where"):
+        rotate_queries_keys_(qkv * 1, tokens, GRIDS[0])
+    with torch.no_grad():
+        expected = rotate_queries_keys(qkv, tokens, GRIDS[0])
+        assert torch.equal(rotate_queries_keys_(qkv, tokens, GRIDS[0]), expected)
+
+
+def test_autograd_knows_of_the_change():
+    """What an earlier function saved for its backward must not be overwritten unnoticed."""
+    qkv, tokens = make(5, GRIDS[0], 24)
+    weight = torch.ones(24, requires_grad=True)
+    product = qkv * weight
+    rotate_queries_keys_(qkv, tokens, GRIDS[0])
+    with pytest.raises(RuntimeError, match="modified by an inplace"):
+        product.sum().backward()
+
+
+def test_in_place_refuses_other_memory_and_changes_nothing_on_errors():
+    qkv, tokens = make(5, GRIDS[0], 24)
+    before = qkv.clone()
+    with pytest.raises(ValueError, match=r"^qkv: found strides \(24, 240, 120, 1\), expected cont"):
+        rotate_queries_keys_(torch.zeros(3, 2, 5, 24).permute(2, 0, 1, 3), tokens, GRIDS[0])
+    with pytest.raises(ValueError, match="^tokens: found entries"):
+        rotate_queries_keys_(qkv, tokens + 10**6, GRIDS[0])
+    with pytest.raises(ValueError, match="^form: found 'rope'"):
+        rotate_queries_keys_(qkv, tokens, GRIDS[0], "rope")
     assert torch.equal(qkv, before)
 
 

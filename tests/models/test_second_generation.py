@@ -9,7 +9,7 @@ from vjepa_fast.models.activation_checkpointing import run_blocks
 from vjepa_fast.models.cost import encoder_parameters, predictor_parameters
 from vjepa_fast.models.encoder import VisionTransformer
 from vjepa_fast.models.jepa import build_vjepa, encode_clips
-from vjepa_fast.models.positions import Rotary
+from vjepa_fast.models.positions import Rotary, rotate
 from vjepa_fast.models.predictor import Predictor
 from vjepa_fast.models.sequences import pack_masks
 
@@ -59,6 +59,22 @@ def as_transformers(state, width):
         else:
             theirs[f"encoder.{name}"] = value
     return theirs
+
+
+@pytest.mark.parametrize("positions", ["rope_tiled", "rope"])
+def test_without_gradients_positions_rotate_in_place_to_the_same_bits(positions):
+    qkv = torch.randn(24, 3, 2, 24, generator=torch.Generator().manual_seed(0))
+    rotary = Rotary(torch.arange(24), (2, 3, 4), positions)
+    own = qkv.clone()
+    recorded = rotate(own, rotary)
+    assert torch.equal(own, qkv)
+    with torch.no_grad():
+        assert rotate(own, rotary) is own
+    assert torch.equal(own, recorded)
+    encoder, video = make_encoder(positions), make_video((2, 3, 4), clips=2)
+    with torch.no_grad():
+        features = encode_clips(encoder, video)
+    assert torch.equal(features, encode_clips(encoder, video).detach())
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from vjepa_fast.kernels.feature_loss import masked_feature_loss
 from vjepa_fast.kernels.gather import apply_masks, gather_tokens
 from vjepa_fast.kernels.patchify import PatchEmbed, patchify
 from vjepa_fast.kernels.predictor_tokens import predictor_tokens
-from vjepa_fast.kernels.rope import rotate_queries_keys
+from vjepa_fast.kernels.rope import rotate_queries_keys, rotate_queries_keys_
 
 __all__ = [
     "PatchEmbed",
@@ -25,4 +25,5 @@ __all__ = [
     "patchify",
     "predictor_tokens",
     "rotate_queries_keys",
+    "rotate_queries_keys_",
 ]

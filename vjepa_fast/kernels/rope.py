@@ -41,14 +41,14 @@ def cos_sin(places: int, width: int, device: torch.device, dtype: torch.dtype) -
     return torch.stack([angle.cos(), angle.sin()])
 
 
-def rotate_queries_keys_reference(
+def rotate_queries_keys_reference_(
     qkv: Tensor,
     tokens: Tensor,
     grid: tuple[int, int, int],
     form: Form = "tiled",
     transposed: bool = False,
 ) -> Tensor:
-    """The specification of `rotate_queries_keys`, in plain PyTorch.
+    """The specification of `rotate_queries_keys_`, in plain PyTorch.
 
     With `transposed` the transpose of the map, which its backward applies to gradients.
     """
@@ -65,12 +65,23 @@ def rotate_queries_keys_reference(
     place = torch.stack(places, 1).flatten()
     cos, sin = (t.index_select(0, place).view(len(tokens), 1, 1, 3 * a) for t in (cos, sin))
 
-    out = qkv.clone(memory_format=torch.contiguous_format)
-    part = out[:, :2, :, : 3 * a]
+    part = qkv[:, :2, :, : 3 * a]
     wide = part.to(cos.dtype)
     swapped = torch.stack([wide[..., 1::2], wide[..., ::2]], -1).flatten(-2)  # flip is slower
     part.copy_(wide.mul_(cos).add_(swapped.mul_(sin)))
-    return out
+    return qkv
+
+
+def rotate_queries_keys_reference(
+    qkv: Tensor,
+    tokens: Tensor,
+    grid: tuple[int, int, int],
+    form: Form = "tiled",
+    transposed: bool = False,
+) -> Tensor:
+    """The specification of `rotate_queries_keys`, in plain PyTorch."""
+    out = qkv.clone(memory_format=torch.contiguous_format)
+    return rotate_queries_keys_reference_(out, tokens, grid, form, transposed)
 
 
 @triton.jit
@@ -100,11 +111,16 @@ def rope_kernel(
     D: tl.constexpr,
     TILED: tl.constexpr,
     TRANSPOSED: tl.constexpr,
+    IN_PLACE: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK_HEADS: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """Some rows and heads; NaN where a token is outside the grid of `size` tokens."""
+    """Some rows and heads; NaN where a token is outside the grid of `size` tokens.
+
+    IN_PLACE (p_out is p_qkv): values are not touched. All of a pair is loaded before it is stored,
+    by the same program.
+    """
     blocks: tl.constexpr = (HEADS + BLOCK_HEADS - 1) // BLOCK_HEADS
     half: tl.constexpr = A // 2
     o_row = tl.program_id(0) // blocks * ROWS + tl.arange(0, ROWS)
@@ -116,7 +132,8 @@ def rope_kernel(
     o += o_head[None, :, None] * D + o_d[None, None, :]
     b_q = tl.load(p_qkv + o, m)
     b_k = tl.load(p_qkv + (o + HEADS * D), m)
-    b_v = tl.load(p_qkv + (o + 2 * HEADS * D), m)
+    if not IN_PLACE:
+        b_v = tl.load(p_qkv + (o + 2 * HEADS * D), m)
 
     token = tl.load(p_tokens + o_row, m_row, other=-1).to(tl.int64)
     m_token = ((token >= 0) & (token < size))[:, None]
@@ -137,7 +154,8 @@ def rope_kernel(
         b_sin0, b_sin1 = -b_sin1, -b_sin0
     m_rotated = m_rotated[:, None, :]
 
-    tl.store(p_out + (o + 2 * HEADS * D), b_v, m)
+    if not IN_PLACE:
+        tl.store(p_out + (o + 2 * HEADS * D), b_v, m)
     b_q = rotate(b_q, b_cos0, b_cos1, b_sin0, b_sin1, m_rotated)
     tl.store(p_out + o, b_q, m)
     b_k = rotate(b_k, b_cos0, b_cos1, b_sin0, b_sin1, m_rotated)
@@ -148,11 +166,17 @@ cached_cos_sin = lru_cache(cos_sin)  # constants, of at most a few kilobytes
 
 
 def launch_rope(
-    qkv: Tensor, tokens: Tensor, grid: tuple[int, int, int], form: Form, transposed: bool = False
+    qkv: Tensor,
+    tokens: Tensor,
+    grid: tuple[int, int, int],
+    form: Form,
+    transposed: bool = False,
+    in_place: bool = False,
 ) -> Tensor:
-    """One launch, see `rotate_queries_keys_reference`."""
+    """One launch, see `rotate_queries_keys_reference`; in place, qkv is contiguous."""
     rows, _, heads, head_dim = qkv.shape
-    a, out = axis_width(head_dim), torch.empty_like(qkv, memory_format=torch.contiguous_format)
+    a = axis_width(head_dim)
+    out = qkv if in_place else torch.empty_like(qkv, memory_format=torch.contiguous_format)
     if a == 0 or out.numel() == 0:
         return out.copy_(qkv)
     table = cached_cos_sin(max(grid), a, qkv.device, wide_dtype(qkv))
@@ -174,6 +198,7 @@ def launch_rope(
             D=head_dim,
             TILED=form == "tiled",
             TRANSPOSED=transposed,
+            IN_PLACE=in_place,
             BLOCK_D=block,
             **tile,
             **LAUNCH,
@@ -235,6 +260,43 @@ def _backward(ctx, grad: Tensor):
 rotate_queries_keys_op.register_autograd(_backward, setup_context=_setup)
 
 
+@torch.library.custom_op(
+    "vjepa_fast::rotate_queries_keys_in_place",
+    mutates_args=("qkv",),
+    schema="(Tensor(a!) qkv, Tensor tokens, SymInt[] grid, str form) -> ()",
+)
+def rotate_queries_keys_in_place_op(
+    qkv: Tensor, tokens: Tensor, grid: list[int], form: Form
+) -> None:
+    """See `rotate_queries_keys_reference_`."""
+    _check(qkv, tokens, grid)
+    require(
+        qkv.is_contiguous(),
+        f"qkv: found strides {qkv.stride()}, expected contiguous memory to write to; call "
+        "rotate_queries_keys",
+    )
+    require_index("tokens", tokens, grid[0] * grid[1] * grid[2])
+    if use_triton("rotate_queries_keys_", qkv):
+        launch_rope(qkv, tokens, tuple(grid), form, in_place=True)
+    else:
+        rotate_queries_keys_reference_(qkv, tokens, tuple(grid), form)
+
+
+@rotate_queries_keys_in_place_op.register_fake
+def _(qkv, tokens, grid, form):
+    return None
+
+
+def _require_arguments(qkv: Tensor, tokens: Tensor, form: Form) -> None:
+    require_tensor("qkv", qkv)
+    require_tensor("tokens", tokens)
+    require(
+        form in get_args(Form),
+        f'form: found {form!r}, expected "tiled" or "rotation"; released V-JEPA 2 weights need '
+        '"tiled"',
+    )
+
+
 def rotate_queries_keys(
     qkv: Tensor, tokens: Tensor, grid: tuple[int, int, int], form: Form = "tiled"
 ) -> Tensor:
@@ -256,9 +318,9 @@ def rotate_queries_keys(
 
     Returns:
         qkv with queries and keys rotated and values as they are, contiguous, rounded once.
-        Differentiable any number of times in qkv. It is new memory: in place, values needn't be
-        moved (two thirds of the bytes), but autograd would copy the whole gradient of the view that
-        qkv is of a Linear's output, and selective checkpointing keeps that output.
+        Differentiable any number of times in qkv. It is new memory: in place
+        (`rotate_queries_keys_`) autograd would copy the whole gradient of the view that qkv is of a
+        Linear's output, and selective checkpointing keeps that output.
 
     Raises:
         ValueError: not a tensor; wrong shape, dtype or device; another form; on CPU, or under
@@ -266,11 +328,32 @@ def rotate_queries_keys(
             in queries and keys of such a row, and the reference (VJEPA_FAST_KERNELS=reference)
             wrong ones or PyTorch's device-side assertion.
     """
-    require_tensor("qkv", qkv)
-    require_tensor("tokens", tokens)
-    require(
-        form in get_args(Form),
-        f'form: found {form!r}, expected "tiled" or "rotation"; released V-JEPA 2 weights need '
-        '"tiled"',
-    )
+    _require_arguments(qkv, tokens, form)
     return rotate_queries_keys_op(qkv, tokens, list(grid), form, False)
+
+
+def rotate_queries_keys_(
+    qkv: Tensor, tokens: Tensor, grid: tuple[int, int, int], form: Form = "tiled"
+) -> Tensor:
+    """`rotate_queries_keys` in place, where no gradient is recorded; to the same bits.
+
+    Values are neither read nor written: two thirds of the bytes.
+
+    Args:
+        qkv: as there, and contiguous; overwritten.
+        tokens, grid, form: as there.
+
+    Returns:
+        qkv.
+
+    Raises:
+        ValueError: as there, before qkv is changed; qkv is not contiguous; autograd would record.
+    """
+    _require_arguments(qkv, tokens, form)
+    require(
+        not (torch.is_grad_enabled() and qkv.requires_grad),
+        "qkv: found requires_grad=True, expected False where it is overwritten; call "
+        "rotate_queries_keys, or this under torch.no_grad()",
+    )
+    rotate_queries_keys_in_place_op(qkv, tokens, list(grid), form)
+    return qkv

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vjepa_fast.kernels import rotate_queries_keys
+from vjepa_fast.kernels import rotate_queries_keys, rotate_queries_keys_
 
 Positions = Literal["sincos", "rope_tiled", "rope"]
 
@@ -70,6 +70,10 @@ class Rotary(NamedTuple):
 
 
 def rotate(qkv: Tensor, rotary: Rotary) -> Tensor:
-    """Rotate the queries and keys of packed [rows, 3, heads, head_dim]; values stay."""
+    """Rotate the queries and keys of packed [rows, 3, heads, head_dim]; values stay.
+
+    Under `torch.no_grad()` (target encoder, features) in place, so qkv must be the caller's own.
+    """
     form = "tiled" if rotary.positions == "rope_tiled" else "rotation"
-    return rotate_queries_keys(qkv, rotary.tokens, rotary.grid, form)
+    turn = rotate_queries_keys if torch.is_grad_enabled() else rotate_queries_keys_
+    return turn(qkv, rotary.tokens, rotary.grid, form)

@@ -1,4 +1,4 @@
-"""The six ops on Triton as torch.library custom ops: opcheck, torch.compile, autocast."""
+"""The ops on Triton as torch.library custom ops: opcheck, torch.compile, autocast."""
 
 import pytest
 import torch
@@ -12,6 +12,7 @@ from vjepa_fast.kernels import (
     patchify,
     predictor_tokens,
     rotate_queries_keys,
+    rotate_queries_keys_,
 )
 
 OPS = torch.ops.vjepa_fast
@@ -86,6 +87,7 @@ CHECKED = {
     ),
     "rotate": lambda i: (OPS.rotate_queries_keys, *i.turned(grad=True), "tiled", False),
     "rotate, backward": lambda i: (OPS.rotate_queries_keys, *i.turned(), "rotation", True),
+    "rotate, in place": lambda i: (OPS.rotate_queries_keys_in_place, *i.turned(), "tiled"),
     "loss": lambda i: (OPS.masked_feature_loss, *i.sequences(), 1.0, True, None),
     "loss, backward": lambda i: (
         OPS.masked_feature_loss_backward,
@@ -135,6 +137,10 @@ FUNCTIONS = {
     "rotate_queries_keys": (
         lambda qkv, tokens: rotate_queries_keys(qkv * 2, tokens, (2, 3, 4)).sin(),
         lambda i: i.turned(grad=True)[:2],
+    ),
+    "rotate_queries_keys_": (
+        lambda qkv, tokens: rotate_queries_keys_(qkv * 2, tokens, (2, 3, 4)).sin(),
+        lambda i: i.turned()[:2],
     ),
     "masked_feature_loss": (
         lambda prediction, *others: masked_feature_loss(prediction * 2, *others),

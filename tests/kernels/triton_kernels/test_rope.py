@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from tests.rounding.accuracy import assert_accurate
 from tests.rounding.rotary import FORMS, GRIDS, HEAD_DIMS, matrices, plain, rotated
-from vjepa_fast.kernels import rotate_queries_keys
+from vjepa_fast.kernels import rotate_queries_keys, rotate_queries_keys_
 from vjepa_fast.kernels.rope import axis_width, rotate_queries_keys_op
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -59,6 +59,26 @@ def test_every_grid(device, grid, form):
 @forms
 def test_shapes_and_dtypes(device, rows, heads, head_dim, dtype, form):
     check(*make(device, rows, GRIDS[0], head_dim, dtype, heads), GRIDS[0], form)
+
+
+@pytest.mark.parametrize("head_dim", HEAD_DIMS)
+@dtypes
+@forms
+def test_in_place_to_the_same_bits(device, head_dim, dtype, form):
+    qkv, tokens = make(device, 63, GRIDS[0], head_dim, dtype)
+    expected = rotate_queries_keys(qkv, tokens, GRIDS[0], form)
+    assert rotate_queries_keys_(qkv, tokens, GRIDS[0], form) is qkv
+    assert torch.equal(qkv, expected)
+
+
+def test_in_place_leaves_the_memory_of_values_alone(device):
+    """Not even NaN of a token outside the grid reaches them, nor rows around the tensor."""
+    qkv, tokens = make(device, 15, GRIDS[0], 24)
+    whole = qkv.clone()
+    rotate_queries_keys_(whole[1:14], tokens[1:14] * 0 - 1, GRIDS[0])
+    assert whole[1:14, :2].isnan().all()
+    assert torch.equal(whole[1:14, 2], qkv[1:14, 2])
+    assert torch.equal(whole[[0, 14]], qkv[[0, 14]])
 
 
 def test_float64_stays_float64(device):

@@ -15,10 +15,11 @@ def launch(
     form: str = "tiled",
     transposed: bool = False,
     index_dtype: torch.dtype = torch.int64,
+    in_place: bool = False,
 ):
     qkv = torch.empty(ROWS, 3, HEADS.get(head_dim, 2), head_dim, dtype=dtype, device="meta")
     tokens = torch.empty(ROWS, dtype=index_dtype, device="meta")
-    return lambda: launch_rope(qkv, tokens, GRID, form, transposed)
+    return lambda: launch_rope(qkv, tokens, GRID, form, transposed, in_place)
 
 
 def named(head_dim: int, dtype: torch.dtype) -> str:
@@ -29,6 +30,10 @@ MODELS = {
     **{f"forward {named(d, dtype)}": launch(d, dtype) for d in HEADS for dtype in DTYPES},
     **{
         f"backward {named(d, torch.bfloat16)}": launch(d, torch.bfloat16, transposed=True)
+        for d in HEADS
+    },
+    **{
+        f"in place {named(d, torch.bfloat16)}": launch(d, torch.bfloat16, in_place=True)
         for d in HEADS
     },
     "forward 64 bfloat16, rotation": launch(64, torch.bfloat16, "rotation"),
