@@ -125,9 +125,9 @@ def test_in_place_refuses_other_memory_and_changes_nothing_on_errors():
     before = qkv.clone()
     with pytest.raises(ValueError, match=r"^qkv: found strides \(24, 240, 120, 1\), expected cont"):
         rotate_queries_keys_(torch.zeros(3, 2, 5, 24).permute(2, 0, 1, 3), tokens, GRIDS[0])
-    with pytest.raises(ValueError, match="^tokens: found entries"):
+    with pytest.raises(ValueError, match=r"^tokens: found entries"):
         rotate_queries_keys_(qkv, tokens + 10**6, GRIDS[0])
-    with pytest.raises(ValueError, match="^form: found 'rope'"):
+    with pytest.raises(ValueError, match=r"^form: found 'rope'"):
         rotate_queries_keys_(qkv, tokens, GRIDS[0], "rope")
     assert torch.equal(qkv, before)
 
