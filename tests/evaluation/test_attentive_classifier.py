@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tests.rounding.accuracy import assert_accurate
+from tests.rounding.accuracy import ROUNDING, assert_accurate
 from vjepa_fast.evaluation.attentive_classifier import AttentiveClassifier, CrossAttention
 
 
@@ -47,3 +47,26 @@ def test_cross_attention_equals_the_plain_form():
     torch.testing.assert_close(*outputs)
     gradients = [torch.autograd.grad((out * weights).sum(), inputs) for out in outputs]
     torch.testing.assert_close(*gradients)
+
+
+def test_cross_attention_in_fp32_is_as_accurate_as_the_plain_form():
+    torch.manual_seed(0)
+    module = CrossAttention(width=24, heads=3)
+    query, tokens, weights = torch.randn(4, 2, 24), torch.randn(4, 11, 24), torch.randn(4, 2, 24)
+    wide = copy.deepcopy(module).double()
+    outputs, gradients = [], []
+    for form, own, dtype in (
+        (CrossAttention.__call__, module, torch.float32),
+        (plain_attention, module, torch.float32),
+        (plain_attention, wide, torch.float64),
+    ):
+        q, t = (x.to(dtype).requires_grad_() for x in (query, tokens))
+        out = form(own, q, t)
+        outputs.append(out.detach())
+        loss = (out * weights.to(dtype)).sum()
+        gradients.append(torch.autograd.grad(loss, [q, t, *own.parameters()]))
+    assert_accurate(*outputs)
+    for ours, torchs, exact in zip(*gradients, strict=True):
+        # The gradient of the keys' biases is zero: all that is there is rounding.
+        atol = 16 * ROUNDING * max(1.0, exact.abs().max().item())
+        assert_accurate(ours, torchs, exact, factor=3.0, atol=atol)

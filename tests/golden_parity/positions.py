@@ -19,5 +19,6 @@ def check_positions(path: Path) -> list[Item]:
             width, side, depth, uniform = map(int, numbers)
             table = position_table(width, (depth, side, side), bool(uniform))
             rows, values = data[f"{name}/rows"], data[f"{name}/values"]
+            # The tolerance is the one published with the golden files.
             items.append(Item(name, largest(table[rows], values), 1e-6))
     return items

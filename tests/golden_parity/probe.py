@@ -22,4 +22,5 @@ def check_attentive_probe(path: Path) -> list[Item]:
     probe = AttentiveClassifier(meta["embed_dim"], meta["num_heads"], meta["num_classes"])
     load_exactly(probe, probe_from_published(state), "state")
     with torch.no_grad():
+        # The tolerance is the one published with the golden files.
         return [Item("logits", largest(probe(features), logits), 1e-5)]

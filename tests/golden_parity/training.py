@@ -24,6 +24,7 @@ from vjepa_fast.weights import (
     predictor_to_published,
 )
 
+# As published with the golden files, but for the last.
 # The teacher's: three updates, of up to three roundings each and on both sides, of weights up to 2
 # are 1.1e-6 off at most, and such an update moves weights by 1e-4.
 FEATURES, GRADIENT, WEIGHTS, TEACHER = 1e-5, 1e-4, 1e-5, 1.2e-6

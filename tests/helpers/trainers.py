@@ -65,6 +65,7 @@ def make_trainer(
     schedules: Schedules = SCHEDULES,
     frozen_teacher: dict[str, Tensor] | None = None,
     second: bool = False,
+    loss_exponent: float = 1.0,
     **offload: bool,
 ) -> Trainer:
     """A trainer of the launcher's process group, or of one process without a launcher."""
@@ -76,6 +77,7 @@ def make_trainer(
         lr=1e-3,
         warmup_steps=2,
         clip_grad=clip_grad,
+        loss_exponent=loss_exponent,
     )
     return Trainer(
         make_model(seed, encoder_width, second),

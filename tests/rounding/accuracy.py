@@ -9,12 +9,6 @@ from torch import Tensor
 
 ROUNDING = 2.0**-24
 """Largest relative error of one fp32 operation."""
-TRAINED = 32 * ROUNDING
-"""Largest relative difference of the losses of a few steps that round differently. A loss is a mean
-over thousands of elements: one rounding of its own; the rest is for AdamW, which amplifies."""
-SIGNS = 2 * (4 * ROUNDING) ** 0.5
-"""Largest relative error of the gradient of an L1 loss. Four roundings turn the signs of at most
-that share of the differences; k turned signs of N are 2 √(k / N) of the gradient."""
 
 
 def error(found: Tensor, exact: Tensor) -> float:

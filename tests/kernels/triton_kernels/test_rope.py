@@ -5,7 +5,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.rounding.accuracy import assert_accurate
+from tests.rounding.accuracy import ROUNDING, assert_accurate
 from tests.rounding.rotary import FORMS, GRIDS, HEAD_DIMS, matrices, plain, rotated
 from vjepa_fast.kernels import rotate_queries_keys, rotate_queries_keys_
 from vjepa_fast.kernels.rope import axis_width, rotate_queries_keys_op
@@ -118,7 +118,8 @@ def test_any_strides_and_tokens(device, data):
     maps = maps.transpose(1, 2) if transposed else maps
     exact = rotated(qkv, maps).masked_fill(lost, torch.nan)
     torchs = plain(qkv, tokens.clamp(0, size - 1), grid, form, transposed)
-    assert_accurate(out, torchs, exact, atol=1e-6)
+    # A result may be a small difference of products, thus the scale is that of what is rotated.
+    assert_accurate(out, torchs, exact, atol=16 * ROUNDING * qkv.float().abs().max().item())
 
 
 def test_the_switch_makes_a_token_outside_an_error(device, monkeypatch):

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from tests.helpers.forked_runs import Runs
-from tests.rounding.accuracy import ROUNDING, SIGNS, TRAINED
+from tests.rounding.plain_training import SQUARES, assert_near, largest_errors, plain_run
 from vjepa_fast.config import Config, parse_config
 from vjepa_fast.data.prepare.index import index_directory
 from vjepa_fast.training.batches import Batches
@@ -158,17 +158,19 @@ def test_a_step_is_the_mean_over_its_clips(mixed: Callable[..., Config], model: 
     """Of one loss for each clip, whatever its length: as with micro-batches of one clip, up to the
     order of fp32 sums."""
     init_process_group()
-    found = []
+    optim = SQUARES | {"steps": 1, "warmup_steps": 0}
+    plain, exact = (
+        plain_run(mixed(1, model=model, optim=optim), dtype)
+        for dtype in (torch.float32, torch.float64)
+    )
     for micro_batch in (8, 1):
-        config = mixed(micro_batch, model=model)
+        config = mixed(micro_batch, model=model, optim=optim)
         batches, trainer = Batches(config, 0, 1), build_trainer(config, 1)
         with batches.loader(0, CPU) as loader:
             result = trainer.step(batches.step(0, loader))
-        found.append((result.loss.item(), result.grad_norms["encoder"].item()))
+        norms = [norm.item() for norm in result.grad_norms.values()]
+        assert_near([[result.loss.item(), *norms]], plain, exact)
         assert result.features.shape == (micro_batch, 36, 24)  # the longest clips come last
-    (loss, norm), (loss_of_each, norm_of_each) = found
-    assert loss == pytest.approx(loss_of_each, rel=16 * ROUNDING)
-    assert norm == pytest.approx(norm_of_each, rel=SIGNS)
 
 
 def test_the_mask_token_is_that_of_the_length(mixed: Callable[..., Config]) -> None:
@@ -227,18 +229,25 @@ def test_two_processes_train_as_one_at_any_stage_and_resume_as_one(
     ):
         run = tmp_path / name
         keep = {"every": 2, "keep_last": 2}
-        config = mixed(8, model=SECOND, output=str(run), checkpoint=keep, **changes)
+        common = {"model": SECOND, "checkpoint": keep, "optim": SQUARES}
+        config = mixed(8, output=str(run), **common, **changes)
         if name == "resumed":
             shutil.copytree(tmp_path / "one", run)
             shutil.rmtree(checkpoints(run)[-1])
         text = runs.finish(config.model_dump(mode="json"), world)
         assert ("resumed at step 2 " in text) == (name == "resumed")
         rows = read_metrics(run / "metrics.jsonl")
-        found[name] = [row["loss"] for row in rows if "loss" in row]
-    one = found.pop("one")
-    assert len(set(one)) == 4
+        found[name] = [[row["loss"]] for row in rows if "loss" in row]
+    plain, exact = (
+        [row[:1] for row in plain_run(mixed(8, model=SECOND, optim=SQUARES), dtype)]
+        for dtype in (torch.float32, torch.float64)
+    )
+    assert len(set(map(tuple, exact))) == 4
     for name, losses in found.items():
-        assert losses == pytest.approx(one, rel=1e-2 if name == "bf16" else TRAINED), name
+        if name == "bf16":
+            assert largest_errors(losses, exact)[0] <= 1e-2
+        else:
+            assert_near(losses, plain, exact)
 
 
 def weights_of(folder: Path) -> list[torch.Tensor]:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from tests.helpers.forked_runs import Runs
 from tests.helpers.trainers import make_trainer, micro_batch, run_steps, save_checkpoint
-from tests.rounding.accuracy import ROUNDING, TRAINED
+from tests.rounding.accuracy import ROUNDING
 from vjepa_fast.commands.report import report_html
 from vjepa_fast.config import Config, load_config
 from vjepa_fast.config.model import build_model
@@ -281,7 +281,8 @@ def test_resuming_needs_no_checkpoint_to_start_from(
 def test_any_number_of_processes_starts_from_it(
     runs: Runs, small_config: Callable[..., dict], first: Path, tmp_path: Path
 ) -> None:
-    """Two processes at stage 3, with a mask token more, train as one does."""
+    """Two processes at stage 3, with a mask token more, start as one does. The weights stay where
+    they are: how both train on is tested elsewhere."""
     found = []
     for world, stage in ((1, 0), (2, 3)):
         output = str(tmp_path / f"world{world}")
@@ -289,12 +290,12 @@ def test_any_number_of_processes_starts_from_it(
             output=output,
             init={"checkpoint": str(first)},
             masks={"specs": [SPEC] * 3},
-            optim={"steps": 3},
+            optim={"steps": 3, "start_lr": 0.0, "lr": 1e-12, "final_lr": 0.0},
             zero={"stage": stage},
         )
         runs.finish(config, world)
         found.append(losses(Path(output)))
-    assert found[1] == pytest.approx(found[0], rel=TRAINED)
+    assert found[1] == pytest.approx(found[0], rel=16 * ROUNDING)
 
 
 def spoil(folder: Path, key: str, value: float) -> None:

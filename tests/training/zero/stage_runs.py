@@ -20,7 +20,7 @@ from torch.distributed import ProcessGroup
 
 from tests.helpers.ranks import run_ranks
 from tests.helpers.trainers import CLIPS, SCHEDULES, make_model, make_trainer, micro_batch
-from vjepa_fast.models.jepa import encode_clips, feature_loss
+from tests.rounding.plain_training import SQUARES, train_plainly
 from vjepa_fast.training.distributed.launch import end_process_group, init_process_group
 from vjepa_fast.training.trainer import Trainer
 from vjepa_fast.training.zero.shards import GroupShard
@@ -39,42 +39,12 @@ COLLECTIVES = [
 
 def plain_loop(
     steps: int, dtype: torch.dtype = torch.float32, second: bool = False
-) -> tuple[list[float], dict[str, Tensor], dict[str, Tensor]]:
-    """Losses, weights and target encoder's weights of a loop without DeepSpeed and without code of
-    training/ but schedules: AdamW (Loshchilov and Hutter, algorithm 2), clipping, EMA written out.
-    `second`: of the second generation.
-    """
-    schedules = replace(SCHEDULES, horizon=steps)
+) -> tuple[list[list[float]], dict[str, Tensor]]:
+    """Losses and gradient norms of each step, and weights, of a loop without DeepSpeed. `second`:
+    of the second generation."""
     model = make_model(0, WIDTH, second).to(dtype)
-    teacher = model.make_target_encoder()
-    own = dict(model.named_parameters())
-    means = {name: torch.zeros_like(p) for name, p in own.items()}
-    squares = {name: torch.zeros_like(p) for name, p in own.items()}
-    losses = []
-    for step in range(steps):
-        video, masks = micro_batch(step, second=second)
-        lr, weight_decay = schedules.lr(step), schedules.weight_decay(step)
-        momentum = schedules.momentum(step)
-        with torch.no_grad():
-            targets = encode_clips(teacher, video)
-        loss = feature_loss(model(video, masks), targets, masks)
-        loss.backward()
-        losses.append(loss.item())
-        for part in (model.encoder, model.predictor):
-            torch.nn.utils.clip_grad_norm_(part.parameters(), CLIP_GRAD)
-        with torch.no_grad():
-            for name, p in own.items():
-                means[name] = 0.9 * means[name] + 0.1 * p.grad
-                squares[name] = 0.999 * squares[name] + 0.001 * p.grad**2
-                if p.ndim > 1:
-                    p -= lr * weight_decay * p
-                root = (squares[name] / (1 - 0.999 ** (step + 1))).sqrt()
-                p -= lr * means[name] / (1 - 0.9 ** (step + 1)) / (root + 1e-8)
-                p.grad = None
-            for target, p in zip(teacher.parameters(), model.encoder.parameters(), strict=True):
-                target.copy_(momentum * target + (1 - momentum) * p)
-    weights = {name: p.detach() for name, p in own.items()}
-    return losses, weights, dict(teacher.named_parameters())
+    batches = ([micro_batch(step, second=second)] for step in range(steps))
+    return train_plainly(model, replace(SCHEDULES, horizon=steps), batches, CLIP_GRAD)
 
 
 def unsharded(shard: GroupShard, tensors: list[Tensor]) -> Tensor:
@@ -148,6 +118,7 @@ def run_case(case: dict, steps: int) -> dict:
             clip_grad=CLIP_GRAD,
             clips=CLIPS // world,
             schedules=schedules,
+            **SQUARES,
             **case,
             **others,
         )
@@ -155,10 +126,12 @@ def run_case(case: dict, steps: int) -> dict:
     trainer = make()
     shards = trainer.teacher.shards
     emas = [unsharded(s, list(s.masters)) for s in shards]
-    losses, gap = [], 0.0
+    found, gap = [], 0.0
     for step in range(steps):
         batch = [micro_batch(step, rank, world, second=second)]
-        losses.append(trainer.step(batch).global_loss().item())
+        result = trainer.step(batch)
+        norms = [norm.item() for norm in result.grad_norms.values()]
+        found.append([result.global_loss().item(), *norms])
         for ema, shard in zip(emas, shards, strict=True):
             ema.lerp_(unsharded(shard, list(shard.masters)), 1 - schedules.momentum(step))
     own = dict(trainer.teacher.network().named_parameters())
@@ -169,7 +142,7 @@ def run_case(case: dict, steps: int) -> dict:
         encoder[shard.name] = unsharded(shard, list(shard.masters)).double().norm().item()
     batch = [micro_batch(steps, rank, world, second=second)]
     with count_communication(trainer) as (moved, calls):
-        result = trainer.step(batch)
+        trainer.step(batch)
     in_flight = any(g.gather and g.gather.in_flight for g in trainer.teacher._groups)
     frozen = make(frozen_teacher={name: p.float() for name, p in own.items()})
     for _ in range(3):  # at stage 3 the first steps record the order of the weights
@@ -178,10 +151,9 @@ def run_case(case: dict, steps: int) -> dict:
         frozen.step(batch)
     return {
         "class": type(trainer.engine.optimizer).__name__,
-        "losses": losses,
+        "steps": found,
         "teacher_gap": gap,
         "norms": encoder,
-        "grad_norms": {part: norm.item() for part, norm in result.grad_norms.items()},
         "bytes": moved,
         "calls": calls,
         "gather_in_flight": in_flight,
