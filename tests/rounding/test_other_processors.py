@@ -7,6 +7,7 @@ PyTorch is with the same instructions.
 from __future__ import annotations
 
 import os
+import platform
 import subprocess
 import sys
 
@@ -41,9 +42,15 @@ PARTS = [
     "tests/kernels/test_predictor_tokens.py",
     "tests/kernels/test_rope.py",
     "tests/models/test_jepa.py",
+    "tests/models/test_second_generation.py",
     "tests/models/test_sequences.py",
     "tests/evaluation/test_attentive_classifier.py",
+    "tests/training/batches/test_lengths.py",
+    "tests/training/checkpoint/test_checkpoint.py",
+    "tests/training/zero/test_stages.py::test_stages_equal_a_plain_loop",
 ]
+# A compiler chooses instructions on its own; opcheck and counts of bytes have no numbers to round.
+LEFT_OUT = "not compile and not opcheck and not byte"
 NORMS = ["tests/training/zero/test_engine.py::test_gradients_and_clipping"]
 
 
@@ -59,6 +66,9 @@ def python(environment: dict[str, str], *arguments: str) -> subprocess.Completed
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(
+    platform.machine() not in ("x86_64", "AMD64"), reason="chooses among x86's instructions"
+)
 @pytest.mark.parametrize(
     ("instructions", "threads", "tests"),
     [
@@ -78,6 +88,6 @@ def test_other_instructions_round_as_well(
     if expected.upper() == "AVX2" and found[0] == "DEFAULT":
         pytest.skip("this processor has no AVX2")
     assert found == [expected.upper(), threads["OMP_NUM_THREADS"]]
-    options = ["-q", "-p", "no:cacheprovider", "-k", "not compile and not opcheck and not byte"]
+    options = ["-q", "-p", "no:cacheprovider", "-k", LEFT_OUT]
     done = python(environment, "-m", "pytest", *options, *tests)
     assert done.returncode == 0, done.stdout + done.stderr
