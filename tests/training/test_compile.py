@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -38,18 +38,23 @@ def test_all_blocks_are_compiled(small_config: Callable[..., dict]) -> None:
         assert [block._compiled_call_impl is not None for block in blocks] == [compiled] * 5
 
 
+@pytest.fixture
+def three_compilations() -> Iterator[None]:
+    """More than three compilations of a region fail; counters begin at zero."""
+    limits = {"recompile_limit": 3, "fail_on_recompile_limit_hit": True}
+    with torch._dynamo.config.patch(**limits):  # monkeypatch would delete the settings at its end
+        torch._dynamo.reset()
+        counters.clear()
+        yield
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("three_compilations")
 @pytest.mark.parametrize("model", GENERATIONS)
-def test_compiled_losses_are_the_same(
-    small_config: Callable[..., dict], monkeypatch: pytest.MonkeyPatch, model: dict
-) -> None:
+def test_compiled_losses_are_the_same(small_config: Callable[..., dict], model: dict) -> None:
     """Contexts change their lengths from step to step, which must not recompile anything: each of
     the block's two regions compiles at most three times, once per network. The rotation is in the
     first region."""
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 3)
-    monkeypatch.setattr(torch._dynamo.config, "fail_on_recompile_limit_hit", True)
-    torch._dynamo.reset()
-    counters.clear()
     data = small_config(optim=STILL | {"steps": 50}, model=model)
     exact = plain_run(parse_config(data), torch.float64)
     assert len(set(map(tuple, exact))) == 50
@@ -62,14 +67,11 @@ def test_compiled_losses_are_the_same(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("three_compilations")
 def test_clips_of_several_lengths_compile_nothing_anew(
-    small_config: Callable[..., dict], demo: Path, monkeypatch: pytest.MonkeyPatch
+    small_config: Callable[..., dict], demo: Path
 ) -> None:
     """As above, where the grid of the target encoder changes from call to call."""
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 3)
-    monkeypatch.setattr(torch._dynamo.config, "fail_on_recompile_limit_hit", True)
-    torch._dynamo.reset()
-    counters.clear()
     csv = str(demo / "train.csv")
     data = small_config(
         data={"manifests": [csv, *({"path": csv, "num_frames": n} for n in (4, 6))]},
