@@ -73,6 +73,7 @@ def environment(device: torch.device, world: int) -> dict[str, str]:
         "vjepa_fast": __version__,
         "python": platform.python_version(),
         **{package: _version(package) for package in PACKAGES},
+        "torch": torch.__version__,  # with its build, such as +cu130, which the package's may lack
     }
     commit = _commit()
     return found | {"commit": commit} if commit else found
