@@ -140,14 +140,14 @@ class MasksConfig(Section):
         max_length=4096,
         examples=[[{"num_blocks": 8, "spatial_scale": [0.15, 0.15]}]],
     )
-    """The mask specs. A spec without "strategy" is "multi_block". The default is the paper's pair:
+    """The mask specs. A spec without "strategy" is "multi_block". The default is V-JEPA's pair:
     eight short-range blocks, and two long-range blocks."""
     truncate: Literal["batch", "batch-random", "none"] = "batch"
     """batch: truncate all clips of a group to the smallest token count of the group, as in the
     published code; batch-random: truncate to the same counts, but keep random tokens instead of the
     first ones; none: only max_keep and round_to truncate."""
     truncate_group: Count = 24
-    """Number of consecutive sample ids in a group. In the paper, a group is the batch of one GPU.
+    """Number of consecutive sample ids in a group. In V-JEPA, a group is the batch of one GPU.
     Where manifests have clips of several lengths, the clips of a group have one length. Ignored if
     truncate is none and there is one length."""
     round_to: Count | None = None

@@ -1,6 +1,6 @@
 """The config's sections of the training: first weights, optimizer, target encoder, sharding.
 
-The defaults are the recipe of the paper (V-JEPA, arXiv 2404.08471) where it has one.
+The defaults are V-JEPA's recipe (arXiv 2404.08471) where it has one.
 """
 
 from typing import Annotated, Literal, Self
@@ -26,14 +26,15 @@ class InitConfig(Section):
 
     checkpoint: Location | None = None
     """Run folder or checkpoint to start from; null: all weights are fresh. Frames, crop size and
-    mask specs may differ from that run's, the model section may not."""
+    mask specs may differ from that run's; the model section may not, except mask_tokens and
+    depth_scaled_init."""
     encoder: Literal["checkpoint", "fresh"] = "checkpoint"
     """checkpoint: the encoder's trained weights; fresh: random ones."""
     predictor: Literal["checkpoint", "fresh"] = "checkpoint"
     """checkpoint: the predictor's trained weights; fresh: random ones. Where both runs have
-    model.mask_tokens shared, the mask token of each clip length takes that of the same length, else
-    of the nearest one (of two equally near ones the shorter). Otherwise token i takes token i, and
-    further ones take the last."""
+    model.mask_tokens shared, the mask token of each clip length starts from that of the same
+    length, else of the nearest one (of two equally near ones, the shorter). Otherwise token i
+    starts from the checkpoint's token i, or from its last one."""
     target_encoder: Literal["checkpoint", "fresh", "encoder"] = "checkpoint"
     """checkpoint: the EMA weights; fresh: random ones; encoder: what the encoder starts from.
     Ignored if teacher.mode is frozen."""
@@ -54,14 +55,14 @@ class OptimConfig(Section):
     """Optimizer steps, batch, AdamW, and the schedules of learning rate and weight decay."""
 
     steps: Count = 90_000
-    """Optimizer steps of the run. The default is the paper's, for its batch of 3072 clips."""
+    """Optimizer steps of the run. The default is V-JEPA's, for its batch of 3072 clips."""
     global_batch: Count = 3072
     """Clips per optimizer step, over all processes. If you change it, change lr, start_lr, final_lr
     and teacher.momentum too (see docs/training.md)."""
     micro_batch: Count = 24
     """Largest number of clips in one forward and backward pass of a process. Gradients are
-    accumulated over micro-batches. Lower it if the GPU runs out of memory. The default is the
-    paper's batch per GPU."""
+    accumulated over micro-batches. Lower it if the GPU runs out of memory. The default is
+    V-JEPA's batch per GPU."""
     start_lr: NonNegative = 2e-4
     """Learning rate at the start of the warm-up."""
     lr: Positive = 6.25e-4
@@ -72,7 +73,7 @@ class OptimConfig(Section):
     final_lr: NonNegative = 1e-6
     """Learning rate at the schedules' horizon. Ignored if lr_schedule is constant."""
     warmup_steps: Annotated[int, Field(ge=0, le=2**31 - 1)] = 12_000
-    """Steps of the linear warm-up. The default is the paper's, for its 90,000 steps."""
+    """Steps of the linear warm-up. The default is V-JEPA's, for its 90,000 steps."""
     weight_decay: NonNegative = 0.04
     """Weight decay of the weight matrices at the start."""
     final_weight_decay: NonNegative = 0.4

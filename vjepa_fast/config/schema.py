@@ -1,6 +1,6 @@
 """The sections of a config: every key with its type, its default and its documentation.
 
-The defaults are the recipe of the paper (V-JEPA, arXiv 2404.08471) where it has one.
+The defaults are V-JEPA's recipe (arXiv 2404.08471) where it has one.
 """
 
 from typing import Annotated, Any, Literal, Self

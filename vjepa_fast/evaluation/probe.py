@@ -70,7 +70,7 @@ def run_probe(
 ) -> dict:
     """Train the same attentive probe on three kinds of frozen features, for each label.
 
-    With a fraction of the labels this is the paper's low-shot evaluation (section 5, table 7): the
+    With a fraction of the labels this is V-JEPA's low-shot evaluation (section 5, table 7): the
     mean over three draws of the labeled clips.
 
     Args:

@@ -26,8 +26,8 @@ class Schedules:
         start_lr, peak_lr, final_lr: at the start and the end of the warm-up, and at the horizon.
         start_weight_decay, final_weight_decay: at the start and at the horizon.
         start_momentum, final_momentum: EMA momentum at the start and at the horizon.
-        lr_schedule: learning rate after the warm-up: half a cosine or a line from `peak_lr` to
-            `final_lr`, or constantly `peak_lr`.
+        lr_schedule: learning rate after the warm-up: half a cosine or a linear decay from `peak_lr`
+            to `final_lr`, or constantly `peak_lr`.
     """
 
     warmup_steps: int
@@ -64,7 +64,7 @@ class Schedules:
         return _cosine(self.start_weight_decay, self.final_weight_decay, progress)
 
     def momentum(self, step: int) -> float:
-        """The momentum of the EMA update after `step`: a line, taken at `step`."""
+        """The momentum of the EMA update after `step`: linear, taken at `step`."""
         progress = min(step / self.horizon, 1.0)
         return self.start_momentum + (self.final_momentum - self.start_momentum) * progress
 
@@ -92,6 +92,6 @@ def _cosine(start: float, end: float, progress: float) -> float:
 
 
 def _line(start: float, end: float, progress: float) -> float:
-    """A line from `start` (progress 0) to `end` (progress 1 and beyond), exact at both."""
+    """Linear from `start` (progress 0) to `end` (progress 1 and beyond), exact at both."""
     progress = min(max(progress, 0.0), 1.0)
     return start * (1.0 - progress) + end * progress
