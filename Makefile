@@ -73,9 +73,9 @@ test-all: $(TESTS) ## run all tests, also the slow ones
 BENCH := runs/bench
 bench: $(TESTS) ## run all benchmarks at CPU sizes, in minutes; results and pictures in runs/bench
 	mkdir -p $(BENCH)
-	OMP_NUM_THREADS=1 $(BIN)/python bench/throughput.py --config $(CONFIG) --steps 10 --json $(BENCH)/throughput.json
+	OMP_NUM_THREADS=1 $(BIN)/python bench/throughput.py --config configs/tiny.json --steps 10 --json $(BENCH)/throughput.json
 	$(BIN)/python bench/scaling.py $(BENCH)/throughput.json --json $(BENCH)/scaling.json
-	OMP_NUM_THREADS=1 $(BIN)/python bench/growth.py --config $(CONFIG) --repeats 3 --json $(BENCH)/growth.json
+	OMP_NUM_THREADS=1 $(BIN)/python bench/growth.py --config configs/tiny.json --repeats 3 --json $(BENCH)/growth.json
 	$(BIN)/python bench/kernels.py --no-compile --clips 1 --repeats 5 --output $(BENCH)/kernels.jsonl
 	$(BIN)/python bench/decode.py --sizes 320x240 --gops 12 --lengths 16 --output $(BENCH)/decode.jsonl
 	$(BIN)/python bench/masks.py --repeats 5 --check-steps 50 --output $(BENCH)/masks.jsonl
