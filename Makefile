@@ -36,7 +36,7 @@ help: ## list the targets
 install: $(TESTS) ## create .venv with everything that training and tests need
 
 $(STAMP): $(SOURCES)
-	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 13) else f"error: found Python {v[0]}.{v[1]}, expected 3.11 to 3.13; name one with: make PYTHON=python3.12 …")'
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 13) else f"error: found Python {v[0]}.{v[1]}, expected 3.11 to 3.13; name one with: make PYTHON=python3.13 …")'
 	@command -v $${CXX:-c++} >/dev/null || { echo "error: found no C++ compiler, expected c++ or CXX; install one, e.g. g++" >&2; exit 1; }
 	@$(PYTHON) -c 'import os, sys, sysconfig; h = os.path.join(sysconfig.get_path("include"), "Python.h"); sys.exit(0 if os.path.exists(h) else f"error: found no {h}, expected the headers of Python; install them, e.g. python3-dev")'
 	@# created again after an interrupted attempt, or for another Python version

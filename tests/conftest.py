@@ -47,9 +47,10 @@ def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
 
 
 def _share_processors() -> None:
-    policy = os.sched_getscheduler(0) & ~os.SCHED_RESET_ON_FORK
-    if policy in (os.SCHED_FIFO, os.SCHED_RR):  # users choose others, and only root may leave them
-        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+    found = os.sched_getscheduler(0)
+    flag = found & os.SCHED_RESET_ON_FORK  # only root may clear it
+    if found - flag in (os.SCHED_FIFO, os.SCHED_RR):  # users choose the others
+        os.sched_setscheduler(0, os.SCHED_OTHER | flag, os.sched_param(0))
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:

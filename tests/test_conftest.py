@@ -52,7 +52,7 @@ def policy_afterwards(share, policy, priority):
         (os.SCHED_BATCH, 0, os.SCHED_BATCH),
         (os.SCHED_RR, 1, os.SCHED_OTHER),
         (os.SCHED_FIFO, 1, os.SCHED_OTHER),
-        (os.SCHED_RR | os.SCHED_RESET_ON_FORK, 1, os.SCHED_OTHER),
+        (os.SCHED_RR | os.SCHED_RESET_ON_FORK, 1, os.SCHED_OTHER),  # the flag stays
     ],
 )
 def test_only_real_time_scheduling_is_taken_back(before, priority, after):

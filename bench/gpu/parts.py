@@ -173,10 +173,11 @@ def parts(device: str, folder: Path) -> list[Part]:
     interpreted = {"TRITON_INTERPRET": "1", "VJEPA_FAST_KERNELS": "triton", "OMP_NUM_THREADS": "1"}
 
     def throughput(name: str) -> Part:
-        config = ROOT / "configs" / (f"{name}.json" if cuda else "tiny.json")
+        tiny = "v2_tiny.json" if name.startswith("v2") else "tiny.json"
+        config = ROOT / "configs" / (f"{name}.json" if cuda else tiny)
         sizes = ("--steps", 30) if cuda else ("--steps", 1, "--batch", 2)
         result = ("--json", folder / f"{name}.json")
-        model = MODELS[name] if cuda else f"tiny.json in place of {MODELS[name]}"
+        model = MODELS[name] if cuda else f"{tiny} in place of {MODELS[name]}"
         return Part(
             name,
             f"a training step of {model} against the baseline",

@@ -12,6 +12,7 @@ same weights.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -223,6 +224,7 @@ class BaselineTrainer:
         )
         self.steps = 0
         self.grad_norms: dict[str, Tensor] = {}
+        self.wants_grad_norms = False  # also where nothing is clipped; then they cost time
         if config.compile:
             networks = (self.student.encoder, self.student.predictor, self.teacher)
             for block in (block for network in networks for block in network.blocks):
@@ -255,11 +257,10 @@ class BaselineTrainer:
             mark("predictor")
         loss.backward()
         mark("backward")
-        if self.optim.clip_grad is not None:
+        if self.optim.clip_grad is not None or self.wants_grad_norms:
+            limit = math.inf if self.optim.clip_grad is None else self.optim.clip_grad
             for name, network in self.student.named_children():
-                self.grad_norms[name] = nn.utils.clip_grad_norm_(
-                    network.parameters(), self.optim.clip_grad
-                )
+                self.grad_norms[name] = nn.utils.clip_grad_norm_(network.parameters(), limit)
         self.optimizer.step()
         self.optimizer.zero_grad()
         mark("optimizer")

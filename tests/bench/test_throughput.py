@@ -150,22 +150,23 @@ def scaled_backward(bench, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("spoil", "item", "model"),
+    ("spoil", "item", "changes"),
     [
         (wrong_gather, "loss of step 0", {}),
         (wrong_pixels, "loss of step 1", {}),
         (no_ema_update, "distance of the EMA weights", {}),
         (no_schedule, "loss of step 1", {}),
         (scaled_backward, "encoder's gradient norm at step 0", {}),
-        (wrong_rotation, "loss of step 1", WIDE),
+        (scaled_backward, "encoder's gradient norm at step 0", {"optim": {"clip_grad": None}}),
+        (wrong_rotation, "loss of step 1", {"model": WIDE}),
     ],
 )
 def test_a_wrong_baseline_is_rejected(
-    bench, config_file, tmp_path, monkeypatch, capsys, spoil, item, model
+    bench, config_file, tmp_path, monkeypatch, capsys, spoil, item, changes
 ):
     spoil(bench, monkeypatch)
     output = tmp_path / "out.json"
-    assert run(bench, config_file(model=model), "--json", output) == 1
+    assert run(bench, config_file(**changes), "--json", output) == 1
     printed = capsys.readouterr()
     assert item in printed.err and "nothing is timed" in printed.err
     assert "clips/s" not in printed.out and not output.exists()

@@ -6,7 +6,9 @@ would amplify that from step to step; with squares a step changes by roundings o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -87,9 +89,10 @@ def plain_run(config: Config, dtype: torch.dtype) -> list[list[float]]:
 
 
 def largest_errors(found: list[list[float]], exact: list[list[float]]) -> list[float]:
-    """The largest relative error of each column."""
+    """The largest relative error of each column, all of which are finite."""
     rows = zip(found, exact, strict=True)
     errors = [[abs(f / e - 1) for f, e in zip(*row, strict=True)] for row in rows]
+    assert all(map(math.isfinite, chain(*errors))), errors  # `max` may drop a NaN
     return [max(column) for column in zip(*errors, strict=True)]
 
 

@@ -17,6 +17,7 @@ from vjepa_fast.errors import UserError
 from vjepa_fast.evaluation.probe import load_target_encoder
 from vjepa_fast.training.checkpoint.format import Checkpoint
 from vjepa_fast.training.loop import pretrain
+from vjepa_fast.training.recipe import stored_config
 from vjepa_fast.training.trainer import Trainer
 
 
@@ -109,9 +110,18 @@ def test_a_teacher_of_another_encoder_is_refused_where_no_shape_shows_it(
         expected = f"teacher.checkpoint: found {Checkpoint.find(first).folder} of another encoder ("
         assert str(caught.value).startswith(f"{expected}{found}), expected")
         assert not (run / "metrics.jsonl").exists()
-    same = {"predictor": {"width": 12, "depth": 2, "heads": 1}, "depth_scaled_init": False}
+    same = {
+        "predictor": {"width": 12, "depth": 2, "heads": 1},
+        "depth_scaled_init": False,
+        "uniform_power": False,  # of a table that rotations don't have
+    }
     run = tmp_path / "same"
     pretrain(configured(output=str(run), teacher=frozen, model=model | same, optim=short))
+
+    later = Checkpoint.find(first).state["config"]
+    later["model"]["positions"] = "spirals"
+    with pytest.raises(UserError, match=r"^runs/x: found a stored config that .*spirals"):
+        stored_config(later, Path("runs/x"))
 
 
 @pytest.mark.parametrize(

@@ -207,8 +207,8 @@ class Config(Section):
     compile: bool = False
     """Run torch.compile on each transformer block."""
     activation_checkpointing: Literal["none", "selective", "full"] = "none"
-    """What the backward pass recomputes to save memory. none: nothing; selective: norms and GELU;
-    full: whole blocks. The gradients are the same."""
+    """What the backward pass recomputes to save memory. none: nothing; selective: norms, GELU and
+    rotations; full: whole blocks. The gradients are the same."""
     log: LogConfig = LogConfig()
     """Metrics and pictures."""
     checkpoint: CheckpointConfig = CheckpointConfig()

@@ -7,12 +7,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from vjepa_fast.config import Config, parse_config, translate_stored
+from vjepa_fast.config import Config
 from vjepa_fast.config.model import build_model
 from vjepa_fast.errors import UserError
 from vjepa_fast.training.batches import split_batch
 from vjepa_fast.training.checkpoint.format import Checkpoint
-from vjepa_fast.training.recipe import model_changes
+from vjepa_fast.training.recipe import model_changes, stored_config
 from vjepa_fast.training.schedules import make_schedules
 from vjepa_fast.training.trainer import Trainer
 
@@ -41,7 +41,7 @@ def frozen_teacher(config: Config) -> dict[str, Tensor] | None:
     if config.teacher.checkpoint is None:
         return None
     checkpoint = Checkpoint.find(Path(config.teacher.checkpoint))
-    saved = parse_config(translate_stored(checkpoint.state["config"])).model
+    saved = stored_config(checkpoint.state["config"], checkpoint.folder).model
     changed = model_changes(saved, config.model, encoder_only=True)
     if changed:
         raise UserError(

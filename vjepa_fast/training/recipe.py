@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from vjepa_fast.config import Config, parse_config, translate_stored
 from vjepa_fast.config.networks import ModelConfig
@@ -47,6 +48,25 @@ def with_defaults(saved: dict) -> dict:
         return saved
 
 
+def stored_config(saved: dict, folder: Path) -> Config:
+    """The config that another run stored with its checkpoint.
+
+    Args:
+        saved: its plain JSON data, of this version or an earlier one.
+        folder: the checkpoint's, for the error.
+
+    Raises:
+        UserError: this version cannot read it.
+    """
+    try:
+        return parse_config(translate_stored(saved))
+    except UserError as error:
+        raise UserError(
+            f"{folder}: found a stored config that this version cannot read ({error}), expected "
+            "one that it can; name another checkpoint, or use the version that wrote it"
+        ) from None
+
+
 def recipe_changes(saved: dict, own: dict, at: tuple[str, ...] = ()) -> Iterator[str]:
     """The differences of two configs' recipes, each as "optim.lr was 0.1 and is 0.2".
 
@@ -77,6 +97,8 @@ def model_changes(saved: ModelConfig, own: ModelConfig, *, encoder_only: bool = 
 
     def shape(model: ModelConfig) -> dict:
         free = {"depth_scaled_init", "mask_tokens"} | ({"predictor"} if encoder_only else set())
+        if {saved.positions, own.positions} != {"sincos"}:
+            free.add("uniform_power")  # of a table that is not there
         found = model.model_dump(mode="json", exclude=free)
         if not encoder_only:
             found["predictor"]["heads"] = model.predictor_heads

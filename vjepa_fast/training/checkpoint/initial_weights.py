@@ -16,13 +16,13 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from vjepa_fast.config import Config, parse_config, translate_stored
+from vjepa_fast.config import Config
 from vjepa_fast.config.optim import InitConfig
 from vjepa_fast.errors import UserError
 from vjepa_fast.training.checkpoint.format import Checkpoint, checkpoints, shard_name
 from vjepa_fast.training.checkpoint.resume import first_difference
 from vjepa_fast.training.distributed.host_group import HostGroup
-from vjepa_fast.training.recipe import model_changes
+from vjepa_fast.training.recipe import model_changes, stored_config
 from vjepa_fast.training.trainer import Trainer
 from vjepa_fast.training.zero.shards import GroupShard
 
@@ -101,7 +101,7 @@ def open_initial(config: Config, host_group: HostGroup) -> Checkpoint | None:
 
 
 def _config_of(checkpoint: Checkpoint) -> Config:
-    return parse_config(translate_stored(checkpoint.state["config"]))
+    return stored_config(checkpoint.state["config"], checkpoint.folder)
 
 
 def mask_tokens_from(config: Config, checkpoint: Checkpoint) -> list[int]:
