@@ -254,6 +254,9 @@ def test_info_of_vith16(vith16: Config) -> None:
     assert "8 x 14 x 14 = 1568 tokens" in text
     assert "631,648,000" in text
     assert "22,279,808" in text
+    assert "(positions sincos, 2 mask tokens)" in text
+    second = info_text(load_config(CONFIGS / "v2_vith16.json"))
+    assert "(positions rope_tiled, 1 mask token)" in second
     flops = {
         name: float(row.split()[-1])
         for row in text.splitlines()

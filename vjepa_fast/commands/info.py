@@ -128,7 +128,7 @@ def info_text(config: Config) -> str:
             *lengths,
             clip,
             f"{text_table(tokens)}\n{sampled}",
-            text_table(parameters),
+            f"{text_table(parameters)}\n({_details(config)})",
             text_table(flops),
             f"{text_table(memory)}\n{note}",
         ]
@@ -149,6 +149,12 @@ def _lengths_text(config: Config) -> str:
     rows.append(("mean", "", f"{mean_tokens:.0f}", _tera(mean_flops)))
     unknown = "" if config.data.weights else "as if all manifests were equally large; "
     return f"{text_table(rows)}\n({unknown}what follows is for the longest clips)"
+
+
+def _details(config: Config) -> str:
+    """What the parameters' shapes don't show."""
+    tokens = config.num_mask_tokens
+    return f"positions {config.model.positions}, {tokens} mask token{'s' * (tokens > 1)}"
 
 
 def mask_name(spec: AnyMask) -> str:
