@@ -1,4 +1,4 @@
-"""What tests/conftest.py and pytest's settings do to the tests: threads, scheduling, warnings."""
+"""What the tests stand on: threads, scheduling, warnings, programs of several ranks."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ import os
 import re
 import runpy
 import tomllib
+from pathlib import Path
 
 import pytest
 import torch
 
 from tests.helpers.paths import REPOSITORY
+from tests.helpers.ranks import run_ranks
 
 CONFTEST = str(REPOSITORY / "tests" / "conftest.py")
 
@@ -88,3 +90,17 @@ def test_warnings_are_errors_in_our_own_modules_only():
         module = line.split(":")[3]
         assert [name for name in ours if not re.match(module, name)] == []
         assert [name for name in others if re.match(module, name)] == []
+
+
+def test_ranks_may_print_more_than_a_pipe_holds(tmp_path: Path) -> None:
+    """Rank 0 goes on when rank 1 has printed all."""
+    program = f"""
+import json, os, pathlib, time
+done = pathlib.Path({str(tmp_path / "done")!r})
+if os.environ["RANK"] == "0":
+    while not done.exists():
+        time.sleep(0.01)
+print("FOUND" + json.dumps("x" * 1_000_000), flush=True)
+done.touch()
+"""
+    assert run_ranks(["-c", program], 2, seconds=60) == ["x" * 1_000_000] * 2

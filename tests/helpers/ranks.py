@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 from tests.helpers.paths import REPOSITORY
 from vjepa_fast.training.distributed.launch import free_port
@@ -34,7 +35,10 @@ def run_ranks(program: list[str], world: int, seconds: float) -> list:
         for rank in range(world)
     ]
     try:
-        printed = [process.communicate(timeout=seconds)[0] for process in ranks]
+        # All at once: a rank whose pipe is full waits for its reader, and the others for that rank.
+        with ThreadPoolExecutor(world) as pool:
+            outputs = pool.map(lambda process: process.communicate(timeout=seconds)[0], ranks)
+            printed = list(outputs)
     finally:
         for process in ranks:
             process.kill()
