@@ -12,25 +12,13 @@ import pytest
 import torch
 
 from tests.helpers.trainers import SLOW_SECOND
-from vjepa_fast.config import Config, load_config
+from vjepa_fast.config import Config
 from vjepa_fast.errors import UserError
 from vjepa_fast.evaluation.probe import load_target_encoder
 from vjepa_fast.training.checkpoint.format import Checkpoint
 from vjepa_fast.training.loop import pretrain
 from vjepa_fast.training.recipe import stored_config
 from vjepa_fast.training.trainer import Trainer
-
-
-@pytest.fixture
-def configured(small_config: Callable[..., dict], tmp_path: Path) -> Callable[..., Config]:
-    """Makes a checked config; keyword arguments as for `small_config`."""
-
-    def make(**changes: dict) -> Config:
-        path = tmp_path / "config.json"
-        path.write_text(json.dumps(small_config(**changes)))
-        return load_config(path)
-
-    return make
 
 
 @pytest.mark.parametrize("model", SLOW_SECOND)

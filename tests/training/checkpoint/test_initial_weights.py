@@ -17,7 +17,7 @@ from tests.helpers.forked_runs import Runs
 from tests.helpers.trainers import make_trainer, micro_batch, run_steps, save_checkpoint
 from tests.rounding.accuracy import ROUNDING
 from vjepa_fast.commands.report import report_html
-from vjepa_fast.config import Config, load_config
+from vjepa_fast.config import Config
 from vjepa_fast.config.model import build_model
 from vjepa_fast.config.optim import InitConfig
 from vjepa_fast.errors import UserError
@@ -141,18 +141,6 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run_steps(trainer, 0, 2)
     save_checkpoint(trainer, run)
     return run
-
-
-@pytest.fixture
-def configured(small_config: Callable[..., dict], tmp_path: Path) -> Callable[..., Config]:
-    """Makes a checked config; keyword arguments as for `small_config`."""
-
-    def make(**changes: dict) -> Config:
-        path = tmp_path / "config.json"
-        path.write_text(json.dumps(small_config(**changes)))
-        return load_config(path)
-
-    return make
 
 
 @pytest.fixture
