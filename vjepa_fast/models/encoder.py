@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from vjepa_fast.kernels import PatchEmbed
 from vjepa_fast.models.activation_checkpointing import ActivationCheckpointing, run_blocks
 from vjepa_fast.models.block import NORM_EPS, Block, init_weights, scale_init_by_depth
-from vjepa_fast.models.positions import Positions, Rotary, position_table
+from vjepa_fast.models.positions import Positions, position_table, rotary_of
 from vjepa_fast.models.sequences import SeqLayout
 
 
@@ -86,13 +86,9 @@ class VisionTransformer(nn.Module):
         x = self.patch_embed(video, rows)
         # no view, for which torch.compile would compile the first block apart from the others
         x = torch.ops.aten._unsafe_view(x, (-1, self.width))
-        rotary = None
         if self.rotary_form is None:
             x = (x.float() + self.positions.float()[tokens]).to(x.dtype)
-        else:
-            # of the longest clip, so that lengths compile nothing anew
-            longest = max(grid[0], self.grid[0])
-            rotary = Rotary(tokens, (longest, *grid[1:]), self.rotary_form)
+        rotary = rotary_of(tokens, grid, self.grid, self.rotary_form)
         return self.norm(run_blocks(self.blocks, x, layout, self.activation_checkpointing, rotary))
 
     def grid_of(self, video: Tensor) -> tuple[int, int, int]:

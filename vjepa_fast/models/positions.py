@@ -69,6 +69,26 @@ class Rotary(NamedTuple):
     positions: Positions
 
 
+def rotary_of(
+    tokens: Tensor,
+    grid: tuple[int, int, int],
+    built: tuple[int, int, int],
+    positions: Positions | None,
+) -> Rotary | None:
+    """The rotary positions of rows of clips; None where `positions` is, since there are none.
+
+    Args:
+        tokens: position of each row in the raster of `grid`, [rows] int64.
+        grid: tokens (T', H', W') of the clips.
+        built: the grid that the network was built for. The longer T' of the two counts, so that
+            clips of several lengths compile nothing anew.
+        positions: "rope_tiled" or "rope".
+    """
+    if positions is None:
+        return None
+    return Rotary(tokens, (max(grid[0], built[0]), *grid[1:]), positions)
+
+
 def rotate(qkv: Tensor, rotary: Rotary) -> Tensor:
     """Rotate the queries and keys of packed [rows, 3, heads, head_dim]; values stay.
 

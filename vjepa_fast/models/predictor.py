@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from vjepa_fast.kernels import gather_tokens, predictor_tokens
 from vjepa_fast.models.activation_checkpointing import ActivationCheckpointing, run_blocks
 from vjepa_fast.models.block import NORM_EPS, Block, init_weights, scale_init_by_depth
-from vjepa_fast.models.positions import Positions, Rotary, position_table
+from vjepa_fast.models.positions import Positions, position_table, rotary_of
 from vjepa_fast.models.sequences import PackedMasks
 
 
@@ -73,9 +73,8 @@ class Predictor(nn.Module):
         Returns:
             [Rt, D_encoder]; only target rows pass the final norm and projection.
         """
-        frames, height, width = self.grid if grid is None else grid
-        grid = (max(frames, self.grid[0]), height, width)
-        num_tokens = math.prod(self.grid if self.rotary_form is None else grid)
+        rotary = rotary_of(masks.predictor_tokens, grid or self.grid, self.grid, self.rotary_form)
+        num_tokens = math.prod(self.grid if rotary is None else rotary.grid)
         x = predictor_tokens(
             self.embed(context),
             self.positions.float().expand(num_tokens, -1),
@@ -83,9 +82,6 @@ class Predictor(nn.Module):
             masks.predictor_source,
             masks.predictor_tokens,
         )
-        rotary = None
-        if self.rotary_form is not None:
-            rotary = Rotary(masks.predictor_tokens, grid, self.rotary_form)
         x = run_blocks(
             self.blocks, x, masks.predictor_layout, self.activation_checkpointing, rotary
         )
