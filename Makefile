@@ -49,6 +49,7 @@ $(STAMP): $(SOURCES)
 $(TESTS): $(STAMP)
 	$(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["test"], sep="\n")' > $@.txt
 	$(PIP) -r $@.txt
+	@$(BIN)/python tests/exchange/torchvision_ops.py
 	@$(COMPILE)
 	@touch $@
 
