@@ -1,7 +1,7 @@
-"""Conversion between our weight names and those of the published checkpoints, both ways.
+"""Weight files of others, read safely, and their names in ours and back.
 
-Imports torch and errors only. training/checkpoint/format.py reads a run's own weights.
-The modules with these weights belong in models.
+Imports errors and models. training/checkpoint/format.py reads a run's own weights.
+What becomes of the weights belongs in exchange and inference.
 """
 
 from vjepa_fast.weights.published import (
