@@ -120,6 +120,7 @@ ALLOWED = {
         "",
         "config",
         "errors",
+        "evaluation",
         "inference",
         "locks",
         "models",

@@ -4,13 +4,13 @@ Imports errors and models. training/checkpoint/format.py reads a run's own weigh
 What becomes of the weights belongs in exchange and inference.
 """
 
+from vjepa_fast.weights.probe_names import probe_from_published, probe_to_transformers
 from vjepa_fast.weights.published import (
     encoder_from_published,
     encoder_to_published,
     load_exactly,
     predictor_from_published,
     predictor_to_published,
-    probe_from_published,
 )
 
 __all__ = [
@@ -20,4 +20,5 @@ __all__ = [
     "predictor_from_published",
     "predictor_to_published",
     "probe_from_published",
+    "probe_to_transformers",
 ]

@@ -20,12 +20,17 @@ _PREDICTOR_TO_OURS = {
 _POSITIONS = ("pos_embed", "predictor_pos_embed")
 
 
+def strip_wrappers(name: str) -> str:
+    """A published name without its stack of `module.` and `backbone.`."""
+    return _WRAPPERS.sub("", name)
+
+
 def encoder_from_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Rename published encoder weights (`[module.]backbone.blocks.0.attn.qkv.weight` …) to ours.
 
     The position table is dropped: it is fixed, and our encoder computes it.
     """
-    ours = {_WRAPPERS.sub("", name): value for name, value in state.items()}
+    ours = {strip_wrappers(name): value for name, value in state.items()}
     return {name: value for name, value in ours.items() if name not in _POSITIONS}
 
 
@@ -37,7 +42,7 @@ def predictor_from_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """
     ours, mask_tokens = {}, {}
     for published, value in state.items():
-        name = _WRAPPERS.sub("", published)
+        name = strip_wrappers(published)
         head, _, rest = name.partition(".")
         if name in _POSITIONS:
             continue
@@ -73,13 +78,6 @@ def predictor_to_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         else:
             published[f"backbone.{names.get(head, head)}.{rest}"] = value
     return published
-
-
-def probe_from_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rename an attentive classifier's weights; drops the projection that is never applied."""
-    unused = "pooler.cross_attention_block.xattn.proj."
-    ours = {_WRAPPERS.sub("", name): value for name, value in state.items()}
-    return {name: value for name, value in ours.items() if not name.startswith(unused)}
 
 
 def load_exactly(module: nn.Module, state: Mapping[str, Tensor], what: str) -> None:
