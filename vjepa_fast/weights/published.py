@@ -17,12 +17,19 @@ _PREDICTOR_TO_OURS = {
     "predictor_norm": "norm",
     "predictor_proj": "proj",
 }
-_POSITIONS = ("pos_embed", "predictor_pos_embed")
+POSITION_TABLES = ("pos_embed", "predictor_pos_embed")
 
 
 def strip_wrappers(name: str) -> str:
     """A published name without its stack of `module.` and `backbone.`."""
     return _WRAPPERS.sub("", name)
+
+
+def our_name(published: str) -> str:
+    """Our name for a published one; mask tokens keep their numbers, position tables their name."""
+    name = strip_wrappers(published)
+    head, _, rest = name.partition(".")
+    return ".".join([_PREDICTOR_TO_OURS.get(head, head), *([rest] if rest else [])])
 
 
 def encoder_from_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -31,7 +38,7 @@ def encoder_from_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     The position table is dropped: it is fixed, and our encoder computes it.
     """
     ours = {strip_wrappers(name): value for name, value in state.items()}
-    return {name: value for name, value in ours.items() if name not in _POSITIONS}
+    return {name: value for name, value in ours.items() if name not in POSITION_TABLES}
 
 
 def predictor_from_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -42,14 +49,14 @@ def predictor_from_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """
     ours, mask_tokens = {}, {}
     for published, value in state.items():
-        name = strip_wrappers(published)
+        name = our_name(published)
         head, _, rest = name.partition(".")
-        if name in _POSITIONS:
+        if name in POSITION_TABLES:
             continue
         if head == "mask_tokens":
             mask_tokens[rest] = value.reshape(-1)
         else:
-            ours[".".join([_PREDICTOR_TO_OURS.get(head, head), *name.split(".")[1:]])] = value
+            ours[name] = value
     if mask_tokens:
         numbers = [str(i) for i in range(len(mask_tokens))]
         if set(numbers) != mask_tokens.keys():  # stacking would give them to other mask specs
