@@ -19,13 +19,14 @@ from vjepa_fast.data.manifest.files import read_manifest, write_manifest
 from vjepa_fast.errors import UserError
 from vjepa_fast.evaluation import probe
 from vjepa_fast.evaluation.features import Clips, all_features, load_clips
-from vjepa_fast.evaluation.probe import PIXELS, PRETRAINED, RANDOM, load_target_encoder
+from vjepa_fast.evaluation.probe import PIXELS, PRETRAINED, RANDOM
 from vjepa_fast.evaluation.train_probe import (
     ProbeRecipe,
     label_split,
     number_classes,
     probe_accuracy,
 )
+from vjepa_fast.inference.load import load_target_encoder
 from vjepa_fast.training.checkpoint.format import Checkpoint
 from vjepa_fast.training.loop import pretrain
 

@@ -14,7 +14,7 @@ import torch
 from tests.helpers.trainers import SLOW_SECOND
 from vjepa_fast.config import Config
 from vjepa_fast.errors import UserError
-from vjepa_fast.evaluation.probe import load_target_encoder
+from vjepa_fast.inference.load import load_target_encoder
 from vjepa_fast.training.checkpoint.format import Checkpoint
 from vjepa_fast.training.loop import pretrain
 from vjepa_fast.training.recipe import stored_config

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import torch
+
+from vjepa_fast.config.networks import ModelConfig
 from vjepa_fast.config.schema import Config
+from vjepa_fast.models.encoder import VisionTransformer
 from vjepa_fast.models.jepa import VJEPA, build_vjepa
 
 
@@ -26,3 +30,22 @@ def build_model(config: Config) -> VJEPA:
         activation_checkpointing=config.activation_checkpointing,
         seed=config.seed,
     )
+
+
+def empty_encoder(model: ModelConfig, grid: tuple[int, int, int]) -> VisionTransformer:
+    """The encoder in eval mode, without memory for its weights (device "meta").
+
+    Args:
+        model: shapes of the networks.
+        grid: tokens (T', H', W') of the longest clip.
+    """
+    with torch.device("meta"):
+        encoder = VisionTransformer(
+            **model.encoder.model_dump(),
+            grid=grid,
+            patch_size=model.patch_size,
+            tubelet_size=model.tubelet_size,
+            positions=model.positions,
+            uniform_power=model.uniform_power,
+        )
+    return encoder.eval().requires_grad_(False)

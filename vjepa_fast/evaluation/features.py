@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,19 +13,18 @@ import torch
 from torch import Tensor
 
 from vjepa_fast.data.bad_clips import MAX_BAD_FRACTION
-from vjepa_fast.data.decode.backend import Decoder
 from vjepa_fast.data.loader import make_decoder
 from vjepa_fast.data.open_manifest import open_manifest
 from vjepa_fast.data.plan.clip_plan import ClipPlan
 from vjepa_fast.data.plan.planner import ClipPlanner
 from vjepa_fast.errors import UserError
+from vjepa_fast.inference.clips import decode_ahead
 from vjepa_fast.kernels import patchify
 from vjepa_fast.models.encoder import VisionTransformer
 from vjepa_fast.models.jepa import encode_clips
 from vjepa_fast.progress import with_progress
 
 _BATCH = 64  # clips
-_AHEAD = 4  # batches decoded ahead
 
 log = logging.getLogger("vjepa_fast")
 
@@ -119,8 +117,11 @@ def load_clips(
     shown: list[ClipPlan] = []
     left_out: list[str] = []
     with closing(make_decoder(planner, crop_size, backend, "cpu", num_workers)) as decoder:
-        batches, name = -(-len(planner) // _BATCH), f"decoding {manifest.name}"
-        decoded = with_progress(_decoded(planner, decoder), name, batches, "batch", leave=False)
+        ids = [range(len(planner))[i : i + _BATCH] for i in range(0, len(planner), _BATCH)]
+        decoded = decode_ahead((planner.plan(batch) for batch in ids), decoder)
+        decoded = with_progress(
+            decoded, f"decoding {manifest.name}", len(ids), "batch", leave=False
+        )
         for plans, found, failures in decoded:
             for i, plan in enumerate(plans):
                 if i not in failures:
@@ -142,25 +143,6 @@ def load_clips(
         torch.tensor([plan.sample_id for plan in shown]),
         tuple(left_out),
     )
-
-
-def _decoded(
-    planner: ClipPlanner, decoder: Decoder
-) -> Iterator[tuple[list[ClipPlan], Tensor, dict[int, str]]]:
-    """Decode every clip once, in order, in batches.
-
-    Yields:
-        plans; video, uint8 [B, T, S, S, 3]; reasons of failed clips by their index in the batch.
-    """
-    pending = deque()
-    starts = range(0, len(planner), _BATCH)
-    for start in [*starts, *[None] * _AHEAD]:
-        if start is not None:
-            plans = planner.plan(range(start, min(start + _BATCH, len(planner))))
-            pending.append((plans, decoder.submit(plans)))
-        if pending and (start is None or len(pending) > _AHEAD):
-            plans, submitted = pending.popleft()
-            yield plans, *decoder.collect(plans, submitted)
 
 
 Featurize = Callable[[Tensor], Tensor]

@@ -26,24 +26,13 @@ from vjepa_fast.evaluation.train_probe import (
     number_classes,
     probe_accuracy,
 )
-from vjepa_fast.models.encoder import VisionTransformer
+from vjepa_fast.inference.load import load_target_encoder
 from vjepa_fast.training.checkpoint.format import Checkpoint
-from vjepa_fast.weights import load_exactly
 
 PRETRAINED, RANDOM, PIXELS = "pretrained encoder", "random encoder", "raw pixels"
 LOW_SHOT_DRAWS = 3  # as in the paper
 _SHOWN = 20  # untrained classes that a warning names
 log = logging.getLogger("vjepa_fast")
-
-
-def load_target_encoder(checkpoint: Checkpoint) -> VisionTransformer:
-    """The encoder with the run's `Checkpoint.result_weights`, fp32, without gradients."""
-    config = parse_config(translate_stored(checkpoint.state["config"]))
-    encoder = build_model(config).make_target_encoder()
-    load_exactly(
-        encoder, checkpoint.weights("encoder", checkpoint.result_weights), str(checkpoint.folder)
-    )
-    return encoder
 
 
 def test_manifest_beside(manifest: Path) -> Path:

@@ -87,13 +87,16 @@ def predictor_to_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return published
 
 
-def load_exactly(module: nn.Module, state: Mapping[str, Tensor], what: str) -> None:
+def load_exactly(
+    module: nn.Module, state: Mapping[str, Tensor], what: str, *, assign: bool = False
+) -> None:
     """Load weights into a module if all names and shapes match.
 
     Args:
         module: to load into.
         state: weights by name.
         what: source of the weights, for the error message.
+        assign: the tensors become the module's own, not copies; for modules on "meta".
 
     Raises:
         UserError: names are missing or unknown, or shapes differ.
@@ -112,4 +115,4 @@ def load_exactly(module: nn.Module, state: Mapping[str, Tensor], what: str) -> N
                 f"{what}: found {name} of shape {tuple(state[name].shape)}, expected {shape}; use "
                 "the model section that these weights were trained with"
             )
-    module.load_state_dict(dict(state))
+    module.load_state_dict(dict(state), assign=assign)

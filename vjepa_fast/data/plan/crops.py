@@ -1,4 +1,4 @@
-"""Which part of the picture a clip shows: random resized crops, or the largest centered square."""
+"""Which part of the picture a clip shows: random resized crops, or a centered square."""
 
 from __future__ import annotations
 
@@ -67,3 +67,22 @@ def largest_centered(
     height = np.minimum(heights, np.rint(widths / low).astype(np.int64))
     width, height = np.maximum(width, 1), np.maximum(height, 1)
     return np.stack([(heights - height) // 2, (widths - width) // 2, height, width], axis=1)
+
+
+def center_view(heights: np.ndarray, widths: np.ndarray, crop_size: int) -> np.ndarray:
+    """The centered squares that published models are evaluated on, before they are resized.
+
+    There the shorter side is resized to int(crop_size · 256 / 224), and a square of crop_size is
+    cut from the middle. A picture of that size already is cut only.
+
+    Args:
+        heights, widths: of the pictures, in pixels, int64 [n].
+        crop_size: side of the clips in pixels.
+
+    Returns:
+        (top, left, height, width) in pixels, int64 [n, 4].
+    """
+    short = np.minimum(heights, widths)
+    side = np.maximum(np.rint(short * crop_size / int(crop_size * 256 / 224)), 1).astype(np.int64)
+    top, left = (np.rint((length - side) / 2).astype(np.int64) for length in (heights, widths))
+    return np.stack([top, left, side, side], axis=1)

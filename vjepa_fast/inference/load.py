@@ -1,0 +1,149 @@
+"""Loads a frozen encoder from what holds one: a run, a checkpoint, an export, a published file."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from vjepa_fast.config import parse_config, translate_stored
+from vjepa_fast.config.model import empty_encoder
+from vjepa_fast.config.networks import ModelConfig
+from vjepa_fast.errors import UserError
+from vjepa_fast.inference.clips import Sampling
+from vjepa_fast.inference.encoder import Network, VideoEncoder
+from vjepa_fast.models.encoder import VisionTransformer
+from vjepa_fast.training.checkpoint.format import Checkpoint
+from vjepa_fast.weights import load_exactly
+
+
+def load_encoder(
+    path: str | os.PathLike,
+    *,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | None = None,
+    heads: int | None = None,
+    crop_size: int | None = None,
+    num_frames: int | None = None,
+) -> VideoEncoder:
+    """Load the encoder whose features are the result of a training.
+
+    From a run or a checkpoint that is the target encoder (of a run with a frozen one, the encoder).
+    Video files are sampled as the run did; files of the first generation at every fourth frame, of
+    the second at four frames per second.
+
+    Args:
+        path: a run's folder (its newest checkpoint counts), a checkpoint's, an exported folder or
+            file, a published checkpoint, or a folder or file of `transformers`.
+        device: of the weights; None: the GPU where there is one.
+        dtype: of the weights and the computation; None: bf16 on a GPU, fp32 on a CPU.
+        heads: attention heads, where they are not known.
+        crop_size, num_frames: size in pixels and length of clips, where they are not known or
+            others are wanted. A position table is computed for them.
+
+    Raises:
+        UserError: nothing that can be read is there; what cannot be known is asked for; a size does
+            not fit; the weights are not finite.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise UserError(
+            f"{path}: found no such file or folder, expected a run, a checkpoint, an export or a "
+            "published file; check the path"
+        )
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
+    found = _read_run(path, heads)
+    sampling = replace(
+        found.sampling,
+        num_frames=num_frames or found.sampling.num_frames,
+        crop_size=crop_size or found.sampling.crop_size,
+    )
+    longest = replace(sampling, num_frames=num_frames or found.longest)
+    for clip in (sampling, longest):
+        _check_sizes(clip, found.model)
+    encoder = _filled(empty_encoder(found.model, _grid(longest, found.model)), found.state, path)
+    for parameter in encoder.parameters():  # not the position table, which is added in fp32
+        parameter.data = parameter.data.to(device, dtype)
+    return VideoEncoder(encoder.to(device), sampling, path, found.network)
+
+
+def load_target_encoder(checkpoint: Checkpoint) -> VisionTransformer:
+    """The encoder with the run's `Checkpoint.result_weights`, fp32, without gradients."""
+    config = parse_config(translate_stored(checkpoint.state["config"]))
+    grid = config.grid_of(max(config.data.lengths))
+    state = checkpoint.weights("encoder", checkpoint.result_weights)
+    return _filled(empty_encoder(config.model, grid), state, checkpoint.folder)
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What a run or a file holds.
+
+    Attributes:
+        model: shapes of the networks.
+        sampling: of a clip from a video file.
+        longest: frames of the longest clips that it was trained on.
+        network: which encoder `state` is.
+        state: its weights, fp32.
+    """
+
+    model: ModelConfig
+    sampling: Sampling
+    longest: int
+    network: Network
+    state: dict[str, Tensor]
+
+
+def _read_run(path: Path, heads: int | None) -> _Found:
+    checkpoint = Checkpoint.find(path)
+    config = parse_config(translate_stored(checkpoint.state["config"]))
+    model, data = config.model, config.data
+    if heads not in (None, model.encoder.heads):
+        raise UserError(
+            f"heads: found {heads}, expected {model.encoder.heads}, with which {path} was trained; "
+            "leave heads out"
+        )
+    which = checkpoint.result_weights
+    return _Found(
+        model,
+        Sampling(data.num_frames, data.crop_size, data.frame_step, data.fps),
+        max(data.lengths),
+        "target_encoder" if which == "teacher" else "encoder",
+        checkpoint.weights("encoder", which),
+    )
+
+
+def _check_sizes(sampling: Sampling, model: ModelConfig) -> None:
+    for name, found, unit in (
+        ("num_frames", sampling.num_frames, model.tubelet_size),
+        ("crop_size", sampling.crop_size, model.patch_size),
+    ):
+        if found < 1 or found % unit:
+            raise UserError(
+                f"{name}: found {found}, expected a multiple of {unit}, which is the size of a "
+                f"token; set e.g. {name}={max(found // unit, 1) * unit}"
+            )
+
+
+def _grid(sampling: Sampling, model: ModelConfig) -> tuple[int, int, int]:
+    side = sampling.crop_size // model.patch_size
+    return sampling.num_frames // model.tubelet_size, side, side
+
+
+def _filled(
+    encoder: VisionTransformer, state: Mapping[str, Tensor], source: Path
+) -> VisionTransformer:
+    """Give the weights to an empty encoder."""
+    load_exactly(encoder, state, str(source), assign=True)
+    for name, parameter in encoder.named_parameters():
+        if not parameter.isfinite().all():
+            raise UserError(
+                f"{source}: found NaN or infinite numbers in the encoder's {name}, expected finite "
+                "weights; use an older checkpoint"
+            )
+    return encoder.requires_grad_(False)
