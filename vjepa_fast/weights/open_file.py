@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
 from vjepa_fast.errors import UserError
 from vjepa_fast.weights.published import our_name
-from vjepa_fast.weights.reading.find_model import Known, weight_file, whole_numbers
+from vjepa_fast.weights.reading.find_model import Known, weight_file
 from vjepa_fast.weights.reading.names import CLASSIFIER, Named
 from vjepa_fast.weights.reading.other_models import listed
 from vjepa_fast.weights.reading.read_tensors import (
@@ -45,6 +45,7 @@ def open_weights(
     predictor_heads: int | None = None,
     crop_size: int | None = None,
     num_frames: Sequence[int] | None = None,
+    generation: Literal[1, 2] | None = None,
 ) -> WeightFile:
     """Open weights without reading them: names, shapes, and the model that follows from them.
 
@@ -57,6 +58,8 @@ def open_weights(
         crop_size, num_frames: size in pixels and frames of a clip, where neither a config nor a
             position table tells; several lengths for a predictor whose mask token i is that of
             clips of the i-th length.
+        generation: 1 (V-JEPA) or 2 (V-JEPA 2), where the weights leave it open. None: what they
+            show. Released files of both generations hold position tables.
 
     Raises:
         UserError: no such weights; damaged; of another model; a pickle that wants to run code;
@@ -68,12 +71,11 @@ def open_weights(
         ("--crop-size", crop_size),
     ):
         if value is not None:
-            whole_numbers(flag, (value,))
-    if num_frames is not None:
-        whole_numbers("--num-frames", tuple(num_frames))
-    known = Known(
-        heads, predictor_heads, crop_size, None if num_frames is None else tuple(num_frames)
-    )
+            _require_whole(flag, (value,))
+    lengths = None if num_frames is None else tuple(num_frames)
+    if lengths is not None:
+        _require_whole("--num-frames", lengths)
+    known = Known(heads, predictor_heads, crop_size, lengths, generation)
     if path.is_dir():
         return open_transformers(path, known)
     if not path.is_file():
@@ -86,6 +88,14 @@ def open_weights(
         named.add_published("encoder", tensors.values(), "")
         return weight_file(path, "published", named, known)
     return weight_file(path, "published", _published(path, read_torch(path)), known)
+
+
+def _require_whole(flag: str, values: tuple[int, ...]) -> None:
+    if not values or min(values) < 1 or len(set(values)) < len(values):
+        raise UserError(
+            f"{flag}: found {','.join(map(str, values)) or 'nothing'}, expected different numbers "
+            "of at least 1; correct it"
+        )
 
 
 def _published(path: Path, content: Any) -> Named:

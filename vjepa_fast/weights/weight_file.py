@@ -46,6 +46,7 @@ class WeightFile:
         parts: the parameters of "encoder", "target_encoder" and "predictor" by our names; only the
             parts that are there.
         left_out: why each tensor that is known and not used is left out, by its name in the file.
+        recognized: by what "generation" and "clip" were recognized, in words.
     """
 
     path: Path
@@ -56,6 +57,7 @@ class WeightFile:
     crop_size: int
     parts: dict[str, dict[str, Weight]]
     left_out: dict[str, str] = field(default_factory=dict)
+    recognized: dict[str, str] = field(default_factory=dict)
 
     @property
     def target_encoder(self) -> str:

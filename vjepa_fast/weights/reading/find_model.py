@@ -1,41 +1,49 @@
-"""The model that weights belong to: its shape, from the weights and from what the user says."""
+"""The model that weights belong to, from the weights and from what is known beside them."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-import torch
-
 from vjepa_fast.errors import UserError
-from vjepa_fast.models.jepa import build_vjepa
-from vjepa_fast.weights.reading.clip_size import (
-    Clip,
-    clip_of_table,
-    clip_without_table,
-    require_table,
+from vjepa_fast.weights.reading.check_weights import (
+    ANOTHER,
+    encoder_shape,
+    predictor_shape,
+    require_exactly,
+    require_this_kind,
 )
-from vjepa_fast.weights.reading.names import Named
-from vjepa_fast.weights.reading.other_models import listed, other_vjepa
+from vjepa_fast.weights.reading.clip_size import Clip, clip_of_table, require_table, require_tokens
+from vjepa_fast.weights.reading.names import TABLE, UNUSED_TABLE, Named
 from vjepa_fast.weights.weight_file import Weight, WeightFile
 
+Kind = Literal["published", "transformers", "safetensors"]
+Generation = Literal[1, 2]
 # Heads of the encoders of jepa and vjepa2, by width. Nothing in the weights shows them.
 ENCODER_HEADS = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16, 1408: 22, 1664: 26}
 PREDICTOR_HEADS = {384: 12}  # of the second generation; in the first, the encoder's
-ANOTHER = "give a file of V-JEPA or V-JEPA 2 as its training wrote it"
+_NO_PREDICTOR = {"width": 384, "depth": 12, "mask_tokens": 1}  # shape of the published ones
+_MEANING = {
+    "--heads": "the encoder's attention heads",
+    "--predictor-heads": "the predictor's attention heads",
+    "--crop-size": "the size of a clip",
+    "--num-frames": "the frames of a clip",
+}
+_RELEASED = "the released V-JEPA 2 have 64 frames of 256 px, or of 384 px where their name says so"
+# Released files of the second generation hold position tables too, which its encoder ignores.
+_SECOND_MASK_TOKENS, _SECOND_WIDTHS = 10, (1408, 1664)
 
 
 @dataclass(frozen=True)
 class Known:
-    """What is known of a model and its clips beside the weights.
+    """What is known of a model and its clips beside the weights; None: not known.
 
     Attributes:
-        heads, predictor_heads, crop_size: None: not known.
-        num_frames: frames per clip, in the order of the mask tokens; None: not known.
-        positions: of an own export; None: "sincos" if there is a position table, else "rope_tiled".
+        num_frames: frames per clip, in the order of the mask tokens.
+        generation: 1 (a sine-cosine table) or 2 (rotary positions).
+        generation_by: how it is known, for the report.
+        positions: of an own export; otherwise the generation's.
         uniform_power: of an own export without a table.
     """
 
@@ -43,58 +51,64 @@ class Known:
     predictor_heads: int | None = None
     crop_size: int | None = None
     num_frames: tuple[int, ...] | None = None
+    generation: Generation | None = None
+    generation_by: str = "--generation"
     positions: Literal["sincos", "rope_tiled", "rope"] | None = None
     uniform_power: bool = True
 
 
-def weight_file(
-    path: Path,
-    kind: Literal["published", "transformers", "safetensors"],
-    named: Named,
-    known: Known,
-) -> WeightFile:
+def weight_file(path: Path, kind: Kind, named: Named, known: Known) -> WeightFile:
     """Check all weights, and find the model that they belong to.
 
     Raises:
-        UserError: they are of another model, incomplete, contradict themselves or what is known, or
+        UserError: they are of another model, incomplete, contradict each other or what is known, or
             something is not known.
     """
     parts = {part: weights for part, weights in named.parts.items() if weights}
-    encoder = next((p for p in ("encoder", "target_encoder") if p in parts), None)
-    if encoder is None:
-        raise UserError(f"{path}: found no encoder, expected one; {ANOTHER}")
-    _require_this_model(path, parts)
-    shape = _encoder_shape(path, encoder, parts[encoder])
-    width, patch_size, tubelet_size = shape["width"], shape["patch_size"], shape["tubelet_size"]
+    encoder = require_this_kind(path, parts)
+    shape = encoder_shape(path, encoder, parts[encoder])
+    width = shape["width"]
+    narrow = predictor_shape(path, parts["predictor"]) if "predictor" in parts else None
     table = named.tables.get(encoder)
-    clip = (
-        clip_of_table(table, width, patch_size, tubelet_size, known.num_frames, known.crop_size)
-        if table
-        else replace_power(
-            clip_without_table(path, known.num_frames, known.crop_size, patch_size, tubelet_size),
-            known.uniform_power,
-        )
-    )
-    positions = known.positions or ("sincos" if table else "rope_tiled")
-    first = positions == "sincos"
-    if known.positions is None:
-        _require_tables(path, named, parts, clip, patch_size, tubelet_size)
+    generation, by = _generation(path, width, narrow, known, has_table=bool(named.tables))
+    recognized = {"generation": f"{generation}, by {by}"}
+    first = generation == 1
+
+    clip = None
+    if table is not None:
+        clip = clip_of_table(table, width, shape["patch_size"], shape["tubelet_size"])
+    if first and named.tables:
+        clip = _first_clip(path, named, known, clip, shape)
+        recognized["clip"] = "its position table"
     heads = known.heads or ENCODER_HEADS.get(width)
-    if heads is None or width % heads:
-        raise UserError(_ask_heads(path, "--heads", "encoder", width, heads))
-    predictor = _predictor_shape(path, parts.get("predictor"))
-    narrow = predictor["width"]
-    predictor_heads = known.predictor_heads or (heads if first else PREDICTOR_HEADS.get(narrow))
-    if "predictor" not in parts:
-        predictor_heads = predictor_heads or heads
-    elif predictor_heads is None or narrow % predictor_heads:
-        raise UserError(_ask_heads(path, "--predictor-heads", "predictor", narrow, predictor_heads))
-    tokens = parts.get("predictor", {}).get("mask_tokens")
-    if tokens and len(known.num_frames or ()) > 1:
-        assert known.num_frames is not None
-        parts["predictor"] = parts["predictor"] | {
-            "mask_tokens": _by_length(path, tokens, known.num_frames)
-        }
+    predictor_heads = known.predictor_heads
+    if narrow is None:
+        narrow = _NO_PREDICTOR
+        fits = first and heads and narrow["width"] % heads == 0
+        predictor_heads = predictor_heads or (heads if fits else PREDICTOR_HEADS[narrow["width"]])
+    elif predictor_heads is None:
+        predictor_heads = (heads or -1) if first else PREDICTOR_HEADS.get(narrow["width"])
+    crop_size = known.crop_size or (clip and clip.crop_size)
+    num_frames = known.num_frames or (clip and clip.num_frames)
+    _require_known(
+        path,
+        {
+            "--heads": heads,
+            "--predictor-heads": predictor_heads,
+            "--crop-size": crop_size,
+            "--num-frames": num_frames,
+        },
+    )
+    assert heads and predictor_heads and crop_size and num_frames
+    if "clip" not in recognized:
+        said = known.crop_size and known.num_frames
+        recognized["clip"] = "what was said" if said else "a position table that is not used"
+    require_tokens(path, crop_size, num_frames, shape["patch_size"], shape["tubelet_size"])
+    _require_divisor(path, "--heads", "encoder", width, heads)
+    if "predictor" in parts:
+        _require_divisor(path, "--predictor-heads", "predictor", narrow["width"], predictor_heads)
+        tokens = _by_length(path, parts["predictor"]["mask_tokens"], num_frames)
+        parts["predictor"] = parts["predictor"] | {"mask_tokens": tokens}
     model = {
         "encoder": {
             "width": width,
@@ -102,142 +116,115 @@ def weight_file(
             "heads": heads,
             "mlp_ratio": shape["hidden"] / width,
         },
-        "patch_size": patch_size,
-        "tubelet_size": tubelet_size,
-        "positions": positions,
-        "uniform_power": clip.uniform_power,
-        "predictor": {"width": narrow, "depth": predictor["depth"], "heads": predictor_heads},
+        "patch_size": shape["patch_size"],
+        "tubelet_size": shape["tubelet_size"],
+        "positions": known.positions or ("sincos" if first else "rope_tiled"),
+        "uniform_power": clip.uniform_power if first and clip else known.uniform_power,
+        "predictor": {
+            "width": narrow["width"],
+            "depth": narrow["depth"],
+            "heads": predictor_heads,
+        },
         "mask_tokens": "per_spec" if first else "shared",
         "depth_scaled_init": not first,
     }
-    _require_exactly(path, parts, model, predictor["mask_tokens"])
+    require_exactly(path, parts, model, narrow["mask_tokens"])
     return WeightFile(
         path=path,
         kind=kind,
-        generation=1 if first else 2,
+        generation=generation,
         model=model,
-        num_frames=clip.num_frames,
-        crop_size=clip.crop_size,
+        num_frames=tuple(sorted(num_frames)),
+        crop_size=crop_size,
         parts=parts,
-        left_out=named.left_out,
+        left_out={
+            name: UNUSED_TABLE if reason == TABLE and not first else reason
+            for name, reason in named.left_out.items()
+        },
+        recognized=recognized,
     )
 
 
-def replace_power(clip: Clip, uniform_power: bool) -> Clip:
-    """The clip of weights without a table whose channels were split so."""
-    return clip._replace(uniform_power=uniform_power)
-
-
-def _require_this_model(path: Path, parts: Mapping[str, Mapping[str, Weight]]) -> None:
-    """Name relatives of V-JEPA, and refuse what has no patch embedding of tubelets."""
-    for part, weights in parts.items():
-        if relative := other_vjepa(weights):
-            raise UserError(
-                f"{path}: found the {part} of {relative}, which is not supported yet, expected "
-                "weights of V-JEPA or V-JEPA 2; give one of those"
-            )
-        if part == "predictor":
-            continue
-        embed = weights.get("patch_embed.proj.weight")
-        if embed is None:
-            raise UserError(
-                f"{path}: found tensors of another model ({listed(list(weights))}), expected the "
-                f"{part} of V-JEPA, with patch_embed.proj.weight and blocks; {ANOTHER}"
-            )
-        if len(embed.shape) == 4:
-            raise UserError(
-                f"{path}: found a patch embedding of images, of shape {embed.shape}, as I-JEPA "
-                "has it, expected one of tubelets [width, 3, frames, side, side]; "
-                f"{ANOTHER}"
-            )
-        if len(embed.shape) != 5 or embed.shape[1] != 3 or embed.shape[3] != embed.shape[4]:
-            raise UserError(
-                f"{path}: found a patch embedding of shape {embed.shape}, expected [width, 3, "
-                f"frames, side, side]; {ANOTHER}"
-            )
-
-
-def _depth(path: Path, part: str, weights: Mapping[str, Weight]) -> int:
-    """Number of blocks; they are numbered from 0."""
-    found = {name.split(".")[1] for name in weights if name.startswith("blocks.")}
-    numbers = [str(i) for i in range(len(found))]
-    if found != set(numbers) or not found:
-        missing = [number for number in numbers if number not in found]
+def _generation(
+    path: Path, width: int, predictor: dict[str, int] | None, known: Known, *, has_table: bool
+) -> tuple[Generation, str]:
+    """The generation, and by what it is recognized."""
+    if known.generation is not None:
+        return known.generation, known.generation_by
+    if not has_table:
+        return 2, "the absence of a position table"
+    if width in _SECOND_WIDTHS:
+        return 2, f"the width {width} (its position table is not used)"
+    if predictor is None:
         raise UserError(
-            f"{path}: found {len(found)} blocks in the {part}, without {listed(missing) or 'any'}, "
-            f"expected blocks numbered from 0 without a gap; {ANOTHER}"
+            f"{path}: found an encoder with a position table and no predictor, which is of either "
+            "generation, since the released V-JEPA 2 hold a table that they do not use, expected "
+            "--generation; give 1 for V-JEPA, 2 for V-JEPA 2"
         )
-    return len(found)
+    if predictor["mask_tokens"] == _SECOND_MASK_TOKENS:
+        return 2, f"{_SECOND_MASK_TOKENS} mask tokens (its position table is not used)"
+    return 1, f"a position table and {predictor['mask_tokens']} mask tokens"
 
 
-def _encoder_shape(path: Path, part: str, weights: Mapping[str, Weight]) -> dict[str, int]:
-    width, _, tubelet_size, patch_size, _ = weights["patch_embed.proj.weight"].shape
-    depth = _depth(path, part, weights)
-    hidden = weights.get("blocks.0.mlp.fc1.weight")
-    if hidden is None:
-        raise UserError(
-            f"{path}: found no blocks.0.mlp.fc1.weight in the {part}, expected the blocks of a "
-            f"vision transformer; {ANOTHER}"
-        )
-    return {
-        "width": width,
-        "depth": depth,
-        "hidden": hidden.shape[0] if hidden.shape else 0,
-        "patch_size": patch_size,
-        "tubelet_size": tubelet_size,
-    }
-
-
-def _predictor_shape(path: Path, weights: Mapping[str, Weight] | None) -> dict[str, int]:
-    """Shape of the predictor; that of the published ones if there is none."""
-    if weights is None:
-        return {"width": 384, "depth": 12, "mask_tokens": 1}
-    depth = _depth(path, "predictor", weights)
-    embed, tokens = weights.get("embed.weight"), weights.get("mask_tokens")
-    if embed is None or tokens is None or len(embed.shape) != 2 or len(tokens.shape) != 2:
-        raise UserError(
-            f"{path}: found a predictor without an embedding or mask tokens "
-            f"({listed(list(weights))}), expected V-JEPA's; {ANOTHER}"
-        )
-    return {"width": embed.shape[0], "depth": depth, "mask_tokens": tokens.shape[0]}
-
-
-def _ask_heads(path: Path, flag: str, part: str, width: int, heads: int | None) -> str:
-    if heads is None:
-        return (
-            f"{path}: found the {part} width {width}, which no published model has, expected "
-            f"its number of attention heads, which the weights do not show; give {flag}"
-        )
-    return (
-        f"{flag}: found {heads} heads, expected a divisor of {width}, the width of the {part} in "
-        f"{path}; give the number that it was trained with"
-    )
-
-
-def _require_tables(
-    path: Path,
-    named: Named,
-    parts: Mapping[str, Mapping[str, Weight]],
-    clip: Clip,
-    patch_size: int,
-    tubelet_size: int,
-) -> None:
-    """All parts have the table of the same clips, or none has one."""
-    if not named.tables:
-        return
-    without = [part for part in parts if part not in named.tables]
+def _first_clip(
+    path: Path, named: Named, known: Known, clip: Clip | None, shape: dict[str, int]
+) -> Clip:
+    """The clip of the tables that the first generation adds to its tokens."""
+    without = [part for part, found in named.parts.items() if found and part not in named.tables]
     if without:
         raise UserError(
-            f"{path}: found a position table in the {' and '.join(named.tables)} and none in the "
-            f"{' and '.join(without)}, expected it in all of them, or in none; {ANOTHER}"
+            f"{path}: found a position table in the {' and the '.join(named.tables)} and none in "
+            f"the {' and the '.join(without)}, expected it in every part; {ANOTHER}"
         )
-    side = clip.crop_size // patch_size
-    grid = (clip.num_frames[0] // tubelet_size, side, side)
+    if clip is None:
+        name = next(iter(named.tables.values())).name
+        raise UserError(
+            f"{path}: found a position table {name} that is learned, interpolated or not of square "
+            "clips, expected the fixed sine-cosine table of V-JEPA; give the file as its training "
+            "wrote it, or --generation 2 if it has rotary positions"
+        )
+    if len(known.num_frames or ()) > 1:
+        raise UserError(
+            f"--num-frames: found {len(known.num_frames or ())} lengths, expected one, since "
+            f"{path} is of the first generation, whose mask tokens belong to mask specs; leave it "
+            "out"
+        )
+    for flag, said, has in (
+        ("--crop-size", (known.crop_size,), (clip.crop_size,)),
+        ("--num-frames", known.num_frames or (None,), clip.num_frames),
+    ):
+        if said not in ((None,), has):
+            raise UserError(
+                f"{flag}: found {said[0]}, expected {has[0]}, since {path} has the position table "
+                "of such clips; leave it out (continued training may set another one)"
+            )
+    side = clip.crop_size // shape["patch_size"]
+    grid = (clip.num_frames[0] // shape["tubelet_size"], side, side)
     for part, table in named.tables.items():
-        if part in parts:
-            norm = parts[part].get("norm.weight")
-            width = norm.shape[0] if norm and norm.shape else 0
-            require_table(table, width, grid, clip.uniform_power)
+        norm = named.parts[part].get("norm.weight")
+        width = norm.shape[0] if norm and norm.shape else 0
+        require_table(table, width, grid, clip.uniform_power)
+    return clip
+
+
+def _require_known(path: Path, values: dict[str, object]) -> None:
+    """Ask for all that is not known at once."""
+    missing = [flag for flag, value in values.items() if not value]
+    if not missing:
+        return
+    hint = f" ({_RELEASED})" if "--crop-size" in missing else ""
+    raise UserError(
+        f"{path}: found weights that do not show {' or '.join(_MEANING[flag] for flag in missing)}, "
+        f"expected {' '.join(missing)}; give what they were trained with{hint}"
+    )
+
+
+def _require_divisor(path: Path, flag: str, part: str, width: int, heads: int) -> None:
+    if width % heads:
+        raise UserError(
+            f"{flag}: found {heads} heads, expected a divisor of {width}, the width of the {part} "
+            f"in {path}; give the number that it was trained with"
+        )
 
 
 def _by_length(path: Path, tokens: Weight, lengths: tuple[int, ...]) -> Weight:
@@ -252,47 +239,3 @@ def _by_length(path: Path, tokens: Weight, lengths: tuple[int, ...]) -> Weight:
     if order == sorted(order):
         return tokens
     return replace(tokens, pieces=(lambda: tokens.read()[order],))
-
-
-def _require_exactly(
-    path: Path, parts: Mapping[str, Mapping[str, Weight]], model: dict, num_mask_tokens: int
-) -> None:
-    """Every parameter of the model is there in its shape, and nothing else."""
-    with torch.device("meta"):
-        own = build_vjepa(
-            encoder=model["encoder"],
-            predictor=model["predictor"],
-            grid=(1, 1, 1),
-            patch_size=model["patch_size"],
-            tubelet_size=model["tubelet_size"],
-            num_mask_tokens=num_mask_tokens,
-            positions="rope_tiled",  # has the same parameters, and no table to compute
-            seed=None,
-        )
-    for part, weights in parts.items():
-        network = own.predictor if part == "predictor" else own.encoder
-        shapes = {name: tuple(p.shape) for name, p in network.named_parameters()}
-        missing = [name for name in shapes if name not in weights]
-        unknown = [name for name in weights if name not in shapes]
-        if missing or unknown:
-            found = [f"{len(unknown)} unknown tensors ({listed(unknown)})"] * bool(unknown)
-            found += [f"{len(missing)} missing ones ({listed(missing)})"] * bool(missing)
-            raise UserError(
-                f"{path}: found {' and '.join(found)} in the {part}, expected exactly those of "
-                f"V-JEPA's, by our names; {ANOTHER}"
-            )
-        for name, shape in shapes.items():
-            if weights[name].shape != shape:
-                raise UserError(
-                    f"{path}: found {name} of shape {weights[name].shape} in the {part}, expected "
-                    f"{shape}, as the other weights have it; {ANOTHER}"
-                )
-
-
-def whole_numbers(flag: str, values: tuple[int, ...]) -> None:
-    """Raise UserError unless all are positive and differ."""
-    if not values or min(values) < 1 or len(set(values)) < len(values) or math.prod(values) < 1:
-        raise UserError(
-            f"{flag}: found {','.join(map(str, values)) or 'nothing'}, expected different numbers "
-            "of at least 1; correct it"
-        )

@@ -14,6 +14,7 @@ from vjepa_fast.weights.reading.read_tensors import Stored
 from vjepa_fast.weights.weight_file import Weight
 
 TABLE = "position table, computed anew"
+UNUSED_TABLE = "position table, not used beside rotary positions"
 CLASSIFIER = "of a classifier on the features"
 _BLOCK = re.compile(r"^(encoder|predictor)\.layer\.(\d+)\.(.+)$")
 _QKV = ("query", "key", "value")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import pickletools
 import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -142,15 +143,38 @@ def read_torch(path: Path) -> Any:
     except _ANY as error:
         text = str(error)
         if wanted := _GLOBAL.search(text):
-            raise UserError(
-                f"{path}: found a pickle that wants to call {wanted[1]}, expected tensors and "
-                "plain numbers only, since loading it could run any code; save the state dicts "
-                "alone where the file comes from"
-            ) from None
+            raise _runs_code(path, wanted[1]) from None
         if "TorchScript" in text:
             raise no_weights(path, "a TorchScript program") from None
         operand = re.search(r"Unsupported operand \d+", text)
+        if operand and not in_zip and (called := _called(path)):
+            raise _runs_code(path, called) from None
+        if in_zip and "not in a subdirectory" in text:
+            raise no_weights(path, "a zip archive of other files") from None
         raise damaged(path, operand[0] if operand else text) from None
+
+
+def _runs_code(path: Path, called: str) -> UserError:
+    return UserError(
+        f"{path}: found a pickle that wants to call {called}, expected tensors and plain numbers "
+        "only, since loading it could run any code; save the state dicts alone where the file "
+        "comes from"
+    )
+
+
+def _called(path: Path) -> str | None:
+    """What a pickle of a newer protocol wants to call first, read without running it."""
+    strings: list[str] = []
+    try:
+        with open(path, "rb") as file:
+            for opcode, argument, _ in pickletools.genops(file):
+                if opcode.name == "STACK_GLOBAL":
+                    return ".".join(strings[-2:])
+                if isinstance(argument, str):
+                    strings.append(argument)
+    except (ValueError, OSError):
+        pass
+    return None
 
 
 def stored_tensors(path: Path, state: Mapping[Any, Any], at: str = "") -> Iterator[Stored]:

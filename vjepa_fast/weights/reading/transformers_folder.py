@@ -143,8 +143,12 @@ def _from_config(config_file: Path, values: Mapping[str, Any], known: Known) -> 
     frames = values["frames_per_clip"]
     if not isinstance(frames, int) or frames < 1:
         raise no_weights(config_file, f"{frames!r} where frames_per_clip belongs")
+    if known.generation == 1:
+        raise UserError(f"--generation: found 1, expected 2, as {config_file} says; leave it out")
     return replace(
         known,
+        generation=2,
+        generation_by="model_type vjepa2",
         num_frames=known.num_frames or (frames,),
         **{name: value for name, (_, value) in of_config.items()},
     )
