@@ -87,14 +87,14 @@ def weight_file(path: Path, kind: Kind, named: Named, known: Known) -> WeightFil
         fits = first and heads and narrow["width"] % heads == 0
         predictor_heads = predictor_heads or (heads if fits else PREDICTOR_HEADS[narrow["width"]])
     elif predictor_heads is None:
-        predictor_heads = (heads or -1) if first else PREDICTOR_HEADS.get(narrow["width"])
+        predictor_heads = heads if first else PREDICTOR_HEADS.get(narrow["width"])
     crop_size = known.crop_size or (clip and clip.crop_size)
     num_frames = known.num_frames or (clip and clip.num_frames)
     _require_known(
         path,
         {
             "--heads": heads,
-            "--predictor-heads": predictor_heads,
+            "--predictor-heads": predictor_heads or (first and heads is None),  # follows from heads
             "--crop-size": crop_size,
             "--num-frames": num_frames,
         },
@@ -213,8 +213,9 @@ def _require_known(path: Path, values: dict[str, object]) -> None:
     if not missing:
         return
     hint = f" ({_RELEASED})" if "--crop-size" in missing else ""
+    hidden = " or ".join(_MEANING[flag] for flag in missing)
     raise UserError(
-        f"{path}: found weights that do not show {' or '.join(_MEANING[flag] for flag in missing)}, "
+        f"{path}: found weights that do not show {hidden}, "
         f"expected {' '.join(missing)}; give what they were trained with{hint}"
     )
 
