@@ -151,10 +151,8 @@ def _summary(run: Path, rows: list[dict], config: dict) -> str:
     cells = [("steps", f"{done} of {steps}" if steps else done), ("state", state)]
     init = config.get("init") or {}
     if init.get("checkpoint"):
-        parts = [
-            f"{key} from {init.get(key)}" for key in ("encoder", "predictor", "target_encoder")
-        ]
-        cells.append(("started from", f"{init['checkpoint']} ({', '.join(parts)})"))
+        found = _json(run / "started_from.json").get("origin")  # older runs have none
+        cells.append(("started from", found or init["checkpoint"]))
     if rows:
         cells.append(("last line", _when((run / "metrics.jsonl").stat().st_mtime)))
     cells += [(name, f"{value:.4g}") for name in SUMMARY for _, value in last[name]]

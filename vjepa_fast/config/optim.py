@@ -25,9 +25,9 @@ class InitConfig(Section):
     state is fresh, and all schedules start at step 0."""
 
     checkpoint: Location | None = None
-    """Run folder or checkpoint to start from; null: all weights are fresh. Frames, crop size and
-    mask specs may differ from that run's; the model section may not, except mask_tokens and
-    depth_scaled_init."""
+    """Run folder or checkpoint to start from, also an imported one; null: all weights are fresh.
+    Frames, crop size and mask specs may differ from that run's; the model section may not, except
+    mask_tokens, depth_scaled_init and the shape of a predictor that is fresh."""
     encoder: Literal["checkpoint", "fresh"] = "checkpoint"
     """checkpoint: the encoder's trained weights; fresh: random ones."""
     predictor: Literal["checkpoint", "fresh"] = "checkpoint"

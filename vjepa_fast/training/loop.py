@@ -21,6 +21,7 @@ from vjepa_fast.training.checkpoint.initial_weights import (
     mask_tokens_from,
     open_initial,
     with_pinned_init,
+    write_origin,
 )
 from vjepa_fast.training.checkpoint.resume import find_resumable, restore
 from vjepa_fast.training.checkpoint.writer import Saver
@@ -69,6 +70,8 @@ def pretrain(config: Config) -> Path:
             elif initial:
                 tokens = mask_tokens_from(config, initial)
                 load_initial(trainer, initial, config.init, tokens)
+                if rank == 0:
+                    write_origin(run, initial, config)
             _train(config, run, trainer, batches, host_group)
             if rank == 0:
                 draw_curves(run)

@@ -11,6 +11,9 @@
 A folder with its final name is complete (writer.py). A range of a flat vector can be split anew, so
 any world size can read a checkpoint. It holds no generator state: randomness and the position in
 the data are functions of the step. It holds no pickle, and nothing in it is ever executed.
+
+Imported weights of others have this format too, at step 0: without Adam's moments, perhaps without
+a predictor, and with all mask tokens of their file, whatever the config says.
 """
 
 from __future__ import annotations
@@ -31,6 +34,7 @@ from vjepa_fast.errors import UserError
 
 FORMAT = 3
 _CHUNK = 2**24  # bytes summed and written at a time
+_WEIGHT_FILES = {".safetensors", ".bin", ".pt", ".pth", ".tar"}
 
 
 def checkpoints(run: Path) -> list[Path]:
@@ -111,6 +115,13 @@ def verify_shard(path: Path, written: Mapping[str, int]) -> str | None:
     return None if crc == written["crc32"] else "other bytes than were written"
 
 
+def _is_foreign(path: Path) -> bool:
+    """Whether this is a file, or a folder of weight files that no run of ours wrote."""
+    if path.is_dir() and not (path / "state.json").exists():
+        return any(file.suffix in _WEIGHT_FILES for file in path.iterdir())
+    return path.is_file()
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """A checkpoint on disk.
@@ -156,16 +167,30 @@ class Checkpoint:
         """Open a checkpoint by its own folder, or the newest one of a run's folder.
 
         Raises:
-            UserError: the folder is neither.
+            UserError: the path is neither; weights of other programs have to be imported first.
         """
         if checkpoints(path):
             path = checkpoints(path)[-1]
+        elif _is_foreign(path):
+            raise UserError(
+                f"{path}: found weights that are not a checkpoint of a run, expected a run or a "
+                f"checkpoint folder; run vjepa-fast import {path} --output runs/NAME, and name "
+                "runs/NAME here"
+            )
         elif (path / "config.json").is_file():
             raise UserError(
                 f"{path}: found a run without a checkpoint, expected one; train until it saves, or "
                 "set checkpoint.every lower"
             )
         return Checkpoint.open(path)
+
+    @property
+    def imported(self) -> dict | None:
+        """What `vjepa-fast import` made it from; None for the checkpoint of a run.
+
+        "file" (the name), "kind", "generation" (1 or 2) and "parts" (the networks that it holds).
+        """
+        return self.state.get("imported")
 
     @property
     def world_size(self) -> int:

@@ -7,6 +7,7 @@ says from which mask token of the checkpoint each one starts.
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 from collections.abc import Iterator, Sequence
@@ -75,14 +76,18 @@ def open_initial(config: Config, host_group: HostGroup) -> Checkpoint | None:
         The checkpoint, or None if the run starts from fresh weights.
 
     Raises:
-        UserError: it is missing, damaged, of another model or not finite, or has no EMA weights.
+        UserError: it is missing, damaged, of another model or not finite, or has no predictor or no
+            EMA weights.
     """
     init = config.init
     if init.checkpoint is None:
         return None
     checkpoint = Checkpoint.open(Path(init.checkpoint))
     vectors = list(_vectors(config, checkpoint))
-    changed = model_changes(_config_of(checkpoint).model, config.model)
+    fresh_predictor = init.predictor == "fresh"
+    changed = model_changes(
+        _config_of(checkpoint).model, config.model, encoder_only=fresh_predictor
+    )
     if changed:
         raise UserError(
             f"init.checkpoint: found {checkpoint.folder} of another model ({'; '.join(changed)}), "
@@ -108,17 +113,28 @@ def mask_tokens_from(config: Config, checkpoint: Checkpoint) -> list[int]:
     """For each mask token of the run, the one of the checkpoint that it starts from.
 
     If both have a token for each clip length, that of the same length, else of the nearest one (of
-    two equally near ones the shorter). Otherwise token i of the checkpoint, or its last.
+    two equally near ones the shorter). Otherwise token i of the checkpoint, or its last. Imported
+    weights of the second generation may have more tokens than clip lengths: those were never used.
+
+    Returns:
+        One number per token of the run; empty if the checkpoint has no predictor.
     """
     saved = _config_of(checkpoint)
+    shapes = {name: shape for group in checkpoint.state["groups"].values() for name, shape in group}
+    if _MASK_TOKENS not in shapes:
+        return []
+    count = shapes[_MASK_TOKENS][0]
+    if saved.model.mask_tokens == "shared":
+        count = min(count, saved.num_mask_tokens)
     if saved.model.mask_tokens == config.model.mask_tokens == "shared":
-        of = saved.data.lengths  # ascending, so min() takes the shorter of two equally near ones
+        # Ascending, so min() takes the shorter of two equally near ones.
+        of = saved.data.lengths[:count]
 
         def nearest(length: int) -> int:
             return min(range(len(of)), key=lambda i: abs(of[i] - length))
 
         return [nearest(length) for length in config.data.lengths]
-    return [min(i, saved.num_mask_tokens - 1) for i in range(config.num_mask_tokens)]
+    return [min(i, count - 1) for i in range(config.num_mask_tokens)]
 
 
 def _vectors(config: Config, checkpoint: Checkpoint) -> Iterator[str]:
@@ -130,7 +146,13 @@ def _vectors(config: Config, checkpoint: Checkpoint) -> Iterator[str]:
             f"init.target_encoder: found checkpoint, but {checkpoint.folder} is of a run with a "
             'frozen target encoder, expected EMA weights in it; set this key to "encoder"'
         )
-    for group in checkpoint.state["groups"]:
+    groups = checkpoint.state["groups"]
+    if init.predictor == "checkpoint" and not any(name.startswith("predictor.") for name in groups):
+        raise UserError(
+            f"init.predictor: found checkpoint, but {checkpoint.folder} has no predictor, expected "
+            'one in it; set this key to "fresh"'
+        )
+    for group in groups:
         part = group.partition(".")[0]
         if getattr(init, part) == "checkpoint":
             yield f"{group}/master"
@@ -177,14 +199,35 @@ def load_initial(
         elif ema is not None and init.target_encoder == "encoder":
             shard.write(shard.read(shard.masters), ema)
     trainer.after_restore(0)
-    log.info(
-        "started from step %d of %s: encoder from %s, predictor from %s, target encoder from %s",
-        checkpoint.state["step"],
-        checkpoint.folder,
-        init.encoder,
-        init.predictor,
-        init.target_encoder if trainer.teacher.ema else "teacher.checkpoint",
+    log.info("started from %s", origin(checkpoint, init, frozen=not trainer.teacher.ema))
+
+
+def origin(checkpoint: Checkpoint, init: InitConfig, *, frozen: bool) -> str:
+    """What a run was started from, in words.
+
+    Args:
+        checkpoint: that it was started from.
+        init: which parts were loaded.
+        frozen: whether the target encoder is that of `teacher.checkpoint`.
+    """
+    imported, file = checkpoint.imported, ""
+    if imported:
+        file = f" (imported from {imported['file']}"
+        if "target_encoder" not in imported["parts"]:
+            file += ", whose one encoder is both encoder and target encoder"
+        file += ")"
+    return (
+        f"step {checkpoint.state['step']} of {checkpoint.folder}{file}: encoder from "
+        f"{init.encoder}, predictor from {init.predictor}, target encoder from "
+        f"{'teacher.checkpoint' if frozen else init.target_encoder}"
     )
+
+
+def write_origin(run: Path, checkpoint: Checkpoint, config: Config) -> None:
+    """Write RUN/started_from.json, for the report; the checkpoint may be removed later."""
+    text = origin(checkpoint, config.init, frozen=config.teacher.mode == "frozen")
+    content = {"checkpoint": str(checkpoint.folder), "origin": text}
+    (run / "started_from.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def _read(

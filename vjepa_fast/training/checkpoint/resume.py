@@ -35,8 +35,8 @@ def find_resumable(
         The checkpoint, or None if the run has none.
 
     Raises:
-        UserError: the newest checkpoint has another recipe or other videos or is corrupt, or hosts
-            see different checkpoints.
+        UserError: the newest checkpoint has another recipe or other videos, is imported or is
+            corrupt, or hosts see different checkpoints.
     """
     saved = checkpoints(run)
     seen = host_group.all_gather([folder.name for folder in saved])
@@ -50,6 +50,11 @@ def find_resumable(
         return None
     _require_intact(saved, host_group)
     checkpoint = Checkpoint.open(saved[-1])
+    if checkpoint.imported:
+        raise UserError(
+            f"output: found {run}, which holds imported weights, expected a folder for this run; "
+            f"give another one with --set output=…, and start from {run} with init.checkpoint"
+        )
     changed = list(recipe_changes(with_defaults(checkpoint.state["config"]), config))
     if changed:
         raise UserError(
