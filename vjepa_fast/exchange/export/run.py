@@ -1,0 +1,156 @@
+"""Exports a run: writes one form into a hidden folder, checks it, and gives it its name."""
+
+from __future__ import annotations
+
+import errno
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from safetensors import SafetensorError
+
+from vjepa_fast.errors import UserError
+from vjepa_fast.exchange.export.form import Form
+from vjepa_fast.exchange.export.model_card import model_card
+from vjepa_fast.exchange.export.source import Source, open_source
+from vjepa_fast.locks import sole_writer
+from vjepa_fast.training.checkpoint.format import sync
+
+FormName = Literal["transformers", "published", "safetensors"]
+_DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A finished export.
+
+    Attributes:
+        source: what was exported.
+        title: what it is.
+        files: names and bytes of its files.
+        difference, tolerance: largest difference of its features from ours on a random clip, and
+            the one that is allowed.
+    """
+
+    source: Source
+    title: str
+    files: dict[str, int]
+    difference: float
+    tolerance: float
+
+
+def export_run(run: Path, form: FormName, output: Path, probe: Path | None = None) -> Exported:
+    """Export a run's newest checkpoint, or a checkpoint, into a new folder.
+
+    Args:
+        run: folder of the run or of the checkpoint, also of an imported one.
+        form: "transformers", "published" or "safetensors".
+        output: the folder to make.
+        probe: a trained probe to export with the encoder, for "transformers".
+
+    Raises:
+        UserError: the folder exists, the disk is too full, the form cannot hold this model, a
+            package is missing, there is no intact checkpoint, or what was written does not compute
+            what we compute. Nothing is left behind.
+    """
+    output = output.absolute()
+    _require_new(output)
+    source = open_source(run)
+    prepared = _prepare(form, source, probe)
+    return write_checked(prepared, source, output)
+
+
+def write_checked(form: Form, source: Source, output: Path) -> Exported:
+    """Write a prepared form; the folder appears when it is complete and checked.
+
+    Raises:
+        UserError: see `export_run`.
+    """
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with sole_writer(output, "name another --output"):
+        _require_new(output)
+        hidden = output.with_name(f".{output.name}.writing")
+        shutil.rmtree(hidden, ignore_errors=True)  # left by a killed export
+        try:
+            found, allowed = _write(form, source, hidden, output)
+        except BaseException:
+            shutil.rmtree(hidden, ignore_errors=True)
+            raise
+        hidden.rename(output)
+        sync(output.parent)
+    files = {path.name: path.stat().st_size for path in sorted(output.iterdir())}
+    return Exported(source, form.title, files, found, allowed)
+
+
+def _require_new(output: Path) -> None:
+    if output.exists() or output.is_symlink():
+        raise UserError(
+            f"--output: found that {output} exists, expected a new folder; name another one, or "
+            "remove it"
+        )
+
+
+def _prepare(form: FormName, source: Source, probe: Path | None) -> Form:
+    if probe is not None and form != "transformers":
+        raise UserError(
+            f"--probe: found it with --to {form}, expected --to transformers, the form that holds "
+            "a classifier; remove one of the two"
+        )
+    if form == "safetensors":
+        from vjepa_fast.exchange.export.safetensors_form import safetensors_form
+
+        return safetensors_form(source)
+    if form == "published":
+        from vjepa_fast.exchange.export.published_form import published_form
+
+        return published_form(source)
+    from vjepa_fast.exchange.export.transformers_form import (
+        require_transformers,
+        transformers_form,
+    )
+
+    require_transformers()
+    if source.generation == 2:
+        return transformers_form(source)
+    from vjepa_fast.exchange.export.first_transformers_form import first_transformers_form
+
+    return first_transformers_form(source)
+
+
+def _write(form: Form, source: Source, hidden: Path, output: Path) -> tuple[float, float]:
+    """Write and check everything in the hidden folder."""
+    free = shutil.disk_usage(output.parent).free
+    if free < form.size:
+        raise UserError(
+            f"{output.parent}: found {free / 1e9:.2f} GB free, expected the {form.size / 1e9:.2f} "
+            "GB of this export; free some, or name another --output"
+        )
+    try:
+        hidden.mkdir()
+        form.write(hidden)
+        card = model_card(source, form, output.name)
+        (hidden / "README.md").write_text(card, encoding="utf-8")
+        for path in (*hidden.iterdir(), hidden):
+            sync(path)
+    except OSError as error:
+        if error.errno not in _DISK_FULL:
+            raise
+        raise UserError(
+            f"{output.parent}: found {error.strerror} after a part of the export, expected space "
+            "for all of it; free some and run the same command again (nothing is left of it)"
+        ) from None
+    try:
+        found, allowed = form.check(hidden)
+    except (ValueError, RuntimeError, OSError, SafetensorError) as error:
+        reason = str(error).splitlines()[-1] if str(error) else type(error).__name__
+        raise UserError(
+            f"{output}: found that what was written does not load ({reason}), expected it to; "
+            "nothing is left of it, please report it"
+        ) from error
+    if found > allowed:
+        raise UserError(
+            f"{output}: found features that differ from ours by {found:.2g}, expected at most "
+            f"{allowed:.2g}; nothing is left of it, please report it"
+        )
+    return found, allowed

@@ -1,0 +1,182 @@
+"""What is exported: a checkpoint's weights, each read from disk when it is needed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from vjepa_fast.config import Config, parse_config, translate_stored
+from vjepa_fast.errors import UserError
+from vjepa_fast.models.encoder import VisionTransformer
+from vjepa_fast.training.checkpoint.format import Checkpoint
+
+Part = Literal["encoder", "target_encoder", "predictor"]
+
+
+@dataclass(frozen=True)
+class LazyTensor:
+    """An fp32 tensor that is not yet in memory.
+
+    Attributes:
+        shape: its shape.
+        read_range: reads elements start … start + count - 1 of it in raster order, fp32 [count].
+    """
+
+    shape: tuple[int, ...]
+    read_range: Callable[[int, int], Tensor]
+
+    @staticmethod
+    def of(tensor: Tensor) -> LazyTensor:
+        """A tensor that is in memory already."""
+        flat = tensor.reshape(-1)
+        return LazyTensor(tuple(tensor.shape), lambda start, count: flat[start : start + count])
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+    def read(self) -> Tensor:
+        """The tensor, fp32, on the host."""
+        return self.read_range(0, self.size).view(self.shape)
+
+    def view(self, *shape: int) -> LazyTensor:
+        """The same elements in another shape."""
+        return LazyTensor(shape, self.read_range)
+
+    def rows(self, first: int, count: int) -> LazyTensor:
+        """`count` rows along the first axis, from row `first` on."""
+        row = math.prod(self.shape[1:])
+        return LazyTensor(
+            (count, *self.shape[1:]),
+            lambda start, length: self.read_range(first * row + start, length),
+        )
+
+
+Tensors = Mapping[str, LazyTensor]
+
+
+@dataclass(frozen=True)
+class Source:
+    """A checkpoint to export, of a run or an imported one.
+
+    Attributes:
+        checkpoint: with intact shards.
+        config: of the run; that of an imported checkpoint follows from its weights.
+    """
+
+    checkpoint: Checkpoint
+    config: Config
+
+    @property
+    def run(self) -> Path:
+        """The run's folder; the checkpoint's own if it is in no run."""
+        folder = self.checkpoint.folder
+        return folder.parent.parent if folder.parent.name == "checkpoints" else folder
+
+    @property
+    def imported(self) -> dict | None:
+        """Where the weights came from, if they were imported; see `vjepa-fast import`."""
+        return self.checkpoint.state.get("imported")
+
+    @property
+    def generation(self) -> Literal[1, 2]:
+        """1: V-JEPA, a position table; 2: V-JEPA 2, rotary positions."""
+        return 1 if self.config.model.positions == "sincos" else 2
+
+    @property
+    def network(self) -> Literal["encoder", "target_encoder"]:
+        """The network whose features are exported, see `Checkpoint.result_weights`."""
+        return "target_encoder" if self.checkpoint.result_weights == "teacher" else "encoder"
+
+    @property
+    def num_frames(self) -> int:
+        """Frames of the longest clip."""
+        return max(self.config.data.lengths)
+
+    @property
+    def has_predictor(self) -> bool:
+        """Whether the checkpoint has a predictor; an imported one may have none."""
+        return any(name.startswith("predictor.") for name in self.checkpoint.state["groups"])
+
+    @cached_property
+    def num_mask_tokens(self) -> int:
+        """Mask tokens of the predictor, as many as its weights hold."""
+        return self.part("predictor")["mask_tokens"].shape[0]
+
+    def part(self, part: Part) -> dict[str, LazyTensor]:
+        """The parameters of a network by our names.
+
+        The target encoder of a run that froze it is not in its checkpoint: the trained encoder
+        stands for it.
+        """
+        ema = part == "target_encoder" and self.network == "target_encoder"
+        group_part, which = ("predictor" if part == "predictor" else "encoder"), "master"
+        if ema:
+            which = "teacher"
+        found: dict[str, LazyTensor] = {}
+        for group, parameters in self.checkpoint.state["groups"].items():
+            if group.partition(".")[0] != group_part:
+                continue
+            offset = 0
+            for name, shape in parameters:
+                stored = self._stored(f"{group}/{which}", offset, tuple(shape))
+                found[name.removeprefix(f"{group_part}.")] = stored
+                offset += stored.size
+        return found
+
+    def _stored(self, key: str, offset: int, shape: tuple[int, ...]) -> LazyTensor:
+        return LazyTensor(
+            shape, lambda start, count: self.checkpoint.read(key, offset + start, count)
+        )
+
+    def build_encoder(self, weights: Mapping[str, Tensor] | None = None) -> VisionTransformer:
+        """The encoder in eval mode, fp32, without gradients.
+
+        Args:
+            weights: by our names, kept and not copied; None: those of `network`.
+        """
+        model = self.config.model
+        with torch.device("meta"):  # no memory and no time for initial weights
+            encoder = VisionTransformer(
+                **model.encoder.model_dump(),
+                grid=self.config.grid_of(self.num_frames),
+                patch_size=model.patch_size,
+                tubelet_size=model.tubelet_size,
+                positions=model.positions,
+                uniform_power=model.uniform_power,
+            )
+        if weights is None:
+            weights = {name: value.read() for name, value in self.part(self.network).items()}
+        encoder.load_state_dict(dict(weights), assign=True)
+        return encoder.eval().requires_grad_(False)
+
+
+def open_source(path: Path) -> Source:
+    """Open a run's newest checkpoint, or a checkpoint by its own folder, and check its shards.
+
+    Raises:
+        UserError: there is no checkpoint, it is corrupt, or this version cannot read its config.
+    """
+    checkpoint = Checkpoint.find(path.resolve())
+    corruption = checkpoint.verify()
+    if corruption:
+        raise UserError(
+            f"{corruption}, expected an intact shard; remove this checkpoint and export an older "
+            "one"
+        )
+    try:
+        config = parse_config(translate_stored(checkpoint.state["config"]))
+    except UserError as error:
+        raise UserError(
+            f"{checkpoint.folder}: found a stored config that this version cannot read ({error}), "
+            "expected one that it can; export another checkpoint, or use the version that wrote it"
+        ) from None
+    return Source(checkpoint, config)

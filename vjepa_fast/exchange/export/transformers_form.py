@@ -1,0 +1,276 @@
+"""A folder of the second generation that transformers loads as its own VJEPA2Model."""
+
+from __future__ import annotations
+
+import importlib
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vjepa_fast.errors import UserError
+from vjepa_fast.exchange.export.form import (
+    Form,
+    difference,
+    own_features,
+    random_clip,
+    safetensors_size,
+    write_safetensors,
+)
+from vjepa_fast.exchange.export.source import LazyTensor, Source, Tensors
+from vjepa_fast.models.block import NORM_EPS, mlp_width
+
+WEIGHTS = "model.safetensors"
+METADATA = {"format": "pt"}
+_KINDS = ("weight", "bias")
+_LOAD = """from transformers import AutoModel, AutoVideoProcessor
+model = AutoModel.from_pretrained("./NAME")
+processor = AutoVideoProcessor.from_pretrained("./NAME")
+"""
+
+
+def require_transformers() -> None:
+    """Import transformers and what its video processor needs.
+
+    Raises:
+        UserError: a package is missing, or does not work.
+    """
+    for name in ("torchvision", "transformers.models.vjepa2"):
+        package = name.partition(".")[0]
+        try:
+            importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            raise UserError(
+                f"--to transformers: found no module {error.name}, expected {package}; run pip "
+                "install -c constraints.txt -e '.[hf]'"
+            ) from None
+        except (ImportError, RuntimeError, OSError, AttributeError) as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise UserError(
+                f"--to transformers: found a {package} that does not import ({reason}), expected "
+                f"one that was built for torch {torch.__version__}; install both from the same "
+                "index"
+            ) from None
+
+
+def exact_ratio(width: int, hidden: int) -> float:
+    """A ratio r with int(r · width) = hidden, since transformers truncates where we round."""
+    ratio = hidden / width
+    while int(width * ratio) < hidden:
+        ratio = math.nextafter(ratio, math.inf)
+    return ratio
+
+
+def block_tensors(tensors: Tensors, ours: str, theirs: str) -> dict[str, LazyTensor]:
+    """One block's parameters in transformers' names, query, key and value apart.
+
+    Args:
+        tensors: of the network, by our names.
+        ours, theirs: the block's prefix, e.g. "blocks.0." and "encoder.layer.0.".
+    """
+    found = {}
+    for name, tensor in tensors.items():
+        if not name.startswith(ours):
+            continue
+        name = name.removeprefix(ours).replace("attn.", "attention.")
+        if ".qkv." not in name:
+            found[theirs + name] = tensor
+            continue
+        third = tensor.shape[0] // 3
+        for i, part in enumerate(("query", "key", "value")):
+            found[theirs + name.replace("qkv", part)] = tensor.rows(i * third, third)
+    return found
+
+
+def encoder_tensors(source: Source) -> dict[str, LazyTensor]:
+    """The exported network's parameters in transformers' names."""
+    ours = source.part(source.network)
+    embedding = "encoder.embeddings.patch_embeddings.proj"
+    found = {f"{embedding}.{kind}": ours[f"patch_embed.proj.{kind}"] for kind in _KINDS}
+    for i in range(source.config.model.encoder.depth):
+        found |= block_tensors(ours, f"blocks.{i}.", f"encoder.layer.{i}.")
+    return found | {f"encoder.layernorm.{kind}": ours[f"norm.{kind}"] for kind in _KINDS}
+
+
+def predictor_tensors(source: Source) -> dict[str, LazyTensor]:
+    """The predictor's parameters in transformers' names."""
+    ours = source.part("predictor")
+    tokens = ours["mask_tokens"]
+    found = {
+        f"predictor.embeddings.predictor_embeddings.{kind}": ours[f"embed.{kind}"]
+        for kind in _KINDS
+    }
+    found["predictor.embeddings.mask_tokens"] = tokens.view(tokens.shape[0], 1, 1, tokens.shape[1])
+    for i in range(source.config.model.predictor.depth):
+        found |= block_tensors(ours, f"blocks.{i}.", f"predictor.layer.{i}.")
+    for name, own in (("layernorm", "norm"), ("proj", "proj")):
+        found |= {f"predictor.{name}.{kind}": ours[f"{own}.{kind}"] for kind in _KINDS}
+    return found
+
+
+def model_config(source: Source, **others: Any) -> Any:
+    """The VJEPA2Config of a run of the second generation."""
+    from transformers import VJEPA2Config
+
+    model, data = source.config.model, source.config.data
+    encoder, predictor = model.encoder, model.predictor
+    hidden = mlp_width(encoder.width, encoder.mlp_ratio)
+    return VJEPA2Config(
+        patch_size=model.patch_size,
+        crop_size=data.crop_size,
+        frames_per_clip=source.num_frames,
+        tubelet_size=model.tubelet_size,
+        hidden_size=encoder.width,
+        num_attention_heads=encoder.heads,
+        num_hidden_layers=encoder.depth,
+        mlp_ratio=exact_ratio(encoder.width, hidden),
+        layer_norm_eps=NORM_EPS,
+        pred_hidden_size=predictor.width,
+        pred_num_attention_heads=model.predictor_heads,
+        pred_num_hidden_layers=predictor.depth,
+        pred_num_mask_tokens=source.num_mask_tokens,
+        dtype="float32",
+        **others,
+    )
+
+
+def mask_token_sentence(source: Source) -> str:
+    """Which mask token means what, and which one transformers takes by default."""
+    count = source.num_mask_tokens
+    if source.imported is not None:
+        return (
+            f"The predictor has the {count} mask tokens of the imported file; transformers takes "
+            f"number {1 % count} by default, and training with clips of one length trains number 0 "
+            "alone."
+        )
+    if count == 1:
+        return "The predictor's one mask token is the trained one, whatever index is asked for."
+    shared = source.config.model.mask_tokens == "shared"
+    what = (
+        f"clips of {' and '.join(map(str, source.config.data.lengths))} frames, in this order"
+        if shared
+        else "the mask specs, in their order"
+    )
+    return (
+        f"The predictor's {count} mask tokens belong to {what}; transformers takes number "
+        f"{1 % count} by default."
+    )
+
+
+def check_names(tensors: Tensors, model: torch.nn.Module) -> None:
+    """Raise ValueError unless the names and shapes are those of transformers' model."""
+    theirs = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    ours = {name: tensor.shape for name, tensor in tensors.items()}
+    if ours != theirs:
+        differing = sorted(dict(ours.items() ^ theirs.items()))
+        raise ValueError(f"names or shapes that {type(model).__name__} has not: {differing[:5]}")
+
+
+def write_folder(folder: Path, tensors: Tensors, config: Any, crop_size: int) -> None:
+    """Write config.json, video_preprocessor_config.json and model.safetensors."""
+    from transformers import VJEPA2VideoProcessor
+
+    config.save_pretrained(folder)
+    VJEPA2VideoProcessor(crop_size=crop_size).save_pretrained(folder)
+    write_safetensors(folder / WEIGHTS, tensors, METADATA)
+
+
+def preprocessed(folder: Path, video: Tensor) -> Tensor:
+    """Clips of the crop's size through the folder's video processor, which then resizes nothing.
+
+    Args:
+        folder: with video_preprocessor_config.json.
+        video: uint8 [B, T, S, S, 3].
+
+    Returns:
+        pixel_values_videos, fp32 [B, T, 3, S, S].
+    """
+    from transformers import AutoVideoProcessor
+
+    processor = AutoVideoProcessor.from_pretrained(folder, local_files_only=True)
+    short = processor.size["shortest_edge"]
+    before = (short - video.shape[2]) // 2  # transformers rounds down
+    after = short - video.shape[2] - before
+    # The border is cut away by the center crop.
+    padded = torch.nn.functional.pad(video, (0, 0, before, after, before, after))
+    return processor(list(padded), return_tensors="pt", input_data_format="channels_last")[
+        "pixel_values_videos"
+    ]
+
+
+def load_quietly(loader: Any, folder: Path, **options: Any) -> torch.nn.Module:
+    """`from_pretrained` of what was just written, without a progress bar.
+
+    Raises:
+        ValueError: a weight is missing or unknown.
+    """
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        model, info = loader.from_pretrained(
+            folder, local_files_only=True, output_loading_info=True, **options
+        )
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+    wrong = {key: sorted(names) for key, names in info.items() if names and key != "error_msgs"}
+    if wrong:
+        raise ValueError(f"{loader.__name__} found {wrong}")
+    return model.eval()
+
+
+def refuse_what_it_cannot_hold(source: Source) -> None:
+    """Raise UserError for a model that VJEPA2Model cannot hold."""
+    if source.config.model.positions == "rope":
+        raise UserError(
+            "--to transformers: found a model with positions rope, expected rope_tiled or sincos, "
+            "since VJEPA2Model rotates by tiled angles; use --to safetensors"
+        )
+    if not source.has_predictor:
+        raise UserError(
+            f"{source.checkpoint.folder}: found an encoder without a predictor, expected both, "
+            "since VJEPA2Model would start with a random predictor; use --to safetensors"
+        )
+
+
+def transformers_form(source: Source) -> Form:
+    """The form "transformers" of the second generation.
+
+    Raises:
+        UserError: true rotations, or no predictor.
+    """
+    refuse_what_it_cannot_hold(source)
+    from transformers import AutoModel, VJEPA2Model
+
+    config = model_config(source, architectures=["VJEPA2Model"])
+    tensors = encoder_tensors(source) | predictor_tensors(source)
+    with torch.device("meta"):
+        check_names(tensors, VJEPA2Model(config))
+
+    @torch.no_grad()
+    def check(folder: Path) -> tuple[float, float]:
+        video = random_clip(source)
+        model = load_quietly(AutoModel, folder)
+        pixels = preprocessed(folder, video)
+        found = model(pixel_values_videos=pixels, skip_predictor=True).last_hidden_state
+        return difference(found, own_features(source, video))
+
+    return Form(
+        size=safetensors_size(tensors, METADATA) + 2**16,
+        write=lambda folder: write_folder(folder, tensors, config, source.config.data.crop_size),
+        check=check,
+        library="transformers",
+        tags=("feature-extraction",),
+        title="VJEPA2Model of transformers",
+        parts=(
+            f"`config.json` and `{WEIGHTS}`: encoder and predictor in fp32, as VJEPA2Model.",
+            "`video_preprocessor_config.json`: VJEPA2VideoProcessor for clips of "
+            f"{source.config.data.crop_size} x {source.config.data.crop_size} pixels.",
+            mask_token_sentence(source),
+        ),
+        load=_LOAD,
+    )
