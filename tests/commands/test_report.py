@@ -75,6 +75,7 @@ def test_a_finished_runs_report(run: Path, capsys: pytest.CaptureFixture) -> Non
             {
                 "step": 6,
                 "label_fraction": 0.1,
+                "blocks": 4,
                 "accuracy": {"digit": {"pretrained": 0.75, "random": 0.5}},
                 "chance": {"digit": 0.1},
             }
@@ -96,7 +97,7 @@ def test_a_finished_runs_report(run: Path, capsys: pytest.CaptureFixture) -> Non
         assert name in sections["Curves"]
     assert re.search(r"loss\s+0\.\d", sections["Curves"])
     assert re.search(r"backward\s+[\d.e-]+ ms\s+\d+%", sections["Time of a step"])
-    assert "10% of the labels" in sections["Probes"]
+    assert "probes of 4 blocks at step 6, with 10% of the labels" in sections["Probes"]
     assert "digit 0.750 0.500 0.100" in sections["Probes"]
     for step in (3, 6):
         assert re.search(rf"\b{step} +[\d-]+ [\d:]+ +[\d.]+ MB +1\b", sections["Checkpoints"])
@@ -126,7 +127,7 @@ def test_an_older_runs_probe_and_a_copied_checkpoint(tmp_path: Path) -> None:
     copied.mkdir(parents=True)
     (copied / "state.json").write_text('{"shards": [{}]}')
     sections = Page(report_html(tmp_path)).sections
-    assert "10% of the labels" in sections["Probes"]
+    assert "probes of 1 block at step 6, with 10% of the labels" in sections["Probes"]
     assert "3 (copy)" in sections["Checkpoints"]
 
 

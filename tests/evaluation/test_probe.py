@@ -5,10 +5,12 @@ import logging
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from torch.nn.utils import parameters_to_vector
 
 from tests.helpers.house import PROBE_HELP, loaded
 from tests.helpers.paths import REPOSITORY
@@ -18,19 +20,22 @@ from vjepa_fast.data.manifest.entry import ManifestEntry
 from vjepa_fast.data.manifest.files import read_manifest, write_manifest
 from vjepa_fast.errors import UserError
 from vjepa_fast.evaluation import probe
-from vjepa_fast.evaluation.features import Clips, all_features, load_clips
+from vjepa_fast.evaluation.features import Clips, all_features, encoder_features, load_clips
 from vjepa_fast.evaluation.probe import PIXELS, PRETRAINED, RANDOM
+from vjepa_fast.evaluation.saved_probe import load_probe, weights_checksum
 from vjepa_fast.evaluation.train_probe import (
     ProbeRecipe,
     label_split,
     number_classes,
     probe_accuracy,
+    train_probe,
 )
 from vjepa_fast.inference.load import load_target_encoder
 from vjepa_fast.training.checkpoint.format import Checkpoint
 from vjepa_fast.training.loop import pretrain
 
 RECIPE = ProbeRecipe(steps=400, batch=32, lr=5e-3, width=16, heads=2)
+FOUR_BLOCKS = replace(RECIPE, steps=200, blocks=4)
 
 
 def token_clips(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -43,20 +48,26 @@ def token_clips(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     return features, labels
 
 
-def test_probe_learns_what_the_features_hold() -> None:
+@pytest.mark.parametrize("recipe", [RECIPE, FOUR_BLOCKS], ids=["1 block", "4 blocks"])
+def test_probe_learns_what_the_features_hold(recipe: ProbeRecipe) -> None:
     train, test = token_clips(400, 0), token_clips(200, 1)
-    right = probe_accuracy(*train, *test, RECIPE, seed=0, name="signal")
-    assert right > 0.9
+    right = train_probe(*train, recipe, seed=0, name="signal")
+    assert probe_accuracy(right, *test) > 0.9
     shuffled = train[1][torch.randperm(400, generator=torch.Generator().manual_seed(2))]
-    wrong = probe_accuracy(train[0], shuffled, *test, RECIPE, seed=0, name="chance")
-    assert wrong < 0.45  # chance is 0.25
+    wrong = train_probe(train[0], shuffled, recipe, seed=0, name="chance")
+    assert probe_accuracy(wrong, *test) < 0.45  # chance is 0.25
 
 
-def test_probe_is_a_function_of_its_seed() -> None:
-    train, test = token_clips(100, 0), token_clips(100, 1)
-    before = torch.get_rng_state()
-    found = [probe_accuracy(*train, *test, RECIPE, seed=seed, name="seed") for seed in (0, 0, 1)]
-    assert found[0] == found[1]
+@pytest.mark.parametrize("blocks", [1, 4])
+def test_probe_is_a_function_of_its_seed(blocks: int) -> None:
+    recipe, before = replace(RECIPE, steps=20, blocks=blocks), torch.get_rng_state()
+    probes = [
+        parameters_to_vector(
+            train_probe(*token_clips(100, 0), recipe, seed=seed, name="").parameters()
+        )
+        for seed in (0, 0, 1)
+    ]
+    assert torch.equal(probes[0], probes[1]) and not torch.equal(probes[0], probes[2])
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -96,6 +107,7 @@ def test_probe_of_a_run_through_the_command_line(
     capsys: pytest.CaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(probe, "ProbeRecipe", partial(ProbeRecipe, steps=20))
     data = small_config(optim={"steps": 2})
     run = pretrain(parse_config(data))
     trained = Checkpoint.find(run)
@@ -112,6 +124,7 @@ def test_probe_of_a_run_through_the_command_line(
         for accuracy in result["accuracy"][label].values():
             assert f"{accuracy:.3f}" in printed
     assert f"run folder: {run}" in printed
+    check_saved(run, demo)
 
     alone = run.parent / "elsewhere" / "ckpt"  # a checkpoint outside a run
     shutil.copytree(trained.folder, alone)
@@ -121,7 +134,7 @@ def test_probe_of_a_run_through_the_command_line(
     bad = ["--train", str(run / "bad.csv"), "--test", str(demo / "test.csv")]
     assert cli.main(["probe", "--checkpoint", str(alone), "--labels", "digit", *bad]) == 0
     printed = capsys.readouterr().out
-    assert f"run folder: {alone} (probe.json)" in printed
+    assert f"run folder: {alone} (probe.json, probe_digit.safetensors)" in printed
     assert "left out: 1 of 48 train videos, which do not decode" in printed
     result = json.loads((alone / "probe.json").read_text())
     assert result["step"] == 2
@@ -132,11 +145,14 @@ def test_probe_of_a_run_through_the_command_line(
 
     check_ids(run, demo, capsys)
 
-    few = ["--labels", "digit", "--label-fraction", "0.5"]
+    few = ["--labels", "digit", "--label-fraction", "0.5", "--blocks", "4"]
     assert cli.main(["probe", "--checkpoint", str(run), *few]) == 0
     printed = capsys.readouterr().out
-    assert "50% of the labels, mean of 3 draws" in printed
+    assert "attentive probe of 4 blocks on frozen features, 50% of the labels, mean of 3" in printed
+    assert f"run folder: {run} (probe.json, probe_digit.safetensors, curves.png, " in printed
+    check_saved(run, demo)
     result = json.loads((run / "probe.json").read_text())
+    assert result["blocks"] == 4
     for kind, draws in result["draws"]["digit"].items():
         assert len(draws) == 3
         assert result["accuracy"]["digit"][kind] == pytest.approx(sum(draws) / 3)
@@ -175,6 +191,30 @@ def test_probe_of_a_run_through_the_command_line(
     bare = ["--labels", "digit", "--test", str(run / "bare.csv")]
     assert cli.main(["probe", "--checkpoint", str(run), *bare]) == 2
     assert "bare.csv: found labels none, expected digit" in capsys.readouterr().err
+
+
+def check_saved(run: Path, demo: Path) -> None:
+    """Each saved probe reads the run's encoder, and has the accuracy of the first draw."""
+    result, checkpoint = json.loads((run / "probe.json").read_text()), Checkpoint.find(run)
+    encoder = load_target_encoder(checkpoint)
+    for label, file in result["saved"].items():
+        classifier, header = load_probe(run / file)
+        assert header["encoder"] == {
+            "checkpoint": "step_00000002",
+            "step": 2,
+            "weights": "teacher",
+            "crc32": weights_checksum(checkpoint.weights("encoder", "teacher")),
+        }
+        assert (header["label"], header["draw"]) == (label, 0)
+        assert classifier.norm_eps == {1: 1e-5, 4: 1e-6}[result["blocks"]]
+        for key in ("blocks", "label_fraction"):
+            assert header[key] == result[key]
+        window = {"num_frames": header["num_frames"], "frame_step": 1}
+        clips = load_clips(demo / "test.csv", [label], **window, crop_size=header["crop_size"])
+        features = encoder_features(encoder)(clips.video)
+        tested = number_classes(torch.tensor(header["classes"]), clips.labels[label])[2]
+        accuracy = probe_accuracy(classifier, features, tested)
+        assert accuracy == header["accuracy"] == result["draws"][label][PRETRAINED][0]
 
 
 def check_ids(run: Path, demo: Path, capsys: pytest.CaptureFixture) -> None:

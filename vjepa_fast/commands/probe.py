@@ -36,6 +36,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="fraction of the training clips to train on, e.g. 0.1 (default: 1); below 1, "
         "the mean over three random subsets is reported, as in the paper's low-shot evaluation",
     )
+    parser.add_argument(
+        "--blocks",
+        type=int,
+        choices=(1, 4),
+        default=1,
+        help="blocks of the probe: 1 as in V-JEPA, 4 as in V-JEPA 2 (default: 1)",
+    )
 
 
 def _fraction(text: str) -> float:
@@ -50,7 +57,7 @@ def _fraction(text: str) -> float:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Train the probes, write probe.json, and print the table of accuracies.
+    """Train the probes, write them and probe.json, and print the table of accuracies.
 
     Raises:
         UserError: no label is named, or see `run_probe`.
@@ -64,11 +71,16 @@ def run(options: argparse.Namespace) -> int:
             "least one, e.g. --labels digit,direction"
         )
     result = run_probe(
-        options.checkpoint, labels, options.train, options.test, options.label_fraction
+        options.checkpoint,
+        labels,
+        options.train,
+        options.test,
+        options.label_fraction,
+        options.blocks,
     )
     print(probe_table(result))
     folder = Path(result["file"]).parent
-    files = ("probe.json", "curves.png", "metrics.jsonl", "checkpoints")
+    files = ("probe.json", *result["saved"].values(), "curves.png", "metrics.jsonl", "checkpoints")
     found = ", ".join(name for name in files if (folder / name).exists())
     print(f"run folder: {folder} ({found})")
     return 0
@@ -80,10 +92,11 @@ def probe_table(result: dict) -> str:
 
     accuracy, kinds = result["accuracy"], (PRETRAINED, RANDOM, PIXELS)
     fraction = result["label_fraction"]
+    blocks = result["blocks"]
     low_shot = f", {fraction:.0%} of the labels, mean of {LOW_SHOT_DRAWS} draws"
     lines = [
-        f"attentive probe on frozen features{low_shot * (fraction < 1)}; accuracy on held-out "
-        f"videos, step {result['step']}",
+        f"attentive probe of {blocks} block{'s' * (blocks > 1)} on frozen features"
+        f"{low_shot * (fraction < 1)}; accuracy on held-out videos, step {result['step']}",
         f"{'':20}" + "".join(f"{label:>12}" for label in accuracy),
     ]
     for kind in kinds:

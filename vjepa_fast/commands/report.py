@@ -228,7 +228,9 @@ def _probes(result: dict) -> str:
         (label, *(f"{by_kind[kind]:.3f}" for kind in kinds), f"{chance.get(label, math.nan):.3f}")
         for label, by_kind in accuracy.items()
     ]
-    note = f"Accuracy of attentive probes at step {result.get('step')}"
+    blocks = result.get("blocks", 1)  # older versions had no other
+    plural = "s" * (blocks != 1)
+    note = f"Accuracy of attentive probes of {blocks} block{plural} at step {result.get('step')}"
     fraction = result.get("label_fraction", result.get("label_share"))  # older versions: share
     if fraction is not None:
         note += f", with {fraction:.0%} of the labels"

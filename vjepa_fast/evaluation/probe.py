@@ -12,6 +12,7 @@ import torch
 from vjepa_fast.config import Config, parse_config, translate_stored
 from vjepa_fast.config.model import build_model
 from vjepa_fast.errors import UserError
+from vjepa_fast.evaluation.attentive_classifier import AttentiveClassifier
 from vjepa_fast.evaluation.features import (
     Clips,
     all_features,
@@ -20,13 +21,16 @@ from vjepa_fast.evaluation.features import (
     load_clips,
     pixel_features,
 )
+from vjepa_fast.evaluation.saved_probe import probe_file_name, save_probe, weights_checksum
 from vjepa_fast.evaluation.train_probe import (
     ProbeRecipe,
     label_split,
     number_classes,
     probe_accuracy,
+    train_probe,
 )
 from vjepa_fast.inference.load import load_target_encoder
+from vjepa_fast.models.encoder import VisionTransformer
 from vjepa_fast.training.checkpoint.format import Checkpoint
 
 PRETRAINED, RANDOM, PIXELS = "pretrained encoder", "random encoder", "raw pixels"
@@ -56,6 +60,7 @@ def run_probe(
     train: Path | None = None,
     test: Path | None = None,
     label_fraction: float = 1.0,
+    blocks: int = 1,
 ) -> dict:
     """Train the same attentive probe on three kinds of frozen features, for each label.
 
@@ -67,16 +72,20 @@ def run_probe(
         labels: label columns to probe for.
         train, test: manifests; by default the run's first one and the test.csv beside it.
         label_fraction: fraction of each class's training clips that carry a label, in (0, 1].
+        blocks: of the probe, see `AttentiveClassifier`.
 
     Returns:
-        checkpoint, step, label_fraction; accuracy {label: {kind: fraction}}; draws {label: {kind:
-        [fraction]}}; classes {label: [the number in the manifest of each class that the probe
-        knows]}; chance {label: fraction}; videos {"train" and "test": {"used": their number,
-        "left_out": paths of those that cannot be decoded}}. All that is also written to probe.json
-        in the run's folder, or in the checkpoint's own if it is in no run; `file` is its path.
+        checkpoint, step, label_fraction, blocks; accuracy {label: {kind: fraction}}; draws {label:
+        {kind: [fraction]}}; classes {label: [the number in the manifest of each class that the
+        probe knows]}; chance {label: fraction}; videos {"train" and "test": {"used": their number,
+        "left_out": paths of those that cannot be decoded}}; saved {label: file name of the probe of
+        the checkpoint's encoder and the first draw}. All that is also written to probe.json, with
+        these probes beside it, in the run's folder, or in the checkpoint's own if it is in no run;
+        `file` is its path.
 
     Raises:
-        UserError: no such checkpoint, manifest or label; too many videos cannot be decoded.
+        UserError: no such checkpoint, manifest or label; too many videos cannot be decoded; a probe
+            cannot be written.
     """
     checkpoint = Checkpoint.find(path.resolve())
     config = parse_config(translate_stored(checkpoint.state["config"]))
@@ -84,11 +93,13 @@ def run_probe(
     test = test or test_manifest_beside(train)
     train_clips, test_clips = _load(config, train, test, labels)
     classes = {label: _numbered(train_clips, test_clips, label) for label in labels}
-    draws = _accuracies(config, checkpoint, train_clips, test_clips, labels, label_fraction)
+    encoder = load_target_encoder(checkpoint)
+    draws, probes = _train(config, encoder, train_clips, test_clips, labels, label_fraction, blocks)
     result = {
         "checkpoint": str(checkpoint.folder),
         "step": checkpoint.state["step"],
         "label_fraction": label_fraction,
+        "blocks": blocks,
         "accuracy": {
             label: {kind: sum(found) / len(found) for kind, found in by_kind.items()}
             for label, by_kind in draws.items()
@@ -100,11 +111,36 @@ def run_probe(
             name: {"used": len(clips.video), "left_out": list(clips.left_out)}
             for name, clips in (("train", train_clips), ("test", test_clips))
         },
+        "saved": {label: probe_file_name(label) for label in labels},
     }
     in_run = checkpoint.folder.parent.name == "checkpoints"
     out = (checkpoint.folder.parents[1] if in_run else checkpoint.folder) / "probe.json"
     out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    shared = {
+        "encoder": _identity(checkpoint, encoder),
+        "label_fraction": label_fraction,
+        "num_frames": config.data.num_frames,
+        "crop_size": config.data.crop_size,
+    }
+    for label, probe in probes.items():
+        header = {
+            "label": label,
+            "classes": classes[label],
+            "draw": 0,
+            "accuracy": draws[label][PRETRAINED][0],
+        }
+        save_probe(out.with_name(result["saved"][label]), probe, header | shared)
     return result | {"file": str(out)}
+
+
+def _identity(checkpoint: Checkpoint, encoder: VisionTransformer) -> dict:
+    """Which encoder a probe reads: names for people, the checksum for programs."""
+    return {
+        "checkpoint": checkpoint.folder.name,
+        "step": checkpoint.state["step"],
+        "weights": checkpoint.result_weights,
+        "crc32": weights_checksum(encoder.state_dict()),
+    }
 
 
 def _load(config: Config, train: Path, test: Path, labels: Sequence[str]) -> tuple[Clips, Clips]:
@@ -127,23 +163,29 @@ def _load(config: Config, train: Path, test: Path, labels: Sequence[str]) -> tup
     return train_clips, test_clips
 
 
-def _accuracies(
+def _train(
     config: Config,
-    checkpoint: Checkpoint,
+    encoder: VisionTransformer,
     train: Clips,
     test: Clips,
     labels: Sequence[str],
     label_fraction: float,
-) -> dict[str, dict[str, list[float]]]:
-    """Test accuracies {label: {kind of features: [one for each draw of labeled clips]}}."""
+    blocks: int,
+) -> tuple[dict[str, dict[str, list[float]]], dict[str, AttentiveClassifier]]:
+    """Train all probes.
+
+    Returns:
+        test accuracies {label: {kind of features: [one for each draw of labeled clips]}};
+        {label: the probe of this encoder and the first draw}.
+    """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = config.model
     kinds = {
-        PRETRAINED: encoder_features(load_target_encoder(checkpoint).to(device)),
+        PRETRAINED: encoder_features(encoder.to(device)),
         RANDOM: encoder_features(build_model(config).make_target_encoder().to(device)),
         PIXELS: pixel_features(model.patch_size, model.tubelet_size),
     }
-    recipe = ProbeRecipe(width=model.encoder.width, heads=model.encoder.heads)
+    recipe = ProbeRecipe(width=model.encoder.width, heads=model.encoder.heads, blocks=blocks)
     seeds = [config.seed + draw for draw in range(1 if label_fraction == 1.0 else LOW_SHOT_DRAWS)]
     numbered = {name: number_classes(train.labels[name], test.labels[name])[1:] for name in labels}
     labeled = {
@@ -153,25 +195,27 @@ def _accuracies(
     used = torch.cat([clips for draws in labeled.values() for clips in draws]).unique()
     all_tested = torch.arange(len(test.video))
     found: dict[str, dict[str, list[float]]] = {label: {} for label in labels}
+    probes = {}
     for kind, featurize in kinds.items():
         train_features = all_features(featurize, train.video, used, device, kind)
         test_features = all_features(featurize, test.video, all_tested, device, kind)
         for label in labels:
-            train_classes, test_classes = numbered[label]
-            found[label][kind] = [
-                probe_accuracy(
+            train_classes, test_classes = (classes.to(device) for classes in numbered[label])
+            found[label][kind] = []
+            for seed, clips in zip(seeds, labeled[label], strict=True):
+                probe = train_probe(
                     train_features,
-                    train_classes[used].to(device),
-                    test_features,
-                    test_classes.to(device),
+                    train_classes[used.to(device)],
                     recipe,
                     seed=seed,
                     name=f"{kind}, {label}",
                     labeled=torch.searchsorted(used, clips).to(device),
                 )
-                for seed, clips in zip(seeds, labeled[label], strict=True)
-            ]
-    return found
+                accuracy = probe_accuracy(probe, test_features, test_classes)
+                found[label][kind].append(accuracy)
+                if kind == PRETRAINED and seed == seeds[0]:
+                    probes[label] = probe[-1]
+    return found, probes
 
 
 def _numbered(train: Clips, test: Clips, label: str) -> list[int]:

@@ -1,4 +1,4 @@
-"""Trains an attentive classifier on frozen features (paper, sections 4.1 and 5)."""
+"""Trains an attentive classifier on frozen features (V-JEPA, sections 4.1 and 5)."""
 
 from __future__ import annotations
 
@@ -8,8 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vjepa_fast.evaluation.attentive_classifier import AttentiveClassifier
+from vjepa_fast.evaluation.attentive_classifier import PROBE_NORM_EPS, AttentiveClassifier
+from vjepa_fast.models.block import NORM_EPS
 from vjepa_fast.progress import with_progress
+
+_TEST_BATCH = 64  # clips
 
 
 @dataclass(frozen=True)
@@ -20,6 +23,7 @@ class ProbeRecipe:
         steps, batch, lr, weight_decay: for AdamW; the learning rate decays to 0 by a cosine.
         width, heads: size of the classifier; features of another width are first projected to it
             by a linear layer of the probe.
+        blocks: see `AttentiveClassifier`: 1 as in V-JEPA, 4 as in V-JEPA 2.
     """
 
     steps: int = 300
@@ -28,6 +32,12 @@ class ProbeRecipe:
     weight_decay: float = 0.01
     width: int = 128
     heads: int = 4
+    blocks: int = 1
+
+    @property
+    def norm_eps(self) -> float:
+        """With several blocks the encoder's, as in `transformers`, so that exports can hold it."""
+        return PROBE_NORM_EPS if self.blocks == 1 else NORM_EPS
 
 
 def number_classes(train: Tensor, test: Tensor) -> tuple[list[int], Tensor, Tensor]:
@@ -67,53 +77,59 @@ def label_split(labels: Tensor, fraction: float, seed: int) -> Tensor:
     return torch.cat(drawn).sort().values
 
 
-def probe_accuracy(
-    train: Tensor,
-    train_labels: Tensor,
-    test: Tensor,
-    test_labels: Tensor,
+def train_probe(
+    features: Tensor,
+    labels: Tensor,
     recipe: ProbeRecipe,
     *,
     seed: int,
     name: str,
     labeled: Tensor | None = None,
-) -> float:
-    """Train a probe on frozen features and test it.
+) -> nn.Sequential:
+    """Train a probe on frozen features.
 
     Args:
-        train, test: features, fp32 [n, N, D].
-        train_labels, test_labels: classes from `number_classes`, int64 [n], on the same device.
+        features: fp32 [n, N, D].
+        labels: classes from `number_classes`, int64 [n], on the same device.
         recipe: the training settings.
         seed: seed of the probe's initial weights and of the order of clips.
         name: label of the progress bar.
-        labeled: indices of the training clips to learn from, int64 [m]; None for all.
+        labeled: indices of the clips to learn from, int64 [m]; None for all.
 
     Returns:
-        accuracy on the test clips after the last step.
+        [B, N, D] → logits [B, classes]: the projection to the probe's width, an `nn.Identity` if
+        the features have it, and the `AttentiveClassifier`.
     """
     if labeled is None:
-        labeled = torch.arange(len(train), device=train.device)
-    count, classes = len(labeled), int(train_labels.max()) + 1
+        labeled = torch.arange(len(features), device=features.device)
+    count, classes = len(labeled), int(labels.max()) + 1
     order = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        width = train.shape[-1]
+        width = features.shape[-1]
         project = nn.Identity() if width == recipe.width else nn.Linear(width, recipe.width)
-        classifier = AttentiveClassifier(recipe.width, recipe.heads, classes)
-        probe = nn.Sequential(project, classifier).to(train.device)
+        classifier = AttentiveClassifier(
+            recipe.width, recipe.heads, classes, recipe.blocks, recipe.norm_eps
+        )
+        probe = nn.Sequential(project, classifier).to(features.device)
     optimizer = torch.optim.AdamW(
         probe.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay, fused=True
     )
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, recipe.steps)
     steps = range(recipe.steps)
     for _ in with_progress(steps, f"probe of {name}", len(steps), "step", leave=False):
-        drawn = torch.randperm(count, generator=order)[: recipe.batch].to(train.device)
+        drawn = torch.randperm(count, generator=order)[: recipe.batch].to(features.device)
         picked = labeled[drawn]
-        loss = F.cross_entropy(probe(train[picked]), train_labels[picked])
+        loss = F.cross_entropy(probe(features[picked]), labels[picked])
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
         schedule.step()
-    with torch.no_grad():
-        guesses = torch.cat([probe(batch).argmax(1) for batch in test.split(256)])
-    return (guesses == test_labels).float().mean().item()
+    return probe
+
+
+@torch.no_grad()
+def probe_accuracy(probe: nn.Module, features: Tensor, labels: Tensor) -> float:
+    """Fraction of the clips whose class the probe names; features [n, N, D], labels int64 [n]."""
+    guesses = torch.cat([probe(batch).argmax(1) for batch in features.split(_TEST_BATCH)])
+    return (guesses == labels).float().mean().item()
