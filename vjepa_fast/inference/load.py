@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -17,8 +18,15 @@ from vjepa_fast.errors import UserError
 from vjepa_fast.inference.clips import Sampling
 from vjepa_fast.inference.encoder import Network, VideoEncoder
 from vjepa_fast.models.encoder import VisionTransformer
-from vjepa_fast.training.checkpoint.format import Checkpoint
+from vjepa_fast.training.checkpoint.format import Checkpoint, checkpoints
 from vjepa_fast.weights import load_exactly
+from vjepa_fast.weights.open_file import open_weights
+from vjepa_fast.weights.weight_file import WeightFile
+
+# How the published models sample videos, by generation, and at what length where a file of the
+# second does not tell.
+_RATES = {1: {"frame_step": 4}, 2: {"fps": 4.0}}
+_FRAMES = 16
 
 
 def load_encoder(
@@ -57,7 +65,10 @@ def load_encoder(
         )
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
-    found = _read_run(path, heads)
+    if _is_ours(path):
+        found = _read_run(path, heads)
+    else:
+        found = _read_file(path, dtype, heads, crop_size, num_frames)
     sampling = replace(
         found.sampling,
         num_frames=num_frames or found.sampling.num_frames,
@@ -80,6 +91,19 @@ def load_target_encoder(checkpoint: Checkpoint) -> VisionTransformer:
     return _filled(empty_encoder(config.model, grid), state, checkpoint.folder)
 
 
+def _is_ours(path: Path) -> bool:
+    """Whether a folder is a run, with or without checkpoints, or a checkpoint."""
+    if not path.is_dir():
+        return False
+    if checkpoints(path) or (path / "state.json").is_file():
+        return True
+    try:
+        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(config, dict) and {"data", "model", "output"} <= config.keys()
+
+
 @dataclass(frozen=True)
 class _Found:
     """What a run or a file holds.
@@ -89,7 +113,7 @@ class _Found:
         sampling: of a clip from a video file.
         longest: frames of the longest clips that it was trained on.
         network: which encoder `state` is.
-        state: its weights, fp32.
+        state: its weights.
     """
 
     model: ModelConfig
@@ -118,6 +142,44 @@ def _read_run(path: Path, heads: int | None) -> _Found:
     )
 
 
+def _read_file(
+    path: Path,
+    dtype: torch.dtype,
+    heads: int | None,
+    crop_size: int | None,
+    num_frames: int | None,
+) -> _Found:
+    file = _open_file(path, heads, crop_size, num_frames)
+    sampling = Sampling(max(file.num_frames), file.crop_size, **_RATES[file.generation])
+    part = file.target_encoder
+    state = {}
+    for name, weight in file.parts[part].items():  # one at a time: fp32 is twice as large as bf16
+        value = weight.read()
+        _check_finite(name, value, path)
+        state[name] = value.to(dtype)
+    model = ModelConfig.model_validate(file.model)
+    return _Found(model, sampling, sampling.num_frames, part, state)
+
+
+def _open_file(
+    path: Path, heads: int | None, crop_size: int | None, num_frames: int | None
+) -> WeightFile:
+    """Open a file or folder of weights.
+
+    What the caller says about clips counts only where the file does not tell, since an encoder can
+    be used with other clips. The predictor's heads are of no concern.
+    """
+    try:
+        return open_weights(path, heads=heads)
+    except UserError as error:
+        first = error
+    clip = {"crop_size": crop_size, "num_frames": [num_frames or _FRAMES]} if crop_size else {}
+    try:
+        return open_weights(path, heads=heads, predictor_heads=1, **clip)
+    except UserError as error:
+        raise error if crop_size else first from None
+
+
 def _check_sizes(sampling: Sampling, model: ModelConfig) -> None:
     for name, found, unit in (
         ("num_frames", sampling.num_frames, model.tubelet_size),
@@ -141,9 +203,13 @@ def _filled(
     """Give the weights to an empty encoder."""
     load_exactly(encoder, state, str(source), assign=True)
     for name, parameter in encoder.named_parameters():
-        if not parameter.isfinite().all():
-            raise UserError(
-                f"{source}: found NaN or infinite numbers in the encoder's {name}, expected finite "
-                "weights; use an older checkpoint"
-            )
+        _check_finite(name, parameter, source)
     return encoder.requires_grad_(False)
+
+
+def _check_finite(name: str, value: Tensor, source: Path) -> None:
+    if not value.isfinite().all():
+        raise UserError(
+            f"{source}: found NaN or infinite numbers in the encoder's {name}, expected finite "
+            "weights; use another checkpoint"
+        )

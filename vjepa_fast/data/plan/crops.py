@@ -84,5 +84,5 @@ def center_view(heights: np.ndarray, widths: np.ndarray, crop_size: int) -> np.n
     """
     short = np.minimum(heights, widths)
     side = np.maximum(np.rint(short * crop_size / int(crop_size * 256 / 224)), 1).astype(np.int64)
-    top, left = (np.rint((length - side) / 2).astype(np.int64) for length in (heights, widths))
+    top, left = (heights - side) // 2, (widths - side) // 2
     return np.stack([top, left, side, side], axis=1)
