@@ -21,7 +21,8 @@ from vjepa_fast.training.schedules import make_schedules
 CONFIGS = REPOSITORY / "configs"
 SECOND = ["v2_vitl16", "v2_vith16", "v2_vitg16"]
 COOLDOWN = ["v2_cooldown_vitl16", "v2_cooldown_vitg16_384"]
-SHIPPED = ["tiny", "vitl16", "vith16", "vith16_384", "v2_tiny", *SECOND, *COOLDOWN]
+ADAPT = ["adapt_vitl16", "adapt2_vitl16"]
+SHIPPED = ["tiny", "vitl16", "vith16", "vith16_384", "v2_tiny", *SECOND, *COOLDOWN, *ADAPT]
 
 
 @pytest.mark.parametrize("name", SHIPPED)
