@@ -104,8 +104,8 @@ class VJEPAEmbeddings(nn.Module):
                 f"{config.tubelet_size} to {longest} frames of {side} x {side}, the size of the "
                 "position table; prepare them with the video processor of this folder"
             )
+        side //= config.patch_size
         if self._table is None or self._table.device != video.device:
-            side //= config.patch_size
             grid = (longest // config.tubelet_size, side, side)
             table = position_table(config.hidden_size, grid, config.uniform_power)
             self._table = table.to(video.device)

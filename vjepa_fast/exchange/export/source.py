@@ -9,13 +9,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from vjepa_fast.config import Config, parse_config, translate_stored
+from vjepa_fast.config.model import empty_encoder
 from vjepa_fast.errors import UserError
 from vjepa_fast.models.encoder import VisionTransformer
 from vjepa_fast.training.checkpoint.format import Checkpoint
+from vjepa_fast.weights import load_exactly
 
 Part = Literal["encoder", "target_encoder", "predictor"]
 
@@ -84,7 +85,7 @@ class Source:
     @property
     def imported(self) -> dict | None:
         """Where the weights came from, if they were imported; see `vjepa-fast import`."""
-        return self.checkpoint.state.get("imported")
+        return self.checkpoint.imported
 
     @property
     def generation(self) -> Literal[1, 2]:
@@ -143,20 +144,11 @@ class Source:
         Args:
             weights: by our names, kept and not copied; None: those of `network`.
         """
-        model = self.config.model
-        with torch.device("meta"):  # no memory and no time for initial weights
-            encoder = VisionTransformer(
-                **model.encoder.model_dump(),
-                grid=self.config.grid_of(self.num_frames),
-                patch_size=model.patch_size,
-                tubelet_size=model.tubelet_size,
-                positions=model.positions,
-                uniform_power=model.uniform_power,
-            )
+        encoder = empty_encoder(self.config.model, self.config.grid_of(self.num_frames))
         if weights is None:
             weights = {name: value.read() for name, value in self.part(self.network).items()}
-        encoder.load_state_dict(dict(weights), assign=True)
-        return encoder.eval().requires_grad_(False)
+        load_exactly(encoder, weights, str(self.checkpoint.folder), assign=True)
+        return encoder.requires_grad_(False)
 
 
 def open_source(path: Path) -> Source:

@@ -43,8 +43,8 @@ def require_transformers() -> None:
             importlib.import_module(name)
         except ModuleNotFoundError as error:
             raise UserError(
-                f"--to transformers: found no module {error.name}, expected {package}; run pip "
-                "install -c constraints.txt -e '.[hf]'"
+                f"--to transformers: found no module {(error.name or name).partition('.')[0]}, "
+                f"expected {package}; run pip install -c constraints.txt -e '.[hf]'"
             ) from None
         except (ImportError, RuntimeError, OSError, AttributeError) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
