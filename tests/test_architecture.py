@@ -65,7 +65,7 @@ ALLOWED = {
     "training.timers": set(),
     "training.schedules": {"config"},
     "training.recipe": {"config", "errors"},
-    "training.zero": {"config", "errors"},
+    "training.zero": {"config", "errors", "training.checkpoint.format"},
     "training.nonfinite": {"training.zero"},
     "training.teacher": {"kernels", "models", "training.zero"},
     "training.checkpoint.format": {"errors"},

@@ -89,6 +89,12 @@ def run_probe(
     """
     checkpoint = Checkpoint.find(path.resolve())
     config = parse_config(translate_stored(checkpoint.state["config"]))
+    if train is None and checkpoint.imported:
+        raise UserError(
+            f"--train: found none for {checkpoint.folder}, whose weights were imported from "
+            f"{checkpoint.imported['file']} without videos, expected a manifest to train the probe "
+            "on; name one"
+        )
     train = train or Path(config.data.manifests[0].path)
     test = test or test_manifest_beside(train)
     train_clips, test_clips = _load(config, train, test, labels)

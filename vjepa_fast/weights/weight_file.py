@@ -43,8 +43,8 @@ class WeightFile:
         model: the `model` section of a config, complete, as plain JSON data.
         num_frames: frames per clip; several for a predictor trained on several lengths.
         crop_size: side of a clip in pixels.
-        parts: the parameters of "encoder", "target_encoder" and "predictor" by our names; only the
-            parts that are there.
+        parts: the parameters of "encoder", "target_encoder" and "predictor" by our names, in the
+            order of the network's; only the parts that are there.
         left_out: why each tensor that is known and not used is left out, by its name in the file.
         recognized: by what "generation" and "clip" were recognized, in words.
     """

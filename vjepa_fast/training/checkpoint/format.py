@@ -21,7 +21,7 @@ from __future__ import annotations
 import json
 import os
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,10 +62,56 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def write_shard(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, int]:
+def group_of(name: str, ndim: int) -> str:
+    """The parameter group of a parameter, which is also the name of its flat vector.
+
+    Encoder and predictor have groups of their own. Matrices decay; one-dimensional tensors (biases,
+    norms) do not. The mask tokens do: they are three-dimensional in the published code.
+
+    Args:
+        name: of the parameter in the model, e.g. "encoder.norm.weight".
+        ndim: number of its dimensions.
+    """
+    return f"{name.partition('.')[0]}.{'decay' if ndim >= 2 else 'no_decay'}"
+
+
+@dataclass(frozen=True)
+class Streamed:
+    """A flat vector that is read piece by piece while it is written.
+
+    Attributes:
+        count: number of its elements.
+        pieces: contiguous fp32 CPU tensors, one after another the vector.
+    """
+
+    count: int
+    pieces: Iterable[Tensor]
+
+
+def _header(tensors: Mapping[str, Tensor | Streamed]) -> tuple[bytes, int]:
+    """The first bytes of a safetensors file, and the number of bytes that follow."""
+    header, end = {}, 0
+    for name, tensor in tensors.items():
+        streamed = isinstance(tensor, Streamed)
+        shape = [tensor.count] if streamed else list(tensor.shape)
+        begin, end = end, end + 4 * (tensor.count if streamed else tensor.numel())
+        header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [begin, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)  # aligns the tensors
+    return len(text).to_bytes(8, "little") + text, end
+
+
+def shard_bytes(tensors: Mapping[str, Tensor | Streamed]) -> int:
+    """Size of the file that `write_shard` will write."""
+    header, data = _header(tensors)
+    return len(header) + data
+
+
+def write_shard(path: Path, tensors: Mapping[str, Tensor | Streamed]) -> dict[str, int]:
     """Write flat fp32 CPU tensors as one safetensors file, and sync it.
 
-    safetensors' own writer returns no checksum and raises no OSError when the disk is full.
+    safetensors' own writer returns no checksum, raises no OSError when the disk is full, and needs
+    all tensors in memory at once.
 
     Returns:
         {"bytes": size of the file, "crc32": its checksum}.
@@ -73,24 +119,25 @@ def write_shard(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, int]:
     Raises:
         OSError: the file cannot be written, e.g. because the disk is full.
     """
-    header, end = {}, 0
-    for name, tensor in tensors.items():
-        begin, end = end, end + 4 * tensor.numel()
-        shape = list(tensor.shape)
-        header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [begin, end]}
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)  # aligns the tensors
+    header, data = _header(tensors)
+
+    def pieces() -> Iterator[np.ndarray]:
+        yield np.frombuffer(header, np.uint8)
+        for tensor in tensors.values():
+            for piece in tensor.pieces if isinstance(tensor, Streamed) else (tensor,):
+                yield piece.numpy().view(np.uint8)
+
     crc = 0
     with open(path, "wb") as file:
-        pieces = [np.frombuffer(len(text).to_bytes(8, "little") + text, np.uint8)]
-        pieces += [tensor.numpy().view(np.uint8) for tensor in tensors.values()]
-        for piece in pieces:
+        for piece in pieces():
             for start in range(0, piece.size, _CHUNK):
                 chunk = piece[start : start + _CHUNK]
                 crc = zlib.crc32(chunk, crc)
                 file.write(chunk)
         file.flush()
         os.fsync(file.fileno())
+        if file.tell() != len(header) + data:
+            raise ValueError(f"{path}: wrote {file.tell()} bytes, expected {len(header) + data}")
         return {"bytes": file.tell(), "crc32": crc}
 
 

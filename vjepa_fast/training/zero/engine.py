@@ -11,6 +11,7 @@ from torch import nn
 
 from vjepa_fast.config.optim import OptimConfig, ZeroConfig
 from vjepa_fast.errors import UserError
+from vjepa_fast.training.checkpoint.format import group_of
 
 log = logging.getLogger("vjepa_fast")
 
@@ -18,9 +19,8 @@ log = logging.getLogger("vjepa_fast")
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
     """Encoder and predictor, each as a group with and a group without weight decay.
 
-    Matrices decay; one-dimensional tensors (biases, norms) do not. The mask tokens do: they are
-    three-dimensional in the published code. The encoder has groups of its own, so that the EMA can
-    be taken over their flat shards.
+    See `group_of`. The encoder has groups of its own, so that the EMA can be taken over their flat
+    shards.
 
     Returns:
         Groups for a torch optimizer. Beside its own keys each has "name" (as in checkpoints, e.g.
@@ -28,10 +28,11 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
     """
     groups: dict[str, dict] = {}
     for name, parameter in model.named_parameters():
-        part, decays = name.partition(".")[0], parameter.ndim >= 2
+        group = group_of(name, parameter.ndim)
+        decays = group.endswith(".decay")
         own = {
-            "name": f"{part}.{'decay' if decays else 'no_decay'}",
-            "part": part,
+            "name": group,
+            "part": group.partition(".")[0],
             "decays": decays,
             "weight_decay": weight_decay if decays else 0.0,
             "params": [],

@@ -107,11 +107,16 @@ def _depth(path: Path, part: str, weights: Mapping[str, Weight]) -> int:
     return len(found)
 
 
-def require_exactly(path: Path, parts: Parts, model: Mapping, num_mask_tokens: int) -> None:
+def require_exactly(
+    path: Path, parts: Parts, model: Mapping, num_mask_tokens: int
+) -> dict[str, dict[str, Weight]]:
     """Every parameter of the model is there in its shape, and nothing else is.
 
     Args:
         model: the `model` section of a config.
+
+    Returns:
+        the parts, their parameters in the order of the model's.
 
     Raises:
         UserError: names are unknown or missing, or a shape differs.
@@ -127,6 +132,7 @@ def require_exactly(path: Path, parts: Parts, model: Mapping, num_mask_tokens: i
             positions="rope_tiled",  # has the same parameters, and no table to compute
             seed=None,
         )
+    ordered = {}
     for part, weights in parts.items():
         network = own.predictor if part == "predictor" else own.encoder
         shapes = {name: tuple(p.shape) for name, p in network.named_parameters()}
@@ -145,3 +151,5 @@ def require_exactly(path: Path, parts: Parts, model: Mapping, num_mask_tokens: i
                     f"{path}: found {name} of shape {weights[name].shape} in the {part}, expected "
                     f"{shape}, as the other weights have it; {ANOTHER}"
                 )
+        ordered[part] = {name: weights[name] for name in shapes}
+    return ordered

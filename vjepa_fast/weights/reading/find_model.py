@@ -128,7 +128,7 @@ def weight_file(path: Path, kind: Kind, named: Named, known: Known) -> WeightFil
         "mask_tokens": "per_spec" if first else "shared",
         "depth_scaled_init": not first,
     }
-    require_exactly(path, parts, model, narrow["mask_tokens"])
+    parts = require_exactly(path, parts, model, narrow["mask_tokens"])
     return WeightFile(
         path=path,
         kind=kind,
@@ -239,4 +239,6 @@ def _by_length(path: Path, tokens: Weight, lengths: tuple[int, ...]) -> Weight:
     order += range(len(lengths), tokens.shape[0])
     if order == sorted(order):
         return tokens
+    if len(tokens.pieces) == len(order):
+        return replace(tokens, pieces=tuple(tokens.pieces[i] for i in order))
     return replace(tokens, pieces=(lambda: tokens.read()[order],))
