@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from vjepa_fast import __version__
 from vjepa_fast.commands import demo_data, index, info, masks, probe, report, transcode
 from vjepa_fast.commands.terminal import print_any_name
-from vjepa_fast.commands.weights import export, import_weights
+from vjepa_fast.commands.weights import export, features, import_weights
 from vjepa_fast.errors import exit_status
 from vjepa_fast.train import set_up_logging
 
@@ -22,6 +22,7 @@ COMMANDS = {
     "probe": probe,
     "import": import_weights,
     "export": export,
+    "features": features,
 }
 
 

@@ -37,11 +37,8 @@ from vjepa_fast.models.sequences import PackedMasks
 from vjepa_fast.training.batches import make_sampler, packed, split_batch
 from vjepa_fast.training.build import build_trainer
 from vjepa_fast.training.distributed.cpu import prepare_cpu
-from vjepa_fast.training.distributed.launch import (
-    end_process_group,
-    free_port,
-    init_process_group,
-)
+from vjepa_fast.training.distributed.launch import end_process_group, init_process_group
+from vjepa_fast.training.distributed.launcher import free_port
 from vjepa_fast.training.monitoring.environment import processor
 from vjepa_fast.training.trainer import Trainer
 

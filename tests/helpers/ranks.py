@@ -9,7 +9,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 
 from tests.helpers.paths import REPOSITORY
-from vjepa_fast.training.distributed.launch import free_port
+from vjepa_fast.training.distributed.launcher import free_port
 
 
 def run_ranks(program: list[str], world: int, seconds: float) -> list:

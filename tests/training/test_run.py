@@ -16,7 +16,7 @@ from tests.helpers.paths import REPOSITORY
 from tests.helpers.trainers import SECOND, SLOW_SECOND
 from tests.rounding.plain_training import ITEMS, SQUARES, assert_near, plain_run
 from vjepa_fast.config import parse_config
-from vjepa_fast.training.distributed.launch import free_port
+from vjepa_fast.training.distributed.launcher import free_port
 from vjepa_fast.training.recipe import (
     recipe_changes,
     settings_of,

@@ -11,7 +11,7 @@ import pytest
 
 from tests.helpers.paths import REPOSITORY
 from vjepa_fast.errors import UserError
-from vjepa_fast.training.distributed.launch import first_host, launch_environment
+from vjepa_fast.training.distributed.launcher import first_host, launch_environment
 from vjepa_fast.training.distributed.peer_watch import collective_reason
 
 TORCHRUN = {

@@ -13,6 +13,7 @@ import torch
 from vjepa_fast.data.decode.color import BT601, LUMA, RANGE_FOLLOWED
 from vjepa_fast.data.manifest.entry import Entries, ManifestEntry, Seek, entries_of
 from vjepa_fast.data.plan.clip_plan import ClipPlan
+from vjepa_fast.data.workers.process_pool import ProcessPool
 from vjepa_fast.errors import UserError
 
 Backend = Literal["auto", "dali", "pyav"]
@@ -36,10 +37,12 @@ class Decoder(Protocol):
     Attributes:
         name: name of the backend.
         fallback: the videos that it leaves to another decoder, as far as known.
+        pool: killable processes, for what else reads the videos.
     """
 
     name: str
     fallback: Set[int]
+    pool: ProcessPool
 
     def submit(self, plans: Sequence[ClipPlan]) -> list[Future]: ...
     def collect(

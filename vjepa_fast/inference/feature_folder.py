@@ -1,0 +1,189 @@
+"""A folder of features on the disk: shards, an index of their rows, and what they were made with.
+
+    DIR/
+      features.json          the settings and the weights' checksum; another command is refused
+      shards/00000.csv       the clips of a shard and their rows; it is there once the shard is done
+      shards/00000.safetensors (or .npz)    "features": [rows, N, D], or pooled [rows, D]
+      index.csv              all clips: the shards' CSV files together, once all are done
+
+A shard is a fixed range of the clips, whichever process computes it, and every file is renamed to
+its name when it is complete. So any number of processes leaves the same files, and a restart loses
+at most the shards that were being computed.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from vjepa_fast.data.manifest.files import TEXT_READ, replaced_atomically
+from vjepa_fast.errors import UserError
+from vjepa_fast.locks import sole_writer
+
+FORMAT = 1
+_SETTINGS, _INDEX, _SHARDS = "features.json", "index.csv", "shards"
+_KEY = "features"
+
+
+@dataclass(frozen=True)
+class FeatureFolder:
+    """See above.
+
+    Attributes:
+        path: the folder.
+        shards: number of shards.
+        suffix: "safetensors" or "npz".
+    """
+
+    path: Path
+    shards: int
+    suffix: str
+
+    @staticmethod
+    def open(path: Path, settings: Mapping, shards: int, suffix: str) -> FeatureFolder:
+        """Make the folder, or go on with one that the same settings made.
+
+        Args:
+            path: the folder.
+            settings: plain JSON data, on which every feature depends.
+            shards: number of shards.
+            suffix: of their files.
+
+        Raises:
+            UserError: the folder holds something else, or features of other settings.
+        """
+        settings = {"format": FORMAT, **settings}
+        file = path / _SETTINGS
+        if path.exists() and not path.is_dir():
+            raise UserError(f"{path}: found a file, expected a folder; choose another --output")
+        path.mkdir(parents=True, exist_ok=True)
+        with sole_writer(path, wait=True):
+            if file.is_file():
+                _require_same(path, file, settings)
+            elif foreign := _foreign(path):
+                raise UserError(
+                    f"{path}: found a folder with other files ({foreign}), expected none or one of "
+                    "features; choose another --output"
+                )
+            else:
+                (path / _SHARDS).mkdir(exist_ok=True)
+                with replaced_atomically(file) as out:
+                    out.write(json.dumps(settings, indent=2) + "\n")
+        return FeatureFolder(path, shards, suffix)
+
+    def is_done(self, shard: int) -> bool:
+        """Whether a shard is complete, and its file of features whole."""
+        if not self._csv(shard).is_file():
+            return False
+        rows = sum(not row["left_out"] for row in self._rows(shard))
+        return _rows_in(self._file(shard)) == rows
+
+    def write(self, shard: int, features: Tensor | None, rows: Sequence[Mapping]) -> None:
+        """Write a shard; the same shard may be written again.
+
+        Args:
+            shard: its number.
+            features: [n, …] on the host, in the type that is stored; None where n is 0.
+            rows: a mapping from column to value for each clip, in order; n of them have an empty
+                "left_out". The columns shard and row are added.
+
+        Raises:
+            OSError: it cannot be written, e.g. because the disk is full; nothing of it remains.
+        """
+        file = self._file(shard)
+        if features is not None:
+            with replaced_atomically(file, binary=True) as out:
+                if self.suffix == "npz":
+                    np.savez(out, **{_KEY: features.numpy()})
+                else:
+                    out.write(save({_KEY: features.contiguous()}))
+        name, row, lines = f"{_SHARDS}/{file.name}", 0, []
+        for clip in rows:
+            place = {"shard": "", "row": ""} if clip["left_out"] else {"shard": name, "row": row}
+            row += not clip["left_out"]
+            *columns, left_out = clip
+            lines.append({key: clip[key] for key in columns} | place | {left_out: clip[left_out]})
+        with replaced_atomically(self._csv(shard)) as out:
+            table = csv.DictWriter(out, list(lines[0]), lineterminator="\n")
+            table.writeheader()
+            table.writerows(lines)
+
+    def finish(self) -> int:
+        """Write index.csv if all shards are done, and remove what killed processes left behind.
+
+        Returns:
+            the number of shards that are done.
+        """
+        done = sum(self._csv(shard).is_file() for shard in range(self.shards))
+        if done < self.shards:
+            return done
+        with sole_writer(self.path, wait=True), replaced_atomically(self.path / _INDEX) as out:
+            for shard in range(self.shards):
+                with open(self._csv(shard), **TEXT_READ) as part:
+                    header = part.readline()
+                    out.write(header if shard == 0 else "")
+                    out.writelines(part)
+        for file in (self.path / _SHARDS).glob(".*"):
+            file.unlink(missing_ok=True)
+        return done
+
+    def left_out(self) -> list[dict[str, str]]:
+        """The rows of index.csv without features."""
+        with open(self.path / _INDEX, **TEXT_READ) as file:
+            return [row for row in csv.DictReader(file) if row["left_out"]]
+
+    def _csv(self, shard: int) -> Path:
+        return self.path / _SHARDS / f"{shard:05d}.csv"
+
+    def _file(self, shard: int) -> Path:
+        return self.path / _SHARDS / f"{shard:05d}.{self.suffix}"
+
+    def _rows(self, shard: int) -> list[dict[str, str]]:
+        with open(self._csv(shard), **TEXT_READ) as file:
+            return list(csv.DictReader(file))
+
+
+def _rows_in(file: Path) -> int:
+    """The rows of a shard's file by its header; 0 if there is none, -1 if it is damaged."""
+    if not file.is_file():
+        return 0
+    try:
+        if file.suffix == ".npz":
+            with zipfile.ZipFile(file) as archive, archive.open(f"{_KEY}.npy") as array:
+                np.lib.format.read_magic(array)
+                return np.lib.format.read_array_header_1_0(array)[0][0]
+        with safe_open(file, framework="pt") as shard:
+            return shard.get_slice(_KEY).get_shape()[0]
+    except (OSError, SafetensorError, zipfile.BadZipFile, ValueError, KeyError):
+        return -1
+
+
+def _require_same(path: Path, file: Path, settings: Mapping) -> None:
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError:
+        found = {}
+    keys = [key for key in settings if found.get(key) != settings[key]]
+    if keys:
+        differing = "; ".join(f"{key} {found.get(key)}, now {settings[key]}" for key in keys)
+        raise UserError(
+            f"{path}: found features of other weights or settings ({differing}), expected the same "
+            "ones, to go on; choose another --output"
+        )
+
+
+def _foreign(path: Path) -> str:
+    """Names of a few files in a folder that no command for features wrote."""
+    ours = {".lock", _SHARDS, _SETTINGS}
+    names = sorted(entry.name for entry in path.iterdir() if entry.name not in ours)
+    names += sorted(entry.name for entry in (path / _SHARDS).glob("*"))
+    return ", ".join(names[:3])
