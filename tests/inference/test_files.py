@@ -40,19 +40,22 @@ def random_clips(*shape: int) -> Tensor:
 def test_a_published_file_of_the_first_generation(runs: dict, tmp_path: Path) -> None:
     own = load_encoder(runs[1])
     path = published(runs[1], tmp_path / "tiny.pth.tar", own.model.positions)
+    with pytest.raises(UserError, match="--generation"):
+        load_encoder(path, heads=2)
     with pytest.raises(UserError, match="--heads"):
-        load_encoder(path)
-    found = load_encoder(path, heads=2)
+        load_encoder(path, generation=1)
+    of_file = {"heads": 2, "generation": 1}
+    found = load_encoder(path, **of_file)
     assert found.checksum == own.checksum and found.network == "target_encoder"
     assert (found.num_frames, found.crop_size) == (4, 28)
     assert (found.sampling.frame_step, found.sampling.fps) == (4, None)
     video = random_clips(2, 4, 28, 28)
     assert torch.equal(found(video).tokens, own(video).tokens)
-    larger = load_encoder(path, heads=2, crop_size=35, num_frames=8)
+    larger = load_encoder(path, crop_size=35, num_frames=8, **of_file)
     expected = load_encoder(runs[1], crop_size=35, num_frames=8)
     video = random_clips(1, 8, 35, 35)
     assert torch.equal(larger(video).tokens, expected(video).tokens)
-    rounded = load_encoder(path, heads=2, dtype=torch.bfloat16)
+    rounded = load_encoder(path, dtype=torch.bfloat16, **of_file)
     assert rounded.checksum == load_encoder(runs[1], dtype=torch.bfloat16).checksum
 
 

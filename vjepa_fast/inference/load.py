@@ -7,6 +7,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -37,6 +38,7 @@ def load_encoder(
     heads: int | None = None,
     crop_size: int | None = None,
     num_frames: int | None = None,
+    generation: Literal[1, 2] | None = None,
 ) -> VideoEncoder:
     """Load the encoder whose features are the result of a training.
 
@@ -52,6 +54,8 @@ def load_encoder(
         heads: attention heads, where they are not known.
         crop_size, num_frames: size in pixels and length of clips, where they are not known or
             others are wanted. A position table is computed for them.
+        generation: of a published file that does not show whether it is of V-JEPA (1) or of
+            V-JEPA 2 (2).
 
     Raises:
         UserError: nothing that can be read is there; what cannot be known is asked for; a size does
@@ -68,7 +72,8 @@ def load_encoder(
     if _is_ours(path):
         found = _read_run(path, heads)
     else:
-        found = _read_file(path, dtype, heads, crop_size, num_frames)
+        file = _open_file(path, heads, crop_size, num_frames, generation)
+        found = _read_file(file, dtype)
     sampling = replace(
         found.sampling,
         num_frames=num_frames or found.sampling.num_frames,
@@ -142,27 +147,24 @@ def _read_run(path: Path, heads: int | None) -> _Found:
     )
 
 
-def _read_file(
-    path: Path,
-    dtype: torch.dtype,
-    heads: int | None,
-    crop_size: int | None,
-    num_frames: int | None,
-) -> _Found:
-    file = _open_file(path, heads, crop_size, num_frames)
+def _read_file(file: WeightFile, dtype: torch.dtype) -> _Found:
     sampling = Sampling(max(file.num_frames), file.crop_size, **_RATES[file.generation])
     part = file.target_encoder
     state = {}
     for name, weight in file.parts[part].items():  # one at a time: fp32 is twice as large as bf16
         value = weight.read()
-        _check_finite(name, value, path)
+        _check_finite(name, value, file.path)
         state[name] = value.to(dtype)
     model = ModelConfig.model_validate(file.model)
     return _Found(model, sampling, sampling.num_frames, part, state)
 
 
 def _open_file(
-    path: Path, heads: int | None, crop_size: int | None, num_frames: int | None
+    path: Path,
+    heads: int | None,
+    crop_size: int | None,
+    num_frames: int | None,
+    generation: Literal[1, 2] | None,
 ) -> WeightFile:
     """Open a file or folder of weights.
 
@@ -170,12 +172,12 @@ def _open_file(
     be used with other clips. The predictor's heads are of no concern.
     """
     try:
-        return open_weights(path, heads=heads)
+        return open_weights(path, heads=heads, generation=generation)
     except UserError as error:
         first = error
     clip = {"crop_size": crop_size, "num_frames": [num_frames or _FRAMES]} if crop_size else {}
     try:
-        return open_weights(path, heads=heads, predictor_heads=1, **clip)
+        return open_weights(path, heads=heads, predictor_heads=1, generation=generation, **clip)
     except UserError as error:
         raise error if crop_size else first from None
 

@@ -92,6 +92,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--num-frames", type=positive_int, help="frames of a clip, other than trained"
     )
+    parser.add_argument(
+        "--generation",
+        type=int,
+        choices=[1, 2],
+        help="of a published file that does not show it: 1 is V-JEPA, 2 is V-JEPA 2",
+    )
 
 
 def _part(text: str) -> tuple[int, int]:
@@ -127,6 +133,7 @@ def run(options: argparse.Namespace) -> int:
         heads=options.heads,
         crop_size=options.crop_size,
         num_frames=options.num_frames,
+        generation=options.generation,
     )
     extraction = Extraction(
         clips=options.clips,
