@@ -15,11 +15,11 @@ from safetensors.torch import load_file, save_file
 
 from tests.exchange.runs import FIRST, SECOND, write_run
 from tests.exchange.test_export import refused, visible
-from vjepa_fast.exchange import export
+from vjepa_fast.exchange.export import hf
 from vjepa_fast.exchange.export.form import features
+from vjepa_fast.exchange.export.hf.second_generation import exact_ratio
 from vjepa_fast.exchange.export.run import export_run
 from vjepa_fast.exchange.export.source import open_source
-from vjepa_fast.exchange.export.transformers_form import exact_ratio
 from vjepa_fast.inference.clips import ClipList, Sampling, inspect_video, read_middle_clip
 from vjepa_fast.models.positions import position_table
 from vjepa_fast.models.predictor import Predictor
@@ -278,7 +278,7 @@ def test_a_torchvision_that_does_not_import(tmp_path, monkeypatch):
     )
 
 
-MODELLING = Path(export.__file__).parents[1] / "modeling_vjepa.py"
+MODELLING = Path(hf.__file__).with_name("modeling_vjepa.py")
 
 
 def test_the_modelling_file_needs_torch_and_transformers_alone():
@@ -290,7 +290,7 @@ def test_the_modelling_file_needs_torch_and_transformers_alone():
 
 @pytest.mark.parametrize("uniform", [True, False])
 def test_the_modelling_files_position_table(uniform):
-    from vjepa_fast.exchange.modeling_vjepa import position_table as theirs
+    from vjepa_fast.exchange.export.hf.modeling_vjepa import position_table as theirs
 
     for width, grid in ((24, (4, 3, 3)), (1024, (8, 14, 14)), (384, (2, 5, 7))):
         assert (theirs(width, grid, uniform) - position_table(width, grid, uniform)).abs().max() < (
@@ -300,7 +300,7 @@ def test_the_modelling_files_position_table(uniform):
 
 def test_the_modelling_file_on_other_clips(exports):
     """Shorter ones are encoded as ours are; others are refused."""
-    from vjepa_fast.exchange.modeling_vjepa import VJEPAConfig, VJEPAModel
+    from vjepa_fast.exchange.export.hf.modeling_vjepa import VJEPAConfig, VJEPAModel
 
     folder, video, _, _ = exports
     config = VJEPAConfig.from_pretrained(folder / "fir-st 0.5")

@@ -1,5 +1,5 @@
 """Runs in the forms that others read: a transformers folder, a published file, a safetensors file.
 
 Imports config, evaluation, models, weights and training.checkpoint.format.
-transformers is imported inside functions; modeling_vjepa.py is never imported, it is copied.
+What only transformers needs belongs in hf; reading such forms belongs in weights and exchange.
 """

@@ -105,17 +105,24 @@ def _prepare(form: FormName, source: Source, probe: Path | None) -> Form:
         from vjepa_fast.exchange.export.published_form import published_form
 
         return published_form(source)
-    from vjepa_fast.exchange.export.transformers_form import (
-        require_transformers,
-        transformers_form,
-    )
+    return _transformers_form(source, probe)
+
+
+def _transformers_form(source: Source, probe: Path | None) -> Form:
+    from vjepa_fast.exchange.export.hf.folder import require_transformers
 
     require_transformers()
-    if source.generation == 2:
-        return transformers_form(source)
-    from vjepa_fast.exchange.export.first_transformers_form import first_transformers_form
+    if probe is not None:
+        from vjepa_fast.exchange.export.hf.classifier import classifier
 
-    return first_transformers_form(source)
+        return classifier(source, probe)
+    if source.generation == 2:
+        from vjepa_fast.exchange.export.hf.second_generation import second_generation
+
+        return second_generation(source)
+    from vjepa_fast.exchange.export.hf.first_generation import first_generation
+
+    return first_generation(source)
 
 
 def _write(form: Form, source: Source, hidden: Path, output: Path) -> tuple[float, float]:

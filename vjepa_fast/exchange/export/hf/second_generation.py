@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
 import math
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from vjepa_fast.errors import UserError
 from vjepa_fast.exchange.export.form import (
@@ -17,42 +15,23 @@ from vjepa_fast.exchange.export.form import (
     own_features,
     random_clip,
     safetensors_size,
-    write_safetensors,
+)
+from vjepa_fast.exchange.export.hf.folder import (
+    METADATA,
+    WEIGHTS,
+    check_names,
+    load_quietly,
+    preprocessed,
+    write_folder,
 )
 from vjepa_fast.exchange.export.source import LazyTensor, Source, Tensors
 from vjepa_fast.models.block import NORM_EPS, mlp_width
 
-WEIGHTS = "model.safetensors"
-METADATA = {"format": "pt"}
 _KINDS = ("weight", "bias")
 _LOAD = """from transformers import AutoModel, AutoVideoProcessor
 model = AutoModel.from_pretrained("./NAME")
 processor = AutoVideoProcessor.from_pretrained("./NAME")
 """
-
-
-def require_transformers() -> None:
-    """Import transformers and what its video processor needs.
-
-    Raises:
-        UserError: a package is missing, or does not work.
-    """
-    for name in ("torchvision", "transformers.models.vjepa2"):
-        package = name.partition(".")[0]
-        try:
-            importlib.import_module(name)
-        except ModuleNotFoundError as error:
-            raise UserError(
-                f"--to transformers: found no module {(error.name or name).partition('.')[0]}, "
-                f"expected {package}; run pip install -c constraints.txt -e '.[hf]'"
-            ) from None
-        except (ImportError, RuntimeError, OSError, AttributeError) as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise UserError(
-                f"--to transformers: found a {package} that does not import ({reason}), expected "
-                f"one that was built for torch {torch.__version__}; install both from the same "
-                "index"
-            ) from None
 
 
 def exact_ratio(width: int, hidden: int) -> float:
@@ -159,70 +138,6 @@ def mask_token_sentence(source: Source) -> str:
     )
 
 
-def check_names(tensors: Tensors, model: torch.nn.Module) -> None:
-    """Raise ValueError unless the names and shapes are those of transformers' model."""
-    theirs = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-    ours = {name: tensor.shape for name, tensor in tensors.items()}
-    if ours != theirs:
-        differing = sorted(dict(ours.items() ^ theirs.items()))
-        raise ValueError(f"names or shapes that {type(model).__name__} has not: {differing[:5]}")
-
-
-def write_folder(folder: Path, tensors: Tensors, config: Any, crop_size: int) -> None:
-    """Write config.json, video_preprocessor_config.json and model.safetensors."""
-    from transformers import VJEPA2VideoProcessor
-
-    config.save_pretrained(folder)
-    VJEPA2VideoProcessor(crop_size=crop_size).save_pretrained(folder)
-    write_safetensors(folder / WEIGHTS, tensors, METADATA)
-
-
-def preprocessed(folder: Path, video: Tensor) -> Tensor:
-    """Clips of the crop's size through the folder's video processor, which then resizes nothing.
-
-    Args:
-        folder: with video_preprocessor_config.json.
-        video: uint8 [B, T, S, S, 3].
-
-    Returns:
-        pixel_values_videos, fp32 [B, T, 3, S, S].
-    """
-    from transformers import AutoVideoProcessor
-
-    processor = AutoVideoProcessor.from_pretrained(folder, local_files_only=True)
-    short = processor.size["shortest_edge"]
-    before = (short - video.shape[2]) // 2  # transformers rounds down
-    after = short - video.shape[2] - before
-    # The border is cut away by the center crop.
-    padded = torch.nn.functional.pad(video, (0, 0, before, after, before, after))
-    return processor(list(padded), return_tensors="pt", input_data_format="channels_last")[
-        "pixel_values_videos"
-    ]
-
-
-def load_quietly(loader: Any, folder: Path, **options: Any) -> torch.nn.Module:
-    """`from_pretrained` of what was just written, without a progress bar.
-
-    Raises:
-        ValueError: a weight is missing or unknown.
-    """
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        model, info = loader.from_pretrained(
-            folder, local_files_only=True, output_loading_info=True, **options
-        )
-    finally:
-        if shown:
-            logging.enable_progress_bar()
-    wrong = {key: sorted(names) for key, names in info.items() if names and key != "error_msgs"}
-    if wrong:
-        raise ValueError(f"{loader.__name__} found {wrong}")
-    return model.eval()
-
-
 def refuse_what_it_cannot_hold(source: Source) -> None:
     """Raise UserError for a model that VJEPA2Model cannot hold."""
     if source.config.model.positions == "rope":
@@ -237,7 +152,7 @@ def refuse_what_it_cannot_hold(source: Source) -> None:
         )
 
 
-def transformers_form(source: Source) -> Form:
+def second_generation(source: Source) -> Form:
     """The form "transformers" of the second generation.
 
     Raises:

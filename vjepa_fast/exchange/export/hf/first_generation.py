@@ -20,15 +20,12 @@ from vjepa_fast.exchange.export.form import (
     safetensors_size,
     write_safetensors,
 )
+from vjepa_fast.exchange.export.hf.folder import METADATA, WEIGHTS
+from vjepa_fast.exchange.export.hf.second_generation import encoder_tensors
 from vjepa_fast.exchange.export.source import Source
-from vjepa_fast.exchange.export.transformers_form import (
-    METADATA,
-    WEIGHTS,
-    encoder_tensors,
-)
 from vjepa_fast.models.block import NORM_EPS, mlp_width
 
-MODELLING = Path(__file__).resolve().parent.parent / "modeling_vjepa.py"
+MODELLING = Path(__file__).resolve().parent / "modeling_vjepa.py"
 _LOAD = """from transformers import AutoModel, AutoVideoProcessor
 model = AutoModel.from_pretrained("./NAME", trust_remote_code=True)
 processor = AutoVideoProcessor.from_pretrained("./NAME")
@@ -40,7 +37,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel
-from vjepa_fast.exchange.export.transformers_form import load_quietly, preprocessed
+from vjepa_fast.exchange.export.hf.folder import load_quietly, preprocessed
 folder, clip, found = map(Path, sys.argv[1:])
 model = load_quietly(AutoModel, folder, trust_remote_code=True)
 with torch.no_grad():
@@ -75,7 +72,7 @@ def model_config(source: Source) -> dict:
     }
 
 
-def first_transformers_form(source: Source) -> Form:
+def first_generation(source: Source) -> Form:
     """The form "transformers" of the first generation: the encoder alone."""
     tensors = encoder_tensors(source)
     crop_size = source.config.data.crop_size
