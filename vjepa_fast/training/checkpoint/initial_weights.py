@@ -213,7 +213,7 @@ def origin(checkpoint: Checkpoint, init: InitConfig, *, frozen: bool) -> str:
     imported, file = checkpoint.imported, ""
     if imported:
         file = f" (imported from {imported['file']}"
-        if "target_encoder" not in imported["parts"]:
+        if not {"encoder", "target_encoder"} <= {*imported["parts"]}:
             file += ", whose one encoder is both encoder and target encoder"
         file += ")"
     return (
