@@ -12,27 +12,31 @@ import pytest
 import torch
 
 from tests.rounding.accuracy import ROUNDING
-from tests.training.checkpoint.imported import BOTH, ENCODER, write_imported
-from tests.training.checkpoint.test_initial_weights import loss_at_step_0, losses, same
+from tests.training.checkpoint.test_initial_weights import loss_at_step_0, losses, same, spoil
+from tests.weights import published_files
 from vjepa_fast.commands.report import report_html
 from vjepa_fast.config import Config
 from vjepa_fast.errors import UserError
+from vjepa_fast.exchange.import_weights import import_weights
 from vjepa_fast.training.checkpoint.format import Checkpoint
 from vjepa_fast.training.checkpoint.initial_weights import mask_tokens_from
 from vjepa_fast.training.loop import pretrain
 
 SECOND = {"positions": "rope_tiled", "mask_tokens": "shared", "depth_scaled_init": True}
-MODEL = {
-    "encoder": {"width": 24, "depth": 2, "heads": 2},
-    "predictor": {"width": 12, "depth": 1, "heads": 2},
-    "patch_size": 8,
-}
 SPEC = {"num_blocks": 1, "spatial_scale": [0.4, 0.4]}
 LARGER = {"num_frames": 12, "crop_size": 32}
 
 
-def imported(tmp_path: Path, second: bool = False, **file: object) -> Path:
-    return write_imported(tmp_path / "imported", MODEL | (SECOND if second else {}), **file)
+def imported(
+    tmp_path: Path, second: bool = False, mask_tokens: int = 2, encoder_only: bool = False
+) -> Path:
+    """The run folder of an imported file, whose name is vit.pt."""
+    content = published_files.checkpoint(mask_tokens, second=second)
+    if encoder_only:
+        content = {"encoder": content["encoder"]}
+    file = published_files.save(content, tmp_path / "vit.pt")
+    known = published_files.SECOND if second else published_files.FIRST
+    return import_weights(file, tmp_path / "imported", generation=1 + second, **known).run
 
 
 # The second generation's files hold ten mask tokens, of which training used one.
@@ -90,7 +94,7 @@ def test_one_encoder_stands_for_both(
     configured: Callable[..., Config], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """It is asked for without its predictor, whose shape is then free."""
-    folder = imported(tmp_path, parts=ENCODER)
+    folder = imported(tmp_path, encoder_only=True)
     common = {"optim": {"steps": 1, "start_lr": 0.0, "lr": 1e-12, "final_lr": 0.0}}
     with pytest.raises(UserError) as caught:
         pretrain(configured(init={"checkpoint": str(folder)}, **common))
@@ -114,7 +118,7 @@ def test_one_encoder_stands_for_both(
 def test_it_can_be_a_frozen_target_encoder(
     configured: Callable[..., Config], tmp_path: Path
 ) -> None:
-    folder = imported(tmp_path, parts=ENCODER)
+    folder = imported(tmp_path, encoder_only=True)
     frozen = {"mode": "frozen", "checkpoint": str(folder)}
     config = configured(teacher=frozen, optim={"steps": 2})
     run = pretrain(config)
@@ -138,23 +142,35 @@ def test_such_a_run_resumes_without_the_imported_folder(
         assert same(*(end.weights(*which) for end in ends))
 
 
+def test_numbers_that_are_not_finite_are_refused(
+    configured: Callable[..., Config], tmp_path: Path
+) -> None:
+    folder = imported(tmp_path)
+    spoil(Checkpoint.find(folder).folder, "encoder.decay/teacher", torch.nan)
+    with pytest.raises(UserError, match=r"found NaN or infinity in encoder\.decay/teacher"):
+        pretrain(configured(init={"checkpoint": str(folder)}))
+
+
 def test_an_imported_folder_is_not_a_run_to_resume(
     configured: Callable[..., Config], tmp_path: Path
 ) -> None:
     folder = imported(tmp_path)
-    before = sorted(folder.rglob("*"))
+    before = sorted(path for path in folder.rglob("*") if path.is_file())
     with pytest.raises(
         UserError, match=r"imported, which holds imported weights.*init\.checkpoint"
     ):
         pretrain(configured(output=str(folder)))
-    assert [path for path in sorted(folder.rglob("*")) if path.name != ".lock"] == before
+    assert sorted(path for path in folder.rglob("*") if path.is_file()) == before
 
 
 @pytest.mark.parametrize(
     ("changes", "key"),
     [
-        ({"encoder": MODEL["encoder"] | {"heads": 4}}, "model.encoder.heads was 2 and is 4"),
-        ({"predictor": MODEL["predictor"] | {"heads": 1}}, "model.predictor.heads was 2 and is 1"),
+        ({"encoder": published_files.ENCODER | {"heads": 4}}, "model.encoder.heads was 2 and is 4"),
+        (
+            {"predictor": published_files.PREDICTOR | {"heads": 1}},
+            "model.predictor.heads was 2 and is 1",
+        ),
         ({"patch_size": 4}, "model.patch_size was 8 and is 4"),
         ({"positions": "rope"}, 'model.positions was "sincos" and is "rope"'),
     ],
@@ -162,7 +178,7 @@ def test_an_imported_folder_is_not_a_run_to_resume(
 def test_weights_of_another_model_are_refused_with_the_key(
     configured: Callable[..., Config], tmp_path: Path, changes: dict, key: str
 ) -> None:
-    folder = imported(tmp_path, parts=BOTH)
+    folder = imported(tmp_path)
     init = {"checkpoint": str(folder)}
     with pytest.raises(UserError) as caught:
         pretrain(configured(init=init, model=changes))
