@@ -44,7 +44,7 @@ def test_all_weights_arrive(second, tmp_path):
         "parts": ["encoder", "predictor", "target_encoder"],
     }
     assert (found.result_weights, found.state["step"]) == ("teacher", 0)
-    assert sorted(path.name for path in run.iterdir()) == [".lock", "checkpoints", "config.json"]
+    assert sorted(path.name for path in run.iterdir()) == ["checkpoints", "config.json"]
     assert [path.name for path in run.parent.iterdir()] == ["a"]
 
 

@@ -5,11 +5,9 @@ One parameter is in memory at a time, whatever the size of the file.
 
 from __future__ import annotations
 
-import errno
 import json
 import math
 import os
-import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +16,7 @@ from typing import Literal
 from torch import Tensor
 
 from vjepa_fast.config import Config, parse_config
-from vjepa_fast.errors import UserError
-from vjepa_fast.locks import sole_writer
+from vjepa_fast.exchange.new_folder import require_new, write_new_folder
 from vjepa_fast.training.checkpoint.format import (
     FORMAT,
     Streamed,
@@ -33,7 +30,6 @@ from vjepa_fast.training.checkpoint.format import (
 from vjepa_fast.weights.open_file import open_weights
 from vjepa_fast.weights.weight_file import Weight, WeightFile
 
-_DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _ACCOUNTS = 2**16  # bytes of the file system's own accounts of a few files and folders
 IMPORTED = "imported"  # stands for the manifest, which imported weights do not have
 
@@ -78,8 +74,7 @@ def import_weights(
         UserError: the output exists, the disk is full, weights are not finite, or see
             `open_weights`.
     """
-    if os.path.lexists(output):
-        raise _exists(output)
+    require_new(output)
     file = open_weights(
         source,
         heads=heads,
@@ -145,7 +140,7 @@ def _vectors(
     def vector(group: str, part: str) -> Streamed:
         weights = [file.parts[part][name.partition(".")[2]] for name, _ in groups[group]]
         count = sum(math.prod(weight.shape) for weight in weights)
-        return Streamed(count, _flat(weights))
+        return Streamed((count,), _flat(weights))
 
     found = {}
     for group in groups:
@@ -162,32 +157,10 @@ def _flat(weights: Sequence[Weight]) -> Iterator[Tensor]:
 
 
 def _write(output: Path, file: WeightFile, written: dict[str, str], state: dict) -> None:
-    """Write the run folder under a hidden name, and rename it when it is complete."""
-    hidden = output.with_name(f".{output.name}.importing")
+    """Write the run folder, complete or not at all."""
     size = shard_bytes(_vectors(file, written, state["groups"]))
     size += 2 * len(json.dumps(state, indent=1)) + _ACCOUNTS
-    try:
-        hidden.mkdir(parents=True, exist_ok=True)
-        with sole_writer(hidden, "name another output"):
-            try:
-                for stale in hidden.glob("[!.]*"):  # left by a killed import
-                    shutil.rmtree(stale)
-                _require_space(output, size)
-                _fill(hidden, file, written, state)
-                hidden.rename(output)
-            except BaseException:
-                shutil.rmtree(hidden, ignore_errors=True)
-                raise
-        sync(output.parent)
-    except OSError as error:
-        if error.errno in (errno.EEXIST, errno.ENOTEMPTY):
-            raise _exists(output) from None
-        if error.errno not in _DISK_FULL:
-            raise
-        raise UserError(
-            f"{output}: found {error.strerror} while writing, expected room for {size / 1e6:.1f} "
-            "MB; free some, or name another output"
-        ) from None
+    write_new_folder(output, size, lambda folder: _fill(folder, file, written, state))
 
 
 def _fill(folder: Path, file: WeightFile, written: dict[str, str], state: dict) -> None:
@@ -200,24 +173,8 @@ def _fill(folder: Path, file: WeightFile, written: dict[str, str], state: dict) 
     state = state | {"shards": [{"ranges": ranges, **shard}]}
     _write_json(checkpoint / "state.json", state | {"checksum": state_checksum(state)})
     _write_json(folder / "config.json", state["config"])
-    for made in (checkpoint, checkpoint.parent, folder):
+    for made in (checkpoint, checkpoint.parent):
         sync(made)
-
-
-def _exists(output: Path) -> UserError:
-    return UserError(
-        f"--output: found {output}, which exists, expected a new folder; name another one, or "
-        "remove it"
-    )
-
-
-def _require_space(output: Path, size: int) -> None:
-    free = shutil.disk_usage(output.parent).free
-    if free < size:
-        raise UserError(
-            f"{output}: found {free / 1e6:.1f} MB of free disk, expected {size / 1e6:.1f} MB; free "
-            "some, or name another output"
-        )
 
 
 def _write_json(path: Path, content: dict) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,9 +10,10 @@ import torch
 from torch import Tensor
 
 from vjepa_fast.errors import UserError
-from vjepa_fast.exchange.export.source import Source, Tensors
+from vjepa_fast.exchange.export.source import LazyTensor, Source, Tensors
 from vjepa_fast.models.encoder import VisionTransformer
 from vjepa_fast.models.jepa import encode_clips
+from vjepa_fast.training.checkpoint.format import Streamed, shard_bytes, write_shard
 
 FEATURES_TOLERANCE = 1e-5  # of the largest feature, or of 1 if that is larger
 
@@ -82,36 +81,23 @@ def difference(found: Tensor, expected: Tensor) -> tuple[float, float]:
     return (largest if largest == largest else float("inf")), FEATURES_TOLERANCE * scale
 
 
-def safetensors_header(tensors: Tensors, metadata: dict[str, str]) -> bytes:
-    """The first bytes of a safetensors file of fp32 tensors, its length included."""
-    header: dict[str, dict] = {"__metadata__": metadata}
-    end = 0
-    for name, tensor in tensors.items():
-        begin, end = end, end + 4 * tensor.size
-        shape = list(tensor.shape)
-        header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [begin, end]}
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)  # aligns the tensors
-    return len(text).to_bytes(8, "little") + text
-
-
 def safetensors_size(tensors: Tensors, metadata: dict[str, str]) -> int:
     """Bytes of the file that `write_safetensors` writes."""
-    own = sum(4 * tensor.size for tensor in tensors.values())
-    return own + len(safetensors_header(tensors, metadata))
+    return shard_bytes(_streamed(tensors), metadata)
 
 
 def write_safetensors(path: Path, tensors: Tensors, metadata: dict[str, str]) -> None:
-    """Write fp32 tensors one after another, so that only one is in memory, and sync the file.
-
-    safetensors' own writer wants all of them in memory, and raises no OSError on a full disk.
+    """Write tensors one after another, so that only one is in memory, and sync the file.
 
     Raises:
         OSError: the file cannot be written, e.g. because the disk is full.
     """
-    with open(path, "wb") as file:
-        file.write(safetensors_header(tensors, metadata))
-        for tensor in tensors.values():
-            file.write(tensor.read().contiguous().numpy())
-        file.flush()
-        os.fsync(file.fileno())
+    write_shard(path, _streamed(tensors), metadata)
+
+
+def _streamed(tensors: Tensors) -> dict[str, Streamed]:
+    return {name: Streamed(value.shape, _read(value)) for name, value in tensors.items()}
+
+
+def _read(tensor: LazyTensor) -> Iterator[Tensor]:
+    yield tensor.read().reshape(-1).contiguous()

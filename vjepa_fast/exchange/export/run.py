@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -14,11 +12,9 @@ from vjepa_fast.errors import UserError
 from vjepa_fast.exchange.export.form import Form
 from vjepa_fast.exchange.export.model_card import model_card
 from vjepa_fast.exchange.export.source import Source, open_source
-from vjepa_fast.locks import sole_writer
-from vjepa_fast.training.checkpoint.format import sync
+from vjepa_fast.exchange.new_folder import require_new, write_new_folder
 
 FormName = Literal["transformers", "published", "safetensors"]
-_DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 @dataclass(frozen=True)
@@ -55,7 +51,7 @@ def export_run(run: Path, form: FormName, output: Path, probe: Path | None = Non
             what we compute. Nothing is left behind.
     """
     output = output.absolute()
-    _require_new(output)
+    require_new(output)
     source = open_source(run)
     prepared = _prepare(form, source, probe)
     return write_checked(prepared, source, output)
@@ -67,28 +63,11 @@ def write_checked(form: Form, source: Source, output: Path) -> Exported:
     Raises:
         UserError: see `export_run`.
     """
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with sole_writer(output, "name another --output"):
-        _require_new(output)
-        hidden = output.with_name(f".{output.name}.writing")
-        shutil.rmtree(hidden, ignore_errors=True)  # left by a killed export
-        try:
-            found, allowed = _write(form, source, hidden, output)
-        except BaseException:
-            shutil.rmtree(hidden, ignore_errors=True)
-            raise
-        hidden.rename(output)
-        sync(output.parent)
+    found, allowed = write_new_folder(
+        output, form.size, lambda folder: _fill(folder, form, source, output)
+    )
     files = {path.name: path.stat().st_size for path in sorted(output.iterdir())}
     return Exported(source, form.title, files, found, allowed)
-
-
-def _require_new(output: Path) -> None:
-    if output.exists() or output.is_symlink():
-        raise UserError(
-            f"--output: found that {output} exists, expected a new folder; name another one, or "
-            "remove it"
-        )
 
 
 def _prepare(form: FormName, source: Source, probe: Path | None) -> Form:
@@ -125,30 +104,13 @@ def _transformers_form(source: Source, probe: Path | None) -> Form:
     return first_generation(source)
 
 
-def _write(form: Form, source: Source, hidden: Path, output: Path) -> tuple[float, float]:
-    """Write and check everything in the hidden folder."""
-    free = shutil.disk_usage(output.parent).free
-    if free < form.size:
-        raise UserError(
-            f"{output.parent}: found {free / 1e9:.2f} GB free, expected the {form.size / 1e9:.2f} "
-            "GB of this export; free some, or name another --output"
-        )
+def _fill(folder: Path, form: Form, source: Source, output: Path) -> tuple[float, float]:
+    """Write and check everything."""
+    form.write(folder)
+    card = model_card(source, form, output.name)
+    (folder / "README.md").write_text(card, encoding="utf-8")
     try:
-        hidden.mkdir()
-        form.write(hidden)
-        card = model_card(source, form, output.name)
-        (hidden / "README.md").write_text(card, encoding="utf-8")
-        for path in (*hidden.iterdir(), hidden):
-            sync(path)
-    except OSError as error:
-        if error.errno not in _DISK_FULL:
-            raise
-        raise UserError(
-            f"{output.parent}: found {error.strerror} after a part of the export, expected space "
-            "for all of it; free some and run the same command again (nothing is left of it)"
-        ) from None
-    try:
-        found, allowed = form.check(hidden)
+        found, allowed = form.check(folder)
     except (ValueError, RuntimeError, OSError, SafetensorError) as error:
         reason = str(error).splitlines()[-1] if str(error) else type(error).__name__
         raise UserError(

@@ -19,6 +19,7 @@ a predictor, and with all mask tokens of their file, whatever the config says.
 from __future__ import annotations
 
 import json
+import math
 import os
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
@@ -77,41 +78,59 @@ def group_of(name: str, ndim: int) -> str:
 
 @dataclass(frozen=True)
 class Streamed:
-    """A flat vector that is read piece by piece while it is written.
+    """A tensor that is read piece by piece while it is written.
 
     Attributes:
-        count: number of its elements.
-        pieces: contiguous fp32 CPU tensors, one after another the vector.
+        shape: of the tensor.
+        pieces: flat contiguous fp32 CPU tensors, one after another its elements in raster order.
     """
 
-    count: int
+    shape: tuple[int, ...]
     pieces: Iterable[Tensor]
 
+    @property
+    def count(self) -> int:
+        """Number of its elements."""
+        return math.prod(self.shape)
 
-def _header(tensors: Mapping[str, Tensor | Streamed]) -> tuple[bytes, int]:
+
+def _header(
+    tensors: Mapping[str, Tensor | Streamed], metadata: Mapping[str, str] | None
+) -> tuple[bytes, int]:
     """The first bytes of a safetensors file, and the number of bytes that follow."""
-    header, end = {}, 0
+    header: dict = {} if metadata is None else {"__metadata__": dict(metadata)}
+    end = 0
     for name, tensor in tensors.items():
-        streamed = isinstance(tensor, Streamed)
-        shape = [tensor.count] if streamed else list(tensor.shape)
-        begin, end = end, end + 4 * (tensor.count if streamed else tensor.numel())
+        begin, end = end, end + 4 * math.prod(tensor.shape)
+        shape = list(tensor.shape)
         header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [begin, end]}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)  # aligns the tensors
     return len(text).to_bytes(8, "little") + text, end
 
 
-def shard_bytes(tensors: Mapping[str, Tensor | Streamed]) -> int:
+def shard_bytes(
+    tensors: Mapping[str, Tensor | Streamed], metadata: Mapping[str, str] | None = None
+) -> int:
     """Size of the file that `write_shard` will write."""
-    header, data = _header(tensors)
+    header, data = _header(tensors, metadata)
     return len(header) + data
 
 
-def write_shard(path: Path, tensors: Mapping[str, Tensor | Streamed]) -> dict[str, int]:
-    """Write flat fp32 CPU tensors as one safetensors file, and sync it.
+def write_shard(
+    path: Path,
+    tensors: Mapping[str, Tensor | Streamed],
+    metadata: Mapping[str, str] | None = None,
+) -> dict[str, int]:
+    """Write fp32 CPU tensors as one safetensors file, and sync it.
 
     safetensors' own writer returns no checksum, raises no OSError when the disk is full, and needs
     all tensors in memory at once.
+
+    Args:
+        path: of the file.
+        tensors: flat, or streamed in any shape.
+        metadata: of the header; None: none.
 
     Returns:
         {"bytes": size of the file, "crc32": its checksum}.
@@ -119,7 +138,7 @@ def write_shard(path: Path, tensors: Mapping[str, Tensor | Streamed]) -> dict[st
     Raises:
         OSError: the file cannot be written, e.g. because the disk is full.
     """
-    header, data = _header(tensors)
+    header, data = _header(tensors, metadata)
 
     def pieces() -> Iterator[np.ndarray]:
         yield np.frombuffer(header, np.uint8)
