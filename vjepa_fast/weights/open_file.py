@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +14,7 @@ from vjepa_fast.weights.published import our_name
 from vjepa_fast.weights.reading.find_model import Known, weight_file
 from vjepa_fast.weights.reading.names import CLASSIFIER, Named
 from vjepa_fast.weights.reading.other_models import listed
+from vjepa_fast.weights.reading.own_export import KEY, open_own_export
 from vjepa_fast.weights.reading.read_tensors import (
     is_safetensors,
     no_weights,
@@ -76,18 +78,38 @@ def open_weights(
     if lengths is not None:
         _require_whole("--num-frames", lengths)
     known = Known(heads, predictor_heads, crop_size, lengths, generation)
+    if (path / "checkpoints").is_dir() or (path / "state.json").is_file():
+        raise no_weights(path, "a run or a checkpoint of vjepa_fast, which needs no import")
+    if path.is_dir() and not (path / "config.json").exists():
+        return replace(_open(_only_file(path), known), path=path)
+    return _open(path, known)
+
+
+def _open(path: Path, known: Known) -> WeightFile:
     if path.is_dir():
         return open_transformers(path, known)
     if not path.is_file():
         raise no_weights(path, "no such file or folder")
-    if is_safetensors(path):
-        tensors, metadata = read_safetensors(path)
-        if is_transformers(path, tensors, metadata):
-            return open_transformers(path, known)
-        named = Named()
-        named.add_published("encoder", tensors.values(), "")
-        return weight_file(path, "published", named, known)
-    return weight_file(path, "published", _published(path, read_torch(path)), known)
+    if not is_safetensors(path):
+        return weight_file(path, "published", _published(path, read_torch(path)), known)
+    tensors, metadata = read_safetensors(path)
+    if KEY in metadata:
+        return open_own_export(path, tensors, metadata, known)
+    if is_transformers(tensors):
+        return open_transformers(path, known)
+    named = Named()
+    named.add_published("encoder", tensors.values(), "")
+    return weight_file(path, "published", named, known)
+
+
+def _only_file(folder: Path) -> Path:
+    """The only weights in a folder without config.json, as our exports are."""
+    endings = (".safetensors", ".pt", ".pth", ".pth.tar")
+    files = [path for path in sorted(folder.iterdir()) if path.name.endswith(endings)]
+    if len(files) != 1:
+        what = f"several files of weights ({listed([p.name for p in files])})" if files else "none"
+        raise no_weights(folder, f"a folder without config.json and with {what}")
+    return files[0]
 
 
 def _require_whole(flag: str, values: tuple[int, ...]) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from vjepa_fast.errors import UserError
 from vjepa_fast.weights.reading.check_weights import (
@@ -42,9 +43,9 @@ class Known:
     Attributes:
         num_frames: frames per clip, in the order of the mask tokens.
         generation: 1 (a sine-cosine table) or 2 (rotary positions).
-        generation_by: how it is known, for the report.
-        positions: of an own export; otherwise the generation's.
-        uniform_power: of an own export without a table.
+        by: who knows generation and clip, for the report.
+        positions: of a model with a config; otherwise the generation's.
+        uniform_power: of such a model, in the first generation.
     """
 
     heads: int | None = None
@@ -52,7 +53,7 @@ class Known:
     crop_size: int | None = None
     num_frames: tuple[int, ...] | None = None
     generation: Generation | None = None
-    generation_by: str = "--generation"
+    by: str = "what was said"
     positions: Literal["sincos", "rope_tiled", "rope"] | None = None
     uniform_power: bool = True
 
@@ -101,8 +102,8 @@ def weight_file(path: Path, kind: Kind, named: Named, known: Known) -> WeightFil
     )
     assert heads and predictor_heads and crop_size and num_frames
     if "clip" not in recognized:
-        said = known.crop_size and known.num_frames
-        recognized["clip"] = "what was said" if said else "a position table that is not used"
+        all_known = known.crop_size and known.num_frames
+        recognized["clip"] = known.by if all_known else "a position table that it does not use"
     require_tokens(path, crop_size, num_frames, shape["patch_size"], shape["tubelet_size"])
     _require_divisor(path, "--heads", "encoder", width, heads)
     if "predictor" in parts:
@@ -150,7 +151,7 @@ def _generation(
 ) -> tuple[Generation, str]:
     """The generation, and by what it is recognized."""
     if known.generation is not None:
-        return known.generation, known.generation_by
+        return known.generation, known.by
     if not has_table:
         return 2, "the absence of a position table"
     if width in _SECOND_WIDTHS:
@@ -218,6 +219,28 @@ def _require_known(path: Path, values: dict[str, object]) -> None:
         f"{path}: found weights that do not show {hidden}, "
         f"expected {' '.join(missing)}; give what they were trained with{hint}"
     )
+
+
+def require_agreement(source: Path, known: Known, told: Mapping[str, Any]) -> None:
+    """What the user says of a model agrees with its config.
+
+    Args:
+        source: the config's file.
+        known: what the user says.
+        told: what the config says, by the names of `Known`.
+
+    Raises:
+        UserError: they differ.
+    """
+    for name, value in told.items():
+        said = getattr(known, name)
+        if value is not None and said not in (None, value):
+            pair = (",".join(map(str, x)) if isinstance(x, tuple) else x for x in (said, value))
+            found, expected = pair
+            raise UserError(
+                f"--{name.replace('_', '-')}: found {found}, expected {expected}, as {source} "
+                "says; leave it out"
+            )
 
 
 def _require_divisor(path: Path, flag: str, part: str, width: int, heads: int) -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from vjepa_fast.errors import UserError
-from vjepa_fast.weights.reading.find_model import Known, weight_file
+from vjepa_fast.weights.reading.find_model import Known, require_agreement, weight_file
 from vjepa_fast.weights.reading.names import Named
 from vjepa_fast.weights.reading.other_models import other_vjepa
 from vjepa_fast.weights.reading.read_tensors import Stored, no_weights, read_safetensors
@@ -35,14 +35,16 @@ _DEFAULTS: dict[str, Any] = {
     "pred_num_hidden_layers": 12,
     "pred_num_mask_tokens": 10,
     "pred_mlp_ratio": 4.0,
+    "uniform_power": True,  # of the first generation, in our export
 }
+# VJEPA2Model, and our own export of the first generation, by model_type.
+_GENERATIONS: dict[str, Literal[1, 2]] = {"vjepa2": 2, "vjepa": 1}
 _FIXED = {"in_chans": 3, "layer_norm_eps": 1e-6, "qkv_bias": True, "hidden_act": "gelu"}
 
 
-def is_transformers(path: Path, tensors: Collection[str], metadata: Mapping[str, str]) -> bool:
-    """Whether a safetensors file is one of `transformers`, by the names of its tensors."""
-    first = ("encoder.embeddings.", "vjepa2.encoder.embeddings.")
-    return any(name.startswith(first) for name in tensors)
+def is_transformers(names: Iterable[str]) -> bool:
+    """Whether these are names of `transformers`, of a whole model or of one in a classifier."""
+    return any(name.removeprefix("vjepa2.").startswith("encoder.embeddings.") for name in names)
 
 
 def open_transformers(path: Path, known: Known) -> WeightFile:
@@ -57,19 +59,16 @@ def open_transformers(path: Path, known: Known) -> WeightFile:
     folder = path if path.is_dir() else path.parent
     config_file = folder / "config.json"
     config = None
-    if config_file.is_file():
-        config = _read_json(config_file)
-        if config.get("model_type") != "vjepa2":
-            raise no_weights(
-                config_file, f"the model_type {config.get('model_type', 'of nothing')}"
-            )
+    if path.is_dir() or config_file.is_file():
+        config = read_json(config_file)
+        if config.get("model_type") not in _GENERATIONS:
+            found = config.get("model_type")
+            raise no_weights(path, f"a config.json {f'of model_type {found}' if found else ''}")
         if relative := other_vjepa(config):
             raise UserError(
                 f"{path}: found {relative}, which is not supported yet, expected VJEPA2Model; give "
                 "weights of V-JEPA or V-JEPA 2"
             )
-    elif path.is_dir():
-        raise no_weights(path, "a folder without config.json")
     tensors = _tensors(folder) if path.is_dir() else read_safetensors(path)[0]
     named = Named()
     named.add_transformers(path, tensors.values())
@@ -77,12 +76,19 @@ def open_transformers(path: Path, known: Known) -> WeightFile:
         return weight_file(path, "transformers", named, known)
     values = _DEFAULTS | {key: value for key, value in config.items() if key in _DEFAULTS}
     _require_fixed(config_file, values)
-    file = weight_file(path, "transformers", named, _from_config(config_file, values, known))
+    generation = _GENERATIONS[config["model_type"]]
+    known = _from_config(config_file, values, known, generation)
+    file = weight_file(path, "transformers", named, known)
     _require_numbers(config_file, values, file)
     return file
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file that belongs to weights.
+
+    Raises:
+        UserError: there is none.
+    """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -99,7 +105,7 @@ def _tensors(folder: Path) -> dict[str, Stored]:
         return read_safetensors(folder / _FILE)[0]
     if not (folder / _INDEX).is_file():
         raise no_weights(folder, f"a folder without {_FILE} and without {_INDEX}")
-    index = _read_json(folder / _INDEX).get("weight_map")
+    index = read_json(folder / _INDEX).get("weight_map")
     if not isinstance(index, dict) or not all(isinstance(name, str) for name in index.values()):
         raise no_weights(folder / _INDEX, "no weight_map of names")
     tensors: dict[str, Stored] = {}
@@ -125,32 +131,29 @@ def _require_fixed(config_file: Path, values: Mapping[str, Any]) -> None:
             )
 
 
-def _from_config(config_file: Path, values: Mapping[str, Any], known: Known) -> Known:
+def _from_config(
+    config_file: Path, values: Mapping[str, Any], known: Known, generation: Literal[1, 2]
+) -> Known:
     """What the config knows; what the user says must agree with it."""
-    of_config = {
-        "heads": ("--heads", values["num_attention_heads"]),
-        "predictor_heads": ("--predictor-heads", values["pred_num_attention_heads"]),
-        "crop_size": ("--crop-size", values["crop_size"]),
+    for key in ("num_attention_heads", "pred_num_attention_heads", "crop_size", "frames_per_clip"):
+        if not isinstance(values[key], int) or values[key] < 1:
+            raise no_weights(config_file, f"{key} {values[key]!r} in a config")
+    told = {
+        "heads": values["num_attention_heads"],
+        "predictor_heads": values["pred_num_attention_heads"] if generation == 2 else None,
+        "crop_size": values["crop_size"],
+        "generation": generation,
     }
-    for name, (flag, value) in of_config.items():
-        said = getattr(known, name)
-        if not isinstance(value, int) or value < 1:
-            raise no_weights(config_file, f"{value!r} where {flag.strip('-')} belongs")
-        if said not in (None, value):
-            raise UserError(
-                f"{flag}: found {said}, expected {value}, as {config_file} says; leave it out"
-            )
-    frames = values["frames_per_clip"]
-    if not isinstance(frames, int) or frames < 1:
-        raise no_weights(config_file, f"{frames!r} where frames_per_clip belongs")
-    if known.generation == 1:
-        raise UserError(f"--generation: found 1, expected 2, as {config_file} says; leave it out")
+    require_agreement(config_file, known, told)
+    if generation == 1:
+        require_agreement(config_file, known, {"num_frames": (values["frames_per_clip"],)})
     return replace(
         known,
-        generation=2,
-        generation_by="model_type vjepa2",
-        num_frames=known.num_frames or (frames,),
-        **{name: value for name, (_, value) in of_config.items()},
+        **told,
+        num_frames=known.num_frames or (values["frames_per_clip"],),
+        by="config.json",
+        positions="sincos" if generation == 1 else "rope_tiled",
+        uniform_power=bool(values["uniform_power"]),
     )
 
 
@@ -171,7 +174,7 @@ def _require_numbers(config_file: Path, values: Mapping[str, Any], file: WeightF
     for key, value in found.items():
         said = values[key]
         hidden = encoder["width"] * value if key == "mlp_ratio" else None
-        same = int(encoder["width"] * said) == round(hidden) if hidden else said == value
+        same = abs(encoder["width"] * said - hidden) < 1 if hidden else said == value
         if not same:
             raise UserError(
                 f"{config_file}: found {key} {said} beside tensors of {value}, expected the same; "
