@@ -204,7 +204,7 @@ class TestBrokenFolders:
         ("removed", "sentence"),
         [
             ("encoder.layer.1.attention.key.bias", "query.bias without key, expected query, key"),
-            ("encoder.layernorm.bias", r"1 missing ones \(norm.bias\) in the encoder"),
+            ("encoder.layernorm.bias", r"1 missing tensor \(norm.bias\) in the encoder"),
             ("predictor.embeddings.mask_tokens", "a predictor without an embedding or mask tokens"),
         ],
     )
@@ -219,5 +219,5 @@ class TestBrokenFolders:
         saved(tmp_path / "hf")
         file = tmp_path / "hf" / "model.safetensors"
         save_file(load_file(file) | {"surprise.weight": torch.ones(3)}, file)
-        with pytest.raises(UserError, match=r"found 1 unknown tensors \(surprise.weight\)"):
+        with pytest.raises(UserError, match=r"found 1 unknown tensor \(surprise.weight\)"):
             open_weights(tmp_path / "hf")

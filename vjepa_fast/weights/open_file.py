@@ -13,7 +13,7 @@ from vjepa_fast.errors import UserError
 from vjepa_fast.weights.published import our_name
 from vjepa_fast.weights.reading.find_model import Known, weight_file
 from vjepa_fast.weights.reading.names import CLASSIFIER, Named
-from vjepa_fast.weights.reading.other_models import listed
+from vjepa_fast.weights.reading.other_models import counted, listed
 from vjepa_fast.weights.reading.own_export import KEY, open_own_export
 from vjepa_fast.weights.reading.read_tensors import (
     is_safetensors,
@@ -153,7 +153,7 @@ def _published(path: Path, content: Any) -> Named:
             named.left_out[tensor.name] = reason
     if unknown:
         raise UserError(
-            f"{path}: found {len(unknown)} unknown tensors ({listed(unknown)}), expected those of "
+            f"{path}: found {counted('unknown tensor', unknown)}, expected those of "
             "encoder, predictor and target_encoder or ema_encoder; save a file without them"
         )
     return named

@@ -9,7 +9,7 @@ import torch
 
 from vjepa_fast.errors import UserError
 from vjepa_fast.models.jepa import build_vjepa
-from vjepa_fast.weights.reading.other_models import listed, other_vjepa
+from vjepa_fast.weights.reading.other_models import counted, listed, other_vjepa
 from vjepa_fast.weights.weight_file import Weight
 
 Parts = Mapping[str, Mapping[str, Weight]]
@@ -101,8 +101,8 @@ def _depth(path: Path, part: str, weights: Mapping[str, Weight]) -> int:
     if found != set(numbers) or not found:
         missing = [number for number in numbers if number not in found]
         raise UserError(
-            f"{path}: found {len(found)} blocks in the {part} without block "
-            f"{listed(missing) or 0}, expected blocks numbered from 0 without a gap; {ANOTHER}"
+            f"{path}: found the {part} without block {listed(missing) or 0}, expected "
+            f"blocks numbered from 0 without a gap; {ANOTHER}"
         )
     return len(found)
 
@@ -139,8 +139,8 @@ def require_exactly(
         missing = [name for name in shapes if name not in weights]
         unknown = [name for name in weights if name not in shapes]
         if missing or unknown:
-            found = [f"{len(unknown)} unknown tensors ({listed(unknown)})"] * bool(unknown)
-            found += [f"{len(missing)} missing ones ({listed(missing)})"] * bool(missing)
+            found = [counted("unknown tensor", unknown)] * bool(unknown)
+            found += [counted("missing tensor", missing)] * bool(missing)
             raise UserError(
                 f"{path}: found {' and '.join(found)} in the {part}, expected exactly those of "
                 f"V-JEPA; {ANOTHER}"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from vjepa_fast.errors import UserError
 from vjepa_fast.weights.published import POSITION_TABLES, our_name
-from vjepa_fast.weights.reading.other_models import listed
+from vjepa_fast.weights.reading.other_models import counted, listed
 from vjepa_fast.weights.reading.read_tensors import Stored
 from vjepa_fast.weights.weight_file import Weight
 
@@ -136,7 +136,7 @@ class Named:
             self.add(part, name, [found[kind] for kind in _QKV])
         if unknown:
             raise UserError(
-                f"{path}: found {len(unknown)} unknown tensors ({listed(unknown)}), expected those "
+                f"{path}: found {counted('unknown tensor', unknown)}, expected those "
                 "of VJEPA2Model or VJEPA2ForVideoClassification; give such a folder"
             )
 

@@ -32,3 +32,8 @@ def listed(names: Collection[str], most: int = 5) -> str:
     """Names for a message: the first ones, and the number of the others."""
     first = ", ".join(list(names)[:most])
     return f"{first} and {len(names) - most} more" if len(names) > most else first
+
+
+def counted(what: str, names: Collection[str]) -> str:
+    """Number and names, as "2 unknown tensors (a, b)"."""
+    return f"{len(names)} {what}{'s' * (len(names) != 1)} ({listed(names)})"
