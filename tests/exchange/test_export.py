@@ -188,6 +188,16 @@ def test_an_output_that_exists(there, tmp_path):
     )
 
 
+def test_an_output_below_a_file(tmp_path):
+    run = write_run(tmp_path / "run", FIRST)
+    (tmp_path / "file").write_text("mine")
+    for output in (tmp_path / "file" / "out", tmp_path / "file" / "a" / "out"):
+        assert refused(tmp_path, run, "safetensors", output) == (
+            f"--output: found {output}, a part of which is a file, expected a path of folders; "
+            "name another one"
+        )
+
+
 def test_a_run_without_a_checkpoint(tmp_path):
     run = tmp_path / "run"
     run.mkdir()

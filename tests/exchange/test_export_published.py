@@ -8,7 +8,7 @@ import torch
 
 from tests.exchange.runs import FIRST, SECOND, write_run
 from tests.exchange.test_export import refused, visible
-from tests.helpers.paths import GOLDEN
+from tests.helpers.paths import GOLDEN, REPOSITORY
 from vjepa_fast.exchange.export.published_form import HUB_MASK_TOKENS, published_mask_tokens
 from vjepa_fast.exchange.export.run import export_run
 from vjepa_fast.exchange.export.source import open_source
@@ -162,3 +162,20 @@ def test_true_rotations_are_refused(tmp_path):
         "--to published: found a model with positions rope, expected sincos or rope_tiled, since "
         "the public code would rotate by other angles; use --to safetensors"
     )
+
+
+@pytest.mark.parametrize("form", ["transformers", "published"])
+def test_the_lines_of_the_page_run(form, tmp_path, monkeypatch):
+    """docs/export.md, second generation."""
+    text = (REPOSITORY / "docs" / "export.md").read_text(encoding="utf-8")
+    section = text[text.index(f"## {form}\n") :]
+    code = section.partition("```python\n")[2].partition("```")[0]
+    run = write_run(tmp_path / "run", SECOND)
+    export_run(run, form, tmp_path / "mine")
+    monkeypatch.chdir(tmp_path)
+    names = {"video": torch.zeros(8, 24, 24, 3, dtype=torch.uint8)}
+    exec(code, names)
+    if form == "transformers":
+        assert names["features"].shape == (1, 36, 24)
+    else:
+        assert len(names["encoder"]) == 28

@@ -62,6 +62,10 @@ def write_new_folder(output: Path, size: int, fill: Callable[[Path], T]) -> T:
     except OSError as error:
         if error.errno in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
             require_new(output)
+            raise UserError(
+                f"--output: found {output}, a part of which is a file, expected a path of folders; "
+                "name another one"
+            ) from None
         if error.errno not in _DISK_FULL:
             raise
         raise UserError(
