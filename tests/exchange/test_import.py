@@ -1,17 +1,26 @@
 """Published weights become a checkpoint of ours, and nothing else is written."""
 
 import json
+import os
+import shutil
 
 import pytest
 import torch
 
+from tests.helpers.forked_runs import small_file_system
+from tests.helpers.paths import REPOSITORY
 from tests.helpers.trainers import make_trainer
 from tests.weights.published_files import FIRST, SECOND, checkpoint, golden_checkpoint, save
 from vjepa_fast.cli import main
+from vjepa_fast.commands.report import report_html
+from vjepa_fast.commands.weights.import_weights import RECIPES, is_recipes_model
 from vjepa_fast.config import parse_config
+from vjepa_fast.config.networks import ModelConfig
 from vjepa_fast.errors import UserError
+from vjepa_fast.evaluation.probe import run_probe
 from vjepa_fast.exchange.import_weights import import_weights
 from vjepa_fast.training.checkpoint.format import Checkpoint
+from vjepa_fast.training.recipe import model_changes
 from vjepa_fast.weights.open_file import open_weights
 
 GENERATIONS = [pytest.param(False, id="first"), pytest.param(True, id="second")]
@@ -121,10 +130,101 @@ def test_the_command_says_what_went_where(tmp_path, capsys):
     config = parse_config(json.loads((run / "config.json").read_text()))
     pasted = json.loads(f"{{{section}}}")["model"]
     assert parse_config({**json.loads(config.model_dump_json()), "model": pasted}) == config
-    assert lines[-1].endswith(f"--set init.checkpoint={run}")
+    assert lines[-2].endswith("configs/adapt_vitl16.json (put this model section into it):")
+    assert lines[-1] == (
+        f"deepspeed vjepa_fast/train.py --config configs/adapt_vitl16.json --set "
+        f"init.checkpoint={run} --set 'data.manifests=[\"data/mine.csv\"]'"
+    )
 
 
-def test_an_output_that_exists(tmp_path):
-    (tmp_path / "run").mkdir()
-    with pytest.raises(UserError, match=r"^--output: found .*run, which exists, expected a new"):
-        import_weights(tmp_path / "no_matter.pt", tmp_path / "run")
+@pytest.mark.parametrize("generation", [1, 2])
+def test_the_recipes_are_for_the_models_that_the_command_says(generation):
+    """Those of a published ViT-L/16 as `open_weights` finds it."""
+    recipe = json.loads((REPOSITORY / RECIPES[generation]).read_text())["model"]
+    encoder = {"width": 1024, "depth": 24, "heads": 16, "mlp_ratio": 4.0}
+    heads = 16 if generation == 1 else 12
+    found = ModelConfig.model_validate(
+        {
+            "encoder": encoder,
+            "predictor": {"width": 384, "depth": 12, "heads": heads},
+            "positions": "sincos" if generation == 1 else "rope_tiled",
+        }
+    )
+    assert model_changes(ModelConfig.model_validate(recipe), found) == []
+    section = found.model_dump()
+    assert is_recipes_model(section, generation)
+    for other in ({"encoder": encoder | {"depth": 23}}, {"patch_size": 14}, {"tubelet_size": 1}):
+        assert not is_recipes_model(section | other, generation)
+
+
+class TestNothingIsLeft:
+    """Of an import that fails, and nothing is lost."""
+
+    def test_where_the_output_exists(self, tmp_path):
+        (tmp_path / "run").mkdir()
+        before = sorted(tmp_path.rglob("*"))
+        with pytest.raises(UserError, match=r"^--output: found .*run, which exists, expected a"):
+            import_weights(save(checkpoint(), tmp_path / "a.pt"), tmp_path / "run", **FIRST)
+        assert sorted(tmp_path.rglob("*")) == sorted([*before, tmp_path / "a.pt"])
+
+    @pytest.mark.parametrize("part", ["encoder", "predictor", "target_encoder"])
+    def test_of_weights_that_are_not_finite(self, part, tmp_path):
+        content = checkpoint()
+        content[part] |= {n: v / 0 for n, v in content[part].items() if n.endswith(".norm1.bias")}
+        file = save(content, tmp_path / "a.pt")
+        with pytest.raises(UserError, match=f"found NaN or infinity in {part}.module.backbone"):
+            import_weights(file, tmp_path / "run", **FIRST)
+        assert [*tmp_path.iterdir()] == [file]
+
+    def test_where_the_disk_is_too_small(self, tmp_path, monkeypatch):
+        file = save(checkpoint(), tmp_path / "a.pt")
+        import_weights(file, tmp_path / "first", **FIRST)
+        size = sum(path.stat().st_size for path in (tmp_path / "first").rglob("*.*"))
+        usage = shutil.disk_usage(tmp_path)
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=size - 1))
+        with pytest.raises(UserError, match=r"MB of free disk, expected .* MB; free some, or"):
+            import_weights(file, tmp_path / "run", **FIRST)
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=size + 2**17))
+        import_weights(file, tmp_path / "run", **FIRST)
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["a.pt", "first", "run"]
+
+    @pytest.mark.skipif(os.getuid() != 0, reason="mounting a small file system needs root")
+    def test_where_the_disk_fills_up(self, tmp_path, monkeypatch):
+        """Another program writes to it at the same time."""
+        file = save(checkpoint(), tmp_path / "a.pt")
+        usage = shutil.disk_usage(tmp_path)
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+        with small_file_system(tmp_path / "disk", 2**16):
+            with pytest.raises(UserError, match="found No space left on device while writing"):
+                import_weights(file, tmp_path / "disk/run", **FIRST)
+            assert [*(tmp_path / "disk").iterdir()] == []
+
+    def test_of_a_killed_import(self, tmp_path):
+        stale = tmp_path / ".run.writing" / "checkpoints" / "step_00000000"
+        stale.mkdir(parents=True)
+        (stale / "shard_00007.safetensors").touch()
+        import_weights(save(checkpoint(), tmp_path / "a.pt"), tmp_path / "run", **FIRST)
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["a.pt", "run"]
+        assert len([*(tmp_path / "run").rglob("shard_*")]) == 1
+
+    def test_of_a_mistake_on_the_command_line(self, tmp_path, capsys):
+        file = save(checkpoint(second=True), tmp_path / "a.pt")
+        assert main(["import", str(file), "--output", str(tmp_path / "run")]) == 2
+        captured = capsys.readouterr()
+        assert captured.out == "" and captured.err.count("\n") == 1
+        assert captured.err.startswith(f"error: {file}: found weights that do not show ")
+        assert [*tmp_path.iterdir()] == [file]
+
+
+def test_the_report_of_imported_weights(tmp_path):
+    run = import_weights(save(checkpoint(), tmp_path / "a.pth.tar"), tmp_path / "run", **FIRST).run
+    html = report_html(run)
+    assert "no run, but weights to start one from" in html and "unfinished" not in html
+    assert "<tr><td>imported from</td><td>a.pth.tar</td></tr>" in html
+    assert "<tr><td>networks</td><td>encoder, predictor, target encoder</td></tr>" in html
+
+
+def test_a_probe_on_imported_weights_needs_videos(tmp_path):
+    run = import_weights(save(checkpoint(), tmp_path / "a.pth.tar"), tmp_path / "run", **FIRST).run
+    with pytest.raises(UserError, match=r"^--train: found none for .*imported from a.pth.tar"):
+        run_probe(run, ["digit"])

@@ -147,6 +147,15 @@ def _summary(run: Path, rows: list[dict], config: dict) -> str:
     done = max((row["step"] + 1 for row in rows), default=0)
     steps = (config.get("optim") or {}).get("steps")
     state = "finished" if done == steps else "unfinished"
+    imported = _json(run / "checkpoints" / "step_00000000" / "state.json").get("imported")
+    if isinstance(imported, dict):
+        networks = ", ".join(imported.get("parts", []))
+        cells = [
+            ("imported from", imported.get("file")),
+            ("generation", imported.get("generation")),
+            ("networks", networks.replace("_", " ")),
+        ]
+        return _table(("no run, but weights to start one from", ""), cells)
     last = {name: points(rows, name)[-1:] for name in SUMMARY}
     cells = [("steps", f"{done} of {steps}" if steps else done), ("state", state)]
     init = config.get("init") or {}

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from vjepa_fast.exchange.import_weights import Imported
 
 HELP = "make a checkpoint of published weights, to continue training from"
+RECIPES = {1: "configs/adapt_vitl16.json", 2: "configs/adapt2_vitl16.json"}
 DESCRIPTION = """\
 Make a run folder whose checkpoint holds the weights of others. Takes the files of V-JEPA
 (.pth.tar) and V-JEPA 2 (.pt), folders and files of transformers (VJEPA2Model,
@@ -113,8 +114,26 @@ def summary(imported: Imported) -> Iterator[str]:
     yield "model section for a config:"
     yield f'"model": {json.dumps(imported.config["model"], indent=2)}'
     yield f"run folder: {imported.run} (config.json, checkpoints)"
-    config = "configs/adapt_vitl16.json" if file.generation == 1 else "configs/adapt2_vitl16.json"
+    recipe = RECIPES[file.generation]
+    fits = is_recipes_model(imported.config["model"], file.generation)
+    has = "its model section is this one" if fits else "put this model section into it"
+    yield f"next, on your own videos, with {recipe} ({has}):"
     yield (
-        "next, with this model section in the config: "
-        f"vjepa_fast/train.py --config {config} --set init.checkpoint={imported.run}"
+        f"deepspeed vjepa_fast/train.py --config {recipe} --set init.checkpoint={imported.run} "
+        "--set 'data.manifests=[\"data/mine.csv\"]'"
     )
+
+
+def is_recipes_model(model: dict, generation: int) -> bool:
+    """Whether the recipe of that generation is for a model of this shape: a ViT-L/16."""
+    from vjepa_fast.config.networks import ModelConfig
+
+    recipe = ModelConfig.model_validate({"encoder": "vit_large"})
+    own = ModelConfig.model_validate(model)
+    heads = recipe.encoder.heads if generation == 1 else 12
+    return (own.encoder, own.patch_size, own.tubelet_size, own.uniform_power) == (
+        recipe.encoder,
+        recipe.patch_size,
+        recipe.tubelet_size,
+        recipe.uniform_power,
+    ) and own.predictor == recipe.predictor.model_copy(update={"heads": heads})
