@@ -7,6 +7,7 @@ import torch
 
 from tests.exchange.runs import FIRST, SECOND, write_run
 from tests.weights import published_files as files
+from vjepa_fast import load_encoder
 from vjepa_fast.exchange.export.run import export_run
 from vjepa_fast.exchange.export.source import open_source
 from vjepa_fast.exchange.import_weights import import_weights
@@ -90,6 +91,42 @@ def test_in_and_out_of_transformers(count, tmp_path):
     for name in ("config.json", "model.safetensors", "video_preprocessor_config.json"):
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
     assert "imported from out" in (tmp_path / "again" / "README.md").read_text()
+
+
+TRUE_ROTATION = SECOND | {"positions": "rope"}
+TABLE = FIRST | {"uniform_power": False, "predictor": {"width": 16, "depth": 1, "heads": 2}}
+
+
+@pytest.mark.parametrize(
+    ("model", "form", "file"),
+    [
+        (FIRST, "published", "vjepa.pth.tar"),
+        (FIRST, "safetensors", ""),
+        (FIRST, "transformers", ""),
+        (TABLE, "safetensors", "model.safetensors"),
+        (SECOND, "published", "vjepa2.pt"),
+        (SECOND, "safetensors", ""),
+        (SECOND, "transformers", ""),
+        (TRUE_ROTATION, "safetensors", ""),
+    ],
+    ids=lambda value: value if isinstance(value, str) else None,
+)
+def test_our_encoder_comes_back_from_every_form(model, form, file, tmp_path):
+    """The same features bit for bit as from the run itself."""
+    run = write_run(tmp_path / "run", model)
+    export_run(run, form, tmp_path / "out")
+    told = {}
+    if form == "published":
+        told = {"heads": 2}
+        if model is SECOND:
+            told |= {"crop_size": 24, "num_frames": 8}
+    loaded = load_encoder(tmp_path / "out" / file, **told)
+    video = torch.randint(0, 256, (2, 8, 24, 24, 3), dtype=torch.uint8)
+    assert torch.equal(loaded(video).tokens, load_encoder(run)(video).tokens)
+    assert (loaded.crop_size, loaded.num_frames) == (24, 8)
+    if form == "safetensors":
+        import_weights(tmp_path / "out" / file, tmp_path / "back")
+        assert load_encoder(tmp_path / "back").grid == loaded.grid
 
 
 def test_a_run_that_was_imported_has_a_card_without_a_recipe(tmp_path):

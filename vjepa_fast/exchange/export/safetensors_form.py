@@ -63,7 +63,7 @@ def safetensors_form(source: Source) -> Form:
         parts=(
             f"`{FILE}`: the encoder in fp32, in the names of vjepa_fast.",
             "Its header's key `vjepa_fast` holds the model's shape, the clip's size and the step, "
-            "as JSON.",
+            "as JSON; `vjepa_fast.load_encoder` reads it.",
         ),
         load=_LOAD,
     )
