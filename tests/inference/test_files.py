@@ -10,10 +10,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.exchange.runs import FIRST, SECOND, write_run
 from tests.helpers import videos
 from vjepa_fast import load_encoder
 from vjepa_fast.data.decode.color import RgbConverter
 from vjepa_fast.errors import UserError
+from vjepa_fast.exchange.export.run import export_run
+from vjepa_fast.exchange.import_weights import import_weights
 from vjepa_fast.inference.clips import ClipList, inspect_video
 from vjepa_fast.training.checkpoint.format import Checkpoint
 from vjepa_fast.weights import encoder_to_published
@@ -124,3 +127,32 @@ def test_a_folder_of_transformers_as_its_own_code_uses_it(
     assert ours.grid == (2, 4, 4)
     assert theirs.std() > 0.5
     torch.testing.assert_close(ours.tokens, theirs, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(("generation", "model"), [(1, FIRST), (2, SECOND)])
+def test_every_form_of_a_run_gives_the_same_features(
+    generation: int, model: dict, tmp_path: Path
+) -> None:
+    rate = {"frame_step": 4} if generation == 1 else {"fps": 4.0}
+    run = write_run(tmp_path / "run", model, data=rate)
+    own = load_encoder(run)
+    video = random_clips(2, 8, 24, 24)
+    expected = own(video)
+    for form in ("transformers", "published", "safetensors"):
+        folder = tmp_path / form
+        export_run(run, form, folder)
+        unknown: dict = {}
+        if form == "published":
+            folder = next(path for path in folder.iterdir() if ".pt" in path.suffixes)
+            unknown = {"heads": 2, "generation": generation}
+            unknown |= {"crop_size": 24, "num_frames": 8} if generation == 2 else {}
+        elif form == "safetensors":
+            folder = next(folder.glob("*.safetensors"))
+        found = load_encoder(folder, **unknown)
+        assert found.checksum == own.checksum
+        assert (found.sampling, found.grid) == (own.sampling, own.grid)
+        assert torch.equal(found(video).tokens, expected.tokens)
+    import_weights(tmp_path / "transformers", tmp_path / "imported")
+    found = load_encoder(tmp_path / "imported")
+    assert found.checksum == own.checksum and found.sampling == own.sampling
+    assert torch.equal(found(video).tokens, expected.tokens)

@@ -18,6 +18,7 @@ from vjepa_fast.data.open_manifest import open_manifest
 from vjepa_fast.data.plan.planner import ClipPlanner
 from vjepa_fast.errors import UserError
 from vjepa_fast.inference.clips import ClipList, check_length, inspect_video
+from vjepa_fast.inference.draw import draw_components
 from vjepa_fast.inference.encoder import VideoEncoder
 from vjepa_fast.inference.feature_folder import FeatureFolder
 from vjepa_fast.inference.shard_work import Extraction, ShardWork
@@ -35,11 +36,13 @@ class Extracted:
         folder: of the features.
         clips: all clips of the videos.
         done: shards that are complete, of all processes.
+        pictures: files that this one drew.
     """
 
     folder: FeatureFolder
     clips: ClipList
     done: int
+    pictures: tuple[Path, ...] = ()
 
 
 def part_of_work(
@@ -87,6 +90,7 @@ def extract(
     num_workers: int | None = None,
     backend: Backend | None = None,
     max_bad_fraction: float = MAX_BAD_FRACTION,
+    picture: bool = False,
 ) -> Extracted:
     """Compute this process's shards that are not there yet.
 
@@ -103,6 +107,7 @@ def extract(
         backend: the decoder, see `make_loader`; None: "auto" on a GPU, else "pyav", with which
             `VideoEncoder` decodes.
         max_bad_fraction: largest fraction of the clips that may fail to decode.
+        picture: the 0-th part also draws the features, see `draw_components`.
 
     Raises:
         UserError: no usable video; all shorter than a clip; too many that do not decode; an output
@@ -121,6 +126,7 @@ def extract(
     settings = {"videos": planner.digest, **work.settings, "backend": backend}
     folder = FeatureFolder.open(output, settings, work.shards, extraction.file_format)
     todo = [s for s in range(part[0], work.shards, part[1]) if not folder.is_done(s)]
+    drawing = picture and part[0] == 0
     if todo:
         _require_space(output, sum(map(work.shard_bytes, todo)))
         if clips.short.any():
@@ -132,11 +138,15 @@ def extract(
                 encoder.sampling.in_words,
                 clips.entries[int(clips.short.argmax())].path,
             )
+    pictures: list[Path] = []
+    if todo or drawing:
         workers = num_workers or len(os.sched_getaffinity(0))
         decoder = make_decoder(planner, encoder.crop_size, backend, encoder.device, workers)
         with closing(decoder):
             work.run(folder, todo, decoder)
-    return Extracted(folder, clips, folder.finish())
+            if drawing:
+                pictures = draw_components(clips, encoder, decoder, output)
+    return Extracted(folder, clips, folder.finish(), tuple(pictures))
 
 
 def _require_space(output: Path, needed: int) -> None:

@@ -110,6 +110,8 @@ class ShardWork:
             UserError: too many clips that do not decode, or features that cannot be stored.
             OSError: a shard cannot be written.
         """
+        if not todo:
+            return
         batches = {shard: list(self._batches(shard)) for shard in todo}
         plans = (self._plans(clips, decoder) for shard in todo for clips in batches[shard])
         total, name = sum(map(len, batches.values())), f"features in {folder.path.name}"

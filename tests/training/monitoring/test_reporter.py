@@ -21,6 +21,7 @@ from tests.helpers.trainers import SLOW_SECOND
 from vjepa_fast.config import parse_config
 from vjepa_fast.errors import UserError
 from vjepa_fast.masks.overlay import CONTEXT, TARGET
+from vjepa_fast.pictures import titled
 from vjepa_fast.training.loop import pretrain
 from vjepa_fast.training.monitoring.environment import environment, processor
 from vjepa_fast.training.monitoring.pictures import (
@@ -30,7 +31,6 @@ from vjepa_fast.training.monitoring.pictures import (
     principal_colors,
     shown_frames,
     tiles,
-    titled,
 )
 from vjepa_fast.training.monitoring.writer import MetricsWriter, read_metrics
 from vjepa_fast.training.timers import PARTS

@@ -85,6 +85,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=0.05,
         help="largest fraction of clips that may fail to decode (default: 0.05)",
     )
+    parser.add_argument(
+        "--picture",
+        action="store_true",
+        help="also draw the first three principal components of the features over the frames: "
+        "components.png and components.mp4",
+    )
     parser.add_argument("--heads", type=positive_int, help="attention heads, if a file lacks them")
     parser.add_argument(
         "--crop-size", type=positive_int, help="side of a clip in pixels, other than trained"
@@ -152,7 +158,10 @@ def run(options: argparse.Namespace) -> int:
         num_workers=options.workers,
         backend=options.backend,
         max_bad_fraction=options.max_bad_fraction,
+        picture=options.picture,
     )
+    for picture in found.pictures:
+        print(picture)
     folder = found.folder
     if found.done < folder.shards:
         print(

@@ -5,18 +5,16 @@ from __future__ import annotations
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from vjepa_fast.masks import MaskBatch
 from vjepa_fast.masks.overlay import overlay, token_kinds
+from vjepa_fast.pictures import GAP, PrincipalColors
 
 CLIPS = 3  # fixed clips
 FRAMES = 4  # of each clip, at most
 SPECS = 4  # at most
 SIDE = 96  # pixels of a frame in a picture, at least
-GAP = 4  # pixels
-TEXT = 12  # pixels, of the title; wider pictures have larger ones
 
 # By the name of a picture; `done` is the number of steps done.
 TITLES = {
@@ -36,8 +34,7 @@ def principal_colors(features: Tensor, grid: tuple[int, int, int]) -> np.ndarray
     """The first three principal components of token features as red, green and blue.
 
     The components are computed over the tokens of all clips, so that a color means the same in
-    each clip. Each has the sign that makes its largest entry positive and is clipped to its middle
-    98 %.
+    each clip, see `PrincipalColors`.
 
     Args:
         features: [B, N, D], any float dtype.
@@ -46,15 +43,7 @@ def principal_colors(features: Tensor, grid: tuple[int, int, int]) -> np.ndarray
     Returns:
         float32 in 0 … 1, [B, T', H', W', 3].
     """
-    flat = F.layer_norm(features.float(), features.shape[-1:]).flatten(0, 1)
-    flat = flat - flat.mean(0)
-    _, vectors = torch.linalg.eigh(flat.T @ flat / len(flat))
-    first = vectors[:, -3:].flip(1)
-    largest = first.gather(0, first.abs().argmax(0, keepdim=True))
-    values = flat @ (first * largest.sign())
-    low, high = (torch.quantile(values[: 1 << 22], q, dim=0) for q in (0.01, 0.99))
-    values = ((values - low) / (high - low).clamp(min=1e-12)).clamp(0, 1)
-    return values.view(len(features), *grid, -1).cpu().numpy()
+    return PrincipalColors.of(features)(features).reshape(len(features), *grid, 3)
 
 
 def feature_picture(video: Tensor, features: Tensor, grid: tuple[int, int, int]) -> np.ndarray:
@@ -108,33 +97,3 @@ def tiles(rows: list) -> np.ndarray:
             tile[..., :3] = picture.repeat(scale, axis=0).repeat(scale, axis=1)
             tile[..., 3] = 255
     return out
-
-
-def titled(pixels: np.ndarray, title: str) -> np.ndarray:
-    """A picture below its title, black on white, in as many lines as its width needs.
-
-    Args:
-        pixels: uint8 RGBA [height, width, 4].
-        title: words; a line break begins a new line.
-
-    Returns:
-        uint8 RGBA [more, width, 4].
-    """
-    width = pixels.shape[1]
-    font = ImageFont.load_default(max(TEXT, width // 50))
-    lines = []
-    for paragraph in title.split("\n"):
-        line = ""
-        for word in paragraph.split():
-            longer = f"{line} {word}".strip()
-            if line and font.getlength(longer) > width - 2 * GAP:
-                lines.append(line)
-                longer = word
-            line = longer
-        lines.append(line)
-    pitch = round(1.35 * font.size)
-    band = Image.new("RGBA", (width, len(lines) * pitch + 2 * GAP), "white")
-    draw = ImageDraw.Draw(band)
-    for i, line in enumerate(lines):
-        draw.text((GAP, GAP + i * pitch), line, "black", font)
-    return np.concatenate([np.asarray(band), pixels])

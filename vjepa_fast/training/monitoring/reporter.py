@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from vjepa_fast.config import Config
 from vjepa_fast.errors import UserError
+from vjepa_fast.pictures import titled
 from vjepa_fast.progress import on_terminal
 from vjepa_fast.training.batches import Batches
 from vjepa_fast.training.checkpoint.format import checkpoints
@@ -157,7 +158,7 @@ class Reporter:
                 drawn["masks"] = pictures.mask_picture(video, masks, grid)
             for name, pixels in drawn.items():
                 title = pictures.TITLES[name].format(done=step + 1)
-                self._writer.picture(step, name, pictures.titled(pixels, title))
+                self._writer.picture(step, name, titled(pixels, title))
         except OSError as error:
             log.warning("step %d: no pictures (%s)", step + 1, error)
 
