@@ -28,6 +28,7 @@ from vjepa_fast.weights.weight_file import WeightFile
 # second does not tell.
 _RATES = {1: {"frame_step": 4}, 2: {"fps": 4.0}}
 _FRAMES = 16
+_ENDINGS = (".safetensors", ".pt", ".pth", ".pth.tar")
 
 
 def load_encoder(
@@ -72,7 +73,7 @@ def load_encoder(
     if _is_ours(path):
         found = _read_run(path, heads)
     else:
-        file = _open_file(path, heads, crop_size, num_frames, generation)
+        file = _open_file(_only_file(path), heads, crop_size, num_frames, generation)
         found = _read_file(file, dtype)
     sampling = replace(
         found.sampling,
@@ -107,6 +108,14 @@ def _is_ours(path: Path) -> bool:
     except (OSError, ValueError):
         return False
     return isinstance(config, dict) and {"data", "model", "output"} <= config.keys()
+
+
+def _only_file(path: Path) -> Path:
+    """The one weight file of a folder without a config, as two kinds of our exports are."""
+    if not path.is_dir() or (path / "config.json").exists():
+        return path
+    files = [file for file in path.iterdir() if file.name.endswith(_ENDINGS)]
+    return files[0] if len(files) == 1 else path
 
 
 @dataclass(frozen=True)
