@@ -5,7 +5,6 @@ import logging
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -26,6 +25,7 @@ from vjepa_fast.evaluation.saved_probe import load_probe, weights_checksum
 from vjepa_fast.evaluation.train_probe import (
     ProbeRecipe,
     label_split,
+    make_recipe,
     number_classes,
     probe_accuracy,
     train_probe,
@@ -35,7 +35,7 @@ from vjepa_fast.training.checkpoint.format import Checkpoint
 from vjepa_fast.training.loop import pretrain
 
 RECIPE = ProbeRecipe(steps=400, batch=32, lr=5e-3, width=16, heads=2)
-FOUR_BLOCKS = replace(RECIPE, steps=200, blocks=4)
+FOUR_BLOCKS = replace(RECIPE, steps=150, blocks=4)
 
 
 def token_clips(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -69,6 +69,24 @@ def test_probe_is_a_function_of_its_seed(blocks: int) -> None:
     ]
     assert torch.equal(probes[0], probes[1]) and not torch.equal(probes[0], probes[2])
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_the_learning_rate_rises_first() -> None:
+    def first_step(warmup_steps: int) -> torch.Tensor:
+        found = [
+            parameters_to_vector(
+                train_probe(*token_clips(40, 0), recipe, seed=0, name="").parameters()
+            )
+            for recipe in (
+                replace(FOUR_BLOCKS, steps=1, weight_decay=0.0, warmup_steps=warmup_steps),
+                replace(FOUR_BLOCKS, steps=0),
+            )
+        ]
+        return found[0] - found[1]
+
+    whole, tenth = first_step(0), first_step(10)
+    assert whole.abs().max().item() == pytest.approx(FOUR_BLOCKS.lr, rel=1e-3)
+    torch.testing.assert_close(tenth, whole / 10, rtol=0, atol=1e-6)
 
 
 def test_any_integers_are_classes() -> None:
@@ -107,7 +125,7 @@ def test_probe_of_a_run_through_the_command_line(
     capsys: pytest.CaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(probe, "ProbeRecipe", partial(ProbeRecipe, steps=20))
+    monkeypatch.setattr(probe, "make_recipe", lambda *size: replace(make_recipe(*size), steps=20))
     data = small_config(optim={"steps": 2})
     run = pretrain(parse_config(data))
     trained = Checkpoint.find(run)

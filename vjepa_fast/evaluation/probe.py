@@ -23,8 +23,8 @@ from vjepa_fast.evaluation.features import (
 )
 from vjepa_fast.evaluation.saved_probe import probe_file_name, save_probe, weights_checksum
 from vjepa_fast.evaluation.train_probe import (
-    ProbeRecipe,
     label_split,
+    make_recipe,
     number_classes,
     probe_accuracy,
     train_probe,
@@ -191,7 +191,7 @@ def _train(
         RANDOM: encoder_features(build_model(config).make_target_encoder().to(device)),
         PIXELS: pixel_features(model.patch_size, model.tubelet_size),
     }
-    recipe = ProbeRecipe(width=model.encoder.width, heads=model.encoder.heads, blocks=blocks)
+    recipe = make_recipe(model.encoder.width, model.encoder.heads, blocks)
     seeds = [config.seed + draw for draw in range(1 if label_fraction == 1.0 else LOW_SHOT_DRAWS)]
     numbered = {name: number_classes(train.labels[name], test.labels[name])[1:] for name in labels}
     labeled = {

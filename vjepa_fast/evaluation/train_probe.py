@@ -21,6 +21,7 @@ class ProbeRecipe:
 
     Attributes:
         steps, batch, lr, weight_decay: for AdamW; the learning rate decays to 0 by a cosine.
+        warmup_steps: the learning rate also rises linearly over these.
         width, heads: size of the classifier; features of another width are first projected to it
             by a linear layer of the probe.
         blocks: see `AttentiveClassifier`: 1 as in V-JEPA, 4 as in V-JEPA 2.
@@ -29,6 +30,7 @@ class ProbeRecipe:
     steps: int = 300
     batch: int = 64
     lr: float = 3e-3
+    warmup_steps: int = 0
     weight_decay: float = 0.01
     width: int = 128
     heads: int = 4
@@ -38,6 +40,12 @@ class ProbeRecipe:
     def norm_eps(self) -> float:
         """With several blocks the encoder's, as in `transformers`, so that exports can hold it."""
         return PROBE_NORM_EPS if self.blocks == 1 else NORM_EPS
+
+
+def make_recipe(width: int, heads: int, blocks: int) -> ProbeRecipe:
+    """The settings for an encoder's features; wide self-attention diverges at the default lr."""
+    stable = {"lr": 1e-3, "warmup_steps": 30} if blocks > 1 else {}
+    return ProbeRecipe(width=width, heads=heads, blocks=blocks, **stable)
 
 
 def number_classes(train: Tensor, test: Tensor) -> tuple[list[int], Tensor, Tensor]:
@@ -115,7 +123,9 @@ def train_probe(
     optimizer = torch.optim.AdamW(
         probe.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay, fused=True
     )
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, recipe.steps)
+    rise = max(1, recipe.warmup_steps)  # over one step: from lr to lr
+    warmup = torch.optim.lr_scheduler.LinearLR(optimizer, 1 / rise, total_iters=rise)
+    decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, recipe.steps)
     steps = range(recipe.steps)
     for _ in with_progress(steps, f"probe of {name}", len(steps), "step", leave=False):
         drawn = torch.randperm(count, generator=order)[: recipe.batch].to(features.device)
@@ -124,7 +134,8 @@ def train_probe(
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-        schedule.step()
+        warmup.step()
+        decay.step()
     return probe
 
 
