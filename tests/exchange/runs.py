@@ -44,13 +44,13 @@ def config_of(folder: Path, model: dict, **sections: dict) -> dict:
     return json.loads(parse_config(own).model_dump_json())
 
 
-def random_model(config: dict, seed: int = 1) -> VJEPA:
+def random_model(config: dict, seed: int = 1, std: float = 0.1) -> VJEPA:
     """The config's networks with weights that are far from their initial ones."""
     model = build_model(parse_config(config))
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.add_(torch.empty_like(parameter).normal_(std=0.1, generator=generator))
+            parameter.add_(torch.empty_like(parameter).normal_(std=std, generator=generator))
     return model
 
 
@@ -62,6 +62,7 @@ def write_run(
     mask_tokens: int | None = None,
     predictor: bool = True,
     imported: dict | None = None,
+    std: float = 0.1,
     **sections: dict,
 ) -> Path:
     """Write a run folder with one checkpoint of random weights; encoder and EMA differ.
@@ -73,10 +74,11 @@ def write_run(
         mask_tokens: number of them in the weights; None: the config's.
         predictor: whether the checkpoint has one.
         imported: what state.json says of an imported checkpoint.
+        std: of the weights.
         sections: of the config.
     """
     config = config_of(folder, model, **sections)
-    networks, teacher = random_model(config), random_model(config, seed=2).encoder
+    networks, teacher = random_model(config, 1, std), random_model(config, 2, std).encoder
     frozen = config["teacher"]["mode"] == "frozen"
     groups: dict[str, list] = {}
     flat: dict[str, list[Tensor]] = {}

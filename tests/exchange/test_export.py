@@ -106,7 +106,7 @@ def test_the_card_is_of_the_run_and_names_no_place(tmp_path):
     for text in (
         "library_name: vjepa_fast\n",
         "2 manifests of videos.",
-        "Manifest 1: 8 frames a clip, one in 4; weight 0.25.",
+        "Manifest 1: 8 frames a clip, one frame in 4; weight 0.25.",
         "Manifest 2: 16 frames a clip, 4 a second; weight 2.",
         "encoder from checkpoint, predictor from checkpoint, target encoder from encoder;",
         "Step 40 of 100, 24 clips a step.",

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import av
@@ -15,10 +16,11 @@ from safetensors.torch import load_file, save_file
 
 from tests.exchange.runs import FIRST, SECOND, write_run
 from tests.exchange.test_export import refused, visible
+from vjepa_fast.errors import UserError
 from vjepa_fast.exchange.export import hf
-from vjepa_fast.exchange.export.form import features
-from vjepa_fast.exchange.export.hf.second_generation import exact_ratio
-from vjepa_fast.exchange.export.run import export_run
+from vjepa_fast.exchange.export.form import features, own_features, random_clip
+from vjepa_fast.exchange.export.hf.second_generation import exact_ratio, second_generation
+from vjepa_fast.exchange.export.run import export_run, write_checked
 from vjepa_fast.exchange.export.source import open_source
 from vjepa_fast.inference.clips import ClipList, Sampling, inspect_video, read_middle_clip
 from vjepa_fast.models.positions import position_table
@@ -232,6 +234,27 @@ def test_our_center_view_of_a_file_is_that_of_the_processor(height, width, tmp_p
     theirs = processor(whole, return_tensors="pt")["pixel_values_videos"][0].permute(0, 2, 3, 1)
     largest = (theirs.float() - clip.float()).abs().max().item()
     assert largest == 0 if min(height, width) == 27 else 0 < largest <= 12
+
+
+def test_a_network_that_amplifies_roundings(tmp_path):
+    """Rounding alone is more than 1e-5, so the check compares in fp64; a wrong weight shows."""
+    model = SECOND | {"encoder": {"width": 96, "depth": 12, "heads": 2}}
+    source = open_source(write_run(tmp_path / "run", model, std=0.5))
+    form = second_generation(source)
+    done = write_checked(form, source, tmp_path / "out")
+    video = random_clip(source)
+    scale = own_features(source, video).abs().max().item()
+    assert 1e-5 * scale < done.tolerance <= 0.01 * scale
+
+    def write(folder):
+        form.write(folder)
+        weights = load_file(folder / "model.safetensors")
+        query = "encoder.layer.11.attention.query.weight"
+        weights[query] = weights[query].flip(0)
+        save_file(weights, folder / "model.safetensors", {"format": "pt"})
+
+    with pytest.raises(UserError, match="found features that differ from ours by"):
+        write_checked(replace(form, write=write), source, tmp_path / "wrong")
 
 
 def test_true_rotations_are_refused(tmp_path):

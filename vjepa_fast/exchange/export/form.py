@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vjepa_fast.errors import UserError
 from vjepa_fast.exchange.export.source import LazyTensor, Source, Tensors
@@ -72,13 +74,41 @@ def own_features(source: Source, video: Tensor) -> Tensor:
     return found
 
 
-def difference(found: Tensor, expected: Tensor) -> tuple[float, float]:
-    """Largest difference, and the tolerance of it; NaN counts as infinite."""
+def difference(found: Tensor, expected: Tensor) -> float:
+    """Largest absolute difference; NaN and another shape count as infinite."""
     if found.shape != expected.shape:
-        return float("inf"), FEATURES_TOLERANCE
+        return math.inf
     largest = (found.double() - expected.double()).abs().max().item()
-    scale = max(1.0, expected.abs().max().item())
-    return (largest if largest == largest else float("inf")), FEATURES_TOLERANCE * scale
+    return math.inf if math.isnan(largest) else largest
+
+
+@torch.no_grad()
+def from_ours(
+    found: Tensor, source: Source, video: Tensor, head: nn.Module | None = None
+) -> tuple[float, float]:
+    """How far another program's result in fp32 is from ours, and how far it may be.
+
+    It may be FEATURES_TOLERANCE away, relative to the largest value, or to 1 if that is larger. A
+    network that amplifies roundings more is compared in fp64. Then found may be as far from ours as
+    that, and ten times the error of ours in fp32 besides (the pixels are rounded elsewhere, too),
+    but no more than 1 % of the largest value: a wrong weight or position costs more.
+
+    Args:
+        found: features or logits.
+        source: what they should be from.
+        video: the clips, uint8 [B, T, H, W, 3].
+        head: what follows our encoder, in fp32.
+    """
+    ours = own_features(source, video)
+    ours = ours if head is None else head(ours)
+    scale = max(1.0, ours.abs().max().item())
+    largest = difference(found, ours)
+    if largest <= FEATURES_TOLERANCE * scale or math.isinf(largest):
+        return largest, FEATURES_TOLERANCE * scale
+    exact = features(source.build_encoder().double(), video)
+    exact = exact if head is None else copy.deepcopy(head).double()(exact)
+    allowed = 10 * difference(ours, exact) + FEATURES_TOLERANCE * scale
+    return difference(found, exact), min(allowed, 0.01 * scale)
 
 
 def safetensors_size(tensors: Tensors, metadata: dict[str, str]) -> int:

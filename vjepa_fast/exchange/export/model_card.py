@@ -100,7 +100,11 @@ def _training(source: Source) -> list[str]:
     for number, (manifest, weight) in enumerate(zip(data.manifests, weights, strict=True), 1):
         own = {"num_frames": data.num_frames, "frame_step": data.frame_step, "fps": data.fps}
         own |= manifest.own
-        pace = f"one in {own['frame_step']}" if own["fps"] is None else f"{own['fps']:g} a second"
+        pace = (
+            f"one frame in {own['frame_step']}"
+            if own["fps"] is None
+            else f"{own['fps']:g} a second"
+        )
         share = "by its number of videos" if weight is None else f"weight {weight:g}"
         items.append(f"Manifest {number}: {own['num_frames']} frames a clip, {pace}; {share}.")
     if config.init.checkpoint is not None:

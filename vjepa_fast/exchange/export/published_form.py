@@ -153,7 +153,7 @@ def published_form(source: Source) -> Form:
         weights = encoder_from_published(state[source.network])
         video = random_clip(source)
         found = features(source.build_encoder(weights), video)
-        return difference(found, own_features(source, video))[0], 0.0
+        return difference(found, own_features(source, video)), 0.0
 
     code = "facebookresearch/" + ("vjepa2" if second else "jepa")
     parts = (

@@ -5,17 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from vjepa_fast.errors import UserError
 from vjepa_fast.evaluation.attentive_classifier import AttentiveClassifier
 from vjepa_fast.evaluation.saved_probe import load_probe, weights_checksum
-from vjepa_fast.exchange.export.form import (
-    Form,
-    difference,
-    features,
-    random_clip,
-    safetensors_size,
-)
+from vjepa_fast.exchange.export.form import Form, from_ours, random_clip, safetensors_size
 from vjepa_fast.exchange.export.hf.folder import (
     METADATA,
     WEIGHTS,
@@ -84,12 +79,9 @@ def classifier(source: Source, probe: Path) -> Form:
     with torch.device("meta"):
         check_names(tensors, VJEPA2ForVideoClassification(config))
 
-    @torch.no_grad()
     def check(folder: Path) -> tuple[float, float]:
         video = random_clip(source)
-        model = load_quietly(VJEPA2ForVideoClassification, folder)
-        found = model(pixel_values_videos=preprocessed(folder, video)).logits
-        return difference(found, head(features(source.build_encoder(), video)))
+        return from_ours(_their_logits(folder, video), source, video, head)
 
     crop_size, label = source.config.data.crop_size, header.get("label", "")
     return Form(
@@ -111,7 +103,16 @@ def classifier(source: Source, probe: Path) -> Form:
     )
 
 
-def _weights(source: Source) -> dict[str, torch.Tensor]:
+@torch.no_grad()
+def _their_logits(folder: Path, video: Tensor) -> Tensor:
+    from transformers import VJEPA2ForVideoClassification
+
+    pixels = preprocessed(folder, video)
+    model = load_quietly(VJEPA2ForVideoClassification, folder)
+    return model(pixel_values_videos=pixels).logits
+
+
+def _weights(source: Source) -> dict[str, Tensor]:
     return {name: value.read() for name, value in source.part(source.network).items()}
 
 

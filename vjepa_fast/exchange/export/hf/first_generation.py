@@ -14,8 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from vjepa_fast.exchange.export.form import (
     Form,
-    difference,
-    own_features,
+    from_ours,
     random_clip,
     safetensors_size,
     write_safetensors,
@@ -101,7 +100,7 @@ def first_generation(source: Source) -> Form:
             if done.returncode:
                 raise ValueError(done.stderr.strip())
             theirs = load_file(found)["features"]
-        return difference(theirs, own_features(source, video))
+        return from_ours(theirs, source, video)
 
     return Form(
         size=safetensors_size(tensors, METADATA) + MODELLING.stat().st_size + 2**16,

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from vjepa_fast.errors import UserError
 from vjepa_fast.exchange.export.form import (
     Form,
-    difference,
-    own_features,
+    from_ours,
     random_clip,
     safetensors_size,
 )
@@ -159,20 +159,16 @@ def second_generation(source: Source) -> Form:
         UserError: true rotations, or no predictor.
     """
     refuse_what_it_cannot_hold(source)
-    from transformers import AutoModel, VJEPA2Model
+    from transformers import VJEPA2Model
 
     config = model_config(source, architectures=["VJEPA2Model"])
     tensors = encoder_tensors(source) | predictor_tensors(source)
     with torch.device("meta"):
         check_names(tensors, VJEPA2Model(config))
 
-    @torch.no_grad()
     def check(folder: Path) -> tuple[float, float]:
         video = random_clip(source)
-        model = load_quietly(AutoModel, folder)
-        pixels = preprocessed(folder, video)
-        found = model(pixel_values_videos=pixels, skip_predictor=True).last_hidden_state
-        return difference(found, own_features(source, video))
+        return from_ours(_their_features(folder, video), source, video)
 
     return Form(
         size=safetensors_size(tensors, METADATA) + 2**16,
@@ -189,3 +185,12 @@ def second_generation(source: Source) -> Form:
         ),
         load=_LOAD,
     )
+
+
+@torch.no_grad()
+def _their_features(folder: Path, video: Tensor) -> Tensor:
+    from transformers import AutoModel
+
+    pixels = preprocessed(folder, video)
+    model = load_quietly(AutoModel, folder)
+    return model(pixel_values_videos=pixels, skip_predictor=True).last_hidden_state
