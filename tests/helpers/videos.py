@@ -33,8 +33,9 @@ def write_video(
     gop: int = 12,
     options: dict[str, str] | None = None,
     faststart: bool = False,
+    rate: int = 25,
 ) -> Path:
-    """Encode uint8 [H, W, 3] pictures, 25 a second; the container follows from the extension.
+    """Encode uint8 [H, W, 3] pictures, `rate` a second; the extension says the container.
 
     `faststart` puts the index of an MP4 in front, so that a truncated file still opens.
     """
@@ -42,7 +43,7 @@ def write_video(
     pictures = list(pictures)
     muxer = {"movflags": "faststart"} if faststart else {}
     with av.open(str(path), "w", options=muxer) as container:
-        stream = container.add_stream(encoder, rate=25, options=options or FAST.get(encoder, {}))
+        stream = container.add_stream(encoder, rate=rate, options=options or FAST.get(encoder, {}))
         stream.pix_fmt = pixels
         stream.height, stream.width = pictures[0].shape[:2]
         stream.codec_context.gop_size = gop
