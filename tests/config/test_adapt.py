@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import argparse
 import math
+import re
+import shlex
 
 import pytest
+from pydantic import BaseModel
 
 from tests.helpers.paths import REPOSITORY
-from vjepa_fast.commands import cost_of_config
+from vjepa_fast.cli import COMMANDS
+from vjepa_fast.commands import cost_of_config, info
 from vjepa_fast.config import Config, load_config
 from vjepa_fast.training.recipe import model_changes
 from vjepa_fast.training.schedules import make_schedules
 
+PAGE = (REPOSITORY / "docs" / "adapt.md").read_text(encoding="utf-8")
 PAIRS = {"adapt_vitl16": "vitl16", "adapt2_vitl16": "v2_vitl16"}
 
 
@@ -60,3 +66,45 @@ def test_a_gpu_of_24_gb_is_enough(name: str) -> None:
     world, _, accumulation, memory = cost_of_config.memory_by_world(config, *tokens)[0]
     assert (world, accumulation) == (1, config.optim.global_batch // config.optim.micro_batch)
     assert max(memory) < 0.8 * 24e9  # a fifth stays free, as docs/training.md says
+
+
+def test_the_pages_commands_exist() -> None:
+    blocks = re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL)
+    lines = [shlex.split(line) for block in blocks for line in block.splitlines()]
+    named = set()
+    for program, *arguments in lines:
+        if program == "deepspeed":
+            assert arguments[:2] == ["vjepa_fast/train.py", "--config"]
+            load_config(REPOSITORY / arguments[2], [])
+            continue
+        assert program == "vjepa-fast"
+        command, *rest = arguments
+        parser = argparse.ArgumentParser(exit_on_error=False)
+        COMMANDS[command].add_arguments(parser)
+        parser.parse_args(rest)
+        named.add(command)
+    assert named >= {"import", "index", "masks", "info", "probe", "report", "export", "features"}
+
+
+def test_the_pages_keys_exist() -> None:
+    sections = {
+        name: field.annotation.model_fields
+        for name, field in Config.model_fields.items()
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
+    }
+    keys = re.findall(rf"`({'|'.join(sections)})\.(\w+)", PAGE)
+    assert len(keys) > 15
+    assert [key for key in keys if key[1] not in sections[key[0]]] == []
+
+
+def test_the_pages_computed_figures() -> None:
+    memory, exa = [], []
+    for name in PAIRS:
+        config = loaded(name)
+        rows = [row.split() for row in info.info_text(config).splitlines()]
+        memory += [row[-3] for row in rows if row[:1] == ["1"] and "=" in row]
+        optim = config.optim
+        flops = cost_of_config.mean_clip_flops(config) * optim.steps * optim.global_batch
+        exa.append(f"{flops / 1e18:.1f}")
+    assert f"{memory[0]} GB and {memory[1]} GB on one GPU (computed)" in PAGE
+    assert f"{exa[0]} and {exa[1]} EFLOP (computed)" in PAGE
