@@ -181,7 +181,7 @@ def walk(folder: Path, seed: int = 0) -> tuple[dict[str, float], dict[str, float
 def test_going_on_with_other_videos_makes_their_probe_better(tmp_path: Path) -> None:
     before, after = walk(tmp_path)
     kind = "pretrained encoder"
-    assert after[kind] - before[kind] > 0.15, (before, after)
+    assert after[kind] - before[kind] > 0.05, (before, after)
     assert after[kind] - after["random encoder"] > 0.15, (before, after)
 
 
