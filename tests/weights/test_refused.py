@@ -253,9 +253,7 @@ class TestIncomplete:
         def change(content):
             content["encoder"]["norm.bias"] = torch.ones(24)
 
-        assert "found the parameter norm.bias of the encoder twice" in self.sentence(
-            tmp_path, change
-        )
+        assert "found norm.bias of the encoder twice" in self.sentence(tmp_path, change)
 
     def test_integers(self, tmp_path):
         def change(content):

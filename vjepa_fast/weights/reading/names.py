@@ -47,33 +47,31 @@ class Named:
         """Add a parameter that one or several tensors hold.
 
         Raises:
-            UserError: they are no floating numbers, don't fit together, or it is there already.
+            UserError: they are no floating numbers, differ in shape, or it is there already.
         """
         pieces = tuple(stored)
         for piece in pieces:
             require_float(piece)
         first = pieces[0]
-        if any(piece.shape[1:] != first.shape[1:] for piece in pieces):
+        if any(piece.shape != first.shape for piece in pieces):
             raise UserError(
                 f"{first.file}: found {first.name} of shape {first.shape} beside "
-                f"{listed([f'{p.name} {p.shape}' for p in pieces[1:]])}, expected shapes that "
-                "differ in the first number at most; give the file as its training wrote it"
+                f"{listed([f'{p.name} {p.shape}' for p in pieces[1:]])}, expected one shape; give "
+                "the file as its training wrote it"
             )
-        shape = (sum(p.shape[0] for p in pieces), *first.shape[1:]) if first.shape else ()
-        if name == "mask_tokens" and shape:  # [M, 1, 1, P], also of [1, 1, P] each
+        shape = (len(pieces) * first.shape[0], *first.shape[1:]) if first.shape else ()
+        inner = shape[1:-1]
+        if name == "mask_tokens" and set(inner) == {1}:  # [M, 1, 1, P], also of [1, 1, P] each
             shape = (shape[0], shape[-1])
         if name in self.parts.setdefault(part, {}):
-            raise UserError(
-                f"{first.file}: found the parameter {name} of the {part} twice, again as "
-                f"{first.name}, expected it once; give the file as its training wrote it"
-            )
+            raise _twice(part, name, first)
         self.parts[part][name] = Weight(shape, tuple(piece.read for piece in pieces))
 
     def add_published(self, part: str, tensors: Iterable[Stored], prefix: str) -> None:
         """Add a published state dict, whose tensors' names begin with the prefix.
 
         Raises:
-            UserError: see `add`; or mask tokens are missing in between.
+            UserError: see `add`; or mask tokens are missing in between, or tensors are there twice.
         """
         mask_tokens: dict[str, Stored] = {}
         self.parts.setdefault(part, {})
@@ -81,10 +79,14 @@ class Named:
             name = our_name(tensor.name.removeprefix(prefix))
             head, _, rest = name.partition(".")
             if name in POSITION_TABLES:
+                if part in self.tables:
+                    raise _twice(part, name, tensor)
                 require_float(tensor)
                 self.tables[part] = tensor
                 self.left_out[tensor.name] = TABLE
             elif head == "mask_tokens" and rest:
+                if rest in mask_tokens:
+                    raise _twice(part, name, tensor)
                 mask_tokens[rest] = tensor
             else:
                 self.add(part, name, [tensor])
@@ -141,10 +143,17 @@ class Named:
             )
 
 
+def _twice(part: str, name: str, tensor: Stored) -> UserError:
+    return UserError(
+        f"{tensor.file}: found {name} of the {part} twice, again as {tensor.name}, expected it "
+        "once; give the file as its training wrote it"
+    )
+
+
 def require_float(tensor: Stored) -> None:
     """Raise UserError for a tensor of integers, of 8-bit floats, or of another layout."""
     if tensor.dtype is None:
         raise UserError(
             f"{tensor.file}: found {tensor.name}, which is no dense tensor of 16-, 32- or 64-bit "
-            "floating numbers, expected such weights; give the file before it was quantized"
+            "floating numbers, expected such weights; give weights that are not quantized or sparse"
         )

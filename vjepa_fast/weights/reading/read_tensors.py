@@ -60,13 +60,13 @@ class Stored:
         """The tensor, on the host; backed by the file where that is possible.
 
         Raises:
-            UserError: the file is damaged, or the tensor holds NaN or infinity.
+            UserError: the file is damaged, or the tensor, in fp32, holds NaN or infinity.
         """
         try:
-            value = self.load()
+            value = self.load().detach()  # parameters are saved as such here and there
         except (OSError, RuntimeError, SafetensorError) as error:
             raise damaged(self.file, error) from None
-        if value.numel() and not all(extreme.isfinite() for extreme in torch.aminmax(value)):
+        if value.numel() and not all(end.float().isfinite() for end in torch.aminmax(value)):
             raise UserError(
                 f"{self.file}: found NaN or infinity in {self.name}, expected finite weights; use "
                 "an earlier checkpoint of that training"
@@ -130,10 +130,15 @@ def read_torch(path: Path) -> Any:
         UserError: the file is damaged, no file of PyTorch, or wants to call something.
     """
     with open(path, "rb") as file:
-        head = file.read(4)
+        head = file.read(24)
     if not head:
         raise no_weights(path, "an empty file")
-    in_zip = head == b"PK\x03\x04"
+    if head == b"version https://git-lfs.":
+        raise UserError(
+            f"{path}: found a Git LFS pointer, expected the file that it stands for; run git lfs "
+            "pull in its repository"
+        )
+    in_zip = head[:4] == b"PK\x03\x04"
     if not in_zip and head[:1] != b"\x80":  # a pickle of protocol 2 and above begins so
         raise no_weights(path, "a file of another kind")
     try:
