@@ -135,7 +135,13 @@ def test_numbers_that_are_not_those_of_the_tensors(key, value, found, tmp_path):
     ("values", "found"),
     [
         ({"model_type": "videomae"}, "a config.json of model_type videomae"),
-        ({"hierarchical_layers": [2, 5]}, "found V-JEPA 2.1, which is not supported yet"),
+        (
+            {"hierarchical_layers": [2, 5]},
+            "found a config.json of V-JEPA 2.1, which is not supported",
+        ),
+        ({"hierarchical_layers": [2], "model_type": "x"}, "found a config.json of V-JEPA 2.1"),
+        ({"mlp_ratio": None}, "found mlp_ratio None beside tensors of 4.36"),
+        ({"mlp_ratio": "4"}, "found mlp_ratio 4 beside tensors of 4.36"),
         ({"num_attention_heads": "two"}, "found num_attention_heads 'two' in a config"),
         ({"num_attention_heads": 7}, "found 7 heads, expected a divisor of 44"),
         ({"crop_size": 20}, "--crop-size: found 20, expected a multiple of 8"),

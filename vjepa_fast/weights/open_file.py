@@ -11,6 +11,7 @@ from torch import Tensor
 
 from vjepa_fast.errors import UserError
 from vjepa_fast.weights.published import our_name
+from vjepa_fast.weights.reading.check_weights import require_supported
 from vjepa_fast.weights.reading.find_model import Known, weight_file
 from vjepa_fast.weights.reading.names import CLASSIFIER, Named
 from vjepa_fast.weights.reading.other_models import counted, listed
@@ -129,6 +130,8 @@ def _published(path: Path, content: Any) -> Named:
     named = Named()
     if not found:
         return _bare(path, content, named)
+    for key in found:
+        require_supported(path, f"the {key}", [str(name) for name in content[key]])
     if {"target_encoder", "ema_encoder"} <= set(found):
         raise UserError(
             f"{path}: found both target_encoder and ema_encoder, expected one of them; save a file "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import torch
@@ -16,8 +16,21 @@ Parts = Mapping[str, Mapping[str, Weight]]
 ANOTHER = "give a file of V-JEPA or V-JEPA 2 as its training wrote it"
 
 
+def require_supported(path: Path, what: str, names: Collection[str]) -> None:
+    """Raise UserError for a relative of V-JEPA, by names of its tensors or keys of its config.
+
+    Args:
+        what: has these names, for the message.
+    """
+    if relative := other_vjepa(names):
+        raise UserError(
+            f"{path}: found {what} of {relative}, which is not supported yet, expected weights of "
+            "V-JEPA or V-JEPA 2; give one of those"
+        )
+
+
 def require_this_kind(path: Path, parts: Parts) -> str:
-    """Name relatives of V-JEPA, and refuse what has no patch embedding of tubelets.
+    """Refuse relatives of V-JEPA, and what has no patch embedding of tubelets.
 
     Returns:
         the part whose shape counts: "encoder", or "target_encoder" if it is the only one.
@@ -26,11 +39,7 @@ def require_this_kind(path: Path, parts: Parts) -> str:
         UserError: the weights are of another model, or of a predictor alone.
     """
     for part, weights in parts.items():
-        if relative := other_vjepa(weights):
-            raise UserError(
-                f"{path}: found the {part} of {relative}, which is not supported yet, expected "
-                "weights of V-JEPA or V-JEPA 2; give one of those"
-            )
+        require_supported(path, f"the {part}", weights)
         embed = weights.get("patch_embed.proj.weight")
         if part == "predictor":
             continue

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from vjepa_fast.errors import UserError
+from vjepa_fast.weights.reading.check_weights import require_supported
 from vjepa_fast.weights.reading.find_model import Known, require_agreement, weight_file
 from vjepa_fast.weights.reading.names import Named
-from vjepa_fast.weights.reading.other_models import other_vjepa
 from vjepa_fast.weights.reading.read_tensors import Stored, no_weights, read_safetensors
 from vjepa_fast.weights.weight_file import WeightFile
 
@@ -61,14 +61,10 @@ def open_transformers(path: Path, known: Known) -> WeightFile:
     config = None
     if path.is_dir() or config_file.is_file():
         config = read_json(config_file)
+        require_supported(path, "a config.json", config)
         if config.get("model_type") not in _GENERATIONS:
             found = config.get("model_type")
             raise no_weights(path, f"a config.json {f'of model_type {found}' if found else ''}")
-        if relative := other_vjepa(config):
-            raise UserError(
-                f"{path}: found {relative}, which is not supported yet, expected VJEPA2Model; give "
-                "weights of V-JEPA or V-JEPA 2"
-            )
     tensors = _tensors(folder) if path.is_dir() else read_safetensors(path)[0]
     named = Named()
     named.add_transformers(path, tensors.values())
@@ -173,8 +169,9 @@ def _require_numbers(config_file: Path, values: Mapping[str, Any], file: WeightF
         found["pred_num_mask_tokens"] = file.parts["predictor"]["mask_tokens"].shape[0]
     for key, value in found.items():
         said = values[key]
-        hidden = encoder["width"] * value if key == "mlp_ratio" else None
-        same = abs(encoder["width"] * said - hidden) < 1 if hidden else said == value
+        same = said == value
+        if key == "mlp_ratio" and isinstance(said, int | float):  # the hidden width is rounded
+            same = encoder["width"] * abs(said - value) < 1
         if not same:
             raise UserError(
                 f"{config_file}: found {key} {said} beside tensors of {value}, expected the same; "
