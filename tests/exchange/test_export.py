@@ -60,6 +60,7 @@ def test_safetensors_hold_the_encoder_and_its_config(model, tmp_path):
         "model": config["model"],
         "num_frames": 8,
         "crop_size": 24,
+        "pace": {"frame_step": 4},
         "network": "target_encoder",
         "step": 40,
     }

@@ -111,9 +111,7 @@ def _config(output: Path, file: WeightFile) -> Config:
     """The config that is stored with the weights."""
     first, *others = file.num_frames
     manifests = [IMPORTED, *({"path": IMPORTED, "num_frames": length} for length in others)]
-    data = {"manifests": manifests, "num_frames": first, "crop_size": file.crop_size}
-    if file.generation == 2:
-        data["fps"] = 4  # as V-JEPA 2 samples; the first generation's frame_step is the default
+    data = {"manifests": manifests, "num_frames": first, "crop_size": file.crop_size, **file.pace}
     config: dict = {"output": str(output), "data": data, "model": file.model}
     if file.crop_size // file.model["patch_size"] < 3:  # too few tokens for the default blocks
         config["masks"] = {"specs": [{"strategy": "random_tokens", "ratio": 0.5}]}

@@ -24,10 +24,7 @@ from vjepa_fast.weights import load_exactly
 from vjepa_fast.weights.open_file import open_weights
 from vjepa_fast.weights.weight_file import WeightFile
 
-# How the published models sample videos, by generation, and at what length where a file of the
-# second does not tell.
-_RATES = {1: {"frame_step": 4}, 2: {"fps": 4.0}}
-_FRAMES = 16
+_FRAMES = 16  # of a clip, where a file of the second generation does not tell
 _ENDINGS = (".safetensors", ".pt", ".pth", ".pth.tar")
 
 
@@ -44,8 +41,9 @@ def load_encoder(
     """Load the encoder whose features are the result of a training.
 
     From a run or a checkpoint that is the target encoder (of a run with a frozen one, the encoder).
-    Video files are sampled as the run did; files of the first generation at every fourth frame, of
-    the second at four frames per second.
+    Video files are sampled as the run did, also from an export for transformers or as safetensors;
+    published files of the first generation at every fourth frame, of the second at four frames per
+    second.
 
     Args:
         path: a run's folder (its newest checkpoint counts), a checkpoint's, an exported folder or
@@ -157,7 +155,7 @@ def _read_run(path: Path, heads: int | None) -> _Found:
 
 
 def _read_file(file: WeightFile, dtype: torch.dtype) -> _Found:
-    sampling = Sampling(max(file.num_frames), file.crop_size, **_RATES[file.generation])
+    sampling = Sampling(max(file.num_frames), file.crop_size, **file.pace)
     part = file.target_encoder
     state = {}
     for name, weight in file.parts[part].items():  # one at a time: fp32 is twice as large as bf16

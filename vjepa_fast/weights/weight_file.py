@@ -30,6 +30,10 @@ class Weight:
         return (flat[0] if len(flat) == 1 else torch.cat(flat)).view(self.shape)
 
 
+# How clips are sampled where a file does not say it: as the published models of its generation.
+PUBLISHED_PACE: dict[int, dict[str, float]] = {1: {"frame_step": 4}, 2: {"fps": 4.0}}
+
+
 @dataclass(frozen=True)
 class WeightFile:
     """What a file or folder of weights holds.
@@ -43,6 +47,8 @@ class WeightFile:
         model: the `model` section of a config, complete, as plain JSON data.
         num_frames: frames per clip; several for a predictor trained on several lengths.
         crop_size: side of a clip in pixels.
+        pace: how clips are sampled: {"frame_step": frames of the video} or {"fps": frames
+            per second}.
         parts: the parameters of "encoder", "target_encoder" and "predictor" by our names, in the
             order of the network's; only the parts that are there.
         left_out: why each tensor that is known and not used is left out, by its name in the file.
@@ -55,6 +61,7 @@ class WeightFile:
     model: dict
     num_frames: tuple[int, ...]
     crop_size: int
+    pace: dict[str, float]
     parts: dict[str, dict[str, Weight]]
     left_out: dict[str, str] = field(default_factory=dict)
     recognized: dict[str, str] = field(default_factory=dict)

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from tests.exchange.runs import FIRST, SECOND, write_run
+from vjepa_fast import load_encoder
 from vjepa_fast.config.networks import ModelConfig
 from vjepa_fast.errors import UserError
 from vjepa_fast.exchange.export.run import export_run
@@ -37,8 +38,14 @@ def same(a, b):
 
 @pytest.mark.parametrize(("model", "form", "inside"), FORMS)
 def test_an_export_is_imported_without_a_question(model, form, inside, tmp_path):
-    run = write_run(tmp_path / "run", model)
+    pace = {"fps": 12.5} if "positions" in model else {"frame_step": 3}
+    run = write_run(tmp_path / "run", model, data=pace)
     export_run(run, form, tmp_path / "out")
+    encoder = load_encoder(tmp_path / "out" / inside)
+    assert (encoder.sampling.frame_step, encoder.sampling.fps) == (
+        pace.get("frame_step", 4),
+        pace.get("fps"),
+    )
     imported = import_weights(tmp_path / "out" / inside, tmp_path / "back")
     before, after = Checkpoint.find(run), Checkpoint.find(imported.run)
     weights = before.weights("encoder", "teacher")
@@ -48,7 +55,11 @@ def test_an_export_is_imported_without_a_question(model, form, inside, tmp_path)
     with_predictor = model is SECOND and form == "transformers"
     assert model_changes(saved, found, encoder_only=not with_predictor) == []
     data = after.state["config"]["data"]
-    assert (data["num_frames"], data["crop_size"]) == (8, 24)
+    assert {key: data[key] for key in ("num_frames", "crop_size", *pace)} == {
+        "num_frames": 8,
+        "crop_size": 24,
+        **pace,
+    }
     kind = "transformers" if form == "transformers" else "safetensors"
     assert after.imported["kind"] == kind
     assert after.imported["generation"] == (1 if "positions" not in model else 2)
@@ -108,3 +119,11 @@ def test_several_files_in_a_folder(tmp_path):
         (tmp_path / name).touch()
     with pytest.raises(UserError, match=r"with several files of weights \(a.pt, b.safetensors\)"):
         open_weights(tmp_path)
+
+
+@pytest.mark.parametrize("pace", [4, {}, {"fps": 0}, {"fps": "4"}, {"fps": 4, "frame_step": 4}])
+def test_a_pace_that_is_none(pace, tmp_path):
+    export_run(write_run(tmp_path / "run", FIRST), "safetensors", tmp_path / "out")
+    with_header(tmp_path / "out" / FILE, lambda own: own.update(pace=pace))
+    with pytest.raises(UserError, match=r"found the pace .*, expected a frame_step or fps above 0"):
+        open_weights(tmp_path / "out")

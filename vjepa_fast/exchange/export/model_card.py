@@ -72,7 +72,8 @@ def _model(source: Source) -> list[str]:
         f"Exported network: the {_NETWORKS[source.network]}.",
         f"Encoder: {_blocks(encoder.depth, encoder.width, encoder.heads)}, positions "
         f"{model.positions}.",
-        f"Clip: {frames} frames of {data.crop_size} x {data.crop_size} pixels, which are {grid} "
+        f"Clip: {frames} frames, {_pace(data.fps, data.frame_step)}, of {data.crop_size} x "
+        f"{data.crop_size} pixels, which are {grid} "
         f"tokens of {model.tubelet_size} x {model.patch_size} x {model.patch_size} pixels.",
         "Pixels: 0 … 255 divided by 255, minus ImageNet's mean, divided by its standard deviation.",
     ]
@@ -83,6 +84,10 @@ def _model(source: Source) -> list[str]:
             f"{_blocks(predictor.depth, predictor.width, model.predictor_heads)}."
         )
     return items
+
+
+def _pace(fps: float | None, frame_step: int | None) -> str:
+    return f"one frame in {frame_step}" if fps is None else f"{fps:g} a second"
 
 
 def _blocks(depth: int, width: int, heads: int) -> str:
@@ -100,11 +105,7 @@ def _training(source: Source) -> list[str]:
     for number, (manifest, weight) in enumerate(zip(data.manifests, weights, strict=True), 1):
         own = {"num_frames": data.num_frames, "frame_step": data.frame_step, "fps": data.fps}
         own |= manifest.own
-        pace = (
-            f"one frame in {own['frame_step']}"
-            if own["fps"] is None
-            else f"{own['fps']:g} a second"
-        )
+        pace = _pace(own["fps"], own["frame_step"])
         share = "by its number of videos" if weight is None else f"weight {weight:g}"
         items.append(f"Manifest {number}: {own['num_frames']} frames a clip, {pace}; {share}.")
     if config.init.checkpoint is not None:

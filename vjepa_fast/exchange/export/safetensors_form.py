@@ -30,7 +30,8 @@ def header_config(source: Source) -> dict:
     """What the header's key `vjepa_fast` holds, as JSON.
 
     format (1), generation (1: sincos; 2: rotary positions), model (a config's section, complete),
-    num_frames (of the longest clip), crop_size, network (target_encoder or encoder) and step.
+    num_frames (of the longest clip), crop_size, pace (how clips are sampled: a frame_step or fps),
+    network (target_encoder or encoder) and step.
     """
     return {
         "format": FORMAT,
@@ -38,6 +39,7 @@ def header_config(source: Source) -> dict:
         "model": json.loads(source.config.model.model_dump_json()),
         "num_frames": source.num_frames,
         "crop_size": source.config.data.crop_size,
+        "pace": source.pace,
         "network": source.network,
         "step": source.checkpoint.state["step"],
     }

@@ -103,6 +103,12 @@ class Source:
         return max(self.config.data.lengths)
 
     @property
+    def pace(self) -> dict[str, float]:
+        """How the run samples clips, as `WeightFile.pace` has it."""
+        data = self.config.data
+        return {"frame_step": data.frame_step} if data.fps is None else {"fps": data.fps}
+
+    @property
     def has_predictor(self) -> bool:
         """Whether the checkpoint has a predictor; an imported one may have none."""
         return any(name.startswith("predictor.") for name in self.checkpoint.state["groups"])

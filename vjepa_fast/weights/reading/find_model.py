@@ -17,7 +17,7 @@ from vjepa_fast.weights.reading.check_weights import (
 )
 from vjepa_fast.weights.reading.clip_size import Clip, clip_of_table, require_table, require_tokens
 from vjepa_fast.weights.reading.names import TABLE, UNUSED_TABLE, Named
-from vjepa_fast.weights.weight_file import Weight, WeightFile
+from vjepa_fast.weights.weight_file import PUBLISHED_PACE, Weight, WeightFile
 
 Kind = Literal["published", "transformers", "safetensors"]
 Generation = Literal[1, 2]
@@ -46,6 +46,7 @@ class Known:
         by: who knows generation and clip, for the report.
         positions: of a model with a config; otherwise the generation's.
         uniform_power: of such a model, in the first generation.
+        pace: of our own exports, see `WeightFile`.
     """
 
     heads: int | None = None
@@ -56,6 +57,7 @@ class Known:
     by: str = "what was said"
     positions: Literal["sincos", "rope_tiled", "rope"] | None = None
     uniform_power: bool = True
+    pace: dict[str, float] | None = None
 
 
 def weight_file(path: Path, kind: Kind, named: Named, known: Known) -> WeightFile:
@@ -137,6 +139,7 @@ def weight_file(path: Path, kind: Kind, named: Named, known: Known) -> WeightFil
         model=model,
         num_frames=tuple(sorted(num_frames)),
         crop_size=crop_size,
+        pace=known.pace or PUBLISHED_PACE[generation],
         parts=parts,
         left_out={
             name: UNUSED_TABLE if reason == TABLE and not first else reason
@@ -265,3 +268,21 @@ def _by_length(path: Path, tokens: Weight, lengths: tuple[int, ...]) -> Weight:
     if len(tokens.pieces) == len(order):
         return replace(tokens, pieces=tuple(tokens.pieces[i] for i in order))
     return replace(tokens, pieces=(lambda: tokens.read()[order],))
+
+
+def told_pace(path: Path, pace: object) -> dict[str, float] | None:
+    """The pace that a file of ours tells, or None if it tells none.
+
+    Raises:
+        UserError: it is none.
+    """
+    if pace is None:
+        return None
+    known = isinstance(pace, dict) and len(pace) == 1 and {*pace} <= {"frame_step", "fps"}
+    value = next(iter(pace.values())) if known else None
+    if not isinstance(value, int | float) or isinstance(value, bool) or not value > 0:
+        raise UserError(
+            f"{path}: found the pace {pace!r}, expected a frame_step or fps above 0; export it "
+            "again"
+        )
+    return dict(pace)

@@ -9,7 +9,12 @@ from pathlib import Path
 
 from vjepa_fast.errors import UserError
 from vjepa_fast.models.block import mlp_width
-from vjepa_fast.weights.reading.find_model import Known, require_agreement, weight_file
+from vjepa_fast.weights.reading.find_model import (
+    Known,
+    require_agreement,
+    told_pace,
+    weight_file,
+)
 from vjepa_fast.weights.reading.names import Named
 from vjepa_fast.weights.reading.read_tensors import Stored, no_weights
 from vjepa_fast.weights.weight_file import WeightFile
@@ -56,7 +61,12 @@ def open_own_export(
     named = Named()
     named.add_published(network, tensors.values(), "")
     known = replace(
-        known, **told, by="its header", positions=positions, uniform_power=uniform_power
+        known,
+        **told,
+        by="its header",
+        positions=positions,
+        uniform_power=uniform_power,
+        pace=told_pace(path, header.get("pace")),
     )
     file = weight_file(path, "safetensors", named, known)
     encoder = file.model["encoder"]

@@ -10,12 +10,18 @@ from typing import Any, Literal
 
 from vjepa_fast.errors import UserError
 from vjepa_fast.weights.reading.check_weights import require_supported
-from vjepa_fast.weights.reading.find_model import Known, require_agreement, weight_file
+from vjepa_fast.weights.reading.find_model import (
+    Known,
+    require_agreement,
+    told_pace,
+    weight_file,
+)
 from vjepa_fast.weights.reading.names import Named
 from vjepa_fast.weights.reading.read_tensors import Stored, no_weights, read_safetensors
 from vjepa_fast.weights.weight_file import WeightFile
 
 _FILE, _INDEX = "model.safetensors", "model.safetensors.index.json"
+PACE = "vjepa_fast_pace"  # key of a config.json that we wrote
 # What VJEPA2Config is where a config.json leaves a key out.
 _DEFAULTS: dict[str, Any] = {
     "patch_size": 16,
@@ -74,6 +80,7 @@ def open_transformers(path: Path, known: Known) -> WeightFile:
     _require_fixed(config_file, values)
     generation = _GENERATIONS[config["model_type"]]
     known = _from_config(config_file, values, known, generation)
+    known = replace(known, pace=told_pace(config_file, config.get(PACE)))
     file = weight_file(path, "transformers", named, known)
     _require_numbers(config_file, values, file)
     return file

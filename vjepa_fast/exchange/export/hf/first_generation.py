@@ -23,6 +23,7 @@ from vjepa_fast.exchange.export.hf.folder import METADATA, WEIGHTS
 from vjepa_fast.exchange.export.hf.second_generation import encoder_tensors
 from vjepa_fast.exchange.export.source import Source
 from vjepa_fast.models.block import NORM_EPS, mlp_width
+from vjepa_fast.weights.reading.transformers_folder import PACE
 
 MODELLING = Path(__file__).resolve().parent / "modeling_vjepa.py"
 _LOAD = """from transformers import AutoModel, AutoVideoProcessor
@@ -68,6 +69,7 @@ def model_config(source: Source) -> dict:
         "patch_size": model.patch_size,
         "tubelet_size": model.tubelet_size,
         "uniform_power": model.uniform_power,
+        PACE: source.pace,
     }
 
 

@@ -26,6 +26,7 @@ from vjepa_fast.exchange.export.hf.folder import (
 )
 from vjepa_fast.exchange.export.source import LazyTensor, Source, Tensors
 from vjepa_fast.models.block import NORM_EPS, mlp_width
+from vjepa_fast.weights.reading.transformers_folder import PACE
 
 _KINDS = ("weight", "bias")
 _LOAD = """from transformers import AutoModel, AutoVideoProcessor
@@ -111,6 +112,7 @@ def model_config(source: Source, **others: Any) -> Any:
         pred_num_hidden_layers=predictor.depth,
         pred_num_mask_tokens=source.num_mask_tokens,
         dtype="float32",
+        **{PACE: source.pace},
         **others,
     )
 
