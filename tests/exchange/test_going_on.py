@@ -24,11 +24,11 @@ from vjepa_fast.data.prepare.demo import make_demo
 from vjepa_fast.training.checkpoint.format import Checkpoint
 from vjepa_fast.training.loop import pretrain
 
-SIZE, TILE, FRAMES, RATE = 32, 8, 8, 8
+SIZE, TILE, FRAMES, RATE = 32, 8, 8, 4  # RATE: frames a second
 ORIENTATIONS = 16
 CONTRAST, NOISE = 40.0, 15.0  # grey levels
 CLIPS, TEST_CLIPS = 400, 400
-FIRST_STEPS, STEPS = 200, 200
+FIRST_STEPS, STEPS = 100, 200
 LABELS = "0.1"  # of the training videos: 2.5 a class
 FIRST = {
     "encoder": {"width": 64, "depth": 3, "heads": 4},
@@ -38,18 +38,21 @@ FIRST = {
 SECOND = FIRST | {"positions": "rope_tiled", "mask_tokens": "shared", "depth_scaled_init": True}
 # What of a model no published file says.
 HEADS = ["--heads", "4", "--predictor-heads", "4"]
-SIZES = ["--crop-size", str(SIZE), "--num-frames", "4"]
+SIZES = ["--crop-size", str(SIZE), "--num-frames", str(FRAMES)]
 
 
 def config_of(output: Path, manifest: Path, model: dict, steps: int, seed: int, **more) -> dict:
-    """A run of 4 frames at 4 a second, 64 tokens a clip, in the two generations."""
+    """A run whose clips are all frames of a video: 64 tokens.
+
+    Imported weights of the second generation see 4 frames a second, which is the same in mosaics.
+    """
     return {
         "seed": seed,
         "output": str(output),
         "data": {
             "manifests": [str(manifest)],
-            "num_frames": 4,
-            "fps": 4,
+            "num_frames": FRAMES,
+            "frame_step": 1,
             "crop_size": SIZE,
             "area": [1.0, 1.0],
             "aspect_ratio": [1.0, 1.0],
@@ -181,7 +184,7 @@ def walk(folder: Path, seed: int = 0) -> tuple[dict[str, float], dict[str, float
 def test_going_on_with_other_videos_makes_their_probe_better(tmp_path: Path) -> None:
     before, after = walk(tmp_path)
     kind = "pretrained encoder"
-    assert after[kind] - before[kind] > 0.05, (before, after)
+    assert after[kind] - before[kind] > 0.1, (before, after)
     assert after[kind] - after["random encoder"] > 0.15, (before, after)
 
 
