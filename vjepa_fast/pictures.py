@@ -56,6 +56,13 @@ class PrincipalColors:
         return values.clamp(0, 1).cpu().numpy()
 
 
+def font_of(size: float) -> ImageFont.FreeTypeFont:
+    """matplotlib's DejaVu Sans: Pillow's own font has no accents, Greek or Cyrillic."""
+    import matplotlib  # inside the function: importing it takes long
+
+    return ImageFont.truetype(f"{matplotlib.get_data_path()}/fonts/ttf/DejaVuSans.ttf", size)
+
+
 def titled(pixels: np.ndarray, title: str) -> np.ndarray:
     """A picture below its title, black on white, in as many lines as its width needs.
 
@@ -67,7 +74,7 @@ def titled(pixels: np.ndarray, title: str) -> np.ndarray:
         uint8 RGBA [more, width, 4].
     """
     width = pixels.shape[1]
-    font = ImageFont.load_default(max(TEXT, width // 50))
+    font = font_of(max(TEXT, width // 50))
     lines = []
     for paragraph in title.split("\n"):
         line = ""

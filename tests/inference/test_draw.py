@@ -14,7 +14,7 @@ from tests.helpers import videos
 from tests.inference.folders import features, read
 from vjepa_fast import load_encoder
 from vjepa_fast.inference import draw
-from vjepa_fast.pictures import PrincipalColors
+from vjepa_fast.pictures import PrincipalColors, font_of
 
 
 def test_components_hold_the_largest_variance() -> None:
@@ -94,3 +94,9 @@ def test_many_clips_are_drawn_from_a_bounded_sample(
     before = (tmp_path / "f" / "index.csv").read_bytes()
     assert features(demo / "test.csv", runs[2], tmp_path / "f", "--picture") == 0
     assert (tmp_path / "f" / "index.csv").read_bytes() == before
+
+
+@pytest.mark.parametrize("letter", "éßΩЖ")
+def test_the_font_has_letters_beyond_ascii(letter: str) -> None:
+    font, absent = font_of(12), "\U0010fffe"
+    assert bytes(font.getmask(letter)) != bytes(font.getmask(absent))

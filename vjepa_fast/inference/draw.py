@@ -13,7 +13,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from av.video.reformatter import ColorRange
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from torch import Tensor
 
 from vjepa_fast.data.decode.backend import Decoder
@@ -22,7 +22,7 @@ from vjepa_fast.data.manifest.files import replaced_atomically
 from vjepa_fast.errors import UserError
 from vjepa_fast.inference.clips import ClipList, decode_ahead
 from vjepa_fast.inference.encoder import VideoEncoder
-from vjepa_fast.pictures import GAP, PrincipalColors, titled
+from vjepa_fast.pictures import GAP, PrincipalColors, font_of, titled
 
 PNG, MP4 = "components.png", "components.mp4"
 CLIPS, BYTES = 32, 2**29  # at most, of which the components are computed; all are in the video
@@ -155,7 +155,7 @@ def _page_rows(clip: _Drawn, colors: PrincipalColors) -> np.ndarray:
 
 def _text(text: str, width: int, height: int) -> np.ndarray:
     """A line of text, black on white, cut at its end: uint8 [height, width, 3]."""
-    font = ImageFont.load_default(height * 0.65)
+    font = font_of(height * 0.65)
     band = Image.new("RGB", (width, height), "white")
     ImageDraw.Draw(band).text((GAP, height / 2), text, "black", font, anchor="lm")
     return np.asarray(band)
