@@ -194,8 +194,8 @@ def test_an_output_below_a_file(tmp_path):
     (tmp_path / "file").write_text("mine")
     for output in (tmp_path / "file" / "out", tmp_path / "file" / "a" / "out"):
         assert refused(tmp_path, run, "safetensors", output) == (
-            f"--output: found {output}, a part of which is a file, expected a path of folders; "
-            "name another one"
+            f"--output: found {output}, which cannot be made (Not a directory), expected a place "
+            "for a new folder; name another one"
         )
 
 

@@ -97,7 +97,7 @@ def import_weights(
         "config": settings,
         "videos": "",
         "imported": {
-            "file": source.resolve().name,
+            "file": Path(os.path.abspath(source)).name,  # a link's own name, e.g. in a cache
             "kind": file.kind,
             "generation": file.generation,
             "parts": list(file.parts),

@@ -6,6 +6,7 @@ import errno
 import os
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -42,9 +43,10 @@ def write_new_folder(output: Path, size: int, fill: Callable[[Path], T]) -> T:
             left behind then, nor if `fill` raises.
     """
     hidden = output.with_name(f".{output.name}.writing")
+    new_parents = [path for path in output.parents if not path.exists()]  # the innermost first
     try:
         require_new(output)
-        hidden.mkdir(parents=True, exist_ok=True)
+        _make(hidden, output)
         with sole_writer(hidden, "name another output"):
             try:
                 for stale in hidden.glob("[!.]*"):  # left by a killed process
@@ -59,13 +61,13 @@ def write_new_folder(output: Path, size: int, fill: Callable[[Path], T]) -> T:
                 raise
             (output / ".lock").unlink()
         sync(output.parent)
-    except OSError as error:
-        if error.errno in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
-            require_new(output)
-            raise UserError(
-                f"--output: found {output}, a part of which is a file, expected a path of folders; "
-                "name another one"
-            ) from None
+    except BaseException as error:
+        for path in new_parents:
+            with suppress(OSError):  # not made, or in use by now
+                path.rmdir()
+        if not isinstance(error, OSError):
+            raise
+        require_new(output)  # made meanwhile
         if error.errno not in _DISK_FULL:
             raise
         raise UserError(
@@ -73,6 +75,18 @@ def write_new_folder(output: Path, size: int, fill: Callable[[Path], T]) -> T:
             "MB; free some, or name another output"
         ) from None
     return result
+
+
+def _make(hidden: Path, output: Path) -> None:
+    try:
+        hidden.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        if error.errno in _DISK_FULL:
+            raise
+        raise UserError(
+            f"--output: found {output}, which cannot be made ({error.strerror}), expected a place "
+            "for a new folder; name another one"
+        ) from None
 
 
 def _require_space(output: Path, size: int) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 
 import pytest
@@ -99,6 +100,29 @@ def test_a_target_encoder_alone_is_written_as_both(tmp_path):
     assert imported.written == {"encoder": "target_encoder", "target_encoder": "target_encoder"}
 
 
+def test_the_command_to_go_on_with_an_encoder_alone(tmp_path, capsys):
+    """The predictor is then a fresh one; and a shell takes the line as it is."""
+    file = save(checkpoint(second=True)["encoder"], tmp_path / "encoder.pt")
+    options = ["--heads", "2", "--crop-size", "24", "--num-frames", "4"]
+    assert main(["import", str(file), "--output", str(tmp_path / "my run"), *options]) == 0
+    words = shlex.split(capsys.readouterr().out.splitlines()[-1])
+    assert words[:3] == ["deepspeed", "vjepa_fast/train.py", "--config"]
+    assert words[4::2] == ["--set"] * 3
+    assert words[5::2] == [
+        f"init.checkpoint={tmp_path / 'my run'}",
+        "init.predictor=fresh",
+        'data.manifests=["data/mine.csv"]',
+    ]
+
+
+def test_a_link_keeps_its_name(tmp_path):
+    """Caches of downloads hold links to files whose names are checksums."""
+    file = save(checkpoint(), tmp_path / "0a1b2c")
+    (tmp_path / "vitl16.pth.tar").symlink_to(file)
+    run = import_weights(tmp_path / "vitl16.pth.tar", tmp_path / "run", **FIRST).run
+    assert Checkpoint.find(run).imported["file"] == "vitl16.pth.tar"
+
+
 def test_several_lengths(tmp_path):
     file = save(checkpoint(4, second=True), tmp_path / "tiny.pt")
     run = import_weights(file, tmp_path / "run", **SECOND | {"num_frames": (8, 4)}).run
@@ -172,8 +196,20 @@ class TestNothingIsLeft:
         content = checkpoint()
         content[part] |= {n: v / 0 for n, v in content[part].items() if n.endswith(".norm1.bias")}
         file = save(content, tmp_path / "a.pt")
-        with pytest.raises(UserError, match=f"found NaN or infinity in {part}.module.backbone"):
-            import_weights(file, tmp_path / "run", **FIRST)
+        for output in ("run", "new/newer/run"):
+            with pytest.raises(UserError, match=f"found NaN or infinity in {part}.module.backbone"):
+                import_weights(file, tmp_path / output, **FIRST)
+        assert [*tmp_path.iterdir()] == [file]
+
+    @pytest.mark.parametrize(
+        ("output", "reason"), [("/proc/x/run", "No such file"), ("x" * 300, "File name too long")]
+    )
+    def test_where_no_folder_can_be_made(self, output, reason, tmp_path):
+        file = save(checkpoint(), tmp_path / "a.pt")
+        with pytest.raises(
+            UserError, match=rf"^--output: found .*, which cannot be made \({reason}"
+        ):
+            import_weights(file, tmp_path / output, **FIRST)
         assert [*tmp_path.iterdir()] == [file]
 
     def test_where_the_disk_is_too_small(self, tmp_path, monkeypatch):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import shlex
 from collections import Counter
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -118,10 +119,12 @@ def summary(imported: Imported) -> Iterator[str]:
     fits = is_recipes_model(imported.config["model"], file.generation)
     has = "its model section is this one" if fits else "put this model section into it"
     yield f"next, on your own videos, with {recipe} ({has}):"
-    yield (
-        f"deepspeed vjepa_fast/train.py --config {recipe} --set init.checkpoint={imported.run} "
-        "--set 'data.manifests=[\"data/mine.csv\"]'"
-    )
+    settings = [f"init.checkpoint={imported.run}"]
+    if "predictor" not in file.parts:
+        settings.append("init.predictor=fresh")
+    settings.append('data.manifests=["data/mine.csv"]')
+    sets = " ".join(f"--set {shlex.quote(setting)}" for setting in settings)
+    yield f"deepspeed vjepa_fast/train.py --config {recipe} {sets}"
 
 
 def is_recipes_model(model: dict, generation: int) -> bool:
