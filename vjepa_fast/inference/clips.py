@@ -42,9 +42,11 @@ class Sampling:
     frame_step: int = 4
     fps: float | None = None
 
-    def windows(self, clips: int = 1) -> Windows:
+    def windows(self, clips: int = 1, avoid_gaps: bool = True) -> Windows:
         """The rule that takes the frames of `clips` clips out of a video."""
-        return Windows(self.num_frames, self.frame_step, self.fps, clips=clips)
+        return Windows(
+            self.num_frames, self.frame_step, self.fps, clips=clips, avoid_gaps=avoid_gaps
+        )
 
     @property
     def in_words(self) -> str:
@@ -63,7 +65,8 @@ class ClipList:
         clips: clips of each video, spread evenly: the positions where a clip fits are divided into
             that many equal parts, and clip i starts in the middle of part i.
         window_step: instead, clips from every window_step-th frame of the video on, as long as they
-            fit.
+            fit. With `fps`, every window_step / (the video's mean frame rate) seconds, which is not
+            the same where the rate varies; also within gaps, out of which other clips are moved.
 
     Attributes:
         entries: as given.
@@ -85,7 +88,7 @@ class ClipList:
         window_step: int | None = None,
     ) -> None:
         self.entries, self.sampling = entries, sampling
-        self._windows = sampling.windows(1 if window_step else clips)
+        self._windows = sampling.windows(1 if window_step else clips, avoid_gaps=not window_step)
         self._window_step = window_step
         self.short = self._windows.shorter_than_clip(entries)
         counts = self._window_counts() if window_step else np.full(len(entries), clips)

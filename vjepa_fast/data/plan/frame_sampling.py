@@ -29,6 +29,8 @@ class Windows:
             "wrap" starts over, "drop" has `ClipPlanner` leave the video out.
         clips: clips of each video. The positions where a window fits are divided into that many
             equal parts, and clip i starts in part i.
+        avoid_gaps: with `fps`, move a window that would mostly show the one frame of a gap, see
+            `start_outside_gaps`.
     """
 
     num_frames: int
@@ -36,6 +38,7 @@ class Windows:
     fps: float | None = None
     short: ShortVideos = "repeat_last"
     clips: int = 1
+    avoid_gaps: bool = True
 
     def shorter_than_clip(self, entries: Entries) -> np.ndarray:
         """Which videos are shorter than the window: bool [n]. An image, which fills any, is not.
@@ -82,8 +85,7 @@ class Windows:
     ) -> np.ndarray:
         """Frame indices of one clip, by `fps`: int64 [num_frames].
 
-        A frame is shown from its time stamp to the next one's. A window that would mostly show the
-        one frame of a gap is moved, see `start_outside_gaps`.
+        A frame is shown from its time stamp to the next one's.
 
         Args:
             entry: the video.
@@ -97,7 +99,7 @@ class Windows:
             total = float(times[-1]) * entry.frames / max(entry.frames - 1, 1)
         spare = max(total - self.num_frames / self.fps, 0.0)
         start = spare * (part + position) / self.clips
-        if times is not None:
+        if times is not None and self.avoid_gaps:
             bounds = spare * part / self.clips, spare * (part + 1) / self.clips
             seconds = self.num_frames / self.fps
             shown = np.append(times, total)
