@@ -125,6 +125,9 @@ def test_other_sizes_where_positions_allow_it(runs: dict) -> None:
         (1, clips(height=35), r"found frames of 35 x 28 pixels, expected 28 x 28, the .* table"),
         (1, clips(frames=6), r"found clips of 6 frames, expected at most 4, the length"),
         (1, [], r"found none, expected at least one"),
+        (1, clips().numpy(), r"found several of type ndarray, expected .* torch.from_numpy"),
+        (1, list(clips()), r"found several of type Tensor, expected .* or torch.stack"),
+        (1, None, r"found NoneType, expected the path of a video"),
     ],
 )
 def test_tensors_that_do_not_fit(runs: dict, generation: int, video: object, sentence: str) -> None:

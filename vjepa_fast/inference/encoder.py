@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -111,15 +111,12 @@ class VideoEncoder:
 
         Raises:
             UserError: a file is no video, is damaged or shorter than a clip; a tensor of another
-                type or of a size that does not fit.
+                type or of a size that does not fit; neither paths nor a tensor.
         """
         if isinstance(videos, Tensor):
             video = videos if videos.ndim == 5 else videos[None]
         else:
-            paths = [videos] if isinstance(videos, str | os.PathLike) else list(videos)
-            if not paths:
-                raise UserError("videos: found none, expected at least one; name a video file")
-            video = torch.stack([self.read_clip(path) for path in paths])
+            video = torch.stack([self.read_clip(path) for path in _paths(videos)])
         self._check(video)
         return self.encode(video)
 
@@ -178,3 +175,19 @@ class VideoEncoder:
                     "length of the encoder's position table; cut the clips, or load the encoder "
                     "with another num_frames"
                 )
+
+
+def _paths(videos: object) -> list[str | os.PathLike]:
+    """One path or several, as a list."""
+    several = isinstance(videos, Iterable) and not isinstance(videos, str | os.PathLike)
+    paths = list(videos) if several else [videos]
+    if not paths:
+        raise UserError("videos: found none, expected at least one; name a video file")
+    for found in paths:
+        if not isinstance(found, str | os.PathLike):
+            raise UserError(
+                f"videos: found {'several of type ' * several}{type(found).__name__}, expected the "
+                "path of a video, a list of paths, or one uint8 tensor; make a tensor with "
+                "torch.from_numpy or torch.stack"
+            )
+    return paths
