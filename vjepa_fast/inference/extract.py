@@ -124,8 +124,11 @@ def extract(
     work = ShardWork(encoder, clips, extraction, max_bad_fraction)
     backend = backend or ("auto" if encoder.device.type == "cuda" else "pyav")
     settings = {"videos": planner.digest, **work.settings, "backend": backend}
+    own = range(part[0], work.shards, part[1])
+    if not output.exists():  # else the command that stores less would find other settings there
+        _require_space(output, sum(map(work.shard_bytes, own)))
     folder = FeatureFolder.open(output, settings, work.shards, extraction.file_format)
-    todo = [s for s in range(part[0], work.shards, part[1]) if not folder.is_done(s)]
+    todo = [shard for shard in own if not folder.is_done(shard)]
     drawing = picture and part[0] == 0
     if todo:
         _require_space(output, sum(map(work.shard_bytes, todo)))
@@ -150,7 +153,8 @@ def extract(
 
 
 def _require_space(output: Path, needed: int) -> None:
-    free = shutil.disk_usage(output).free
+    there = next(place for place in (output, *output.absolute().parents) if place.exists())
+    free = shutil.disk_usage(there).free
     if needed > free:
         raise UserError(
             f"{output}: found {free / 1e9:.1f} GB of free disk, expected the {needed / 1e9:.1f} GB "
