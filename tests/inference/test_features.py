@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.data.prepare.test_inspect import write_timed
 from tests.helpers import videos
 from tests.inference.folders import features, files, index_of, read
 from vjepa_fast import cli, load_encoder
@@ -94,6 +95,18 @@ def test_windows_in_seconds(tmp_path: Path) -> None:
     ]
 
 
+def test_windows_in_seconds_stay_in_order_where_the_frame_rate_varies(tmp_path: Path) -> None:
+    """50 frames a second, but the middle one is shown for ten: 100 frames in 12 seconds."""
+    path = write_timed(tmp_path / "gap.mp4", [0.02 * i + 10 * (i > 49) for i in range(100)])
+    entries = inspect_video(path)
+    assert entries[0].vfr
+    clips = ClipList(entries, Sampling(4, 28, fps=4.0), window_step=25)  # every 3 seconds
+    found = [clip_frames(clips.plan(i), entries[0]).tolist() for i in range(len(clips))]
+    assert found == [[0, 12, 25, 37], [49] * 4, [49] * 4, [49] * 4]
+    middle = ClipList(entries, Sampling(4, 28, fps=4.0)).plan(0)  # as in training
+    assert clip_frames(middle, entries[0]).tolist() != [49] * 4
+
+
 def mixed(folder: Path) -> Path:
     """A manifest of 8 videos: the third is damaged, the sixth shorter than a clip of run 1."""
     paths = [videos.write_numbered(folder, "vp9", 20, f"v{i}") for i in range(8)]
@@ -158,6 +171,9 @@ def test_commands_that_are_refused(
     (tmp_path / "other" / "thesis.txt").write_text("x")
     Image.fromarray(videos.numbered(0)).save(tmp_path / "a.png")
     assert features(test, runs[1], full, "--pool", "mean") == 0
+    entries = list(read_manifest(test))
+    entries[3].labels["digit"] += 1
+    write_manifest(relabeled := tmp_path / "relabeled.csv", entries)
     before = files(full)
     capsys.readouterr()
     for source, run, output, arguments, sentence in (
@@ -165,6 +181,7 @@ def test_commands_that_are_refused(
         (test, runs[1], full, [], "(pool mean, now tokens)"),
         (test, runs[1], full, ["--pool", "mean", "--clips", "2"], "clips_per_video 1, now 2"),
         (demo / "train.csv", runs[1], full, ["--pool", "mean"], "(videos "),
+        (relabeled, runs[1], full, ["--pool", "mean"], "(labels {'digit': "),
         (test, runs[1], tmp_path / "other", [], "other files (thesis.txt), expected none"),
         (test, runs[1], tmp_path / "a.png", [], "a.png: found a file, expected a folder"),
         (tmp_path / "a.png", runs[1], tmp_path / "n", [], "found an image (png), expected a v"),
@@ -185,6 +202,8 @@ def test_commands_that_are_refused(
     monkeypatch.setattr(extract.shutil, "disk_usage", lambda _: usage)
     assert features(test, runs[1], tmp_path / "d") == 2
     assert "d: found 0.0 GB of free disk, expected the 0.0 GB that" in capsys.readouterr().err
+    assert not (tmp_path / "d").exists()
+    assert features(test, runs[1], tmp_path / "d", "--pool", "mean") == 0  # which it advises
 
 
 def test_features_that_cannot_be_stored(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from vjepa_fast.data.decode.backend import Decoder
 from vjepa_fast.data.decode.time_stamps import clip_frames
+from vjepa_fast.data.manifest.entry import LABEL_PREFIX
 from vjepa_fast.data.plan.clip_plan import ClipPlan
 from vjepa_fast.data.plan.frame_sampling import TimedWindow
 from vjepa_fast.errors import UserError
@@ -77,10 +79,16 @@ class ShardWork:
 
     @property
     def settings(self) -> dict:
-        """All that the features of given videos depend on, beyond rounding, as JSON data."""
+        """All that the features of given videos and their index depend on, beyond rounding, as JSON
+        data.
+        """
         encoder, how, sampling = self._encoder, self._extraction, self._encoder.sampling
+        entries = self._clips.entries
         return {
-            "labels": self._clips.entries.label_names,
+            "labels": {
+                name: f"{zlib.crc32(entries.column(LABEL_PREFIX + name).tobytes()):08x}"
+                for name in entries.label_names
+            },
             "clips": len(self._clips),
             "clips_per_video": None if how.window_step else how.clips,
             "window_step": how.window_step,
