@@ -7,9 +7,10 @@ import pytest
 
 from tests.weights.published_files import FIRST, SECOND, checkpoint, save
 from vjepa_fast.evaluation import probe
-from vjepa_fast.evaluation.saved_probe import load_probe, weights_checksum
+from vjepa_fast.evaluation.saved_probe import load_probe
 from vjepa_fast.evaluation.train_probe import make_recipe
 from vjepa_fast.exchange.import_weights import import_weights
+from vjepa_fast.weights import weights_checksum
 from vjepa_fast.weights.open_file import open_weights
 
 

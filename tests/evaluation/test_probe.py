@@ -21,7 +21,7 @@ from vjepa_fast.errors import UserError
 from vjepa_fast.evaluation import probe
 from vjepa_fast.evaluation.features import Clips, all_features, encoder_features, load_clips
 from vjepa_fast.evaluation.probe import PIXELS, PRETRAINED, RANDOM
-from vjepa_fast.evaluation.saved_probe import load_probe, weights_checksum
+from vjepa_fast.evaluation.saved_probe import load_probe
 from vjepa_fast.evaluation.train_probe import (
     ProbeRecipe,
     label_split,
@@ -33,6 +33,7 @@ from vjepa_fast.evaluation.train_probe import (
 from vjepa_fast.inference.load import load_target_encoder
 from vjepa_fast.training.checkpoint.format import Checkpoint
 from vjepa_fast.training.loop import pretrain
+from vjepa_fast.weights import weights_checksum
 
 RECIPE = ProbeRecipe(steps=400, batch=32, lr=5e-3, width=16, heads=2)
 FOUR_BLOCKS = replace(RECIPE, steps=150, blocks=4)

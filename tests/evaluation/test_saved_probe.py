@@ -13,12 +13,8 @@ from safetensors.torch import save, save_file
 
 from tests.evaluation.test_four_blocks import make
 from vjepa_fast.errors import UserError
-from vjepa_fast.evaluation.saved_probe import (
-    load_probe,
-    probe_file_name,
-    save_probe,
-    weights_checksum,
-)
+from vjepa_fast.evaluation.saved_probe import load_probe, probe_file_name, save_probe
+from vjepa_fast.weights import weights_checksum
 
 HEADER = {"label": "digit", "classes": [0, 7, 9_999_999_999], "encoder": {"crc32": 5}}
 

@@ -12,10 +12,11 @@ from safetensors.torch import load_file, save_file
 from tests.exchange.runs import FIRST, SECOND, write_run
 from tests.exchange.test_export import refused
 from vjepa_fast.evaluation.attentive_classifier import AttentiveClassifier
-from vjepa_fast.evaluation.saved_probe import save_probe, weights_checksum
+from vjepa_fast.evaluation.saved_probe import save_probe
 from vjepa_fast.exchange.export.form import features
 from vjepa_fast.exchange.export.run import export_run
 from vjepa_fast.exchange.export.source import open_source
+from vjepa_fast.weights import weights_checksum
 
 USER = """
 import re, sys

@@ -21,7 +21,7 @@ from vjepa_fast.evaluation.features import (
     load_clips,
     pixel_features,
 )
-from vjepa_fast.evaluation.saved_probe import probe_file_name, save_probe, weights_checksum
+from vjepa_fast.evaluation.saved_probe import probe_file_name, save_probe
 from vjepa_fast.evaluation.train_probe import (
     label_split,
     make_recipe,
@@ -32,6 +32,7 @@ from vjepa_fast.evaluation.train_probe import (
 from vjepa_fast.inference.load import load_target_encoder
 from vjepa_fast.models.encoder import VisionTransformer
 from vjepa_fast.training.checkpoint.format import Checkpoint
+from vjepa_fast.weights import weights_checksum
 
 PRETRAINED, RANDOM, PIXELS = "pretrained encoder", "random encoder", "raw pixels"
 LOW_SHOT_DRAWS = 3  # as in the paper
@@ -121,7 +122,6 @@ def run_probe(
     }
     in_run = checkpoint.folder.parent.name == "checkpoints"
     out = (checkpoint.folder.parents[1] if in_run else checkpoint.folder) / "probe.json"
-    out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     shared = {
         "encoder": _identity(checkpoint, encoder),
         "label_fraction": label_fraction,
@@ -136,6 +136,7 @@ def run_probe(
             "accuracy": draws[label][PRETRAINED][0],
         }
         save_probe(out.with_name(result["saved"][label]), probe, header | shared)
+    out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")  # it names the others
     return result | {"file": str(out)}
 
 

@@ -22,25 +22,13 @@ from torch import Tensor
 
 from vjepa_fast.errors import UserError
 from vjepa_fast.evaluation.attentive_classifier import AttentiveClassifier
-from vjepa_fast.weights import load_exactly
+from vjepa_fast.weights import load_exactly, weights_checksum
 
 FORMAT = 1
 _KIND = "attentive probe"
 _KEY = "vjepa_fast"
 _MAX_NAME = 50  # characters of a label in a file's name, which may have 255 bytes
 _OTHERWISE = "expected a file that vjepa-fast probe wrote; run it again"
-
-
-def weights_checksum(weights: Mapping[str, Tensor]) -> int:
-    """CRC-32 of names and fp32 values, whatever the order and the device of the weights.
-
-    A probe's header holds that of the encoder: another encoder's features mean nothing to it.
-    """
-    crc = 0
-    for name in sorted(weights):
-        crc = zlib.crc32(name.encode(), crc)
-        crc = zlib.crc32(weights[name].detach().float().cpu().contiguous().numpy(), crc)
-    return crc
 
 
 def probe_file_name(label: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from vjepa_fast.errors import UserError
 from vjepa_fast.inference.clips import Sampling, read_middle_clip
 from vjepa_fast.models.encoder import VisionTransformer
 from vjepa_fast.models.jepa import encode_clips
+from vjepa_fast.weights import weights_checksum
 
 Network = Literal["target_encoder", "encoder"]
 Video = Tensor | str | os.PathLike
@@ -95,12 +95,8 @@ class VideoEncoder:
 
     @property
     def checksum(self) -> int:
-        """CRC-32 of the weights, the same in whichever form they were stored."""
-        crc = 0
-        for name, value in sorted(self.model.state_dict().items()):
-            crc = zlib.crc32(name.encode(), crc)
-            crc = zlib.crc32(value.cpu().contiguous().view(-1).view(torch.uint8).numpy(), crc)
-        return crc
+        """CRC-32 of the weights, see `weights_checksum`."""
+        return weights_checksum(self.model.state_dict())
 
     def __call__(self, videos: Video | Sequence[str | os.PathLike]) -> Features:
         """Features of video files or of tensors.

@@ -4,6 +4,7 @@ Imports errors and models. training/checkpoint/format.py reads a run's own weigh
 What becomes of the weights belongs in exchange and inference.
 """
 
+from vjepa_fast.weights.checksum import weights_checksum
 from vjepa_fast.weights.probe_names import probe_from_published, probe_to_transformers
 from vjepa_fast.weights.published import (
     encoder_from_published,
@@ -21,4 +22,5 @@ __all__ = [
     "predictor_to_published",
     "probe_from_published",
     "probe_to_transformers",
+    "weights_checksum",
 ]

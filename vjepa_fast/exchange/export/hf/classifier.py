@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vjepa_fast.errors import UserError
 from vjepa_fast.evaluation.attentive_classifier import AttentiveClassifier
-from vjepa_fast.evaluation.saved_probe import load_probe, weights_checksum
+from vjepa_fast.evaluation.saved_probe import load_probe
 from vjepa_fast.exchange.export.form import Form, from_ours, random_clip, safetensors_size
 from vjepa_fast.exchange.export.hf.folder import (
     METADATA,
@@ -28,6 +28,7 @@ from vjepa_fast.exchange.export.hf.second_generation import (
 )
 from vjepa_fast.exchange.export.source import LazyTensor, Source
 from vjepa_fast.models.block import NORM_EPS
+from vjepa_fast.weights import weights_checksum
 from vjepa_fast.weights.probe_names import probe_to_transformers
 
 _LOAD = """from transformers import AutoModelForVideoClassification, AutoVideoProcessor
