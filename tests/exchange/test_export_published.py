@@ -12,6 +12,7 @@ from tests.helpers.paths import GOLDEN, REPOSITORY
 from vjepa_fast.exchange.export.published_form import HUB_MASK_TOKENS, published_mask_tokens
 from vjepa_fast.exchange.export.run import export_run
 from vjepa_fast.exchange.export.source import open_source
+from vjepa_fast.training.checkpoint.format import Checkpoint
 from vjepa_fast.weights import encoder_from_published, predictor_from_published
 
 
@@ -135,10 +136,35 @@ def test_what_their_loaders_read_besides_loads(tmp_path):
 )
 def test_every_mask_token_of_the_hub_is_a_trained_one(count, expected):
     tokens = torch.randn(count, 4)
-    found = published_mask_tokens(tokens, second=True, imported=False)
+    found = published_mask_tokens(tokens, HUB_MASK_TOKENS)
     assert torch.equal(found, tokens[expected]) and len(found) >= HUB_MASK_TOKENS
-    assert torch.equal(published_mask_tokens(tokens, second=False, imported=False), tokens)
-    assert torch.equal(published_mask_tokens(tokens, second=True, imported=True), tokens)
+    assert torch.equal(published_mask_tokens(tokens, 0), tokens)
+
+
+LENGTHS = {"data": {"manifests": ["a", {"path": "b", "num_frames": 16}]}}
+
+
+@pytest.mark.parametrize(
+    ("model", "sections", "count", "note"),
+    [
+        (FIRST, {}, 2, ""),
+        (FIRST | {"mask_tokens": "shared"}, {}, 2, ""),
+        (FIRST | {"mask_tokens": "shared"}, LENGTHS, 2, "for each clip length, the public code"),
+        (SECOND, LENGTHS, 10, ""),
+        (SECOND | {"mask_tokens": "per_spec"}, {}, 10, "for each mask spec, the public code"),
+    ],
+)
+def test_mask_tokens_of_the_other_generations_kind(model, sections, count, note, tmp_path):
+    """The public code of each generation knows one kind; a token for all is right for both."""
+    run = write_run(tmp_path / "run", model, **sections)
+    _, state = exported(run, tmp_path / "out")
+    own = Checkpoint.find(run).weights("predictor", "master")["mask_tokens"]
+    prefix = "module.backbone.mask_tokens."
+    found = [value for name, value in state["predictor"].items() if name.startswith(prefix)]
+    assert len(found) == count
+    assert all(torch.equal(token.flatten(), own[i % len(own)]) for i, token in enumerate(found))
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert (note in card) if note else ("mask token" not in card)
 
 
 def test_an_imported_encoder_alone(tmp_path):

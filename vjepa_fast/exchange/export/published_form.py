@@ -27,27 +27,39 @@ weights = {name.removeprefix("module.backbone."): value for name, value in state
 """
 
 
-def published_mask_tokens(tokens: Tensor, second: bool, imported: bool) -> Tensor:
-    """The mask tokens of a published file, [M, P].
+def published_mask_tokens(tokens: Tensor, least: int) -> Tensor:
+    """The mask tokens of a published file, [M, P]: a run's, repeated in turn up to `least`.
 
-    First generation: those of the run, one for each mask spec, which is the index that the public
-    code uses.
+    First generation: the public code uses the index of the mask spec.
 
-    Second generation: the public code uses the index of the clip's length among the lengths of its
-    config in training, and index 1 in the predictor's own default; the predictor that its hub
-    builds has 10. A run of ours has one token for each length, ascending. They are repeated in turn
-    up to at least 10: token i of the file is token i mod (number of lengths) of the run. So the
-    first ones are those of the lengths, and no index is one that nothing trained.
-
-    Args:
-        tokens: of the checkpoint, [M, P].
-        second: whether it is of the second generation.
-        imported: whether it was imported; then it keeps the number of its file.
+    Second generation: it uses the index of the clip's length among the lengths of its config in
+    training, and index 1 in the predictor's own default; the predictor that its hub builds has 10.
+    A run of ours has one token for each length, ascending. So the first ones are those of the
+    lengths, and no index is one that nothing trained.
     """
-    if not second or imported:
-        return tokens
-    count = max(len(tokens), HUB_MASK_TOKENS)
+    count = max(len(tokens), least)
     return tokens[torch.arange(count) % len(tokens)]
+
+
+def _least_mask_tokens(source: Source) -> int:
+    """How many of them the public code wants; an imported checkpoint has what its file had."""
+    if source.imported is not None:
+        return 0
+    return HUB_MASK_TOKENS if source.generation == 2 else len(source.config.masks.specs)
+
+
+def _mask_token_note(source: Source) -> tuple[str, ...]:
+    """Where the public predictor cannot take the run's mask tokens as the run does."""
+    if source.imported is not None or not source.has_predictor or source.num_mask_tokens == 1:
+        return ()
+    shared = source.config.model.mask_tokens == "shared"
+    if shared == (source.generation == 2):
+        return ()
+    ours, theirs = ("clip length", "mask spec") if shared else ("mask spec", "clip length")
+    return (
+        f"The run has a mask token for each {ours}, the public code takes one for each {theirs}: "
+        "its predictions are not the run's, features are.",
+    )
 
 
 def fresh_optimizer(parts: Mapping[str, Mapping[str, Tensor]], source: Source) -> dict:
@@ -102,9 +114,7 @@ def published_state(source: Source) -> dict:
     if not source.has_predictor:
         return {**parts, "epoch": 0}
     own = {name: value.read() for name, value in source.part("predictor").items()}
-    own["mask_tokens"] = published_mask_tokens(
-        own["mask_tokens"], not first, source.imported is not None
-    )
+    own["mask_tokens"] = published_mask_tokens(own["mask_tokens"], _least_mask_tokens(source))
     named = {name: value.clone() for name, value in predictor_to_published(own).items()}
     if first:
         table = position_table(model.predictor.width, grid, model.uniform_power)
@@ -163,6 +173,7 @@ def published_form(source: Source) -> Form:
         "Its optimizer state is a fresh one."
         if source.has_predictor
         else "There is no predictor: the public evaluations load it, pretraining does not.",
+        *_mask_token_note(source),
     )
     return Form(
         size=_size(source),
