@@ -176,7 +176,7 @@ class TestGenerations:
         assert (found.generation, found.model["positions"]) == (2, "rope_tiled")
         assert found.recognized == {
             "generation": "2, by 10 mask tokens (its position table is not used)",
-            "clip": "a position table that it does not use",
+            "clip": "a position table that the model does not use",
         }
         assert (found.num_frames, found.crop_size) == ((FRAMES,), CROP)
         assert [*found.left_out.values()].count(UNUSED_TABLE) == 3
@@ -185,7 +185,7 @@ class TestGenerations:
         file = save(checkpoint(10, second=True, tables=True), tmp_path / "vitl.pt")
         found = open_weights(file, **SECOND | {"crop_size": 32, "num_frames": [8]})
         assert (found.num_frames, found.crop_size) == ((8,), 32)
-        assert found.recognized["clip"] == "what was said"
+        assert found.recognized["clip"] == "the options given"
 
     def test_an_unused_table_of_another_kind_is_no_default(self, tmp_path):
         content = checkpoint(10, second=True, tables=True)
@@ -230,7 +230,7 @@ class TestGenerations:
         assert open_weights(file, heads=2, predictor_heads=2).generation == 2
         found = open_weights(file, **FIRST, generation=1)
         assert found.generation == 1
-        assert found.recognized["generation"] == "1, by what was said"
+        assert found.recognized["generation"] == "1, by the options given"
 
 
 class TestLengths:

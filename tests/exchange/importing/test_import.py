@@ -177,7 +177,12 @@ def test_the_recipes_are_for_the_models_that_the_command_says(generation):
     assert model_changes(ModelConfig.model_validate(recipe), found) == []
     section = found.model_dump()
     assert is_recipes_model(section, generation)
-    for other in ({"encoder": encoder | {"depth": 23}}, {"patch_size": 14}, {"tubelet_size": 1}):
+    for other in (
+        {"encoder": encoder | {"depth": 23}},
+        {"patch_size": 14},
+        {"tubelet_size": 1},
+        {"positions": "rope"},
+    ):
         assert not is_recipes_model(section | other, generation)
 
 

@@ -99,8 +99,11 @@ def with_header(path, change):
     ("change", "sentence"),
     [
         (lambda own: own.update(format=2), "found format 2 of an export, expected 1"),
-        (lambda own: own.pop("crop_size"), "found a header of an export without its config"),
-        (lambda own: own.update(model=3), "found a header of an export without its config"),
+        (lambda own: own.pop("crop_size"), "found a header of an export without a valid config"),
+        (lambda own: own.update(crop_size=None), "without a valid config"),
+        (lambda own: own.update(num_frames="8 frames"), "without a valid config"),
+        (lambda own: own.update(generation=2), "generation 2 with positions sincos"),
+        (lambda own: own.update(model=3), "found a header of an export without a valid config"),
         (lambda own: own.update(network="both"), "found the network 'both' in the header"),
         (lambda own: own["model"]["encoder"].update(depth=3), "depth 3 in the header beside t"),
         (lambda own: own["model"]["encoder"].update(mlp_ratio=2.0), "hidden width 48 in the head"),

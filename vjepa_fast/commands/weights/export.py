@@ -49,7 +49,7 @@ def run(options: argparse.Namespace) -> int:
     for name, size in done.files.items():
         print(f"{size:>14,} bytes  {name}")
     print(
-        "checked: loaded again, it gives for a random clip what we give, "
-        f"to {done.difference:.2g} (at most {done.tolerance:.2g} is allowed)"
+        "checked: loaded again, its outputs for a random clip differ from ours by "
+        f"{done.difference:.2g} (at most {done.tolerance:.2g} is allowed)"
     )
     return 0

@@ -134,6 +134,8 @@ def is_recipes_model(model: dict, generation: int) -> bool:
     recipe = ModelConfig.model_validate({"encoder": "vit_large"})
     own = ModelConfig.model_validate(model)
     heads = recipe.encoder.heads if generation == 1 else 12
+    if own.positions == "rope":  # of an export of ours
+        return False
     return (own.encoder, own.patch_size, own.tubelet_size, own.uniform_power) == (
         recipe.encoder,
         recipe.patch_size,

@@ -54,7 +54,7 @@ class Known:
     crop_size: int | None = None
     num_frames: tuple[int, ...] | None = None
     generation: Generation | None = None
-    by: str = "what was said"
+    by: str = "the options given"
     positions: Literal["sincos", "rope_tiled", "rope"] | None = None
     uniform_power: bool = True
     pace: dict[str, float] | None = None
@@ -105,7 +105,9 @@ def weight_file(path: Path, kind: Kind, named: Named, known: Known) -> WeightFil
     assert heads and predictor_heads and crop_size and num_frames
     if "clip" not in recognized:
         all_known = known.crop_size and known.num_frames
-        recognized["clip"] = known.by if all_known else "a position table that it does not use"
+        recognized["clip"] = (
+            known.by if all_known else "a position table that the model does not use"
+        )
     require_tokens(path, crop_size, num_frames, shape["patch_size"], shape["tubelet_size"])
     _require_divisor(path, "--heads", "encoder", width, heads)
     if "predictor" in parts:

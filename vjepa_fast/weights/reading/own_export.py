@@ -44,17 +44,19 @@ def open_own_export(
                 "with the version of vjepa_fast that wrote it"
             )
         told = {
-            "heads": model["encoder"]["heads"],
-            "crop_size": header["crop_size"],
-            "num_frames": (header["num_frames"],),
+            "heads": int(model["encoder"]["heads"]),
+            "crop_size": int(header["crop_size"]),
+            "num_frames": (int(header["num_frames"]),),
             "generation": header["generation"],
         }
         positions, uniform_power = model["positions"], model["uniform_power"]
+        if told["generation"] != (1 if positions == "sincos" else 2):
+            raise ValueError(f"generation {told['generation']} with positions {positions}")
         own = {key: model["encoder"][key] for key in ("width", "depth")}
         own["hidden width"] = mlp_width(own["width"], model["encoder"]["mlp_ratio"])
         own |= {key: model[key] for key in ("patch_size", "tubelet_size")}
     except (ValueError, KeyError, TypeError) as error:
-        raise no_weights(path, f"a header of an export without its config ({error})") from None
+        raise no_weights(path, f"a header of an export without a valid config ({error})") from None
     if network not in ("encoder", "target_encoder"):
         raise no_weights(path, f"the network {network!r} in the header of an export")
     require_agreement(path, known, told)
