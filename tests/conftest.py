@@ -14,6 +14,7 @@ import torch
 THREADS = 2 if os.environ.get("OMP_NUM_THREADS") == "2" else 1  # eight processes may run tests
 os.environ["OMP_NUM_THREADS"] = str(THREADS)
 torch.set_num_threads(THREADS)
+os.environ["HF_HUB_OFFLINE"] = "1"  # no test may need the network
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # runs would ignore it where nohup started the tests
 
 KERNELS = Path(__file__).parent / "kernels" / "triton_kernels"
