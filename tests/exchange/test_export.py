@@ -137,6 +137,16 @@ def test_an_imported_checkpoint_says_what_it_was(tmp_path):
     card = (tmp_path / "out" / "README.md").read_text()
     assert "from weights that were imported from vitl16.pth.tar" in card
     assert "AdamW" not in card and "manifest" not in card
+    assert "Exported network: the target encoder" in card
+
+
+def test_an_imported_encoder_that_is_the_only_one_is_no_average(tmp_path):
+    imported = {"file": "a.safetensors", "parts": ["encoder", "predictor"]}
+    run = write_run(tmp_path / "run", SECOND, step=0, imported=imported)
+    export_run(run, "safetensors", tmp_path / "out")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "Exported network: the imported file's only encoder." in card
+    assert "average" not in card
 
 
 CARDS = """

@@ -69,7 +69,7 @@ def _model(source: Source) -> list[str]:
     encoder, frames = model.encoder, source.num_frames
     grid = " x ".join(map(str, source.config.grid_of(frames)))
     items = [
-        f"Exported network: the {_NETWORKS[source.network]}.",
+        f"Exported network: the {_network(source)}.",
         f"Encoder: {_blocks(encoder.depth, encoder.width, encoder.heads)}, positions "
         f"{model.positions}.",
         f"Clip: {frames} frames, {_pace(data.fps, data.frame_step)}, of {data.crop_size} x "
@@ -84,6 +84,13 @@ def _model(source: Source) -> list[str]:
             f"{_blocks(predictor.depth, predictor.width, model.predictor_heads)}."
         )
     return items
+
+
+def _network(source: Source) -> str:
+    parts = (source.imported or {}).get("parts", [])
+    if len({"encoder", "target_encoder"}.intersection(parts)) == 1:
+        return "imported file's only encoder"
+    return _NETWORKS[source.network]
 
 
 def _pace(fps: float | None, frame_step: int | None) -> str:

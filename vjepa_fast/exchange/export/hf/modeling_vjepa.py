@@ -221,11 +221,9 @@ class VJEPAModel(PreTrainedModel):
             ValueError: clips of another size than the position table's, or longer ones.
         """
         last, states = self.encoder(pixel_values_videos)
-        wanted = (
-            self.config.output_hidden_states
-            if output_hidden_states is None
-            else (output_hidden_states)
-        )
+        wanted = output_hidden_states
+        if wanted is None:
+            wanted = self.config.output_hidden_states
         output = BaseModelOutput(
             last_hidden_state=last, hidden_states=tuple(states) if wanted else None
         )
