@@ -198,6 +198,10 @@ def test_commands_that_are_refused(
         with pytest.raises(SystemExit):
             features(test, runs[1], full, "--shard", part)
         assert f"found '{part}', expected I/N" in capsys.readouterr().err
+    for fraction in ("5", "nan", "-0.1", "a"):
+        with pytest.raises(SystemExit):
+            features(test, runs[1], full, f"--max-bad-fraction={fraction}")
+        assert f"found '{fraction}', expected a number from 0 to 1" in capsys.readouterr().err
     usage = shutil.disk_usage(tmp_path)._replace(free=10_000)
     monkeypatch.setattr(extract.shutil, "disk_usage", lambda _: usage)
     assert features(test, runs[1], tmp_path / "d") == 2

@@ -81,7 +81,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--max-bad-fraction",
-        type=float,
+        type=_fraction,
         default=0.05,
         help="largest fraction of clips that may fail to decode (default: 0.05)",
     )
@@ -112,6 +112,17 @@ def _part(text: str) -> tuple[int, int]:
     if not (index.isdecimal() and count.isdecimal() and int(index) < int(count)):
         raise argparse.ArgumentTypeError(f"found {text!r}, expected I/N with I from 0 to N-1")
     return int(index), int(count)
+
+
+def _fraction(text: str) -> float:
+    """A number from 0 to 1, for argparse."""
+    try:
+        fraction = float(text)
+    except ValueError:
+        fraction = -1.0
+    if not 0 <= fraction <= 1:
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected a number from 0 to 1")
+    return fraction
 
 
 def run(options: argparse.Namespace) -> int:
