@@ -12,6 +12,7 @@ from torch import Tensor
 
 from tests.exchange.runs import FIRST, SECOND, write_run
 from tests.helpers import videos
+from tests.weights.published_files import checkpoint, save
 from vjepa_fast import load_encoder
 from vjepa_fast.data.decode.color import RgbConverter
 from vjepa_fast.errors import UserError
@@ -74,6 +75,17 @@ def test_a_published_file_of_the_second_generation(runs: dict, tmp_path: Path) -
     assert (found.num_frames, found.sampling.fps) == (16, 4.0)
     video = random_clips(2, 4, 28, 28)
     assert torch.equal(found(video).tokens, own(video).tokens)
+
+
+def test_heads_of_a_predictor_are_not_asked_for(tmp_path: Path) -> None:
+    path = save(checkpoint(second=True), tmp_path / "tiny.pt")
+    for options, asked in (
+        ({}, "--heads --crop-size --num-frames"),
+        ({"crop_size": 24}, "--heads"),
+    ):
+        with pytest.raises(UserError, match=f"expected {asked}; give what they were trained with"):
+            load_encoder(path, **options)
+    assert load_encoder(path, heads=2, crop_size=24).network == "target_encoder"
 
 
 @pytest.fixture(scope="module")

@@ -186,7 +186,8 @@ def _open_file(
     try:
         return open_weights(path, heads=heads, predictor_heads=1, generation=generation, **clip)
     except UserError as error:
-        raise error if crop_size else first from None
+        # A config knows other heads than our 1: then the first error is the true one.
+        raise (first if str(error).startswith("--predictor-heads") else error) from None
 
 
 def _check_sizes(sampling: Sampling, model: ModelConfig) -> None:
