@@ -19,6 +19,7 @@ from vjepa_fast.exchange.export.form import write_safetensors
 from vjepa_fast.exchange.export.run import export_run, write_checked
 from vjepa_fast.exchange.export.safetensors_form import safetensors_form
 from vjepa_fast.exchange.export.source import open_source
+from vjepa_fast.exchange.new_folder import write_new_folder
 
 TRUE_ROTATION = SECOND | {"positions": "rope"}
 
@@ -207,6 +208,19 @@ def test_an_output_below_a_file(tmp_path):
             f"--output: found {output}, which cannot be made (Not a directory), expected a place "
             "for a new folder; name another one"
         )
+
+
+@pytest.mark.parametrize("is_file", [False, True])
+def test_an_output_that_another_program_makes_meanwhile(is_file, tmp_path):
+    def fill(folder):
+        (folder / "model.safetensors").write_text("ours")
+        output.write_text("theirs") if is_file else (output / "theirs").mkdir(parents=True)
+
+    output = tmp_path / "out"
+    with pytest.raises(UserError, match=r"^--output: found .*/out, which exists, expected a new"):
+        write_new_folder(output, 0, fill)
+    assert visible(tmp_path) == ["out"]
+    assert output.read_text() == "theirs" if is_file else visible(output) == ["theirs"]
 
 
 def test_a_run_without_a_checkpoint(tmp_path):

@@ -15,6 +15,7 @@ from vjepa_fast.locks import sole_writer
 from vjepa_fast.training.checkpoint.format import sync
 
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_EXISTS = {errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR}
 T = TypeVar("T")
 
 
@@ -67,7 +68,8 @@ def write_new_folder(output: Path, size: int, fill: Callable[[Path], T]) -> T:
                 path.rmdir()
         if not isinstance(error, OSError):
             raise
-        require_new(output)  # made meanwhile
+        if error.errno in _EXISTS:
+            require_new(output)  # made meanwhile
         if error.errno not in _DISK_FULL:
             raise
         raise UserError(
