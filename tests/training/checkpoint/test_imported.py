@@ -151,16 +151,21 @@ def test_numbers_that_are_not_finite_are_refused(
         pretrain(configured(init={"checkpoint": str(folder)}))
 
 
+def files_of(folder):
+    """All files but the lock of the process that was refused."""
+    return sorted(path for path in folder.rglob("*") if path.is_file() and path.name != ".lock")
+
+
 def test_an_imported_folder_is_not_a_run_to_resume(
     configured: Callable[..., Config], tmp_path: Path
 ) -> None:
     folder = imported(tmp_path)
-    before = sorted(path for path in folder.rglob("*") if path.is_file())
+    before = files_of(folder)
     with pytest.raises(
         UserError, match=r"imported, which holds imported weights.*init\.checkpoint"
     ):
         pretrain(configured(output=str(folder)))
-    assert sorted(path for path in folder.rglob("*") if path.is_file()) == before
+    assert files_of(folder) == before
 
 
 @pytest.mark.parametrize(
