@@ -28,6 +28,7 @@ from vjepa_fast.training.checkpoint.format import (
     write_shard,
 )
 from vjepa_fast.weights.open_file import open_weights
+from vjepa_fast.weights.reading.read_tensors import require_checksums
 from vjepa_fast.weights.weight_file import Weight, WeightFile
 
 _ACCOUNTS = 2**16  # bytes of the file system's own accounts of a few files and folders
@@ -71,8 +72,8 @@ def import_weights(
         output: the run folder to make.
 
     Raises:
-        UserError: the output exists, the disk is full, weights are not finite, or see
-            `open_weights`.
+        UserError: the output exists, the disk is full, bytes differ from their checksum, weights
+            are not finite, or see `open_weights`.
     """
     require_new(output)
     file = open_weights(
@@ -83,6 +84,7 @@ def import_weights(
         num_frames=num_frames,
         generation=generation,
     )
+    require_checksums(source)
     config = _config(output, file)
     settings = json.loads(config.model_dump_json())
     trained = "encoder" if "encoder" in file.parts else "target_encoder"

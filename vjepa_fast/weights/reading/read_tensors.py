@@ -6,6 +6,8 @@ import pickle
 import pickletools
 import re
 import warnings
+import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -180,6 +182,25 @@ def _called(path: Path) -> str | None:
     except (ValueError, OSError):
         pass
     return None
+
+
+def require_checksums(path: Path) -> None:
+    """Compare all bytes of a zip of PyTorch with the checksums in it; other files have none.
+
+    Reads the whole file. torch.load does not look at them.
+
+    Raises:
+        UserError: some differ.
+    """
+    if not path.is_file() or not zipfile.is_zipfile(path):
+        return
+    try:
+        with zipfile.ZipFile(path) as file:
+            wrong = file.testzip()
+    except (zipfile.BadZipFile, zlib.error, OSError, EOFError) as error:
+        raise damaged(path, error) from None
+    if wrong:
+        raise damaged(path, f"the bytes of {wrong.partition('/')[2]} differ from their checksum")
 
 
 def stored_tensors(path: Path, state: Mapping[Any, Any], at: str = "") -> Iterator[Stored]:
