@@ -49,6 +49,7 @@ def save(path, run, *, blocks=4, width=24, heads=2, norm_eps=1e-6, crc32=None):
     return probe.eval()
 
 
+@pytest.mark.slow
 def test_a_users_process_gets_our_logits(tmp_path):
     run = write_run(tmp_path / "run", SECOND)
     probe = save(tmp_path / "probe.safetensors", run)

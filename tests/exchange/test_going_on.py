@@ -190,6 +190,7 @@ def test_going_on_with_other_videos_makes_their_probe_better(tmp_path: Path) -> 
     assert after[kind] - after["random encoder"] > 0.1, (before, after)
 
 
+@pytest.mark.slow
 def test_the_first_generation_goes_out_and_comes_back(demo: Path, tmp_path: Path) -> None:
     config = config_of(tmp_path / "first", demo / "train.csv", FIRST, 2, 0)
     imported = all_forms(pretrain(parse_config(config)), tmp_path, second=False)["published"]

@@ -102,7 +102,7 @@ TABLE = FIRST | {"uniform_power": False, "predictor": {"width": 16, "depth": 1, 
     [
         (FIRST, "published", "vjepa.pth.tar"),
         (FIRST, "safetensors", ""),
-        (FIRST, "transformers", ""),
+        pytest.param(FIRST, "transformers", "", marks=pytest.mark.slow),
         (TABLE, "safetensors", "model.safetensors"),
         (SECOND, "published", "vjepa2.pt"),
         (SECOND, "safetensors", ""),

@@ -141,7 +141,9 @@ def test_a_folder_of_transformers_as_its_own_code_uses_it(
     torch.testing.assert_close(ours.tokens, theirs, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize(("generation", "model"), [(1, FIRST), (2, SECOND)])
+@pytest.mark.parametrize(
+    ("generation", "model"), [pytest.param(1, FIRST, marks=pytest.mark.slow), (2, SECOND)]
+)
 def test_every_form_of_a_run_gives_the_same_features(
     generation: int, model: dict, tmp_path: Path
 ) -> None:

@@ -63,6 +63,7 @@ def alone(
     return found
 
 
+@pytest.mark.slow
 def test_two_processes_leave_the_files_of_one(
     runs: dict, demo: Path, tmp_path: Path, alone: dict
 ) -> None:
@@ -85,6 +86,7 @@ def test_two_processes_leave_the_files_of_one(
     assert files(tmp_path / "jobs") == alone
 
 
+@pytest.mark.slow
 def test_a_killed_command_goes_on_where_it_was(
     runs: dict, demo: Path, tmp_path: Path, alone: dict
 ) -> None:
