@@ -20,6 +20,7 @@ from vjepa_fast.exchange.export.run import export_run, write_checked
 from vjepa_fast.exchange.export.safetensors_form import safetensors_form
 from vjepa_fast.exchange.export.source import open_source
 from vjepa_fast.exchange.new_folder import write_new_folder
+from vjepa_fast.weights.open_file import open_weights
 
 TRUE_ROTATION = SECOND | {"positions": "rope"}
 
@@ -83,8 +84,44 @@ def test_of_a_frozen_target_the_trained_encoder_is_exported(tmp_path, capsys):
     expected = open_source(run).checkpoint.weights("encoder", "master")
     assert all(torch.equal(found[name], expected[name]) for name in expected)
     card = (tmp_path / "out" / "README.md").read_text()
-    assert "trained encoder (the run's target encoder was frozen)" in card
+    assert "Exported network: the trained encoder." in card
     assert "Target encoder: frozen." in card
+
+
+@pytest.mark.parametrize(
+    "form", ["safetensors", pytest.param("transformers", marks=pytest.mark.slow)]
+)
+def test_the_trained_encoder_can_be_chosen(form, tmp_path, capsys):
+    run = write_run(tmp_path / "run", SECOND)
+    probe = {"step": 40, "accuracy": {"digit": {"pretrained encoder": 0.75}}}
+    (run / "probe.json").write_text(json.dumps(probe))
+    command = ["export", str(run), "--to", form, "--network", "encoder"]
+    assert main([*command, "--output", str(tmp_path / "out")]) == 0
+    assert "network: encoder, step 40 of run" in capsys.readouterr().out
+    checkpoint = open_source(run).checkpoint
+    found = open_weights(tmp_path / "out").state("encoder")
+    assert all(torch.equal(found[n], w) for n, w in checkpoint.weights("encoder", "master").items())
+    assert not torch.equal(
+        found["norm.weight"], checkpoint.weights("encoder", "teacher")["norm.weight"]
+    )
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "Exported network: the trained encoder." in card
+    assert "## Probe" not in card  # which was trained on the target encoder
+
+
+@pytest.mark.parametrize(
+    ("form", "network", "sentence"),
+    [
+        ("published", "encoder", "^--network: found encoder with --to published"),
+        ("safetensors", "target_encoder", "^--network: found target_encoder, but .* is of a run"),
+    ],
+)
+def test_networks_that_cannot_be_chosen(form, network, sentence, tmp_path):
+    teacher = {"mode": "frozen", "checkpoint": "elsewhere"}
+    run = write_run(tmp_path / "run", FIRST, teacher=teacher)
+    with pytest.raises(UserError, match=sentence):
+        export_run(run, form, tmp_path / "out", network=network)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_checkpoint_by_its_own_folder(tmp_path):

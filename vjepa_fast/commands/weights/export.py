@@ -26,6 +26,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--output", type=path_argument, required=True, help="folder to make; it must not exist"
     )
     parser.add_argument(
+        "--network",
+        choices=("target_encoder", "encoder"),
+        help="the encoder to export (default: the target encoder; of a run with a frozen one, the "
+        "trained encoder)",
+    )
+    parser.add_argument(
         "--probe",
         type=path_argument,
         help="a trained four-block probe; with --to transformers and V-JEPA 2 the export is a "
@@ -41,7 +47,7 @@ def run(options: argparse.Namespace) -> int:
     """
     from vjepa_fast.exchange.export.run import export_run
 
-    done = export_run(options.run, options.to, options.output, options.probe)
+    done = export_run(options.run, options.to, options.output, options.probe, options.network)
     source = done.source
     print(f"{options.output}: {done.title}")
     network = source.network.replace("_", " ")

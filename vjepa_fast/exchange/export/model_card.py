@@ -11,7 +11,7 @@ from vjepa_fast.exchange.export.source import Source
 
 _NETWORKS = {
     "target_encoder": "target encoder (the exponential moving average of the trained encoder)",
-    "encoder": "trained encoder (the run's target encoder was frozen)",
+    "encoder": "trained encoder",
 }
 
 
@@ -37,7 +37,7 @@ def model_card(source: Source, form: Form, name: str) -> str:
         _lines("## Data and training", _training(source)),
     ]
     probe = _probe(source.run / "probe.json", source.checkpoint.state["step"])
-    if probe:
+    if probe and source.network == source.result:
         sections.append(_lines("## Probe", probe))
     return "\n\n".join(sections) + "\n"
 

@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from vjepa_fast.errors import UserError
 from vjepa_fast.exchange.export.form import Form
 from vjepa_fast.exchange.export.model_card import model_card
-from vjepa_fast.exchange.export.source import Source, open_source
+from vjepa_fast.exchange.export.source import Network, Source, open_source
 from vjepa_fast.exchange.new_folder import require_new, write_new_folder
 
 FormName = Literal["transformers", "published", "safetensors"]
@@ -36,7 +36,13 @@ class Exported:
     tolerance: float
 
 
-def export_run(run: Path, form: FormName, output: Path, probe: Path | None = None) -> Exported:
+def export_run(
+    run: Path,
+    form: FormName,
+    output: Path,
+    probe: Path | None = None,
+    network: Network | None = None,
+) -> Exported:
     """Export a run's newest checkpoint, or a checkpoint, into a new folder.
 
     Args:
@@ -44,6 +50,8 @@ def export_run(run: Path, form: FormName, output: Path, probe: Path | None = Non
         form: "transformers", "published" or "safetensors".
         output: the folder to make.
         probe: a trained probe to export with the encoder, for "transformers".
+        network: the encoder to export; None: the run's result, see `Checkpoint.result_weights`.
+            "published" holds both.
 
     Raises:
         UserError: the folder exists, the disk is too full, the form cannot hold this model, a
@@ -52,7 +60,12 @@ def export_run(run: Path, form: FormName, output: Path, probe: Path | None = Non
     """
     output = output.absolute()
     require_new(output)
-    source = open_source(run)
+    if network is not None and form == "published":
+        raise UserError(
+            f"--network: found {network} with --to published, whose file holds both networks, "
+            "expected another form; leave the option out"
+        )
+    source = open_source(run, network)
     prepared = _prepare(form, source, probe)
     return write_checked(prepared, source, output)
 

@@ -63,6 +63,8 @@ class LazyTensor:
 
 Tensors = Mapping[str, LazyTensor]
 
+Network = Literal["encoder", "target_encoder"]
+
 
 @dataclass(frozen=True)
 class Source:
@@ -71,10 +73,12 @@ class Source:
     Attributes:
         checkpoint: with intact shards.
         config: of the run; that of an imported checkpoint follows from its weights.
+        chosen: the network to export; None: the run's result, see `Checkpoint.result_weights`.
     """
 
     checkpoint: Checkpoint
     config: Config
+    chosen: Network | None = None
 
     @property
     def run(self) -> Path:
@@ -93,9 +97,19 @@ class Source:
         return 1 if self.config.model.positions == "sincos" else 2
 
     @property
-    def network(self) -> Literal["encoder", "target_encoder"]:
-        """The network whose features are exported, see `Checkpoint.result_weights`."""
-        return "target_encoder" if self.checkpoint.result_weights == "teacher" else "encoder"
+    def has_ema(self) -> bool:
+        """Whether the checkpoint has a target encoder; a run that froze it does not store it."""
+        return self.checkpoint.result_weights == "teacher"
+
+    @property
+    def network(self) -> Network:
+        """The network whose features are exported."""
+        return self.chosen or self.result
+
+    @property
+    def result(self) -> Network:
+        """The network that is the run's result, which probes are trained on."""
+        return "target_encoder" if self.has_ema else "encoder"
 
     @property
     def num_frames(self) -> int:
@@ -124,7 +138,7 @@ class Source:
         The target encoder of a run that froze it is not in its checkpoint: the trained encoder
         stands for it.
         """
-        ema = part == "target_encoder" and self.network == "target_encoder"
+        ema = part == "target_encoder" and self.has_ema
         group_part, which = ("predictor" if part == "predictor" else "encoder"), "master"
         if ema:
             which = "teacher"
@@ -157,11 +171,16 @@ class Source:
         return encoder.requires_grad_(False)
 
 
-def open_source(path: Path) -> Source:
+def open_source(path: Path, network: Network | None = None) -> Source:
     """Open a run's newest checkpoint, or a checkpoint by its own folder, and check its shards.
 
+    Args:
+        path: of the folder.
+        network: to export; None: the run's result.
+
     Raises:
-        UserError: there is no checkpoint, it is corrupt, or this version cannot read its config.
+        UserError: there is no checkpoint, it is corrupt, this version cannot read its config, or it
+            lacks the network.
     """
     checkpoint = Checkpoint.find(path.resolve())
     corruption = checkpoint.verify()
@@ -177,4 +196,10 @@ def open_source(path: Path) -> Source:
             f"{checkpoint.folder}: found a stored config that this version cannot read ({error}), "
             "expected one that it can; export another checkpoint, or use the version that wrote it"
         ) from None
-    return Source(checkpoint, config)
+    source = Source(checkpoint, config, network)
+    if network == "target_encoder" and not source.has_ema:
+        raise UserError(
+            f"--network: found target_encoder, but {checkpoint.folder} is of a run with a frozen "
+            "target encoder, which it does not store, expected encoder; leave the option out"
+        )
+    return source
