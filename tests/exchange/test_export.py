@@ -138,7 +138,8 @@ def test_the_card_is_of_the_run_and_names_no_place(tmp_path):
         data={"manifests": manifests, "weights": [0.25, 2]},
         init={"checkpoint": "/secret/place/run", "target_encoder": "encoder"},
     )
-    probe = {"step": 40, "accuracy": {"digit": {"pretrained encoder": 0.75}}, "file": "/secret/x"}
+    probe = {"step": 40, "blocks": 4, "accuracy": {"digit": {"pretrained encoder": 0.75}}}
+    probe["file"] = "/secret/x"
     (run / "probe.json").write_text(json.dumps(probe))
     export_run(run, "safetensors", tmp_path / "out")
     card = (tmp_path / "out" / "README.md").read_text()

@@ -152,4 +152,6 @@ def _probe(path: Path, step: int) -> list[str]:
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return []
     note = "" if found.get("step") == step else ", which is not the exported one"
-    return [f"Accuracy of an attentive probe at step {found.get('step')}{note}.", *rows]
+    blocks = found.get("blocks", 1)  # earlier versions had one
+    kind = f"{blocks} block{'s' * (blocks != 1)}"
+    return [f"Accuracy of an attentive probe of {kind} at step {found.get('step')}{note}.", *rows]
