@@ -1,4 +1,4 @@
-"""The walk of docs/adapt.md at toy size: pretrain, export, import, go on with other videos, probe.
+"""The steps of docs/adapt.md at toy size: pretrain, export, import, go on with other videos, probe.
 
 The first videos are the demo's. The others are mosaics: every tile has stripes of its own phase and
 speed, and all tiles of a video have one orientation, under noise. Only the orientation of a hidden
