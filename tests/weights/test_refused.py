@@ -335,8 +335,8 @@ class TestAsked:
             f"{file}: found weights that do not show the encoder's attention heads or the "
             "predictor's attention heads or the size of a clip or the frames of a clip, expected "
             "--heads --predictor-heads --crop-size --num-frames; give what they were trained with "
-            "(the released V-JEPA 2 have 64 frames of 256 px, or of 384 px where their name says "
-            "so)"
+            "(released V-JEPA 2 models take 64 frames of 256 px, or of 384 px where their name "
+            "says so)"
         )
 
     def test_only_what_is_missing(self, tmp_path):

@@ -142,7 +142,7 @@ def _published(path: Path, content: Any) -> Named:
         wrong = [str(name) for name, value in state.items() if not isinstance(value, Tensor)]
         if wrong:
             raise UserError(
-                f"{path}: found {listed(wrong)} in {key}, which are no tensors, expected a state "
+                f"{path}: found {listed(wrong)} in {key}, which are not tensors, expected a state "
                 "dict; give the file as its training wrote it"
             )
         named.add_published(_PARTS[key], stored_tensors(path, state, f"{key}."), f"{key}.")

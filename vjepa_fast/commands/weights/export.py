@@ -6,21 +6,21 @@ import argparse
 
 from vjepa_fast.commands.terminal import path_argument
 
-HELP = "write a run's weights for transformers, for the public code, or as safetensors"
+HELP = "write a run's weights for transformers, for Meta's code, or as safetensors"
 FORMS = ("transformers", "published", "safetensors")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's own arguments."""
     parser.add_argument(
-        "run", type=path_argument, help="folder of a run, a checkpoint, or an imported one"
+        "run", type=path_argument, help="folder of a run (also an imported one) or of a checkpoint"
     )
     parser.add_argument(
         "--to",
         choices=FORMS,
         required=True,
-        help="transformers: a folder that AutoModel loads; published: a file for the public code; "
-        "safetensors: the encoder alone",
+        help="transformers: a folder that AutoModel loads; published: a file for "
+        "facebookresearch/jepa or vjepa2; safetensors: the encoder alone",
     )
     parser.add_argument(
         "--output", type=path_argument, required=True, help="folder to make; it must not exist"

@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--output",
         type=path_argument,
         required=True,
-        help="folder for the features; the same command goes on where it was stopped",
+        help="folder for the features; the same command continues where it was stopped",
     )
     parser.add_argument(
         "--pool",
@@ -48,10 +48,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--window-step",
         type=positive_int,
         metavar="FRAMES",
-        help="instead, a clip from every FRAMES-th frame of the video on (sliding windows)",
+        help="instead, a clip starts at every FRAMES-th frame of the video (sliding windows)",
     )
     parser.add_argument(
-        "--format", choices=["safetensors", "npz"], default="safetensors", help="of the shards"
+        "--format",
+        choices=["safetensors", "npz"],
+        default="safetensors",
+        help="format of the shards (default: safetensors)",
     )
     parser.add_argument(
         "--dtype",
@@ -91,18 +94,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="also draw the first three principal components of the features over the frames: "
         "components.png and components.mp4",
     )
-    parser.add_argument("--heads", type=positive_int, help="attention heads, if a file lacks them")
     parser.add_argument(
-        "--crop-size", type=positive_int, help="side of a clip in pixels, other than trained"
+        "--heads", type=positive_int, help="attention heads, if a file does not tell"
     )
     parser.add_argument(
-        "--num-frames", type=positive_int, help="frames of a clip, other than trained"
+        "--crop-size", type=positive_int, help="side of a clip in pixels, if other than in training"
+    )
+    parser.add_argument(
+        "--num-frames", type=positive_int, help="frames of a clip, if other than in training"
     )
     parser.add_argument(
         "--generation",
         type=int,
         choices=[1, 2],
-        help="of a published file that does not show it: 1 is V-JEPA, 2 is V-JEPA 2",
+        help="for a published file that does not show it: 1 is V-JEPA, 2 is V-JEPA 2",
     )
 
 

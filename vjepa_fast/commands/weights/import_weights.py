@@ -15,15 +15,15 @@ from vjepa_fast.commands.terminal import path_argument, positive_int
 if TYPE_CHECKING:
     from vjepa_fast.exchange.import_weights import Imported
 
-HELP = "make a checkpoint of published weights, to continue training from"
+HELP = "turn published weights into a checkpoint from which training can continue"
 RECIPES = {1: "configs/adapt_vitl16.json", 2: "configs/adapt2_vitl16.json"}
 DESCRIPTION = """\
-Make a run folder whose checkpoint holds the weights of others. Takes the files of V-JEPA
+Make a run folder whose checkpoint holds published weights. Takes the files of V-JEPA
 (.pth.tar) and V-JEPA 2 (.pt), folders and files of transformers (VJEPA2Model,
 VJEPA2ForVideoClassification), and what `vjepa-fast export` wrote.
 
-Nothing in a file is ever executed, every tensor in it is accounted for, and what neither the
-weights nor a config tell is asked for."""
+Nothing in a file is ever executed, and every tensor in it is accounted for. Where neither the
+weights nor a config tell something, an error names the option to give."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,32 +41,35 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="run folder to make, e.g. runs/vitl16",
     )
     parser.add_argument(
-        "--heads", type=positive_int, help="attention heads of an encoder of no published width"
+        "--heads",
+        type=positive_int,
+        help="attention heads of the encoder, if its width is not that of a published one",
     )
     parser.add_argument(
         "--predictor-heads",
         type=positive_int,
         help="attention heads of the predictor (default: first generation, those of the encoder; "
-        "second, 12 for the width 384)",
+        "second, 12 if its width is 384)",
     )
     parser.add_argument(
         "--crop-size",
         type=positive_int,
-        help="side of a clip in pixels, e.g. 256; needed where no position table and no config "
-        "tells it",
+        help="side of a clip in pixels, e.g. 256; needed where neither a position table nor a "
+        "config tells it",
     )
     parser.add_argument(
         "--num-frames",
         type=lengths,
         metavar="FRAMES",
-        help="frames of a clip, e.g. 64, likewise; of a predictor that was trained on several "
-        "lengths all of them in its order, e.g. 16,64: mask token i is that of the i-th length",
+        help="frames of a clip, e.g. 64; needed in the same case, and for V-JEPA 2 others than the "
+        "file's may be given; for a predictor that was trained on several lengths all of them, in "
+        "the order of its mask tokens, e.g. 16,64",
     )
     parser.add_argument(
         "--generation",
         type=int,
         choices=(1, 2),
-        help="1: V-JEPA, 2: V-JEPA 2 (default: by what is in the file)",
+        help="1: V-JEPA, 2: V-JEPA 2 (default: what the file shows)",
     )
 
 

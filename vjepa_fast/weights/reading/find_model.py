@@ -31,7 +31,9 @@ _MEANING = {
     "--crop-size": "the size of a clip",
     "--num-frames": "the frames of a clip",
 }
-_RELEASED = "the released V-JEPA 2 have 64 frames of 256 px, or of 384 px where their name says so"
+_RELEASED = (
+    "released V-JEPA 2 models take 64 frames of 256 px, or of 384 px where their name says so"
+)
 # Released files of the second generation hold position tables too, which its encoder ignores.
 _SECOND_MASK_TOKENS, _SECOND_WIDTHS = 10, (1408, 1664)
 
@@ -164,7 +166,7 @@ def _generation(
     if predictor is None:
         raise UserError(
             f"{path}: found an encoder with a position table and no predictor, which is of either "
-            "generation, since the released V-JEPA 2 hold a table that they do not use, expected "
+            "generation, since released V-JEPA 2 files hold a table that is not used, expected "
             "--generation; give 1 for V-JEPA, 2 for V-JEPA 2"
         )
     if predictor["mask_tokens"] == _SECOND_MASK_TOKENS:
