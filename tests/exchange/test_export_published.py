@@ -186,7 +186,8 @@ def test_true_rotations_are_refused(tmp_path):
     run = write_run(tmp_path / "run", SECOND | {"positions": "rope"})
     assert refused(tmp_path, run, "published") == (
         "--to published: found a model with positions rope, expected sincos or rope_tiled, since "
-        "the public code would rotate by other angles; use --to safetensors"
+        "the public code would rotate by other angles; use --to safetensors, or "
+        "train with model.positions=rope_tiled"
     )
 
 

@@ -261,7 +261,8 @@ def test_true_rotations_are_refused(tmp_path):
     run = write_run(tmp_path / "run", SECOND | {"positions": "rope"})
     assert refused(tmp_path, run, "transformers") == (
         "--to transformers: found a model with positions rope, expected rope_tiled or sincos, "
-        "since VJEPA2Model rotates by tiled angles; use --to safetensors"
+        "since VJEPA2Model rotates by tiled angles; use --to safetensors, or "
+        "train with model.positions=rope_tiled"
     )
 
 

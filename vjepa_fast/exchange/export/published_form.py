@@ -143,7 +143,8 @@ def published_form(source: Source) -> Form:
     if source.config.model.positions == "rope":
         raise UserError(
             "--to published: found a model with positions rope, expected sincos or rope_tiled, "
-            "since the public code would rotate by other angles; use --to safetensors"
+            "since the public code would rotate by other angles; use --to safetensors, or "
+            "train with model.positions=rope_tiled"
         )
     second = source.generation == 2
     file = "vjepa2.pt" if second else "vjepa.pth.tar"

@@ -145,7 +145,8 @@ def refuse_what_it_cannot_hold(source: Source) -> None:
     if source.config.model.positions == "rope":
         raise UserError(
             "--to transformers: found a model with positions rope, expected rope_tiled or sincos, "
-            "since VJEPA2Model rotates by tiled angles; use --to safetensors"
+            "since VJEPA2Model rotates by tiled angles; use --to safetensors, or "
+            "train with model.positions=rope_tiled"
         )
     if not source.has_predictor:
         raise UserError(
