@@ -121,6 +121,7 @@ ALLOWED = {
     },
     "exchange": {
         "",
+        "training.batches",
         "config",
         "errors",
         "evaluation",

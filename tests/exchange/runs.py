@@ -63,6 +63,7 @@ def write_run(
     predictor: bool = True,
     imported: dict | None = None,
     std: float = 0.1,
+    videos: str = "",
     **sections: dict,
 ) -> Path:
     """Write a run folder with one checkpoint of random weights; encoder and EMA differ.
@@ -75,6 +76,7 @@ def write_run(
         predictor: whether the checkpoint has one.
         imported: what state.json says of an imported checkpoint.
         std: of the weights.
+        videos: hash of the videos, as a planner tells it.
         sections: of the config.
     """
     config = config_of(folder, model, **sections)
@@ -111,7 +113,7 @@ def write_run(
         "groups": groups,
         "bad_steps": [0, 0, 0],
         "config": config,
-        "videos": "",
+        "videos": videos,
     }
     if imported is not None:
         state["imported"] = imported

@@ -12,14 +12,16 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from tests.exchange.runs import FIRST, SECOND, write_run
+from tests.exchange.runs import FIRST, SECOND, config_of, write_run
 from vjepa_fast.cli import main
+from vjepa_fast.config import parse_config
 from vjepa_fast.errors import UserError
 from vjepa_fast.exchange.export.form import write_safetensors
 from vjepa_fast.exchange.export.run import export_run, write_checked
 from vjepa_fast.exchange.export.safetensors_form import safetensors_form
 from vjepa_fast.exchange.export.source import open_source
 from vjepa_fast.exchange.new_folder import write_new_folder
+from vjepa_fast.training.batches import make_planner
 from vjepa_fast.weights.open_file import open_weights
 
 TRUE_ROTATION = SECOND | {"positions": "rope"}
@@ -159,6 +161,29 @@ def test_the_card_is_of_the_run_and_names_no_place(tmp_path):
     assert "secret" not in card and str(tmp_path) not in card
     head = card.split("---")[1]
     assert not [line for line in head.splitlines() if line.startswith("license")]
+
+
+def test_the_card_counts_the_videos_that_the_run_saw(demo, tmp_path, caplog):
+    data = {"manifests": [str(demo / name) for name in ("train.csv", "test.csv")]}
+    optim = {"lr_schedule": "constant"}
+    digest = make_planner(parse_config(config_of(tmp_path, FIRST, data=data))).digest
+    run = write_run(tmp_path / "run", FIRST, videos=digest, data=data, optim=optim)
+    card = card_of(run, tmp_path / "out")
+    assert "Manifest 1: 48 videos, 8 frames a clip, one frame in 4; by its number of" in card
+    assert "Manifest 2: 16 videos, " in card
+    assert "steps, then constant; weight decay" in card
+    for what, changes in {
+        "moved": {"data": {"manifests": [str(tmp_path / "gone.csv")]}, "videos": digest},
+        "changed": {"data": data, "videos": "0" * 64},
+    }.items():
+        card = card_of(write_run(tmp_path / what, FIRST, **changes), tmp_path / f"card_{what}")
+        assert "Manifest 1: 8 frames a clip" in card
+    assert not caplog.records
+
+
+def card_of(run, output):
+    export_run(run, "safetensors", output)
+    return (output / "README.md").read_text()
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"accuracy": 3}', '{"accuracy": {"a": {"b": "c"}}}'])

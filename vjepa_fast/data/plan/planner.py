@@ -96,6 +96,11 @@ class ClipPlanner:
         """The number of videos."""
         return len(self.entries)
 
+    @property
+    def counts(self) -> list[int]:
+        """The number of videos of each manifest that clips are taken from."""
+        return np.diff(self._ends, prepend=0).tolist()
+
     @cached_property
     def digest(self) -> str:
         """A hash (hex) of the videos in their order: file names, frames, sizes in bytes. It stays

@@ -8,6 +8,7 @@ from pathlib import Path
 from vjepa_fast import __version__
 from vjepa_fast.exchange.export.form import Form
 from vjepa_fast.exchange.export.source import Source
+from vjepa_fast.exchange.export.video_counts import video_counts
 
 _NETWORKS = {
     "target_encoder": "target encoder (the exponential moving average of the trained encoder)",
@@ -94,7 +95,9 @@ def _network(source: Source) -> str:
 
 
 def _pace(fps: float | None, frame_step: int | None) -> str:
-    return f"one frame in {frame_step}" if fps is None else f"{fps:g} a second"
+    if fps is not None:
+        return f"{fps:g} a second"
+    return f"one frame in {frame_step}" if frame_step != 1 else "every frame"
 
 
 def _blocks(depth: int, width: int, heads: int) -> str:
@@ -108,13 +111,17 @@ def _training(source: Source) -> list[str]:
     config = source.config
     data, optim, teacher = config.data, config.optim, config.teacher
     weights = data.weights or [None] * len(data.manifests)
+    counts = video_counts(source)
     items = [f"{len(data.manifests)} manifest{'s' * (len(data.manifests) > 1)} of videos."]
     for number, (manifest, weight) in enumerate(zip(data.manifests, weights, strict=True), 1):
         own = {"num_frames": data.num_frames, "frame_step": data.frame_step, "fps": data.fps}
         own |= manifest.own
         pace = _pace(own["fps"], own["frame_step"])
         share = "by its number of videos" if weight is None else f"weight {weight:g}"
-        items.append(f"Manifest {number}: {own['num_frames']} frames a clip, {pace}; {share}.")
+        videos = f"{counts[number - 1]:,} videos, " if counts else ""
+        items.append(
+            f"Manifest {number}: {videos}{own['num_frames']} frames a clip, {pace}; {share}."
+        )
     if config.init.checkpoint is not None:
         items.append(
             "Initial weights: "
@@ -125,12 +132,15 @@ def _training(source: Source) -> list[str]:
             + "; the checkpoint is another run's or an imported one."
         )
     clipping = "none" if optim.clip_grad is None else f"{optim.clip_grad:g}"
+    after = f"{optim.lr_schedule} to {optim.final_lr:g}"
+    if optim.lr_schedule == "constant":
+        after = "constant"
     items += [
         f"Step {source.checkpoint.state['step']:,} of {optim.steps:,}, "
         f"{optim.global_batch:,} clips a step.",
-        f"AdamW, learning rate {optim.lr:g} after {optim.warmup_steps:,} steps, "
-        f"{optim.lr_schedule} to {optim.final_lr:g}; weight decay {optim.weight_decay:g} to "
-        f"{optim.final_weight_decay:g}; gradient clipping {clipping}.",
+        f"AdamW, learning rate {optim.lr:g} after {optim.warmup_steps:,} steps, then {after}; "
+        f"weight decay {optim.weight_decay:g} to {optim.final_weight_decay:g}; gradient clipping "
+        f"{clipping}.",
         f"Target encoder: momentum {teacher.momentum[0]:g} to {teacher.momentum[1]:g}."
         if teacher.mode == "ema"
         else "Target encoder: frozen.",
