@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.helpers import videos
 from tests.helpers.paths import REPOSITORY
 from tests.inference.folders import features
@@ -50,8 +52,11 @@ def test_the_lines_of_the_page_run(runs: dict, demo: Path, tmp_path: Path) -> No
     assert run(f"{read}\nprint(len(features), *features[3].shape)", tmp_path) == "16 32 24\n"
 
 
-def test_the_commands_of_the_page_parse(capsys) -> None:
+def test_the_commands_of_the_page_parse(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
     """They name options that exist; their files do not exist here."""
+    monkeypatch.chdir(tmp_path)  # after `make train`, the repository has this run
     lines = re.findall(r"vjepa-fast (features .*)", PAGE)
     assert len(lines) >= 8
     for line in lines:
