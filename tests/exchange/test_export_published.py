@@ -198,9 +198,9 @@ def test_the_lines_of_the_page_run(form, tmp_path, monkeypatch):
     section = text[text.index(f"## {form}\n") :]
     code = section.partition("```python\n")[2].partition("```")[0]
     run = write_run(tmp_path / "run", SECOND)
-    export_run(run, form, tmp_path / "mine")
+    export_run(run, form, tmp_path / "exports" / "mine")
     monkeypatch.chdir(tmp_path)
-    names = {"video": torch.zeros(8, 24, 24, 3, dtype=torch.uint8)}
+    names = {"video": torch.zeros(8, 3, 24, 24, dtype=torch.uint8)}
     exec(code, names)
     if form == "transformers":
         assert names["features"].shape == (1, 36, 24)
