@@ -105,15 +105,14 @@ def published_state(source: Source) -> dict:
     grid = source.config.grid_of(source.num_frames)
     parts: dict[str, dict[str, Tensor]] = {}
     for part in ("encoder", "target_encoder"):
-        own = {name: value.read() for name, value in source.part(part).items()}
-        named = encoder_to_published(own)
+        named = encoder_to_published(source.state(part))
         if first:
             table = position_table(model.encoder.width, grid, model.uniform_power)
             named = {"backbone.pos_embed": table.unsqueeze(0)} | named
         parts[part] = {f"module.{name}": value for name, value in named.items()}
     if not source.has_predictor:
         return {**parts, "epoch": 0}
-    own = {name: value.read() for name, value in source.part("predictor").items()}
+    own = source.state("predictor")
     own["mask_tokens"] = published_mask_tokens(own["mask_tokens"], _least_mask_tokens(source))
     named = {name: value.clone() for name, value in predictor_to_published(own).items()}
     if first:

@@ -153,6 +153,10 @@ class Source:
                 offset += stored.size
         return found
 
+    def state(self, part: Part) -> dict[str, Tensor]:
+        """`part`, read into memory."""
+        return {name: value.read() for name, value in self.part(part).items()}
+
     def _stored(self, key: str, offset: int, shape: tuple[int, ...]) -> LazyTensor:
         return LazyTensor(
             shape, lambda start, count: self.checkpoint.read(key, offset + start, count)
@@ -166,7 +170,7 @@ class Source:
         """
         encoder = empty_encoder(self.config.model, self.config.grid_of(self.num_frames))
         if weights is None:
-            weights = {name: value.read() for name, value in self.part(self.network).items()}
+            weights = self.state(self.network)
         load_exactly(encoder, weights, str(self.checkpoint.folder), assign=True)
         return encoder.requires_grad_(False)
 

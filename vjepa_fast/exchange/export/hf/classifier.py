@@ -56,7 +56,7 @@ def classifier(source: Source, probe: Path) -> Form:
     refuse_what_it_cannot_hold(source)
     head, header = load_probe(probe)
     _refuse_other_heads(source, probe, head)
-    if (header.get("encoder") or {}).get("crc32") != weights_checksum(_weights(source)):
+    if (header.get("encoder") or {}).get("crc32") != weights_checksum(source.state(source.network)):
         raise UserError(
             f"{probe}: found a probe of another encoder, expected one that was trained on "
             f"{source.checkpoint.folder}; name the checkpoint that it was trained on, or probe "
@@ -111,10 +111,6 @@ def _their_logits(folder: Path, video: Tensor) -> Tensor:
     pixels = preprocessed(folder, video)
     model = load_quietly(VJEPA2ForVideoClassification, folder)
     return model(pixel_values_videos=pixels).logits
-
-
-def _weights(source: Source) -> dict[str, Tensor]:
-    return {name: value.read() for name, value in source.part(source.network).items()}
 
 
 def _refuse_other_heads(source: Source, probe: Path, head: AttentiveClassifier) -> None:
