@@ -25,7 +25,6 @@ from vjepa_fast.weights.open_file import open_weights
 from vjepa_fast.weights.weight_file import WeightFile
 
 _FRAMES = 16  # of a clip, where a file of the second generation does not tell
-_ENDINGS = (".safetensors", ".pt", ".pth", ".pth.tar")
 
 
 def load_encoder(
@@ -71,7 +70,7 @@ def load_encoder(
     if _is_ours(path):
         found = _read_run(path, heads)
     else:
-        file = _open_file(_only_file(path), heads, crop_size, num_frames, generation)
+        file = _open_file(path, heads, crop_size, num_frames, generation)
         found = _read_file(file, dtype)
     sampling = replace(
         found.sampling,
@@ -106,14 +105,6 @@ def _is_ours(path: Path) -> bool:
     except (OSError, ValueError):
         return False
     return isinstance(config, dict) and {"data", "model", "output"} <= config.keys()
-
-
-def _only_file(path: Path) -> Path:
-    """The one weight file of a folder without a config, as two kinds of our exports are."""
-    if not path.is_dir() or (path / "config.json").exists():
-        return path
-    files = [file for file in path.iterdir() if file.name.endswith(_ENDINGS)]
-    return files[0] if len(files) == 1 else path
 
 
 @dataclass(frozen=True)
