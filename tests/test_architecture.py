@@ -24,6 +24,7 @@ LINES_PER_FILE = 400
 PLANS = {"data.plan", "data.decode", "data.loader", "data.open_manifest"}
 ALLOWED = {
     "": set(),  # vjepa_fast/__init__.py
+    "closed_form": set(),
     "errors": set(),
     "locks": {"errors"},
     "paths": set(),
@@ -80,6 +81,7 @@ ALLOWED = {
     },
     "training.monitoring": {
         "",
+        "closed_form",
         "config",
         "errors",
         "masks",
@@ -132,6 +134,7 @@ ALLOWED = {
         "weights",
     },
     "evaluation": {
+        "closed_form",
         "config",
         "data.bad_clips",
         "errors",
