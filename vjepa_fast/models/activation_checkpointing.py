@@ -55,9 +55,10 @@ def run_blocks(
     layout: SeqLayout,
     mode: ActivationCheckpointing,
     rotary: Rotary | None = None,
+    factors: Tensor | None = None,
 ) -> Tensor:
     """The last of `block_outputs`, or x if there are no blocks."""
-    for output in block_outputs(blocks, x, layout, mode, rotary):
+    for output in block_outputs(blocks, x, layout, mode, rotary, factors):
         x = output
     return x
 
@@ -68,29 +69,33 @@ def block_outputs(
     layout: SeqLayout,
     mode: ActivationCheckpointing,
     rotary: Rotary | None = None,
+    factors: Tensor | None = None,
 ) -> Iterator[Tensor]:
     """Run the blocks one after another, and yield the output of each, [rows, D].
 
     Args:
-        blocks: `block.Block`s, called with x, the layout and `rotary`.
+        blocks: `block.Block`s, called with x, the layout, `rotary` and, if there are, their own
+            `factors`.
         x: [rows, D].
         layout: the sequences along rows.
         mode: see the table at the top; without effect if no gradient is recorded. Gradients are the
             same in every mode.
         rotary: rotary positions of the rows, or None.
+        factors: of each block's two branches, fp32 [blocks, 2, rows], see `Block`; or None.
     """
+    own = ((),) * len(blocks) if factors is None else tuple((f,) for f in factors)
     if mode == "none" or not torch.is_grad_enabled():
-        for block in blocks:
-            x = block(x, layout, rotary)
+        for block, more in zip(blocks, own, strict=True):
+            x = block(x, layout, rotary, *more)
             yield x
         return
     if blocks:  # now, because its trial of a backend must not be recomputed
         choose_backend(x.dtype, x.device, x.shape[1] // blocks[0].attn.heads)
-    # blocks draw no random numbers, so no generator state has to be restored
+    # blocks draw no random numbers (drop path takes its own), so no generator state is restored
     checkpointed = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
     if mode == "selective":
         contexts = partial(create_selective_checkpoint_contexts, _policy)
         checkpointed = partial(checkpointed, context_fn=contexts)
-    for block in blocks:
-        x = checkpointed(block, x, layout, rotary)
+    for block, more in zip(blocks, own, strict=True):
+        x = checkpointed(block, x, layout, rotary, *more)
         yield x

@@ -61,7 +61,8 @@ def mlp_width(width: int, ratio: float) -> int:
 class Block(nn.Module):
     """x + attention(norm(x)), then x + mlp(norm(x)); [rows, D] → [rows, D], dtype of x.
 
-    With `rotary`, queries and keys are rotated by the positions of their rows.
+    With `rotary`, queries and keys are rotated by the positions of their rows. With `factors`, fp32
+    [2, rows], the two branches are multiplied by them before they are added (drop path).
     """
 
     def __init__(
@@ -73,12 +74,27 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(width, eps=norm_eps)
         self.mlp = Mlp(width, mlp_width(width, mlp_ratio))
 
-    def forward(self, x: Tensor, layout: SeqLayout, rotary: Rotary | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        layout: SeqLayout,
+        rotary: Rotary | None = None,
+        factors: Tensor | None = None,
+    ) -> Tensor:
         qkv = self.attn.split(self.norm1(x))
         if rotary is not None:
             qkv = rotate(qkv, rotary)
-        x = x + self.attn.merge(attention(qkv, layout))
-        return x + self.mlp(self.norm2(x))
+        branch = self.attn.merge(attention(qkv, layout))
+        if factors is None:
+            x = x + branch
+            return x + self.mlp(self.norm2(x))
+        x = x + _scaled(branch, factors[0])
+        return x + _scaled(self.mlp(self.norm2(x)), factors[1])
+
+
+def _scaled(branch: Tensor, factors: Tensor) -> Tensor:
+    """branch [rows, D] times factors, fp32 [rows], in the dtype of the branch."""
+    return (branch * factors[:, None]).to(branch.dtype)
 
 
 def init_weights(module: nn.Module) -> None:

@@ -65,7 +65,12 @@ class VisionTransformer(nn.Module):
         return frames * height * width
 
     def forward(
-        self, video: Tensor, rows: Tensor | None, tokens: Tensor, layout: SeqLayout
+        self,
+        video: Tensor,
+        rows: Tensor | None,
+        tokens: Tensor,
+        layout: SeqLayout,
+        drop_path: Tensor | None = None,
     ) -> Tensor:
         """Encode some tokens of each clip.
 
@@ -74,6 +79,9 @@ class VisionTransformer(nn.Module):
             rows: the tokens as b · N + token, [R] int64; None is all tokens of all clips.
             tokens: position of each row in the grid's raster, 0 … N - 1, [R] int64.
             layout: the sequences along rows.
+            drop_path: stochastic depth (arXiv 1603.09382) by sequence: what each block's attention
+                and MLP are multiplied by, fp32 [depth, 2, sequences], 0 or 1 / (1 - rate); None:
+                nothing is dropped. `sequences.drop_path_factors` makes it of random numbers.
 
         Returns:
             [R, D] after the final norm. The table's positions are added in fp32 and the sum is cast
@@ -89,7 +97,9 @@ class VisionTransformer(nn.Module):
         if self.rotary_form is None:
             x = (x.float() + self.positions.float()[tokens]).to(x.dtype)
         rotary = rotary_of(tokens, grid, self.grid, self.rotary_form)
-        return self.norm(run_blocks(self.blocks, x, layout, self.activation_checkpointing, rotary))
+        factors = None if drop_path is None else layout.per_row(drop_path)
+        mode = self.activation_checkpointing
+        return self.norm(run_blocks(self.blocks, x, layout, mode, rotary, factors))
 
     def grid_of(self, video: Tensor) -> tuple[int, int, int]:
         """Tokens (T', H', W') of clips.

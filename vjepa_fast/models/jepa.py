@@ -15,9 +15,14 @@ from vjepa_fast.models.predictor import Predictor
 from vjepa_fast.models.sequences import PackedMasks
 
 
-def encode_clips(encoder: VisionTransformer, video: Tensor) -> Tensor:
-    """Features of all tokens of whole clips: uint8 [B, T, H, W, 3] → [B · N, D]."""
-    return encoder(video, None, *encoder.all_tokens(video))
+def encode_clips(
+    encoder: VisionTransformer, video: Tensor, drop_path: Tensor | None = None
+) -> Tensor:
+    """Features of all tokens of whole clips: uint8 [B, T, H, W, 3] → [B · N, D].
+
+    `drop_path`: see `VisionTransformer.forward`; a sequence is a clip.
+    """
+    return encoder(video, None, *encoder.all_tokens(video), drop_path)
 
 
 def feature_loss(

@@ -51,11 +51,36 @@ class SeqLayout:
         """(number of sequences, length) of each run of adjacent sequences of equal length."""
         return tuple((len(list(run)), length) for length, run in groupby(self.lengths))
 
+    def per_row(self, values: Tensor) -> Tensor:
+        """A value of each sequence as one of each of its rows: [..., sequences] → [..., rows]."""
+        if len(self.runs) == 1:  # equal lengths
+            return values.repeat_interleave(self.longest, dim=-1)
+        lengths = torch.tensor(self.lengths, device=values.device)
+        return values.repeat_interleave(lengths, dim=-1, output_size=self.rows)
+
     @cached_property
     def cu_seqlens(self) -> Tensor:
         """Offsets of the sequences, int32 [sequences + 1], on the layout's device."""
         lengths = torch.tensor((0, *self.lengths), dtype=torch.int32)
         return lengths.cumsum(0, dtype=torch.int32).to(self.device, non_blocking=True)
+
+
+def drop_path_factors(uniform: Tensor, rate: float) -> Tensor:
+    """What drop path multiplies the branches of each sequence by.
+
+    The rate rises linearly over the blocks, from 0 to `rate`. A branch is dropped (0) where its
+    number is below the block's rate, else it is multiplied by 1 / (1 - rate of the block).
+
+    Args:
+        uniform: numbers in [0, 1) for attention and MLP of each block, [depth, 2, sequences].
+        rate: of the last block, in [0, 1).
+
+    Returns:
+        fp32, the shape of `uniform`.
+    """
+    rates = torch.linspace(0.0, rate, len(uniform), dtype=torch.float64)
+    rates = rates.to(uniform.device)[:, None, None]
+    return ((uniform >= rates) / (1.0 - rates)).float()
 
 
 def ragged(lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
