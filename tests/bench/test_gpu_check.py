@@ -47,6 +47,7 @@ def alive(process):
     return text.rpartition(")")[2].split()[0] != "Z"
 
 
+@pytest.mark.slow
 def test_each_part_has_its_own_end(bench, part, tmp_path, capsys):
     child = "import subprocess, sys, time; p = subprocess.Popen([sys.executable, '-c', 'import "
     child += "time; time.sleep(600)']); print(p.pid, flush=True); time.sleep(600)"

@@ -208,7 +208,7 @@ def test_opcheck(dtype, copying):
     torch.library.opcheck(torch.ops.vjepa_fast.ema_update, arguments)
 
 
-@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
 def test_compiles_as_one_graph(backend):
     """In one graph, in place."""
 

@@ -311,7 +311,7 @@ def test_opcheck(dtype, exponent):
     torch.library.opcheck(torch.ops.vjepa_fast.masked_feature_loss_backward, scaled)
 
 
-@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
 def test_compiles_as_one_graph(backend):
     """In one graph, with its backward, for several numbers of rows."""
 

@@ -56,7 +56,14 @@ def non_finite_step(trainer: Trainer, kind: str, step: int) -> None:
         hook.remove()
 
 
-@pytest.mark.parametrize("kind", ["features", "gradient", "loss"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pytest.param("features", marks=pytest.mark.slow),
+        "gradient",
+        pytest.param("loss", marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.parametrize(("stage", "bf16", "offload"), ENGINES)
 def test_a_non_finite_step_changes_nothing(
     stage: int, bf16: bool, offload: dict, kind: str
@@ -127,7 +134,8 @@ end_process_group()
 """
 
 
-@pytest.mark.parametrize("world", [2, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("world", [2, 3])
 def test_all_ranks_skip_a_step_that_is_non_finite_on_one(world: int) -> None:
     for found in run_ranks(["-c", MANY], world, seconds=900):
         all_three = ["loss", "grad_norm_encoder", "grad_norm_predictor"]

@@ -174,6 +174,7 @@ def test_two_processes_give_the_losses_of_one(
         assert min(norms) > 0.05  # clipping is active
 
 
+@pytest.mark.slow
 def test_a_collapsing_run_says_so(small_config: Callable[..., dict], tmp_path: Path) -> None:
     """The learning rate is too high for the momentum, so features become a function of position."""
     optim = {"steps": 60, "global_batch": 16, "micro_batch": 16, "warmup_steps": 0}

@@ -97,6 +97,7 @@ def test_good_files_are_kept_and_bad_ones_written_again(tmp_path):
     assert all(path.read_bytes() != whole[path] for path in before)
 
 
+@pytest.mark.slow
 def test_one_frame_does_not_tell_the_direction_but_the_motion_does():
     clips = [demo.render_clip(0, "train", index) for index in range(2400)]
     video = np.stack([video.mean(-1) for video, _ in clips])

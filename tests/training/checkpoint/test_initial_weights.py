@@ -266,6 +266,7 @@ def test_resuming_needs_no_checkpoint_to_start_from(
             pretrain(configured(output=str(again), init=other))
 
 
+@pytest.mark.slow
 def test_any_number_of_processes_starts_from_it(
     runs: Runs, small_config: Callable[..., dict], first: Path, tmp_path: Path
 ) -> None:

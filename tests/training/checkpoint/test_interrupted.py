@@ -47,14 +47,14 @@ def has_saved(run: Path, count: int = 1) -> Callable[[], bool]:
     return lambda: len(checkpoints(run)) >= count
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kills", "model"),
     [
-        (2, {}),
-        pytest.param(20, {}, marks=pytest.mark.slow),
-        pytest.param(5, SECOND, marks=pytest.mark.slow),
+        (20, {}),
+        (5, SECOND),
     ],
-    ids=["2", "20", "second"],
+    ids=["20", "second"],
 )
 def test_kills_at_random_moments_cost_less_than_an_interval(
     runs: Runs, small_config: Callable[..., dict], tmp_path: Path, kills: int, model: dict
@@ -182,6 +182,7 @@ def test_an_error_on_one_host_ends_all(
     assert "Traceback" not in both[0].text + both[1].text
 
 
+@pytest.mark.slow
 def test_the_same_command_again_is_refused_while_the_first_one_runs(
     runs: Runs, small_config: Callable[..., dict], tmp_path: Path
 ) -> None:
@@ -259,6 +260,7 @@ def test_a_full_disk_costs_a_checkpoint_and_not_the_run(
         check_recovery(run.text, folder, straight)
 
 
+@pytest.mark.slow
 def test_one_process_that_cannot_write_makes_all_skip_the_checkpoint(
     runs: Runs, small_config: Callable[..., dict], tmp_path: Path
 ) -> None:
