@@ -137,6 +137,7 @@ ALLOWED = {
         "closed_form",
         "config",
         "data.bad_clips",
+        "data.manifest",
         "errors",
         "inference",
         "kernels",

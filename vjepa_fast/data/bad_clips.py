@@ -1,4 +1,4 @@
-"""Replacing clips that cannot be decoded, deterministically, and logging them.
+"""Clips that cannot be decoded: replaced, deterministically, or left out; both are logged.
 
 The replacement for a sample is a function of its id and of which files are bad
 (`ClipPlanner.plan_one`): the same with any decoder, at any number of processes, after a resume.
@@ -86,6 +86,33 @@ class BadClips:
                 file.write(line)
         except OSError as error:  # a full disk is no reason to stop
             log.warning("cannot write to %s (%s)", self._path, error.strerror)
+
+
+class LeftOut:
+    """Counts clips or videos that are left out since they do not decode, and names each in the log.
+
+    Args:
+        total: how many there are.
+        max_fraction: of them; more are an error.
+        option: its name, for the message.
+        unit: what is counted, for the message.
+    """
+
+    def __init__(self, total: int, max_fraction: float, option: str, unit: str = "clips") -> None:
+        self._total, self._max_fraction = total, max_fraction
+        self._option, self._unit = option, unit
+        self._bad = 0
+
+    def note(self, path: str, reason: str) -> None:
+        """One more of this file. Raises UserError where it is one too many."""
+        log.warning("left out: %s", reason)
+        self._bad += 1
+        if self._bad > self._max_fraction * self._total:
+            raise UserError(
+                f"{path}: found {self._bad} of {self._total} {self._unit} undecodable (the last "
+                f"one: {reason}), expected at most {self._option} = {self._max_fraction:g} of them;"
+                " index the videos again, or set a larger fraction"
+            )
 
 
 def decode_or_replace(

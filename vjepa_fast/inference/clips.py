@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from vjepa_fast.data.decode.backend import Decoder
 from vjepa_fast.data.decode.pyav import decode_clip
+from vjepa_fast.data.decode.time_stamps import clip_frames
 from vjepa_fast.data.ffmpeg import BadVideo
 from vjepa_fast.data.manifest.entry import Entries, ManifestEntry, entries_of
 from vjepa_fast.data.plan.clip_plan import ClipPlan
@@ -195,6 +197,23 @@ def check_length(clips: ClipList) -> None:
         f"{clips.sampling.in_words}, the length of a clip; choose longer videos, or load the "
         "encoder with a smaller num_frames"
     )
+
+
+def with_frames(plans: list[ClipPlan], entries: Entries, decoder: Decoder) -> list[ClipPlan]:
+    """Plans with frame indices, also where they follow from a file's time stamps.
+
+    Where those cannot be read the plan stays as it is: the decoder finds the same, and says why.
+    """
+    timed = {id(p.frames): p for p in plans if isinstance(p.frames, TimedWindow)}
+    found = {
+        key: decoder.pool.submit(clip_frames, plan, entries[plan.video])
+        for key, plan in timed.items()
+    }
+    frames = {}
+    for key, future in found.items():
+        with suppress(UserError):
+            frames[key] = future.result()
+    return [replace(p, frames=frames[id(p.frames)]) if id(p.frames) in frames else p for p in plans]
 
 
 def decode_ahead(

@@ -5,20 +5,18 @@ from __future__ import annotations
 import logging
 import zlib
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from vjepa_fast.data.bad_clips import LeftOut
 from vjepa_fast.data.decode.backend import Decoder
-from vjepa_fast.data.decode.time_stamps import clip_frames
 from vjepa_fast.data.manifest.entry import LABEL_PREFIX
 from vjepa_fast.data.plan.clip_plan import ClipPlan
-from vjepa_fast.data.plan.frame_sampling import TimedWindow
 from vjepa_fast.errors import UserError
-from vjepa_fast.inference.clips import ClipList, decode_ahead
+from vjepa_fast.inference.clips import ClipList, decode_ahead, with_frames
 from vjepa_fast.inference.encoder import VideoEncoder
 from vjepa_fast.inference.feature_folder import FeatureFolder
 from vjepa_fast.progress import with_progress
@@ -69,13 +67,12 @@ class ShardWork:
         max_bad_fraction: float,
     ) -> None:
         self._encoder, self._clips, self._extraction = encoder, clips, extraction
-        self._max_bad_fraction = max_bad_fraction
         tokens, height, width = encoder.grid
         count = tokens * height * width if extraction.pool == "tokens" else 1
         self._clip_bytes = count * encoder.width * DTYPES[extraction.dtype].itemsize
         self._per_shard = max(1, min(CLIPS_PER_SHARD, BYTES_PER_SHARD // self._clip_bytes))
         self.shards = -(-len(clips) // self._per_shard)
-        self._bad = 0
+        self._left_out = LeftOut(len(clips), max_bad_fraction, "--max-bad-fraction")
 
     @property
     def settings(self) -> dict:
@@ -159,17 +156,8 @@ class ShardWork:
             yield clips[start : start + size]
 
     def _plans(self, clips: list[int], decoder: Decoder) -> list[ClipPlan]:
-        """Plans with frame indices, also where they follow from a file's time stamps."""
         plans = [self._clips.plan(clip) for clip in clips]
-        timed = {
-            i: decoder.pool.submit(clip_frames, plan, self._clips.entries[plan.video])
-            for i, plan in enumerate(plans)
-            if isinstance(plan.frames, TimedWindow)
-        }
-        for i, frames in timed.items():
-            with suppress(UserError):  # the decoder finds the same, and is asked why
-                plans[i] = replace(plans[i], frames=frames.result())
-        return plans
+        return with_frames(plans, self._clips.entries, decoder)
 
     def _note(
         self, batch: list[ClipPlan], failures: Mapping[int, str], left_out: dict[int, str]
@@ -177,15 +165,7 @@ class ShardWork:
         """Count and name clips that do not decode."""
         for i, reason in failures.items():
             left_out[batch[i].sample_id] = reason
-            log.warning("left out: %s", reason)
-            self._bad += 1
-            if self._bad > self._max_bad_fraction * len(self._clips):
-                raise UserError(
-                    f"{batch[i].path}: found {self._bad} of {len(self._clips)} clips undecodable "
-                    f"(the last one: {reason}), expected at most --max-bad-fraction = "
-                    f"{self._max_bad_fraction:g} of them; index the videos again, or set a larger "
-                    "fraction"
-                )
+            self._left_out.note(batch[i].path, reason)
 
     def _features(self, video: Tensor, plans: list[ClipPlan]) -> Tensor:
         """What is stored of clips, on the host: [n, N, D] or [n, D]."""

@@ -14,7 +14,7 @@ from vjepa_fast.kernels import rotate_queries_keys, rotate_queries_keys_
 Positions = Literal["sincos", "rope_tiled", "rope"]
 
 
-def _axis_table(width: int, coordinates: np.ndarray) -> np.ndarray:
+def axis_table(width: int, coordinates: np.ndarray) -> np.ndarray:
     """[n, width]: sines, then cosines, of the coordinates at width/2 geometric frequencies."""
     frequency = 10000.0 ** -(np.arange(width // 2) / (width / 2))
     angle = np.outer(coordinates, frequency)
@@ -51,7 +51,7 @@ def position_table(width: int, grid: tuple[int, int, int], uniform_power: bool =
     """
     coordinates = np.meshgrid(*(np.arange(n, dtype=np.float64) for n in grid), indexing="ij")
     widths = axis_widths(width, uniform_power)
-    parts = [_axis_table(w, c.ravel()) for w, c in zip(widths, coordinates, strict=True)]
+    parts = [axis_table(w, c.ravel()) for w, c in zip(widths, coordinates, strict=True)]
     return torch.from_numpy(np.concatenate(parts, axis=1)[:, :width].astype(np.float32))
 
 

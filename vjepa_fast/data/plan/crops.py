@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vjepa_fast.masks.philox import STREAM_CROP, draw, uniform
+from vjepa_fast.masks.philox import STREAM_CROP, STREAM_FLIP, draw, uniform
 
 _TRIES = 10
 
@@ -54,6 +54,13 @@ def random_crops(
     return np.where(
         fits.any(axis=1)[:, None], crops, largest_centered(heights, widths, augment.aspect_ratio)
     )
+
+
+def random_flips(seed: int, sample_ids: np.ndarray, augment: Augment | None) -> np.ndarray:
+    """Which clips are mirrored: half of them if `augment` says so, else none; bool [n]."""
+    if augment is None or not augment.flip:
+        return np.zeros(len(sample_ids), dtype=bool)
+    return draw(seed, STREAM_FLIP, sample_ids, 1)[:, 0] >= 2**31
 
 
 def largest_centered(

@@ -12,11 +12,11 @@ import numpy as np
 
 from vjepa_fast.data.manifest.entry import Entries, ManifestEntry
 from vjepa_fast.data.plan.clip_plan import ClipPlan
-from vjepa_fast.data.plan.crops import Augment, largest_centered, random_crops
+from vjepa_fast.data.plan.crops import Augment, largest_centered, random_crops, random_flips
 from vjepa_fast.data.plan.frame_sampling import ShortVideos, TimedWindow, Windows
 from vjepa_fast.data.plan.length_order import LengthOrder
 from vjepa_fast.errors import UserError
-from vjepa_fast.masks.philox import STREAM_CLIP_START, STREAM_FLIP, bounded, draw, uniform
+from vjepa_fast.masks.philox import STREAM_CLIP_START, bounded, draw, uniform
 
 log = logging.getLogger("vjepa_fast")
 
@@ -160,10 +160,7 @@ class ClipPlanner:
             crops = largest_centered(heights, widths)
         else:
             crops = random_crops(self.seed, ids, heights, widths, self.augment)
-        if self.augment is not None and self.augment.flip:
-            flips = draw(self.seed, STREAM_FLIP, ids, 1)[:, 0] >= 2**31
-        else:
-            flips = np.zeros(ids.size, dtype=bool)
+        flips = random_flips(self.seed, ids, self.augment)
         fractions = crops / np.stack([heights, widths, heights, widths], axis=1)
         entries = [self.entries[video] for video in videos]
         frames: list[np.ndarray | TimedWindow | None] = [None] * len(entries)
@@ -171,7 +168,13 @@ class ClipPlanner:
         for manifest in np.unique(manifests).tolist():
             chosen = np.flatnonzero(manifests == manifest)
             its_entries = [entries[i] for i in chosen]
-            found = self._frames(self.windows[manifest], ids[chosen], counts[chosen], its_entries)
+            found = frames_of_ids(
+                self.windows[manifest],
+                ids[chosen],
+                counts[chosen],
+                its_entries,
+                None if self.augment is None else self.seed,
+            )
             for i, clip in zip(chosen, found, strict=True):
                 frames[i] = clip
         return [
@@ -187,30 +190,44 @@ class ClipPlanner:
             for i, video in enumerate(videos)
         ]
 
-    def _frames(
-        self,
-        windows: Windows,
-        ids: np.ndarray,
-        counts: np.ndarray,
-        entries: Sequence[ManifestEntry],
-    ) -> Sequence[np.ndarray | TimedWindow]:
-        middle = self.augment is None
-        parts = ids % windows.clips
-        if windows.fps is None:
-            draw_start = partial(bounded, self.seed, STREAM_CLIP_START, ids)
-            frames = windows.frames_at_step(counts, parts, None if middle else draw_start)
-            assert ((frames >= 0) & (frames < counts[:, None])).all()  # DALI would show black
-            return frames
-        positions = uniform(draw(self.seed, STREAM_CLIP_START, ids, 1)[:, 0]).tolist()
-        timed = [
-            TimedWindow(windows, part, 0.5 if middle else position)
-            for part, position in zip(parts.tolist(), positions, strict=True)
-        ]
-        # Without time stamps only where the manifest says that the rate is constant.
-        return [
-            window.frames(entry, None) if entry.vfr is False else window
-            for entry, window in zip(entries, timed, strict=True)
-        ]
+
+def frames_of_ids(
+    windows: Windows,
+    ids: np.ndarray,
+    counts: np.ndarray,
+    entries: Sequence[ManifestEntry],
+    seed: int | None,
+) -> Sequence[np.ndarray | TimedWindow]:
+    """The frames of one clip of each video, a function of the seed and of the clip's id.
+
+    Args:
+        windows: the rule. The clip of id i starts in part i % windows.clips of its video.
+        ids: of the clips, int64 [n].
+        counts: frames of the videos, int64 [n].
+        entries: the videos, n of them.
+        seed: of the position in that part; None takes the middle.
+
+    Returns:
+        n items: int64 [T], or a TimedWindow where the file's time stamps decide.
+    """
+    parts = ids % windows.clips
+    if windows.fps is None:
+        draw_start = None if seed is None else partial(bounded, seed, STREAM_CLIP_START, ids)
+        frames = windows.frames_at_step(counts, parts, draw_start)
+        assert ((frames >= 0) & (frames < counts[:, None])).all()  # DALI would show black
+        return frames
+    positions = [0.5] * len(ids)
+    if seed is not None:
+        positions = uniform(draw(seed, STREAM_CLIP_START, ids, 1)[:, 0]).tolist()
+    timed = [
+        TimedWindow(windows, part, position)
+        for part, position in zip(parts.tolist(), positions, strict=True)
+    ]
+    # Without time stamps only where the manifest says that the rate is constant.
+    return [
+        window.frames(entry, None) if entry.vfr is False else window
+        for entry, window in zip(entries, timed, strict=True)
+    ]
 
 
 def _warn_of_old(entries: Entries) -> None:
