@@ -68,7 +68,6 @@ ALLOWED = {
     "training.schedules": {"config"},
     "training.recipe": {"config", "errors"},
     "training.zero": {"config", "errors", "training.checkpoint.format"},
-    "training.nonfinite": {"training.zero"},
     "training.teacher": {"kernels", "models", "training.zero"},
     "training.checkpoint.format": {"errors"},
     "training.checkpoint": {
@@ -76,6 +75,7 @@ ALLOWED = {
         "errors",
         "training.distributed",
         "training.recipe",
+        "training.engine_trainer",
         "training.trainer",
         "training.zero",
     },

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TypeVar
 
 import torch
@@ -66,7 +66,7 @@ class _CudaClock:
 
 
 class StepTimer:
-    """Time of each of a step's `PARTS`, summed over steps.
+    """Time of each of a step's parts, summed over steps.
 
     Parts follow each other without a gap: `begin` starts a step, and `mark` names the part that has
     just ended. On a GPU a mark is an event in the stream, so a part is the device's time for it,
@@ -75,9 +75,11 @@ class StepTimer:
 
     Args:
         device: the device that runs the step.
+        parts: names of the parts, in the order of `take`.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, parts: Sequence[str] = PARTS) -> None:
+        self._parts = parts
         self._clock = _CudaClock() if device.type == "cuda" else _HostClock()
         self._marks: deque[tuple[str | None, object]] = deque(maxlen=MAX_MARKS)
 
@@ -86,7 +88,7 @@ class StepTimer:
         self._marks.append((None, self._clock.stamp()))
 
     def mark(self, part: str) -> None:
-        """A part of the step, one of `PARTS`, has ended."""
+        """A part of the step, one of `parts`, has ended."""
         self._marks.append((part, self._clock.stamp()))
 
     def take(self) -> dict[str, float]:
@@ -94,7 +96,7 @@ class StepTimer:
 
         The device must have finished these steps, as it has once one of their results was read.
         """
-        total, steps, last = dict.fromkeys(PARTS, 0.0), 0, None
+        total, steps, last = dict.fromkeys(self._parts, 0.0), 0, None
         for part, stamp in self._marks:
             if part is None:
                 steps += 1

@@ -11,8 +11,8 @@ from torch import Tensor
 from vjepa_fast.errors import UserError
 from vjepa_fast.training.checkpoint.format import Checkpoint, checkpoints
 from vjepa_fast.training.distributed.host_group import HostGroup
+from vjepa_fast.training.engine_trainer import EngineTrainer
 from vjepa_fast.training.recipe import recipe_changes, with_defaults
-from vjepa_fast.training.trainer import Trainer
 from vjepa_fast.training.zero.optimizers import MOMENTS, restore_adam
 
 log = logging.getLogger("vjepa_fast")
@@ -70,7 +70,7 @@ def find_resumable(
     return checkpoint
 
 
-def restore(trainer: Trainer, checkpoint: Checkpoint) -> None:
+def restore(trainer: EngineTrainer, checkpoint: Checkpoint) -> None:
     """Load master weights, moments, EMA weights and step number, at any world size. Collective.
 
     At the same world size the run continues bit for bit as if it had not been interrupted. At any
@@ -99,8 +99,8 @@ def restore(trainer: Trainer, checkpoint: Checkpoint) -> None:
 
         shard.write(read("master"), shard.masters)
         restore_adam(trainer.optimizer, shard, {m: read(m) for m in MOMENTS}, step)
-        if shard.name in trainer.teacher.ema:
-            shard.write(read("teacher"), trainer.teacher.ema[shard.name])
+        if shard.name in trainer.ema:
+            shard.write(read("teacher"), trainer.ema[shard.name])
     trainer.guard.restore(*checkpoint.state.get("bad_steps", (0, 0, -1)))  # none in old ones
     trainer.after_restore(step)
     log.info("resumed at step %d from %s", step, checkpoint.folder)

@@ -30,7 +30,7 @@ from vjepa_fast.training.checkpoint.format import (
     write_shard,
 )
 from vjepa_fast.training.distributed.host_group import HostGroup
-from vjepa_fast.training.trainer import Trainer
+from vjepa_fast.training.engine_trainer import EngineTrainer
 from vjepa_fast.training.zero.optimizers import MOMENTS, adam_moments
 
 log = logging.getLogger("vjepa_fast")
@@ -38,7 +38,7 @@ log = logging.getLogger("vjepa_fast")
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
-def snapshot(trainer: Trainer, rank: int) -> tuple[dict[str, Tensor], dict[str, list]]:
+def snapshot(trainer: EngineTrainer, rank: int) -> tuple[dict[str, Tensor], dict[str, list]]:
     """Copy this rank's shard to the host. Host sync.
 
     Returns:
@@ -54,8 +54,8 @@ def snapshot(trainer: Trainer, rank: int) -> tuple[dict[str, Tensor], dict[str, 
         for moment in MOMENTS:
             values = adam_moments(trainer.optimizer, shard, moment)
             tensors[f"{shard.name}/{moment}"] = shard.read(values).cpu()
-        if shard.name in trainer.teacher.ema:
-            tensors[f"{shard.name}/teacher"] = shard.read(trainer.teacher.ema[shard.name]).cpu()
+        if shard.name in trainer.ema:
+            tensors[f"{shard.name}/teacher"] = shard.read(trainer.ema[shard.name]).cpu()
     return tensors, ranges
 
 
@@ -113,7 +113,7 @@ class Saver:
         """Whether this rank is still writing a checkpoint in the background. Not collective."""
         return self._pending is not None and not self._pending.write.done()
 
-    def save(self, trainer: Trainer) -> None:
+    def save(self, trainer: EngineTrainer) -> None:
         """Start a checkpoint of the trainer's state; finish it unless saving in the background."""
         self.finish()
         self._retry_at = None

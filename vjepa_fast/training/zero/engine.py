@@ -9,7 +9,7 @@ import torch
 from deepspeed.runtime.engine import DeepSpeedEngine
 from torch import nn
 
-from vjepa_fast.config.optim import OptimConfig, ZeroConfig
+from vjepa_fast.config.optim import ZeroConfig
 from vjepa_fast.errors import UserError
 from vjepa_fast.training.checkpoint.format import group_of
 
@@ -24,7 +24,8 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
 
     Returns:
         Groups for a torch optimizer. Beside its own keys each has "name" (as in checkpoints, e.g.
-        "encoder.no_decay"), "part" ("encoder" or "predictor") and "decays".
+        "encoder.no_decay"), "part" ("encoder" or "predictor"), whose gradients are clipped
+        together, "decays", and "lr_factor", which multiplies the learning rate.
     """
     groups: dict[str, dict] = {}
     for name, parameter in model.named_parameters():
@@ -34,6 +35,7 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
             "name": group,
             "part": group.partition(".")[0],
             "decays": decays,
+            "lr_factor": 1.0,
             "weight_decay": weight_decay if decays else 0.0,
             "params": [],
         }
@@ -92,15 +94,17 @@ def deepspeed_config(
 
 def make_engine(
     model: nn.Module,
-    optim: OptimConfig,
+    groups: list[dict],
     zero: ZeroConfig,
     *,
+    betas: tuple[float, float],
+    eps: float,
     micro_batch: int,
     accumulation: int,
     world: int,
     bf16: bool,
 ) -> DeepSpeedEngine:
-    """Wrap the model (encoder and predictor) and AdamW in one DeepSpeed engine.
+    """Wrap the model and AdamW, over these parameter groups, in one DeepSpeed engine.
 
     A single process in fp32 runs as stage 0 at every stage, unless it offloads: the weights are
     the master weights, and ZeRO would only copy between the two.
@@ -120,8 +124,7 @@ def make_engine(
             "engine: one process in fp32 has nothing to shard, so stage %d runs as 0", zero.stage
         )
         zero = zero.model_copy(update={"stage": 0})
-    groups = parameter_groups(model, optim.weight_decay)
-    optimizer = torch.optim.AdamW(groups, lr=0.0, betas=optim.betas, eps=optim.eps, fused=True)
+    optimizer = torch.optim.AdamW(groups, lr=0.0, betas=betas, eps=eps, fused=True)
     ds = deepspeed_config(
         zero, micro_batch=micro_batch, accumulation=accumulation, world=world, bf16=bf16
     )
