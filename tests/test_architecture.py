@@ -38,7 +38,7 @@ ALLOWED = {
     "data": set(),  # each file at its top has a line of its own below
     "data.ffmpeg": set(),
     "data.workers": {"errors"},
-    "data.manifest": {"errors"},
+    "data.manifest": {"errors", "locks"},
     "data.plan": {"data.manifest", "errors", "masks"},
     "data.frames": {"data.ffmpeg", "data.manifest"},
     "data.decode": {

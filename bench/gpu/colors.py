@@ -20,7 +20,8 @@ import torch
 from av.video.reformatter import Interpolation
 
 from vjepa_fast.data.loader import make_loader
-from vjepa_fast.data.manifest.entry import ManifestEntry, entries_of
+from vjepa_fast.data.manifest.entries import entries_of
+from vjepa_fast.data.manifest.entry import ManifestEntry
 from vjepa_fast.data.plan.planner import ClipPlanner
 from vjepa_fast.data.prepare.inspect import probe_video
 from vjepa_fast.errors import UserError, exit_status

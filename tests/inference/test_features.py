@@ -17,7 +17,7 @@ from tests.inference.folders import features, files, index_of, read
 from vjepa_fast import cli, load_encoder
 from vjepa_fast.data.decode.pyav import decode_clip
 from vjepa_fast.data.decode.time_stamps import clip_frames
-from vjepa_fast.data.manifest.entry import entries_of
+from vjepa_fast.data.manifest.entries import entries_of
 from vjepa_fast.data.manifest.files import read_manifest, write_manifest
 from vjepa_fast.inference import extract, load, shard_work
 from vjepa_fast.inference.clips import ClipList, Sampling, inspect_video

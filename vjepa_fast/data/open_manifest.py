@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from vjepa_fast.data.manifest.entry import Entries
+from vjepa_fast.data.manifest.entries import Entries
 from vjepa_fast.data.manifest.files import is_text_list, read_manifest
 from vjepa_fast.data.manifest.location import check_sample
 

@@ -15,7 +15,8 @@ from vjepa_fast.data.decode.backend import Decoder
 from vjepa_fast.data.decode.pyav import decode_clip
 from vjepa_fast.data.decode.time_stamps import clip_frames
 from vjepa_fast.data.ffmpeg import BadVideo
-from vjepa_fast.data.manifest.entry import Entries, ManifestEntry, entries_of
+from vjepa_fast.data.manifest.entries import Entries, entries_of
+from vjepa_fast.data.manifest.entry import ManifestEntry
 from vjepa_fast.data.plan.clip_plan import ClipPlan
 from vjepa_fast.data.plan.crops import center_view
 from vjepa_fast.data.plan.frame_sampling import TimedWindow, Windows, seconds_of, window_frames

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from vjepa_fast.data.decode.backend import Decoder
 from vjepa_fast.data.decode.color import BT601
-from vjepa_fast.data.manifest.files import replaced_atomically
+from vjepa_fast.data.manifest.replaced import replaced_atomically
 from vjepa_fast.errors import UserError
 from vjepa_fast.inference.clips import ClipList, decode_ahead
 from vjepa_fast.inference.encoder import VideoEncoder

@@ -13,7 +13,7 @@ from pathlib import Path
 from vjepa_fast.data.bad_clips import MAX_BAD_FRACTION
 from vjepa_fast.data.decode.backend import Backend
 from vjepa_fast.data.loader import make_decoder
-from vjepa_fast.data.manifest.entry import Entries
+from vjepa_fast.data.manifest.entries import Entries
 from vjepa_fast.data.open_manifest import open_manifest
 from vjepa_fast.data.plan.planner import ClipPlanner
 from vjepa_fast.errors import UserError

@@ -25,7 +25,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from vjepa_fast.data.manifest.files import TEXT_READ, replaced_atomically
+from vjepa_fast.data.manifest.replaced import TEXT_READ, replaced_atomically
 from vjepa_fast.errors import UserError
 from vjepa_fast.locks import sole_writer
 

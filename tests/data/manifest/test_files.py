@@ -41,13 +41,17 @@ def test_a_failed_write_leaves_the_old_manifest(tmp_path):
         ("path,", "file,", "found no column path"),
         ("30,", "thirty,", "line 2: found frames = 'thirty', expected int"),
         ("vp9,1234", "vp9", "line 2: found too few or too many columns"),
-        (",3,", ",,", "line 2: found label_digit = '', expected int"),
+        (",3,", ",,", "line 2: found label_digit = '', expected a label for every video"),
+        (",3,", ",3.0,", "line 2: found label_digit = '3.0', expected an integer or a name"),
+        (",3,", ",nan,", "line 2: found label_digit = 'nan', expected an integer or a name"),
+        (",0.5,", ",inf,", "line 2: found value_ef = 'inf', expected a finite number"),
+        (",0.5,", ",,", "line 2: found value_ef = '', expected a finite number"),
         (",30,", ",0,", "found no frames or no size"),
     ],
 )
 def test_a_malformed_manifest_is_rejected(tmp_path, old, new, message):
     path = tmp_path / "m.csv"
-    write_manifest(path, [ENTRY])
+    write_manifest(path, [replace(ENTRY, values={"ef": 0.5})])
     text = path.read_text()
     assert old in text
     path.write_text(text.replace(old, new))

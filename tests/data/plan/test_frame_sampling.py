@@ -14,7 +14,8 @@ from vjepa_fast.data.decode import time_stamps
 from vjepa_fast.data.decode.pyav import decode_clip
 from vjepa_fast.data.decode.time_stamps import clip_frames
 from vjepa_fast.data.ffmpeg import frame_times
-from vjepa_fast.data.manifest.entry import ManifestEntry, entries_of
+from vjepa_fast.data.manifest.entries import entries_of
+from vjepa_fast.data.manifest.entry import ManifestEntry
 from vjepa_fast.data.manifest.files import write_manifest
 from vjepa_fast.data.manifest.location import entry_url
 from vjepa_fast.data.plan.crops import Augment

@@ -9,7 +9,8 @@ import pytest
 from tests.data.prepare.test_inspect import write_timed
 from tests.helpers import videos
 from vjepa_fast.data.decode.pyav import decode_clip
-from vjepa_fast.data.manifest.entry import ManifestEntry, entries_of
+from vjepa_fast.data.manifest.entries import entries_of
+from vjepa_fast.data.manifest.entry import ManifestEntry
 from vjepa_fast.data.manifest.files import read_manifest
 from vjepa_fast.data.plan.crops import Augment
 from vjepa_fast.data.plan.frame_sampling import Windows

@@ -5,7 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from vjepa_fast.data.manifest.entry import ManifestEntry, entries_of
+from vjepa_fast.data.manifest.entries import entries_of
+from vjepa_fast.data.manifest.entry import ManifestEntry
 from vjepa_fast.data.plan.crops import Augment
 from vjepa_fast.data.plan.length_order import LengthOrder
 from vjepa_fast.data.plan.planner import ClipPlanner

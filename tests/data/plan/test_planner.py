@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from tests.helpers.paths import GOLDEN
-from vjepa_fast.data.manifest.entry import ManifestEntry, entries_of
+from vjepa_fast.data.manifest.entries import entries_of
+from vjepa_fast.data.manifest.entry import ManifestEntry
 from vjepa_fast.data.plan.crops import Augment, random_crops
 from vjepa_fast.data.plan.frame_sampling import window_frames
 from vjepa_fast.data.plan.planner import ClipPlanner

@@ -150,6 +150,17 @@ def test_indexing_again_keeps_the_labels(tmp_path):
     assert len(index_directory(tmp_path, manifest)[0]) == 2
 
 
+def test_indexing_again_keeps_names_of_classes_and_values(tmp_path):
+    path = videos.write_numbered(tmp_path, "mjpeg", 5, "a")
+    entry = dataclasses.replace(probe_video(path), labels={"k": 1}, values={"ef": 0.25})
+    write_manifest(tmp_path / "m.csv", [entry], {"k": ["dog", "cat"]})
+    assert ",cat," in (tmp_path / "m.csv").read_text()
+    for deep in (False, True):
+        index_directory(tmp_path, tmp_path / "m.csv", deep=deep)
+        assert read_manifest(tmp_path / "m.csv") == [entry]
+        assert ",cat," in (tmp_path / "m.csv").read_text()
+
+
 def test_a_file_that_ends_or_hangs_its_process_costs_only_itself():
     names = [f"crash{i}" if i in (3, 12) else f"fine{i}" for i in range(20)]
     names[15] = "hang"

@@ -114,9 +114,10 @@ def test_processes_do_not_probe_a_text_list_at_once(tmp_path):
 def test_a_bad_text_list_is_rejected(tmp_path):
     listed = tmp_path / "list.txt"
     good = videos.write_numbered(tmp_path, "mjpeg", 5, "good")
-    listed.write_text(f"{good} cat\n")
-    with pytest.raises(UserError, match=r"line 1: found label = 'cat', expected int"):
+    listed.write_text(f"{good} 3\n{good} cat\n")
+    with pytest.raises(UserError, match=r"line 2: found label = 'cat' after integers, expected a"):
         open_manifest(listed)
+    assert not (tmp_path / "classes.json").exists()
     listed.write_text("word\n")
     with pytest.raises(UserError, match='expected "path label"'):
         open_manifest(listed)
@@ -158,8 +159,13 @@ def test_lines_as_pandas_and_people_write_them(tmp_path, monkeypatch):
         ("0 a.avi 3", "more columns than two in '0 a.avi', expected"),
         ('"a.avi" 100 3', "more columns than two in '\"a.avi\" 100 3', expected"),
         ("$NOWHERE/a.avi 3", "$NOWHERE/a.avi, whose variable $NOWHERE is not set, expected a path"),
-        ("a.avi 99999999999999999999", "label = '99999999999999999999', expected int"),
+        (
+            "a.avi 99999999999999999999",
+            "label = '99999999999999999999', expected an integer",
+        ),
         ('"a.avi"', '\'"a.avi"\', expected "path label"'),
+        ("my a.avi", "'my a.avi', expected \"path label\""),
+        ("a.avi riding a bike", "more columns than two in 'a.avi riding a', expected"),
     ],
 )
 def test_a_line_of_another_form_is_a_sentence(tmp_path, line, found):
@@ -169,6 +175,19 @@ def test_a_line_of_another_form_is_a_sentence(tmp_path, line, found):
     listed.write_text(f"a.avi 1\n{line}\n")
     with pytest.raises(UserError, match=f"list.txt, line 2: found {re.escape(found)}.*; "):
         open_manifest(listed)
+
+
+def test_labels_of_a_text_list_may_be_names(tmp_path):
+    for name in ("a", "b c"):
+        videos.write_numbered(tmp_path, "mjpeg", 5, name)
+    listed = tmp_path / "list.txt"
+    listed.write_text('a.avi "riding a bike"\nb c.avi cat\n"b c.avi" "cat"\na.avi\tlate bird\n')
+    entries = open_manifest(listed)
+    assert entries.class_names == {"label": ["cat", "late bird", "riding a bike"]}
+    assert entries.column("label_label").tolist() == [2, 0, 0, 1]
+    listed.write_text("b c.avi ant\n")
+    assert open_manifest(listed).class_names["label"][3] == "ant"
+    assert open_manifest(listed)[0].labels == {"label": 3}
 
 
 def test_a_text_list_may_go_up(tmp_path):

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 
 from vjepa_fast.data.decode.color import BT601, LUMA, RANGE_FOLLOWED
-from vjepa_fast.data.manifest.entry import Entries, ManifestEntry, Seek, entries_of
+from vjepa_fast.data.manifest.entries import Entries, entries_of
+from vjepa_fast.data.manifest.entry import ManifestEntry, Seek
 from vjepa_fast.data.plan.clip_plan import ClipPlan
 from vjepa_fast.data.workers.process_pool import ProcessPool
 from vjepa_fast.errors import UserError

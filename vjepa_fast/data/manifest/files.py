@@ -1,10 +1,10 @@
 """Manifest files: a CSV or Parquet table of the videos, their labels and what decoding needs.
 
-Columns: path, label_<name> ..., frames, fps, width, height, codec, size_bytes, mtime_ns, and
-duration, gop, vfr, offset, rotation, stream, seek, matrix, full_range, longest_frame where they are
-known. A relative path starts at the manifest's folder. size_bytes and mtime_ns are the file's at
-indexing time: a file that changed since is rejected, not misread. Parquet takes a ninth of the
-bytes of CSV.
+Columns: path, label_<name> ..., value_<name> ..., frames, fps, width, height, codec, size_bytes,
+mtime_ns, and duration, gop, vfr, offset, rotation, stream, seek, matrix, full_range, longest_frame
+where they are known. A label is an integer, or a name that the folder's `classes.json` numbers. A
+relative path starts at the manifest's folder. size_bytes and mtime_ns are the file's at indexing
+time: a file that changed since is rejected, not misread. Parquet takes a ninth of the bytes of CSV.
 """
 
 from __future__ import annotations
@@ -12,15 +12,17 @@ from __future__ import annotations
 import csv
 import math
 import os
-import tempfile
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from types import ModuleType
-from typing import IO, Any, TextIO
+from typing import TextIO
 
-from vjepa_fast.data.manifest.entry import LABEL_PREFIX, Entries, EntriesBuilder, ManifestEntry
+from vjepa_fast.data.manifest.class_map import add_classes
+from vjepa_fast.data.manifest.entries import Entries, EntriesBuilder
+from vjepa_fast.data.manifest.entry import LABEL_PREFIX, VALUE_PREFIX, ManifestEntry
+from vjepa_fast.data.manifest.labels import LabelReader, read_values
+from vjepa_fast.data.manifest.parquet import read_parquet, write_parquet
+from vjepa_fast.data.manifest.replaced import TEXT_READ, replaced_atomically
 from vjepa_fast.errors import UserError
 
 _FACTS = {
@@ -35,59 +37,53 @@ _FACTS = {
 _OPTIONAL_FACTS = {"duration": float, "gop": int, "vfr": int, "offset": int, "rotation": int}
 _OPTIONAL_FACTS |= {"stream": int, "seek": int, "matrix": int, "full_range": int}
 _OPTIONAL_FACTS |= {"longest_frame": float}
-# File names need not be UTF-8: surrogateescape carries any bytes there and back.
-TEXT = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}
 _ROWS = 10_000  # read at a time
-TEXT_READ = TEXT | {"encoding": "utf-8-sig"}  # spreadsheets put a byte order mark in front
 
 
-@contextmanager
-def replaced_atomically(path: str | os.PathLike, binary: bool = False) -> Iterator[IO]:
-    """Open a file for writing, text unless `binary`, that replaces `path` only once all of it is on
-    the disk.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with open(descriptor, "wb") if binary else open(descriptor, "w", **TEXT) as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)  # mkstemp makes it private; a manifest is shared
-        os.replace(temporary, path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
-
-
-def write_manifest(path: str | os.PathLike, entries: Iterable[ManifestEntry]) -> None:
+def write_manifest(
+    path: str | os.PathLike,
+    entries: Iterable[ManifestEntry],
+    class_names: Mapping[str, Sequence[str]] | None = None,
+) -> None:
     """Write `entries` as the manifest `path`, atomically: Parquet if it ends in .parquet, else CSV.
 
     Videos below the manifest's folder are written relative to it, so that the folder can move; a
     relative path in `entries` counts from that folder already.
 
+    Args:
+        path: of the manifest.
+        entries: the videos.
+        class_names: by label, the names of the classes that the entries number: the manifest gets
+            the names, and the classes of its folder get those that they lack, see `class_map`.
+
     Raises:
-        UserError: the entries have different label names.
+        UserError: the entries have different names of labels or values.
     """
     entries = list(entries)
+    class_names = class_names or {}
     folder = _folder(path)
-    names = list(entries[0].labels) if entries else []
+    labels = list(entries[0].labels) if entries else []
+    values = list(entries[0].values) if entries else []
     known = [name for name in _OPTIONAL_FACTS if any(getattr(e, name) is not None for e in entries)]
-    columns = ["path", *(LABEL_PREFIX + name for name in names), *_FACTS, *known]
     rows = []
     for entry in entries:
-        if set(entry.labels) != set(names):
-            raise UserError(
-                f"{entry.path}: found labels {sorted(entry.labels)}, expected {sorted(names)} "
-                "as in the first entry; give every video of a manifest the same labels"
-            )
-        labels = [entry.labels[name] for name in names]
+        _check_same("labels", entry.labels, labels, entry.path)
+        _check_same("values", entry.values, values, entry.path)
+        own = [
+            class_names[name][entry.labels[name]] if name in class_names else entry.labels[name]
+            for name in labels
+        ]
+        own += [entry.values[name] for name in values]
         facts = [getattr(entry, name) for name in (*_FACTS, *known)]
         facts = [int(fact) if isinstance(fact, bool) else fact for fact in facts]
-        rows.append([_relative(entry.path, folder), *labels, *facts])
+        rows.append([_relative(entry.path, folder), *own, *facts])
+    columns = ["path", *(LABEL_PREFIX + name for name in labels)]
+    columns += [*(VALUE_PREFIX + name for name in values), *_FACTS, *known]
+    folder.mkdir(parents=True, exist_ok=True)
+    add_classes(folder, class_names)
     if _is_parquet(path):
         with replaced_atomically(path, binary=True) as file:
-            _write_parquet(file, columns, rows)
+            write_parquet(file, columns, rows)
     else:
         with replaced_atomically(path) as file:
             csv.writer(file, lineterminator="\n").writerows([columns, *rows])
@@ -106,7 +102,7 @@ def read_manifest(path: str | os.PathLike) -> Entries:
             f"`vjepa-fast index DIR --output {path}`"
         )
     if _is_parquet(path):
-        entries = _entries(path, *_read_parquet(path))
+        entries = _entries(path, *read_parquet(path, _ROWS))
     elif path.stat().st_size == 0:
         entries = []
     else:
@@ -146,6 +142,14 @@ def _folder(path: str | os.PathLike) -> Path:
     return Path(os.path.abspath(path)).parent  # symbolic links stay as the user made them
 
 
+def _check_same(what: str, found: Collection[str], expected: list[str], path: str) -> None:
+    if set(found) != set(expected):
+        raise UserError(
+            f"{path}: found {what} {sorted(found)}, expected {sorted(expected)} as in the first "
+            f"entry; give every video of a manifest the same {what}"
+        )
+
+
 def _relative(path: str, folder: Path) -> str:
     absolute = Path(os.path.abspath(folder / path))
     return str(absolute.relative_to(folder) if absolute.is_relative_to(folder) else absolute)
@@ -180,15 +184,18 @@ def _entries(
             "index` writes; run it and add label_<name> columns to its output"
         )
     labels = [name for name in columns if name.startswith(LABEL_PREFIX)]
-    kinds = _FACTS | dict.fromkeys(labels, int)
-    kinds |= {name: kind for name, kind in _OPTIONAL_FACTS.items() if name in columns}
-    builder = EntriesBuilder(str(_folder(path)), labels)
+    values = [name for name in columns if name.startswith(VALUE_PREFIX)]
+    readers = {name: LabelReader(name, str(path)) for name in labels}
+    kinds = _FACTS | {name: kind for name, kind in _OPTIONAL_FACTS.items() if name in columns}
+    builder = EntriesBuilder(str(_folder(path)), labels, values)
     for lines, block in blocks:
-        values = dict(zip(columns, block, strict=True))
+        cells = dict(zip(columns, block, strict=True))
         found = {
-            name: _parsed(values[name], kind, name, path, lines) for name, kind in kinds.items()
+            name: _parsed(cells[name], kind, name, path, lines) for name, kind in kinds.items()
         }
-        paths = values["path"]
+        found |= {name: reader.numbers(cells[name], lines) for name, reader in readers.items()}
+        found |= {name: read_values(cells[name], name, str(path), lines) for name in values}
+        paths = cells["path"]
         if not all(paths):
             raise _other_length(path, lines[list(map(bool, paths)).index(False)], columns)
         _check_rows(found, path, lines)
@@ -199,7 +206,12 @@ def _entries(
                 f"{path}, lines {lines[0]} to {lines[-1]}: found a number out of range ({error}), "
                 "expected the numbers that `vjepa-fast index` writes; index the videos again"
             ) from None
-    return builder.build(str(path))
+    appeared = {name.removeprefix(LABEL_PREFIX): r.names for name, r in readers.items() if r.names}
+    entries = builder.build(str(path), appeared)
+    numbered = add_classes(_folder(path), {label: sorted(n) for label, n in appeared.items()})
+    for label, names in numbered.items():
+        entries = entries.numbered_as(label, names)
+    return entries
 
 
 def _parsed(values: Sequence, kind: type, name: str, path: Path, lines: Sequence[int]) -> list:
@@ -242,63 +254,3 @@ def _other_length(path: Path, line: int, columns: Sequence[str]) -> UserError:
         f"{path}, line {line}: found too few or too many columns, expected {len(columns)}; fix or "
         "remove the line"
     )
-
-
-def _write_parquet(file: IO[bytes], columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """Write a table; None is a missing value. Raises UserError for a name that is not UTF-8."""
-    arrow, parquet = _library()
-    try:
-        values = {name: [row[i] for row in rows] for i, name in enumerate(columns)}
-        parquet.write_table(arrow.table(values), file)
-    except UnicodeEncodeError as error:
-        raise UserError(
-            f"found a file name that is not UTF-8 ({error.object!r}), expected UTF-8 names in a "
-            "Parquet manifest; rename the file, or write the manifest as .csv"
-        ) from None
-
-
-def _read_parquet(
-    path: Path,
-) -> tuple[list[str], Iterator[tuple[range, list[list[Any]]]]]:
-    """The columns of a table, and its blocks of rows: their numbers, from 1 on, and for each column
-    the values; a missing one is "", as in CSV.
-
-    Raises:
-        UserError: no Parquet file; raised here or while the blocks are read.
-    """
-    arrow, parquet = _library()
-
-    def blocks() -> Iterator[tuple[range, list[list[Any]]]]:
-        first = 1
-        with _readable(path, arrow), parquet.ParquetFile(path) as file:
-            for block in file.iter_batches(_ROWS):
-                values = [column.to_pylist() for column in block.columns]
-                values = [["" if v is None else v for v in column] for column in values]
-                yield range(first, first + block.num_rows), values
-                first += block.num_rows
-
-    with _readable(path, arrow), parquet.ParquetFile(path) as file:
-        return file.schema_arrow.names, blocks()
-
-
-@contextmanager
-def _readable(path: Path, arrow: ModuleType) -> Iterator[None]:
-    try:
-        yield
-    except (arrow.ArrowInvalid, OSError) as error:
-        raise UserError(
-            f"{path}: found a file unreadable as Parquet ({error}), expected a manifest; index "
-            "again"
-        ) from None
-
-
-def _library() -> tuple[ModuleType, ModuleType]:
-    try:
-        import pyarrow  # a large import that CSV manifests do not need
-        import pyarrow.parquet
-    except ImportError as error:
-        raise UserError(
-            f"found that pyarrow cannot be imported ({error}), expected pyarrow for a .parquet "
-            "manifest; install it, or use a .csv manifest"
-        ) from None
-    return pyarrow, pyarrow.parquet

@@ -8,7 +8,8 @@ from typing import Literal
 
 import numpy as np
 
-from vjepa_fast.data.manifest.entry import Entries, ManifestEntry
+from vjepa_fast.data.manifest.entries import Entries
+from vjepa_fast.data.manifest.entry import ManifestEntry
 from vjepa_fast.data.plan.gaps import start_outside_gaps
 from vjepa_fast.errors import UserError
 

@@ -10,7 +10,8 @@ from hashlib import sha256
 
 import numpy as np
 
-from vjepa_fast.data.manifest.entry import Entries, ManifestEntry
+from vjepa_fast.data.manifest.entries import Entries
+from vjepa_fast.data.manifest.entry import ManifestEntry
 from vjepa_fast.data.plan.clip_plan import ClipPlan
 from vjepa_fast.data.plan.crops import Augment, largest_centered, random_crops, random_flips
 from vjepa_fast.data.plan.frame_sampling import ShortVideos, TimedWindow, Windows

@@ -6,10 +6,11 @@ from __future__ import annotations
 import errno
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 from vjepa_fast.data.frames.addressing import NEAR_START
 from vjepa_fast.data.manifest.entry import ManifestEntry, Seek
@@ -37,6 +38,13 @@ from vjepa_fast.progress import with_progress
 _GAP = 2.0  # seconds that one frame is shown
 _GAP_FRACTION = 0.05  # of the duration: one clip in twenty would fall into it
 log = logging.getLogger("vjepa_fast")
+
+
+class _Labels(NamedTuple):
+    """What somebody added to a video of the manifest."""
+
+    labels: dict[str, int]
+    values: dict[str, float]
 
 
 def index_directory(
@@ -94,8 +102,8 @@ def index_listing(
 
     Files whose size and modification time are still those in the manifest, or in its list of
     rejected files, are not opened again. An interrupted call leaves its results in
-    `<output>.partial.jsonl`, and the next call resumes from it. Labels in an existing manifest are
-    kept, by path.
+    `<output>.partial.jsonl`, and the next call resumes from it. Labels and values in an existing
+    manifest are kept, by path.
 
     Args:
         listing: what `list_videos` found.
@@ -153,7 +161,7 @@ def _index(
     known |= {result.file: result for result in journal.read()}
     results = [known[file] for file in files if file in known]
     new = [file for file in files if file not in known]
-    labels = {entry.path: entry.labels for entry in old if entry.labels}
+    labels = {e.path: _Labels(e.labels, e.values) for e in old if e.labels or e.values}
     before = {r.file.path for r in read_rejected(list_of_rejected, unreadable=True)}
     _check_labels([file.path for file in new if file.path not in before], labels, output)
     journal.open()
@@ -175,8 +183,8 @@ def _index(
     if entries:
         if labels:
             _check_labels([entry.path for entry in entries], labels, output)
-            entries = [replace(entry, labels=labels[entry.path]) for entry in entries]
-        write_manifest(output, entries)
+            entries = [replace(entry, **labels[entry.path]._asdict()) for entry in entries]
+        write_manifest(output, entries, old.class_names if labels else None)
         _warn_of_gaps(entries, output)
         _warn_of_counted(entries, output)
     write_rejected(list_of_rejected, rejected)
@@ -198,11 +206,11 @@ def _scan(
 
 
 def _results_in(entries: list[ManifestEntry]) -> list[ScanResult]:
-    """The entries of a manifest, without their labels, as results of a scan."""
+    """The entries of a manifest, without their labels and values, as results of a scan."""
     return [
         ScanResult(
             ScannedFile(entry.path, entry.size_bytes, entry.mtime_ns, entry.offset),
-            replace(entry, labels={}),
+            replace(entry, labels={}, values={}),
         )
         for entry in entries
         if entry.is_current
@@ -248,8 +256,8 @@ def _has_gap(entry: ManifestEntry) -> bool:
     return entry.longest_frame > max(_GAP, _GAP_FRACTION * entry.duration, 10 * usual)
 
 
-def _check_labels(paths: list[str], labels: dict[str, dict[str, int]], output: Path) -> None:
-    """Indexing again must not lose the label columns that somebody added to the manifest."""
+def _check_labels(paths: list[str], labels: Mapping[str, _Labels], output: Path) -> None:
+    """Indexing again must not lose the columns that somebody added to the manifest."""
     unlabeled = [path for path in paths if path not in labels]
     if labels and unlabeled:
         raise UserError(

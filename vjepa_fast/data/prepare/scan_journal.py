@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from vjepa_fast.data.manifest.entry import ManifestEntry
-from vjepa_fast.data.manifest.files import TEXT, replaced_atomically
+from vjepa_fast.data.manifest.replaced import TEXT, replaced_atomically
 
 _COLUMNS = ["reason", "path", "size_bytes", "mtime_ns", "offset"]
 

@@ -10,11 +10,14 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-
-from vjepa_fast.data.manifest.entry import Entries, ManifestEntry, entries_of
-from vjepa_fast.data.manifest.files import TEXT_READ, read_csv, write_manifest
+from vjepa_fast.data.manifest.class_map import add_classes
+from vjepa_fast.data.manifest.entries import Entries, entries_of
+from vjepa_fast.data.manifest.entry import ManifestEntry
+from vjepa_fast.data.manifest.files import read_csv, write_manifest
+from vjepa_fast.data.manifest.labels import LabelReader
 from vjepa_fast.data.manifest.location import is_in_place
+from vjepa_fast.data.manifest.replaced import TEXT_READ
+from vjepa_fast.data.prepare.listing.names import is_named_as_video
 from vjepa_fast.data.prepare.scan import scan
 from vjepa_fast.data.prepare.scan_journal import (
     ScannedFile,
@@ -27,7 +30,9 @@ from vjepa_fast.locks import sole_writer
 from vjepa_fast.paths import expanded
 from vjepa_fast.progress import with_progress
 
-_QUOTED = re.compile(r'"((?:[^"]|"")+)"((?:\s+\S+)*)')
+_LABEL = "label"  # the name of the label that a list gives
+_QUOTED = re.compile(r'"((?:[^"]|"")+)"')
+_LINE = re.compile(r'([^\t]*\S)\t(\s*[^\s"][^\t"]*)|(.*\S)\s+("(?:[^"]|"")+"|[^\s"]+)')
 _SPECIAL = re.compile(r"^~|[\s$]")
 _NUMBER = re.compile(r"-?\d+(\.\d+)?")
 _SHOWN = 20  # rejected videos that a message names
@@ -49,7 +54,7 @@ def read_text_list(path: str | os.PathLike) -> Entries:
         UserError: the list is malformed (the message names the line) or no video is usable.
     """
     path = Path(path)
-    labels = _read_labels(path)
+    labels, class_names = _read_labels(path)
     if not labels:
         raise UserError(f"{path}: found no video, expected one per line; add some")
     names = sorted({name for name, _ in labels})
@@ -63,13 +68,14 @@ def read_text_list(path: str | os.PathLike) -> Entries:
         if len(unusable) == len(names):
             raise UserError(f"{message}, expected at least one valid video; correct the list")
         log.warning("%s: they are left out", message)
-    entries = (replace(known[n], labels={"label": label}) for n, label in labels if n in known)
-    return entries_of(entries, str(path))
+    entries = (replace(known[n], labels={_LABEL: label}) for n, label in labels if n in known)
+    return entries_of(entries, str(path), class_names)
 
 
-def _read_labels(path: Path) -> list[tuple[str, int]]:
+def _read_labels(path: Path) -> tuple[list[tuple[str, int]], dict[str, list[str]]]:
+    """Path and label of each line, and the names of the classes if the labels are names."""
     folder = Path(os.path.abspath(path)).parent
-    labels: list[tuple[str, int]] = []
+    names, labels, lines = [], [], []
     with open(path, **TEXT_READ) as file:
         for number, text in enumerate(file, start=1):
             if not text.strip():
@@ -81,33 +87,40 @@ def _read_labels(path: Path) -> list[tuple[str, int]]:
                 )
             line = f"{path}, line {number}"
             name, label = _columns(text.strip(), line)
-            name = _existing(name, folder, line)
-            try:
-                labels.append((os.path.abspath(folder / name), int(np.int64(int(label)))))
-            except (ValueError, OverflowError):
-                raise UserError(
-                    f"{line}: found label = {label!r}, expected int; correct it"
-                ) from None
-    return labels
+            names.append(os.path.abspath(folder / _existing(name, folder, line)))
+            labels.append(label)
+            lines.append(number)
+    reader = LabelReader(_LABEL, str(path))
+    numbers = reader.numbers(labels, lines)
+    if reader.names:
+        class_names = add_classes(folder, {_LABEL: sorted(reader.names)})
+        known = {name: i for i, name in enumerate(class_names[_LABEL])}
+        numbers = [known[label] for label in labels]
+    else:
+        class_names = {}
+    return list(zip(names, numbers, strict=True)), class_names
 
 
 def _columns(text: str, line: str) -> tuple[str, str]:
-    """Name and label of a line; pandas puts a name with spaces in quotes, and doubles its quotes.
+    """Name and label of a line; pandas puts one with spaces in quotes, and doubles its quotes.
 
     Raises UserError for a line of another form.
     """
-    if quoted := _QUOTED.fullmatch(text):
-        name, others = quoted[1].replace('""', '"'), quoted[2].split()
-    else:
-        name, *others = text.rsplit(maxsplit=1)
-    if not others:
+    found = None if _QUOTED.fullmatch(text) else _LINE.fullmatch(text)
+    name, label = map(_unquoted, filter(None, found.groups())) if found else ("", "")
+    if not label or is_named_as_video(label):
         raise UserError(
             f'{line}: found {text!r}, expected "path label" or the columns that `vjepa-fast index` '
             "writes; correct it"
         )
-    if len(others) > 1:
+    if name.startswith('"'):
         raise _too_many_columns(text, line)
-    return name, others[0].strip('"')
+    return name, label
+
+
+def _unquoted(text: str) -> str:
+    quoted = _QUOTED.fullmatch(text)
+    return quoted[1].replace('""', '"').strip() if quoted else text.strip()
 
 
 def _existing(name: str, folder: Path, line: str) -> str:
@@ -124,7 +137,7 @@ def _existing(name: str, folder: Path, line: str) -> str:
     if not os.path.lexists(folder / found):
         words = [word for word in found.split() if not _NUMBER.fullmatch(word)]
         is_path = len(words) == 1 and (Path(words[0]).suffix or os.path.lexists(folder / words[0]))
-        if is_path and words != [found]:
+        if (is_path and words != [found]) or (words[1:] and is_named_as_video(words[0])):
             raise _too_many_columns(name, line)
     return found
 
@@ -132,7 +145,8 @@ def _existing(name: str, folder: Path, line: str) -> str:
 def _too_many_columns(text: str, line: str) -> UserError:
     return UserError(
         f'{line}: found more columns than two in {text!r}, expected "path label"; remove the '
-        "others, such as the number of frames, e.g. with awk '{print $1, $3}'"
+        "others, such as the number of frames, e.g. with awk '{print $1, $3}', and put a label of "
+        "several words in double quotes"
     )
 
 

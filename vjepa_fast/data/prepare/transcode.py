@@ -67,8 +67,8 @@ def transcode_manifest(
         progress: show the progress.
 
     Returns:
-        The manifest of the copies, of the same name, labels and order, and (path, reason) of the
-        videos that could not be copied, which `<manifest>.rejected.csv` lists as well.
+        The manifest of the copies, of the same name, labels, values and order, and (path, reason)
+        of the videos that could not be copied, which `<manifest>.rejected.csv` lists as well.
 
     Raises:
         UserError: a setting is out of range, nothing can be written, another process writes to the
@@ -112,7 +112,7 @@ def transcode_manifest(
                     else:
                         copies[result.file.path] = result.entry
             made = [
-                replace(copies[entry.path], labels=entry.labels)
+                replace(copies[entry.path], labels=entry.labels, values=entry.values)
                 for entry in entries
                 if entry.path in copies
             ]
@@ -123,7 +123,7 @@ def transcode_manifest(
                     f"{rejected[0].file.path}: {rejected[0].reason}), expected at least one; index "
                     "its folder again"
                 )
-            write_manifest(target, made)
+            write_manifest(target, made, entries.class_names)
     except KeyboardInterrupt:
         raise UserError(
             f"found an interrupt after {len(copies) + len(rejected)} of {len(sources)} videos, "

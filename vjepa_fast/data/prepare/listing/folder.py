@@ -15,6 +15,7 @@ from functools import partial
 from typing import BinaryIO
 
 from vjepa_fast.data.ffmpeg import BadVideo
+from vjepa_fast.data.manifest.class_map import CLASSES_FILE
 from vjepa_fast.data.prepare.listing.archive import Member, members
 from vjepa_fast.data.prepare.listing.names import (
     HIDDEN_FOLDERS,
@@ -66,6 +67,7 @@ class _Lister:
     def __init__(self, output: str) -> None:
         folder, name = os.path.split(output)
         own = (name, f"{name}.rejected.csv", f"{name}.partial.jsonl", f".{name}.lock")
+        own += (CLASSES_FILE, f".{CLASSES_FILE}.lock")
         self._own = {os.path.join(folder, file) for file in own}
         self._listing = Listing()
         self._named: set[tuple[int, int]] = set()  # device and inode of files with a known suffix
