@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from vjepa_fast.data.manifest.entry import Entries, ManifestEntry, entries_of
+from vjepa_fast.data.manifest.entries import Entries, entries_of
+from vjepa_fast.data.manifest.entry import ManifestEntry
 from vjepa_fast.data.plan.crops import Augment
 from vjepa_fast.data.plan.frame_sampling import TimedWindow
 from vjepa_fast.errors import UserError

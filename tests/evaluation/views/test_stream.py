@@ -15,7 +15,7 @@ from torch import Tensor
 
 from tests.helpers.videos import manifest_of, read_numbers, write_numbered
 from vjepa_fast.data.decode.pyav import decode_clip
-from vjepa_fast.data.manifest.entry import Entries, entries_of
+from vjepa_fast.data.manifest.entries import Entries, entries_of
 from vjepa_fast.data.manifest.files import read_manifest
 from vjepa_fast.data.plan.crops import Augment
 from vjepa_fast.errors import UserError

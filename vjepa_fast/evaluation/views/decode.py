@@ -13,7 +13,7 @@ from torch import Tensor
 from vjepa_fast.data.bad_clips import MAX_BAD_FRACTION, LeftOut
 from vjepa_fast.data.decode.backend import Backend
 from vjepa_fast.data.loader import make_decoder
-from vjepa_fast.data.manifest.entry import Entries
+from vjepa_fast.data.manifest.entries import Entries
 from vjepa_fast.data.plan.planner import ClipPlanner
 from vjepa_fast.evaluation.views.plan import ViewPlan
 from vjepa_fast.evaluation.views.source import Order
