@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections import Counter
 
-from vjepa_fast.commands.terminal import add_workers_argument, path_argument
+from vjepa_fast.commands.terminal import add_workers_argument, label_argument, path_argument
 from vjepa_fast.errors import UserError
 
 HELP = "scan a folder of videos into a manifest"
@@ -26,6 +26,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="decode every frame of every video; takes much longer",
     )
+    parser.add_argument(
+        "--label-from-folders",
+        nargs="?",
+        const="class",
+        type=label_argument,
+        metavar="NAME",
+        help="the first folder below DIRECTORY is a video's class, in the column label_NAME "
+        "(default: label_class)",
+    )
+    parser.add_argument(
+        "--classes",
+        type=path_argument,
+        metavar="FILE",
+        help="with --label-from-folders: number the classes as in this classes.json, such as that "
+        "of the training split (default: the one beside the manifest)",
+    )
 
 
 def run(options: argparse.Namespace) -> int:
@@ -36,12 +52,23 @@ def run(options: argparse.Namespace) -> int:
         UserError: no file is usable.
     """
     from vjepa_fast.data.prepare.index import index_listing, list_videos
+    from vjepa_fast.data.prepare.labels.folders import FolderLabel
     from vjepa_fast.data.prepare.listing.names import holds_archives, in_words
 
     directory, output = options.directory, options.output
+    label = options.label_from_folders
+    if options.classes is not None and label is None:
+        raise UserError(
+            "--classes: found it without --label-from-folders, expected both; add that one"
+        )
     listing = list_videos(directory, output)
     entries, rejected = index_listing(
-        listing, output, options.workers, progress=True, deep=options.deep
+        listing,
+        output,
+        options.workers,
+        progress=True,
+        deep=options.deep,
+        folder_label=FolderLabel(label, directory, options.classes) if label else None,
     )
     for path, reason in rejected[:SHOWN]:
         print(f"rejected {path}: {reason}")
@@ -65,4 +92,7 @@ def run(options: argparse.Namespace) -> int:
     print(
         f"{output}: {len(entries)} videos, {frames} frames; {len(rejected)} files rejected{others}"
     )
+    if label:
+        classes = len({entry.labels[label] for entry in entries})
+        print(f"label {label}: {classes} classes, by folder")
     return 0

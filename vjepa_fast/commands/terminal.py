@@ -35,6 +35,14 @@ def path_argument(text: str) -> Path:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
+def label_argument(text: str) -> str:
+    """Parse the name of a label, for argparse: with or without its column's "label_"."""
+    name = text.removeprefix("label_").strip()
+    if not name:
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected the name of a label")
+    return name
+
+
 def add_workers_argument(parser: argparse.ArgumentParser) -> None:
     """Add --workers."""
     parser.add_argument(

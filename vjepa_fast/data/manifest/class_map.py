@@ -7,6 +7,7 @@ keeps its number for ever: names that the file lacks get the next ones.
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -18,6 +19,7 @@ from vjepa_fast.errors import UserError
 from vjepa_fast.locks import sole_writer
 
 CLASSES_FILE = "classes.json"
+log = logging.getLogger("vjepa_fast")
 
 
 def add_classes(
@@ -47,7 +49,18 @@ def add_classes(
                 known = read_classes(path)  # another process may have written it by now
                 for label, names in classes.items():
                     listed = known.setdefault(label, [])
-                    listed += _new(names, listed)
+                    new = _new(names, listed)
+                    if listed and new:
+                        log.warning(
+                            "%s: found %d classes of %r that are new (the first: %r); they get "
+                            "the numbers from %d on",
+                            path,
+                            len(new),
+                            label,
+                            new[0],
+                            len(listed),
+                        )
+                    listed += new
                 with replaced_atomically(path) as file:
                     json.dump(known, file, ensure_ascii=False, indent=1)
                     file.write("\n")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from vjepa_fast.errors import UserError
@@ -85,6 +85,28 @@ class LabelReader:
         return UserError(
             f"{self._source}, line {line}: found {self._column} = {found}, expected {expected}"
         )
+
+
+def are_integers(names: Collection[str], source: str) -> bool:
+    """Whether classes are named by integers, which are then their numbers.
+
+    Raises:
+        UserError: only some are, two are the same integer, or one is a fraction; such names cannot
+            be read as labels.
+    """
+    integers = {name: int(name) for name in names if _INTEGER.fullmatch(name)}
+    others = [name for name in names if name not in integers]
+    if odd := [name for name in others if not name.strip() or _NUMBER.fullmatch(name)]:
+        found = f"a class {odd[0]!r}"
+    elif integers and others:
+        found = f"the classes {min(integers, key=integers.get)!r} and {others[0]!r}"
+    elif len(set(integers.values())) < len(integers):
+        found = f"one number written in several ways among {', '.join(sorted(integers)[:5])}"
+    else:
+        return bool(integers)
+    raise UserError(
+        f"{source}: found {found}, expected classes that are all integers or all names; rename them"
+    )
 
 
 def read_values(

@@ -6,15 +6,16 @@ from __future__ import annotations
 import errno
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 from vjepa_fast.data.frames.addressing import NEAR_START
 from vjepa_fast.data.manifest.entry import ManifestEntry, Seek
 from vjepa_fast.data.manifest.files import read_manifest, write_manifest
+from vjepa_fast.data.prepare.labels.added import AddedColumns
+from vjepa_fast.data.prepare.labels.folders import FolderLabel
 from vjepa_fast.data.prepare.listing.folder import Listing, list_folder
 from vjepa_fast.data.prepare.listing.names import (
     IMAGE_EXTENSIONS,
@@ -38,13 +39,6 @@ from vjepa_fast.progress import with_progress
 _GAP = 2.0  # seconds that one frame is shown
 _GAP_FRACTION = 0.05  # of the duration: one clip in twenty would fall into it
 log = logging.getLogger("vjepa_fast")
-
-
-class _Labels(NamedTuple):
-    """What somebody added to a video of the manifest."""
-
-    labels: dict[str, int]
-    values: dict[str, float]
 
 
 def index_directory(
@@ -97,6 +91,7 @@ def index_listing(
     workers: int | None = None,
     progress: bool = False,
     deep: bool = False,
+    folder_label: FolderLabel | None = None,
 ) -> tuple[list[ManifestEntry], list[tuple[str, str]]]:
     """Probe every video of a listing and write the manifest.
 
@@ -111,20 +106,21 @@ def index_listing(
         workers: number of processes; None: one per core.
         progress: show the progress.
         deep: decode every frame of every file, also of files that are unchanged.
+        folder_label: a label to give every video, by its folder.
 
     Returns:
         The usable videos, sorted by path, and (path, reason) of the rejected files, which
         `<output>.rejected.csv` lists as well.
 
     Raises:
-        UserError: the output cannot be written, another process writes it, or only some of the
-            videos have labels.
+        UserError: the output cannot be written, another process writes it, only some of the
+            videos have labels, or as `FolderLabel.numbers`.
     """
     output = Path(output)
     try:
         _check_output(output)
         with sole_writer(output, "name another --output"):
-            return _index(listing.files, listing.rejected, output, workers, progress, deep)
+            return _index(listing, output, workers, progress, deep, folder_label)
     except OSError as error:
         raise UserError(
             f"--output: found that {output} cannot be written or read ({error.strerror}), "
@@ -143,13 +139,14 @@ def _check_output(output: Path) -> None:
 
 
 def _index(
-    files: list[ScannedFile],
-    rejected: list[ScanResult],
+    listing: Listing,
     output: Path,
     workers: int | None,
     progress: bool,
     deep: bool,
+    folder_label: FolderLabel | None,
 ) -> tuple[list[ManifestEntry], list[tuple[str, str]]]:
+    files, rejected = listing.files, listing.rejected
     list_of_rejected = rejected_path(output)
     journal = ScanJournal(output.with_name(output.name + ".partial.jsonl"), deep)
     old = read_manifest(output) if output.exists() else []
@@ -161,9 +158,10 @@ def _index(
     known |= {result.file: result for result in journal.read()}
     results = [known[file] for file in files if file in known]
     new = [file for file in files if file not in known]
-    labels = {e.path: _Labels(e.labels, e.values) for e in old if e.labels or e.values}
+    columns = AddedColumns(old, folder_label)
     before = {r.file.path for r in read_rejected(list_of_rejected, unreadable=True)}
-    _check_labels([file.path for file in new if file.path not in before], labels, output)
+    columns.check([file.path for file in new if file.path not in before], output)
+    columns.number([file.path for file in files], output)
     journal.open()
     try:
         for result in _scan(new, workers, deep, progress, len(results)):
@@ -181,10 +179,9 @@ def _index(
     entries = [result.entry for result in results if result.entry is not None]
     entries.sort(key=lambda entry: entry.path)
     if entries:
-        if labels:
-            _check_labels([entry.path for entry in entries], labels, output)
-            entries = [replace(entry, **labels[entry.path]._asdict()) for entry in entries]
-        write_manifest(output, entries, old.class_names if labels else None)
+        columns.check([entry.path for entry in entries], output)
+        entries = list(map(columns.added_to, entries))
+        write_manifest(output, entries, columns.class_names)
         _warn_of_gaps(entries, output)
         _warn_of_counted(entries, output)
     write_rejected(list_of_rejected, rejected)
@@ -254,14 +251,3 @@ def _has_gap(entry: ManifestEntry) -> bool:
         return False
     usual = (entry.duration - entry.longest_frame) / (entry.frames - 1)
     return entry.longest_frame > max(_GAP, _GAP_FRACTION * entry.duration, 10 * usual)
-
-
-def _check_labels(paths: list[str], labels: Mapping[str, _Labels], output: Path) -> None:
-    """Indexing again must not lose the columns that somebody added to the manifest."""
-    unlabeled = [path for path in paths if path not in labels]
-    if labels and unlabeled:
-        raise UserError(
-            f"{output}: found {len(unlabeled)} videos without labels (the first: {unlabeled[0]}), "
-            "expected labels for all videos or for none; write to another --output and add the "
-            "labels there"
-        )
