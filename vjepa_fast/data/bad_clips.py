@@ -89,7 +89,7 @@ class BadClips:
 
 
 class LeftOut:
-    """Counts clips or videos that are left out since they do not decode, and names each in the log.
+    """Counts clips or videos that are left out since they do not decode, and names them in the log.
 
     Args:
         total: how many there are.
@@ -104,8 +104,12 @@ class LeftOut:
         self._bad = 0
 
     def note(self, path: str, reason: str) -> None:
-        """One more of this file. Raises UserError where it is one too many."""
+        """Warn of one more and count it. Raises UserError where it is one too many."""
         log.warning("left out: %s", reason)
+        self.count(path, reason)
+
+    def count(self, path: str, reason: str) -> None:
+        """Count one more of this file. Raises UserError where it is one too many."""
         self._bad += 1
         if self._bad > self._max_fraction * self._total:
             raise UserError(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass
@@ -16,15 +15,15 @@ from vjepa_fast.data.loader import make_decoder
 from vjepa_fast.data.manifest.entries import Entries
 from vjepa_fast.data.open_manifest import open_manifest
 from vjepa_fast.data.plan.planner import ClipPlanner
-from vjepa_fast.errors import UserError
 from vjepa_fast.inference.clips import ClipList, check_length, inspect_video
 from vjepa_fast.inference.draw import draw_components
 from vjepa_fast.inference.encoder import VideoEncoder
-from vjepa_fast.inference.feature_folder import FeatureFolder
+from vjepa_fast.inference.feature_folder import FeatureFolder, require_space
 from vjepa_fast.inference.shard_work import Extraction, ShardWork
 from vjepa_fast.training.distributed.launcher import launch_environment
 
 MANIFESTS = (".csv", ".parquet", ".txt")
+_LESS = "choose another --output, or store less (--pool mean, --dtype fp16, fewer clips)"
 log = logging.getLogger("vjepa_fast")
 
 
@@ -126,12 +125,12 @@ def extract(
     settings = {"videos": planner.digest, **work.settings, "backend": backend}
     own = range(part[0], work.shards, part[1])
     if not output.exists():  # else the command that stores less would find other settings there
-        _require_space(output, sum(map(work.shard_bytes, own)))
+        require_space(output, sum(map(work.shard_bytes, own)), _LESS)
     folder = FeatureFolder.open(output, settings, work.shards, extraction.file_format)
     todo = [shard for shard in own if not folder.is_done(shard)]
     drawing = picture and part[0] == 0
     if todo:
-        _require_space(output, sum(map(work.shard_bytes, todo)))
+        require_space(output, sum(map(work.shard_bytes, todo)), _LESS)
         if clips.short.any():
             log.warning(
                 "%s: %d of %d videos are shorter than a clip (%s) and left out, such as %s",
@@ -150,14 +149,3 @@ def extract(
             if drawing:
                 pictures = draw_components(clips, encoder, decoder, output)
     return Extracted(folder, clips, folder.finish(), tuple(pictures))
-
-
-def _require_space(output: Path, needed: int) -> None:
-    there = next(place for place in (output, *output.absolute().parents) if place.exists())
-    free = shutil.disk_usage(there).free
-    if needed > free:
-        raise UserError(
-            f"{output}: found {free / 1e9:.1f} GB of free disk, expected the {needed / 1e9:.1f} GB "
-            "that the features take; free space, choose another --output, or store less (--pool "
-            "mean, --dtype fp16, fewer clips)"
-        )

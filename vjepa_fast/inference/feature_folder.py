@@ -3,7 +3,8 @@
     DIR/
       features.json          the settings and the weights' checksum; another command is refused
       shards/00000.csv       the clips of a shard and their rows; it is there once the shard is done
-      shards/00000.safetensors (or .npz)    "features": [rows, N, D], or pooled [rows, D]
+      shards/00000.safetensors (or .npz)    "features": [rows, N, D], or pooled [rows, D]; and, in
+                             a safetensors file's header, their checksum
       index.csv              all clips: the shards' CSV files together, once all are done
 
 A shard is a fixed range of the clips, whichever process computes it, and every file is renamed to
@@ -15,12 +16,15 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
@@ -31,7 +35,7 @@ from vjepa_fast.locks import sole_writer
 
 FORMAT = 1
 _SETTINGS, _INDEX, _SHARDS = "features.json", "index.csv", "shards"
-_KEY = "features"
+_KEY, _CHECKSUM = "features", "crc32"
 
 
 @dataclass(frozen=True)
@@ -42,14 +46,18 @@ class FeatureFolder:
         path: the folder.
         shards: number of shards.
         suffix: "safetensors" or "npz".
+        option: which names the folder, for messages.
     """
 
     path: Path
     shards: int
     suffix: str
+    option: str = "--output"
 
     @staticmethod
-    def open(path: Path, settings: Mapping, shards: int, suffix: str) -> FeatureFolder:
+    def open(
+        path: Path, settings: Mapping, shards: int, suffix: str, option: str = "--output"
+    ) -> FeatureFolder:
         """Make the folder, or go on with one that the same settings made.
 
         Args:
@@ -57,6 +65,7 @@ class FeatureFolder:
             settings: plain JSON data, on which every feature depends.
             shards: number of shards.
             suffix: of their files.
+            option: which names the folder, for messages.
 
         Raises:
             UserError: the folder holds something else, or features of other settings.
@@ -64,27 +73,27 @@ class FeatureFolder:
         settings = {"format": FORMAT, **settings}
         file = path / _SETTINGS
         if path.exists() and not path.is_dir():
-            raise UserError(f"{path}: found a file, expected a folder; choose another --output")
+            raise UserError(f"{path}: found a file, expected a folder; choose another {option}")
         path.mkdir(parents=True, exist_ok=True)
         with sole_writer(path, wait=True):
             if file.is_file():
-                _require_same(path, file, settings)
+                _require_same(path, file, settings, option)
             elif foreign := _foreign(path):
                 raise UserError(
                     f"{path}: found a folder with other files ({foreign}), expected none or one of "
-                    "features; choose another --output"
+                    f"features; choose another {option}"
                 )
             else:
                 (path / _SHARDS).mkdir(exist_ok=True)
                 with replaced_atomically(file) as out:
                     out.write(json.dumps(settings, indent=2) + "\n")
-        return FeatureFolder(path, shards, suffix)
+        return FeatureFolder(path, shards, suffix, option)
 
     def is_done(self, shard: int) -> bool:
         """Whether a shard is complete, and its file of features whole."""
         if not self._csv(shard).is_file():
             return False
-        rows = sum(not row["left_out"] for row in self._rows(shard))
+        rows = sum(not row["left_out"] for row in self.rows(shard))
         return _rows_in(self._file(shard)) == rows
 
     def write(self, shard: int, features: Tensor | None, rows: Sequence[Mapping]) -> None:
@@ -105,7 +114,8 @@ class FeatureFolder:
                 if self.suffix == "npz":
                     np.savez(out, **{_KEY: features.numpy()})
                 else:
-                    out.write(save({_KEY: features.contiguous()}))
+                    features = features.contiguous()
+                    out.write(save({_KEY: features}, {_CHECKSUM: _checksum(features)}))
         name, row, lines = f"{_SHARDS}/{file.name}", 0, []
         for clip in rows:
             place = {"shard": "", "row": ""} if clip["left_out"] else {"shard": name, "row": row}
@@ -116,6 +126,30 @@ class FeatureFolder:
             table = csv.DictWriter(out, list(lines[0]), lineterminator="\n")
             table.writeheader()
             table.writerows(lines)
+
+    def mapped(self, shard: int) -> Tensor:
+        """The features of a shard, [rows, …], of which is read from the disk what is used; in a
+        safetensors file.
+        """
+        with safe_open(self._file(shard), framework="pt") as file:
+            return file.get_tensor(_KEY)
+
+    def check(self, shard: int) -> None:
+        """Compare the features of a shard with their checksum, if its file has any features.
+
+        Raises:
+            UserError: they are other bytes than were written.
+        """
+        path = self._file(shard)
+        if not path.is_file():
+            return
+        with safe_open(path, framework="pt") as file:
+            written = (file.metadata() or {}).get(_CHECKSUM)
+        if written != _checksum(self.mapped(shard)):
+            raise UserError(
+                f"{path}: found other bytes than were written, expected the features as they were; "
+                "remove this file, and run the same command again to compute it anew"
+            )
 
     def finish(self) -> int:
         """Write index.csv if all shards are done, and remove what killed processes left behind.
@@ -147,9 +181,33 @@ class FeatureFolder:
     def _file(self, shard: int) -> Path:
         return self.path / _SHARDS / f"{shard:05d}.{self.suffix}"
 
-    def _rows(self, shard: int) -> list[dict[str, str]]:
+    def rows(self, shard: int) -> list[dict[str, str]]:
+        """The clips of a shard that is done, as its CSV file has them."""
         with open(self._csv(shard), **TEXT_READ) as file:
             return list(csv.DictReader(file))
+
+
+def require_space(path: Path, needed: int, instead: str) -> None:
+    """Raise UserError before hours of work if their result, in bytes, will not fit.
+
+    Args:
+        path: where it goes; need not exist.
+        needed: bytes.
+        instead: what to do other than to free space, for the message.
+    """
+    there = next(place for place in (path, *path.absolute().parents) if place.exists())
+    free = shutil.disk_usage(there).free
+    if needed > free:
+        raise UserError(
+            f"{path}: found {free / 1e9:.1f} GB of free disk, expected the {needed / 1e9:.1f} GB "
+            f"that the features take; free space, {instead}"
+        )
+
+
+def _checksum(features: Tensor) -> str:
+    """CRC-32 of the type, the shape and the values."""
+    crc = zlib.crc32(f"{features.dtype} {list(features.shape)}".encode())
+    return f"{zlib.crc32(features.reshape(-1).view(torch.uint8).numpy(), crc):08x}"
 
 
 def _rows_in(file: Path) -> int:
@@ -167,7 +225,7 @@ def _rows_in(file: Path) -> int:
         return -1
 
 
-def _require_same(path: Path, file: Path, settings: Mapping) -> None:
+def _require_same(path: Path, file: Path, settings: Mapping, option: str) -> None:
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
     except ValueError:
@@ -177,7 +235,7 @@ def _require_same(path: Path, file: Path, settings: Mapping) -> None:
         differing = "; ".join(f"{key} {found.get(key)}, now {settings[key]}" for key in keys)
         raise UserError(
             f"{path}: found features of other weights or settings ({differing}), expected the same "
-            "ones, to go on; choose another --output"
+            f"ones, to go on; choose another {option}"
         )
 
 

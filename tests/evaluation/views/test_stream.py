@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +21,6 @@ from vjepa_fast.data.manifest.files import read_manifest
 from vjepa_fast.data.plan.crops import Augment
 from vjepa_fast.errors import UserError
 from vjepa_fast.evaluation.views import stream
-from vjepa_fast.evaluation.views.decode import ViewDecoder
 from vjepa_fast.evaluation.views.plan import ViewPlan
 from vjepa_fast.evaluation.views.source import Share
 from vjepa_fast.evaluation.views.stream import StreamedFeatures
@@ -29,21 +29,9 @@ from vjepa_fast.inference.clips import Sampling
 SAMPLING = Sampling(4, 16, 1)
 
 
-def tubelets(video: Tensor) -> Tensor:
-    """Stands for an encoder: the mean colors of each tubelet, [B, 2, 3]."""
-    return video.float().unflatten(1, (2, 2)).mean((2, 3, 4))
-
-
-def views_of(entries: Entries, plan: ViewPlan, **options: object) -> ViewDecoder:
-    return ViewDecoder(entries, plan, **{"backend": "pyav", "num_workers": 1} | options)
-
-
-@pytest.fixture(scope="module")
-def entries(demo: Path) -> Entries:
-    return read_manifest(demo / "test.csv")
-
-
-def test_tokens_are_those_of_each_clip_alone(entries: Entries) -> None:
+def test_tokens_are_those_of_each_clip_alone(
+    entries: Entries, views_of: Callable, tubelets: Callable
+) -> None:
     plan = ViewPlan(SAMPLING, segments=2, crops=3)
     rows = np.array([5, 0, 9])
     (batch,) = StreamedFeatures(tubelets, views_of(entries, plan)).batches([(0, rows)])
@@ -55,7 +43,7 @@ def test_tokens_are_those_of_each_clip_alone(entries: Entries) -> None:
 
 
 def test_processes_have_their_parts_of_every_batch(
-    entries: Entries, monkeypatch: pytest.MonkeyPatch
+    entries: Entries, views_of: Callable, tubelets: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In order, in small pieces, also where a part is empty; random views are the same."""
     monkeypatch.setattr(stream, "_CLIPS", 4)
@@ -77,7 +65,7 @@ def test_processes_have_their_parts_of_every_batch(
 
 
 @pytest.mark.parametrize("vfr", [True, False])
-def test_images_and_clips_in_seconds(tmp_path: Path, vfr: bool) -> None:
+def test_images_and_clips_in_seconds(tmp_path: Path, views_of: Callable, vfr: bool) -> None:
     """Frame numbers are known even where they follow from time stamps."""
     Image.fromarray(np.full((48, 64, 3), 90, np.uint8)).save(tmp_path / "image.png")
     paths = [write_numbered(tmp_path, "h264", 50), tmp_path / "image.png"]
@@ -94,7 +82,11 @@ def test_images_and_clips_in_seconds(tmp_path: Path, vfr: bool) -> None:
 
 
 def test_what_does_not_decode_is_left_out(
-    demo: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    demo: Path,
+    tmp_path: Path,
+    views_of: Callable,
+    tubelets: Callable,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     shutil.copytree(demo, tmp_path / "demo")
     entries = read_manifest(tmp_path / "demo" / "test.csv")
@@ -116,7 +108,9 @@ def test_what_does_not_decode_is_left_out(
         next(StreamedFeatures(tubelets, strict).batches(order))
 
 
-def test_features_that_are_not_finite(entries: Entries) -> None:
+def test_features_that_are_not_finite(
+    entries: Entries, views_of: Callable, tubelets: Callable
+) -> None:
     def broken(video: Tensor) -> Tensor:
         features = tubelets(video)
         features[len(video) // 2] = float("nan")
@@ -125,3 +119,14 @@ def test_features_that_are_not_finite(entries: Entries) -> None:
     source = StreamedFeatures(broken, views_of(entries, ViewPlan(SAMPLING)))
     with pytest.raises(UserError, match="NaN or infinite, expected finite ones; use another"):
         next(source.batches([(0, np.arange(4))]))
+
+
+def test_the_mean_of_a_view_is_that_of_its_tokens(
+    entries: Entries, views_of: Callable, tubelets: Callable
+) -> None:
+    views = views_of(entries, ViewPlan(SAMPLING, segments=2, crops=3))
+    (tokens,), (pooled,) = (
+        StreamedFeatures(tubelets, views, pool=pool).batches([(0, np.arange(3))])
+        for pool in ("tokens", "mean")
+    )
+    assert torch.equal(pooled.tokens, tokens.tokens.mean(2, keepdim=True))

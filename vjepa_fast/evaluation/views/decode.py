@@ -71,13 +71,14 @@ class ViewDecoder:
         )
         self.entries, self.plan, self.device = entries, plan, torch.device(device)
         self._backend, self._num_workers = backend, num_workers
+        self._max_bad_fraction = max_bad_fraction
         self._bad: dict[int, str] = {}
-        self._counted = LeftOut(len(entries), max_bad_fraction, "data.max_bad_fraction", "videos")
+        self._left_out = self.count_left_out()
 
     @property
-    def digest(self) -> str:
-        """See `ClipPlanner.digest`."""
-        return self._planner.digest
+    def settings(self) -> dict:
+        """All that the views depend on, as JSON data."""
+        return {"videos": self._planner.digest, **self.plan.settings, "backend": self._backend}
 
     @property
     def clip_bytes(self) -> int:
@@ -117,11 +118,15 @@ class ViewDecoder:
                     left_out,
                 )
 
+    def count_left_out(self) -> LeftOut:
+        """A new count of videos that do not decode; so many of this manifest's may."""
+        return LeftOut(len(self.entries), self._max_bad_fraction, "data.max_bad_fraction", "videos")
+
     def _note(self, failures: list[tuple[int, str]]) -> dict[int, str]:
         found: dict[int, str] = {}
         for row, reason in failures:
             found.setdefault(row, reason)
             if row not in self._bad:
                 self._bad[row] = reason
-                self._counted.note(self.entries[row].path, reason)
+                self._left_out.note(self.entries[row].path, reason)
         return found
