@@ -19,7 +19,7 @@ from vjepa_fast.data.decode.pyav import decode_clip
 from vjepa_fast.data.decode.time_stamps import clip_frames
 from vjepa_fast.data.manifest.entries import entries_of
 from vjepa_fast.data.manifest.files import read_manifest, write_manifest
-from vjepa_fast.inference import extract, load, shard_work
+from vjepa_fast.inference import feature_folder, load, shard_work
 from vjepa_fast.inference.clips import ClipList, Sampling, inspect_video
 
 
@@ -203,7 +203,7 @@ def test_commands_that_are_refused(
             features(test, runs[1], full, f"--max-bad-fraction={fraction}")
         assert f"found '{fraction}', expected a number from 0 to 1" in capsys.readouterr().err
     usage = shutil.disk_usage(tmp_path)._replace(free=10_000)
-    monkeypatch.setattr(extract.shutil, "disk_usage", lambda _: usage)
+    monkeypatch.setattr(feature_folder.shutil, "disk_usage", lambda _: usage)
     assert features(test, runs[1], tmp_path / "d") == 2
     assert "d: found 0.0 GB of free disk, expected the 0.0 GB that" in capsys.readouterr().err
     assert not (tmp_path / "d").exists()

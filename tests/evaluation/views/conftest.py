@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from torch import Tensor
 
-from vjepa_fast.data.manifest.entry import Entries
+from vjepa_fast.data.manifest.entries import Entries
 from vjepa_fast.data.manifest.files import read_manifest
 from vjepa_fast.evaluation.views.decode import ViewDecoder
 from vjepa_fast.evaluation.views.plan import ViewPlan

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from tests.inference.folders import files
-from vjepa_fast.data.manifest.entry import Entries
+from vjepa_fast.data.manifest.entries import Entries
 from vjepa_fast.data.manifest.files import read_manifest
 from vjepa_fast.data.plan.crops import Augment
 from vjepa_fast.errors import UserError
