@@ -89,6 +89,7 @@ ALLOWED = {
         "progress",
         "training.batches",
         "training.checkpoint.format",
+        "training.engine_trainer",
         "training.recipe",
         "training.timers",
         "training.trainer",

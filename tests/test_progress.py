@@ -92,5 +92,5 @@ def test_every_bar_goes_this_way():
         if any(target.split(".")[0] == "tqdm" for target, _ in house.imports(name))
     }
     # the run's own bar, which the log lines of the steps replace, and what keeps lines off it
-    of_a_run = {"vjepa_fast.training.monitoring.reporter", "vjepa_fast.training.loop"}
+    of_a_run = {"vjepa_fast.training.monitoring.metrics", "vjepa_fast.training.loop"}
     assert found == {"vjepa_fast.progress"} | of_a_run

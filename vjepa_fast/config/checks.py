@@ -18,7 +18,7 @@ def check_config(config: Config) -> None:
     _check_grid(config)
     _check_batch(config)
     _check_masks(config)
-    _check_compile(config)
+    check_compile(config.compile, config.activation_checkpointing, config.zero.stage)
 
 
 def fits_group(config: Config, micro_batch: int) -> bool:
@@ -94,13 +94,14 @@ def _check_masks(config: Config) -> None:
             raise UserError(f"masks.{error}") from None
 
 
-def _check_compile(config: Config) -> None:
-    if config.compile and config.activation_checkpointing == "selective":
+def check_compile(compiled: bool, activation_checkpointing: str, stage: int) -> None:
+    """Raise UserError where `compile` is set beside what it does not go with."""
+    if compiled and activation_checkpointing == "selective":
         raise UserError(
             "activation_checkpointing: found selective with compile, expected none or full, since "
             "the compiler itself recomputes norms and GELU; set it to none"
         )
-    if config.compile and config.zero.stage == 3:
+    if compiled and stage == 3:
         raise UserError(
             "zero.stage: found 3 with compile, expected 0, 1 or 2, since gathering the weights "
             "layer by layer breaks the compiled graphs; set zero.stage to 2 or compile to false"

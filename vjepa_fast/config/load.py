@@ -13,12 +13,12 @@ from pydantic import ValidationError
 from pydantic_core import to_jsonable_python
 
 from vjepa_fast.config.checks import check_config
-from vjepa_fast.config.fields import show
+from vjepa_fast.config.fields import Section, show
 from vjepa_fast.config.messages import (
-    FIELDS,
     RENAMED,
     RENAMED_VALUES,
     field_key,
+    fields_of,
     key_name,
     sentence,
     unknown_key,
@@ -64,9 +64,12 @@ def translate_stored(data: dict[str, Any]) -> dict[str, Any]:
     """Copy a config that a run stored with its checkpoints, in the names of this version.
 
     Args:
-        data: the config as an older version, or this one, wrote it. Sections may be missing.
+        data: the config as an older version, or this one, wrote it. Sections may be missing. Of a
+            fine-tuning, its encoder and its clips are kept.
     """
     data = copy.deepcopy(data)
+    if "classifier" in data:
+        data = _of_finetuning(data)
     for old, new in RENAMED.items():
         section, key = old.split(".")
         if key in data.get(section, {}):
@@ -78,6 +81,19 @@ def translate_stored(data: dict[str, Any]) -> dict[str, Any]:
         if key in data.get(section, {}):
             data[section][key] = values.get(data[section][key], data[section][key])
     return data
+
+
+def _of_finetuning(data: dict[str, Any]) -> dict[str, Any]:
+    """The config of a pretraining that has the encoder and the clips of a fine-tuning's run."""
+    of_clips = ("num_frames", "frame_step", "fps", "crop_size", "area", "aspect_ratio", "flip")
+    clips = {key: data["data"][key] for key in of_clips}
+    return {
+        "output": data["output"],
+        "seed": data["seed"],
+        "data": {"manifests": [data["data"]["train"]], **clips},
+        "model": data["model"],
+        "masks": {"specs": [{"strategy": "random_tokens", "ratio": 0.5}]},  # fits any grid
+    }
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -133,11 +149,12 @@ def read_json_object(path: str | Path) -> dict[str, Any]:
     return value
 
 
-def apply_override(data: dict[str, Any], override: str) -> None:
+def apply_override(data: dict[str, Any], override: str, root: type[Section] = Config) -> None:
     """Set one `key.path=value` in `data`.
 
     The value is JSON where it parses as JSON, else a string. An item of a list that `data`
-    leaves out (`masks.specs[1].max_keep`) is set in a copy of the default list.
+    leaves out (`masks.specs[1].max_keep`) is set in a copy of the default list. `root` is the whole
+    config's type.
 
     Raises:
         UserError: the config has no such key; the sentence names the nearest one.
@@ -154,7 +171,7 @@ def apply_override(data: dict[str, Any], override: str) -> None:
     except (ValueError, RecursionError):
         value = text
 
-    node: Any = data
+    node, fields = data, fields_of(root)
     for depth, part in enumerate(parts):
         here, parent = parts[: depth + 1], key_name(parts[:depth])
         if isinstance(part, int):
@@ -163,8 +180,8 @@ def apply_override(data: dict[str, Any], override: str) -> None:
                     f"{key_name(here)}: found no such item, expected an index into the list "
                     f"{parent}; set {parent} as a whole"
                 )
-        elif field_key(here) not in FIELDS:
-            raise unknown_key(parts)
+        elif field_key(here) not in fields:
+            raise unknown_key(parts, root)
         elif not isinstance(node, dict):
             raise UserError(
                 f"{parent}: found {show(node)}, expected an object to set {part} in; set {parent} "
@@ -174,7 +191,7 @@ def apply_override(data: dict[str, Any], override: str) -> None:
             node[part] = value
             return
         if isinstance(node, dict) and part not in node:
-            default = FIELDS[field_key(here)].get_default(call_default_factory=True)
+            default = fields[field_key(here)].get_default(call_default_factory=True)
             is_list = isinstance(default, list | tuple)
             node[part] = to_jsonable_python(default) if is_list else {}
         node = node[part]

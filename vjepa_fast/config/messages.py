@@ -7,6 +7,7 @@ import json
 import math
 import re
 from collections.abc import Iterator, Sequence
+from functools import cache
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
@@ -51,10 +52,19 @@ def _fields(section: type[Section], prefix: str = "") -> Iterator[tuple[str, Fie
                 yield from _fields(choice, f"{items}.{choice.__name__}.")
 
 
-# Every key of the config with its field. Below a list that may hold several kinds of sections, each
-# key is listed twice: as users write it, and with the kind's name in it, as pydantic reports it.
-FIELDS = dict(_fields(Config))
-_KINDS = {part for key in FIELDS for part in key.split(".") if part[0].isupper()}
+@cache
+def fields_of(root: type[Section]) -> dict[str, FieldInfo]:
+    """Every key of a config with its field.
+
+    Below a list that may hold several kinds of sections, each key is listed twice: as users write
+    it, and with the kind's name in it, as pydantic reports it.
+    """
+    return dict(_fields(root))
+
+
+@cache
+def _kinds(root: type[Section]) -> set[str]:
+    return {part for key in fields_of(root) for part in key.split(".") if part[0].isupper()}
 
 
 def key_name(location: Location) -> str:
@@ -66,34 +76,37 @@ def key_name(location: Location) -> str:
 
 
 def field_key(location: Location) -> str:
-    """The key in `FIELDS` of a location, `masks.specs[].max_keep`."""
+    """The key in `fields_of` of a location, `masks.specs[].max_keep`."""
     return re.sub(r"\[\d+\]", "[]", key_name(location))
 
 
-def _as_written(location: Location) -> tuple[str | int, ...]:
+def _as_written(location: Location, root: type[Section]) -> tuple[str | int, ...]:
     """A location of pydantic's as the user wrote it."""
-    return tuple(part for part in location if part not in _KINDS)
+    return tuple(part for part in location if part not in _kinds(root))
 
 
-def unknown_key(location: Location) -> UserError:
+def unknown_key(location: Location, root: type[Section] = Config) -> UserError:
     """The error for a key that the config does not have. It names the nearest key that exists.
 
     Args:
         location: the path of the key, with or without the kinds of sections that pydantic names.
+        root: the whole config's type.
     """
-    written = _as_written(location)
+    fields = fields_of(root)
+    written = _as_written(location, root)
     key = key_name(written)
-    if key in RENAMED:
+    if RENAMED.get(key) in fields:
         return UserError(
             f"{key}: found a key of an older version, expected {RENAMED[key]}; rename it"
         )
     section = f"{field_key(location[:-1])}." if len(location) > 1 else ""
     siblings = [
         name.removeprefix(section)
-        for name in FIELDS
+        for name in fields
         if name.startswith(section) and not re.search(r"[.\[]", name.removeprefix(section))
     ]
-    keys = [name.replace("[]", "[0]") for name in FIELDS if not _KINDS & {*name.split(".")}]
+    kinds = _kinds(root)
+    keys = [name.replace("[]", "[0]") for name in fields if not kinds & {*name.split(".")}]
     near = difflib.get_close_matches(str(location[-1]), siblings, n=1)
     nearest = [key_name((*written[:-1], name)) for name in near]
     nearest += [name for name in keys if name.rpartition(".")[2] == location[-1]]
@@ -101,7 +114,7 @@ def unknown_key(location: Location) -> UserError:
         nearest += difflib.get_close_matches(key, keys, n=1)
     expected = f"one of {', '.join(siblings)}" if siblings else "a key of the config"
     fix = f"did you mean {nearest[0]}?" if nearest else "use one of those, or remove it"
-    if field_key(written) in FIELDS:  # a key of another kind of section
+    if field_key(written) in fields:  # a key of another kind of section
         fix = 'set "strategy" to one that has this key, or remove it'
     return UserError(f"{key}: found an unknown key, expected {expected}; {fix}")
 
@@ -146,16 +159,17 @@ def _nearest_choice(found: Any, choices: Sequence[str]) -> str:
     return (difflib.get_close_matches(str(found), choices, n=1) or [choices[0]])[0]
 
 
-def _fix(kind: str, found: Any, key: str, is_item: bool) -> str:
+def _fix(kind: str, found: Any, key: str, is_item: bool, root: type[Section]) -> str:
     """What to write instead of a value.
 
     Args:
         kind: pydantic's name of the mistake.
         found: the value.
-        key: its key in `FIELDS`.
+        key: its key in `fields_of`.
         is_item: whether the value is one item of the field's list.
+        root: the whole config's type.
     """
-    field = FIELDS.get(key)
+    field = fields_of(root).get(key)
     if kind in ("int_type", "int_from_float") and isinstance(found, float) and math.isfinite(found):
         return f"write {round(found)}"
     if isinstance(found, str) and kind.startswith(("int", "float", "bool")):
@@ -170,15 +184,15 @@ def _fix(kind: str, found: Any, key: str, is_item: bool) -> str:
         return f"write e.g. {show(_nearest_choice(found, _choices(field.annotation)))}"
     example = _example(field)
     if isinstance(example, BaseModel | type(PydanticUndefined)):
-        section = next(iter(_sections_in(field.annotation)), Config) if field else Config
+        section = next(iter(_sections_in(field.annotation)), root) if field else root
         return f'write {{"{next(iter(section.model_fields))}": …}}'
     if is_item and isinstance(example, list | tuple):
         return f"write the whole list, e.g. {show(example)}"
     return f"write e.g. {show(example)}"
 
 
-def sentence(error: ValidationError) -> UserError:
-    """The first mistake that pydantic found, as one sentence.
+def sentence(error: ValidationError, root: type[Section] = Config) -> UserError:
+    """The first mistake that pydantic found in a config of this type, as one sentence.
 
     Unknown keys come first: a misspelt key also shows as a missing one, which would mislead.
     """
@@ -186,8 +200,8 @@ def sentence(error: ValidationError) -> UserError:
     mistake = next((m for m in mistakes if m["type"] == "extra_forbidden"), mistakes[0])
     kind, location, found = mistake["type"], mistake["loc"], mistake["input"]
     if kind == "extra_forbidden":
-        return unknown_key(location)
-    written = _as_written(location)
+        return unknown_key(location, root)
+    written = _as_written(location, root)
     is_item = bool(written) and isinstance(written[-1], int)
     if kind == "value_error":
         reason = mistake["ctx"]["error"]
@@ -195,7 +209,7 @@ def sentence(error: ValidationError) -> UserError:
             written = (*written, reason.key)
         return UserError(f"{key_name(written)}: {reason}")
     key = field_key(written[:-1] if is_item else written)
-    field = FIELDS.get(key)
+    field = fields_of(root).get(key)
     if kind == "missing":
         example = _example(field)
         is_section = field is not None and _sections_in(field.annotation)
@@ -211,5 +225,5 @@ def sentence(error: ValidationError) -> UserError:
     expected = _EXPECTED.get(kind, mistake["msg"]).format(**limits)
     if field is not None and type(None) in get_args(field.annotation):
         expected += " or null"
-    fix = _fix(kind, found, key, is_item)
+    fix = _fix(kind, found, key, is_item, root)
     return UserError(f"{key_name(written)}: found {show(found)}, expected {expected}; {fix}")

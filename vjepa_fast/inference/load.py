@@ -60,18 +60,16 @@ def load_encoder(
             not fit; the weights are not finite.
     """
     path = Path(path)
-    if not path.exists():
-        raise UserError(
-            f"{path}: found no such file or folder, expected a run, a checkpoint, an export or a "
-            "published file; check the path"
-        )
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
-    if _is_ours(path):
-        found = _read_run(path, heads)
-    else:
-        file = _open_file(path, heads, crop_size, num_frames, generation)
-        found = _read_file(file, dtype)
+    found = read_encoder(
+        path,
+        dtype=dtype,
+        heads=heads,
+        crop_size=crop_size,
+        num_frames=num_frames,
+        generation=generation,
+    )
     sampling = replace(
         found.sampling,
         num_frames=num_frames or found.sampling.num_frames,
@@ -84,6 +82,29 @@ def load_encoder(
     for parameter in encoder.parameters():  # not the position table, which is added in fp32
         parameter.data = parameter.data.to(device, dtype)
     return VideoEncoder(encoder.to(device), sampling, path, found.network)
+
+
+def read_encoder(
+    path: Path,
+    *,
+    dtype: torch.dtype = torch.float32,
+    heads: int | None = None,
+    crop_size: int | None = None,
+    num_frames: int | None = None,
+    generation: Literal[1, 2] | None = None,
+) -> FoundEncoder:
+    """Read the weights that `load_encoder` loads, and what they are of; arguments as there.
+
+    Weights of a run are fp32, whatever `dtype` says.
+    """
+    if not path.exists():
+        raise UserError(
+            f"{path}: found no such file or folder, expected a run, a checkpoint, an export or a "
+            "published file; check the path"
+        )
+    if _is_ours(path):
+        return _read_run(path, heads)
+    return _read_file(_open_file(path, heads, crop_size, num_frames, generation), dtype)
 
 
 def load_target_encoder(checkpoint: Checkpoint) -> VisionTransformer:
@@ -108,7 +129,7 @@ def _is_ours(path: Path) -> bool:
 
 
 @dataclass(frozen=True)
-class _Found:
+class FoundEncoder:
     """What a run or a file holds.
 
     Attributes:
@@ -126,7 +147,7 @@ class _Found:
     state: dict[str, Tensor]
 
 
-def _read_run(path: Path, heads: int | None) -> _Found:
+def _read_run(path: Path, heads: int | None) -> FoundEncoder:
     checkpoint = Checkpoint.find(path)
     config = parse_config(translate_stored(checkpoint.state["config"]))
     model, data = config.model, config.data
@@ -136,7 +157,7 @@ def _read_run(path: Path, heads: int | None) -> _Found:
             "leave heads out"
         )
     which = checkpoint.result_weights
-    return _Found(
+    return FoundEncoder(
         model,
         Sampling(data.num_frames, data.crop_size, data.frame_step, data.fps),
         max(data.lengths),
@@ -145,16 +166,16 @@ def _read_run(path: Path, heads: int | None) -> _Found:
     )
 
 
-def _read_file(file: WeightFile, dtype: torch.dtype) -> _Found:
+def _read_file(file: WeightFile, dtype: torch.dtype) -> FoundEncoder:
     sampling = Sampling(max(file.num_frames), file.crop_size, **file.pace)
     part = file.target_encoder
     state = {}
     for name, weight in file.parts[part].items():  # one at a time: fp32 is twice as large as bf16
         value = weight.read()
-        _check_finite(name, value, file.path)
+        check_finite(name, value, file.path)
         state[name] = value.to(dtype)
     model = ModelConfig.model_validate(file.model)
-    return _Found(model, sampling, sampling.num_frames, part, state)
+    return FoundEncoder(model, sampling, sampling.num_frames, part, state)
 
 
 def _open_file(
@@ -204,11 +225,12 @@ def _filled(
     """Give the weights to an empty encoder."""
     load_exactly(encoder, state, str(source), assign=True)
     for name, parameter in encoder.named_parameters():
-        _check_finite(name, parameter, source)
+        check_finite(name, parameter, source)
     return encoder.requires_grad_(False)
 
 
-def _check_finite(name: str, value: Tensor, source: Path) -> None:
+def check_finite(name: str, value: Tensor, source: Path) -> None:
+    """Raise UserError where the parameter of that name is not finite."""
     if not value.isfinite().all():
         raise UserError(
             f"{source}: found NaN or infinite numbers in the encoder's {name}, expected finite "

@@ -13,7 +13,8 @@ from numpy.typing import ArrayLike
 
 from vjepa_fast.masks._checks import require_int
 
-# Mask streams 1, 2, 7 to 10; data streams 3 to 6. csrc/philox.h has the mask streams.
+# Mask streams 1, 2, 7 to 10; data streams 3 to 6; fine-tuning 14 to 17. csrc/philox.h
+# has the mask streams.
 STREAM_BLOCK_SIZE = 1
 STREAM_BLOCK_POSITION = 2
 STREAM_VIDEO_ORDER = 3
@@ -24,6 +25,10 @@ STREAM_MIXTURE = 7
 STREAM_KEPT_TOKENS = 8
 STREAM_TRUNCATE_CONTEXT = 9
 STREAM_TRUNCATE_TARGET = 10
+STREAM_DROP_PATH = 14
+STREAM_DROPOUT = 15
+STREAM_AUGMENT = 16
+STREAM_MIX = 17
 
 _ROUNDS = 10
 _MULTIPLIERS = (np.uint64(0xD2511F53), np.uint64(0xCD9E8D57))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -63,16 +64,31 @@ def packed(masks: MaskBatch, device: torch.device, mask_token: int | None = None
 
 
 def split_batch(config: Config, world_size: int) -> tuple[int, int]:
-    """How each of `world_size` processes runs its part of the global batch.
+    """How each of `world_size` processes runs its part of the global batch, see `split_evenly`."""
+    optim = config.optim
+    return split_evenly(
+        optim.global_batch, optim.micro_batch, world_size, partial(fits_group, config)
+    )
+
+
+def split_evenly(
+    total: int, wanted: int, world_size: int, fits: Callable[[int], bool]
+) -> tuple[int, int]:
+    """How each of `world_size` processes runs its part of a global batch.
+
+    Args:
+        total: clips of the global batch.
+        wanted: largest clips of a micro-batch.
+        world_size: number of processes.
+        fits: whether that many clips may be a micro-batch.
 
     Returns:
-        Clips of a micro-batch (optim.micro_batch, or a process's whole part if that is less), and
+        Clips of a micro-batch (`wanted`, or a process's whole part if that is less), and
         micro-batches of a step.
 
     Raises:
         UserError: the global batch does not split evenly; the message names a split that works.
     """
-    total, wanted = config.optim.global_batch, config.optim.micro_batch
     message = (
         f"optim.micro_batch: found {wanted} clips on each of {world_size} processes, expected a "
         f"divisor of optim.global_batch {total}"
@@ -80,11 +96,12 @@ def split_batch(config: Config, world_size: int) -> tuple[int, int]:
     if total % world_size == 0:
         part = total // world_size
         micro = min(wanted, part)
-        if part % micro == 0 and fits_group(config, micro):
+        if part % micro == 0 and fits(micro):
             return micro, part // micro
-        choices = [d for d in divisors(part) if fits_group(config, d)]
-        raise UserError(f"{message}; set optim.micro_batch to e.g. {nearest(choices, wanted)}")
-    fitting = [d for d in divisors(total) if d < world_size and _splits(config, d)]
+        choices = [d for d in divisors(part) if fits(d)]
+        if choices:
+            raise UserError(f"{message}; set optim.micro_batch to e.g. {nearest(choices, wanted)}")
+    fitting = [d for d in divisors(total) if d < world_size and _splits(total, wanted, d, fits)]
     raise UserError(
         f"optim.global_batch: found {total} clips for {world_size} processes, expected a multiple "
         f"of the number of processes; start another number of them, e.g. "
@@ -92,9 +109,9 @@ def split_batch(config: Config, world_size: int) -> tuple[int, int]:
     )
 
 
-def _splits(config: Config, world_size: int) -> bool:
+def _splits(total: int, wanted: int, world_size: int, fits: Callable[[int], bool]) -> bool:
     try:
-        split_batch(config, world_size)
+        split_evenly(total, wanted, world_size, fits)
     except UserError:
         return False
     return True
@@ -121,6 +138,11 @@ class Batches:
         self._micro_batch, _ = split_batch(config, world)
         self._samplers = {n: make_sampler(config, n) for n in config.data.lengths}
         self._planner = make_planner(config)
+
+    @property
+    def steps(self) -> int:
+        """Steps of the run."""
+        return self._config.optim.steps
 
     @property
     def videos(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
@@ -14,6 +15,25 @@ from vjepa_fast.training.timers import StepTimer
 from vjepa_fast.training.zero.engine import make_engine
 from vjepa_fast.training.zero.nonfinite import NonFiniteGuard
 from vjepa_fast.training.zero.optimizers import adapt, clip_gradients
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """The results of a step; tensors stay on the device until they are logged.
+
+    Attributes:
+        loss: mean over this rank's micro-batches, fp32 scalar.
+        grad_norms: global norm before clipping of each part, fp32 scalars.
+    """
+
+    loss: Tensor
+    grad_norms: dict[str, Tensor]
+
+    def global_loss(self) -> Tensor:
+        """The loss averaged over ranks. Collective."""
+        loss = self.loss.clone()
+        dist.all_reduce(loss)
+        return loss / dist.get_world_size()
 
 
 class EngineTrainer:
@@ -131,10 +151,3 @@ class EngineTrainer:
         """Update the model from restored master weights. Collective."""
         self.optimizer.copy_masters_to_model()
         self.step_number = step_number
-
-
-def mean_over_ranks(loss: Tensor) -> Tensor:
-    """A scalar averaged over ranks. Collective."""
-    loss = loss.clone()
-    dist.all_reduce(loss)
-    return loss / dist.get_world_size()

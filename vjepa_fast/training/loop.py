@@ -1,10 +1,10 @@
-"""Pretrains a model: from a config to a run folder."""
+"""Pretrains a model: from a config to a run folder; `train` is the loop of any training."""
 
 from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -31,11 +31,12 @@ from vjepa_fast.training.distributed.host_group import HostGroup
 from vjepa_fast.training.distributed.launch import init_process_group
 from vjepa_fast.training.distributed.peer_watch import PeerWatch
 from vjepa_fast.training.distributed.preemption import StopRequests
+from vjepa_fast.training.engine_trainer import EngineTrainer
 from vjepa_fast.training.monitoring.curves import draw_curves
+from vjepa_fast.training.monitoring.metrics import MetricsReporter
 from vjepa_fast.training.monitoring.reporter import Reporter
 from vjepa_fast.training.recipe import settings_of
 from vjepa_fast.training.timers import TimedIterator
-from vjepa_fast.training.trainer import Trainer
 
 log = logging.getLogger("vjepa_fast")
 
@@ -60,8 +61,8 @@ def pretrain(config: Config) -> Path:
         config = with_pinned_init(with_pinned_teacher(config), host_group)
         # Building the model may take minutes, so all that the user may have to fix comes before.
         batches = Batches(config, rank, world)
-        _make_folder(run)
-        with _only_run_in(run, host_group):
+        make_folder(run)
+        with only_run_in(run, host_group):
             checkpoint = find_resumable(run, settings_of(config), batches.videos, host_group)
             initial = None if checkpoint else open_initial(config, host_group)
             trainer = build_trainer(config, world)
@@ -72,14 +73,24 @@ def pretrain(config: Config) -> Path:
                 load_initial(trainer, initial, config.init, tokens)
                 if rank == 0:
                     write_origin(run, initial, config)
-            _train(config, run, trainer, batches, host_group)
+            _warn_of_warmup(config)
+            train(
+                run,
+                settings_of(config),
+                config,
+                trainer,
+                batches,
+                host_group,
+                lambda clips: Reporter(config, run, trainer, batches, clips),
+            )
             if rank == 0:
                 draw_curves(run)
             dist.barrier()
     return run
 
 
-def _make_folder(run: Path) -> None:
+def make_folder(run: Path) -> None:
+    """Make a run's folder, or raise UserError."""
     try:
         run.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -94,7 +105,7 @@ def _unwritable(run: Path, error: OSError) -> UserError:
 
 
 @contextmanager
-def _only_run_in(run: Path, host_group: HostGroup) -> Iterator[None]:
+def only_run_in(run: Path, host_group: HostGroup) -> Iterator[None]:
     """A context in which no other run writes to the folder; rank 0 holds its lock. Collective.
 
     Raises:
@@ -115,46 +126,54 @@ def _only_run_in(run: Path, host_group: HostGroup) -> Iterator[None]:
         yield
 
 
-def _train(
-    config: Config, run: Path, trainer: Trainer, batches: Batches, host_group: HostGroup
+def train(
+    run: Path,
+    settings: dict,
+    config: Config,
+    trainer: EngineTrainer,
+    batches: Batches,
+    host_group: HostGroup,
+    reporter_of: Callable[[TimedIterator], MetricsReporter],
 ) -> None:
-    """Train from the trainer's step to the last one, or until a signal. Collective."""
-    first, last = trainer.step_number, config.optim.steps
-    saver = Saver(run, settings_of(config), batches.videos, config.checkpoint, host_group)
+    """Train from the trainer's step to the last one, or until a signal. Collective.
+
+    Args:
+        run: the run's folder.
+        settings: the config as plain JSON data, which checkpoints hold.
+        config: when to log and to save.
+        trainer: with its first weights, or those of a checkpoint.
+        batches: of this rank.
+        host_group: the processes.
+        reporter_of: makes the reporter of a loader.
+
+    Raises:
+        UserError: clips or the last checkpoint are missing, or too many steps are not finite.
+    """
+    first, last = trainer.step_number, batches.steps
+    saver = Saver(run, settings, batches.videos, config.checkpoint, host_group)
     if host_group.rank == 0:
-        _write_config(config, run)
-
-    def due(done: int, every: int | None) -> bool:
-        """Whether something is due after `done` steps: every so many, and after the last one."""
-        return done == last or (every is not None and done % every == 0)
-
+        text = json.dumps(settings, indent=2) + "\n"
+        (run / "config.json").write_text(text, encoding="utf-8")
     with (
         StopRequests() as stopping,
         batches.loader(first, trainer.device) as loader,
         logging_redirect_tqdm([log]),
     ):
         clips = TimedIterator(loader)
-        with (
-            Reporter(config, run, trainer, batches, clips) as reporter,
-            ManualGarbageCollection() as garbage,
-        ):
+        with reporter_of(clips) as reporter, ManualGarbageCollection() as garbage:
             for step in range(first, last):
                 result = trainer.step(batches.step(step, clips))
                 done = step + 1
                 # All ranks agree on what follows, since saving, measuring and stopping are
                 # collective: one small all-reduce per step.
                 stop, writing = host_group.any(stopping.reason is not None, saver.in_flight)
-                save = stop or due(done, config.checkpoint.every) or saver.retry_due(done)
+                due = reporter.due(done, config.checkpoint.every)
+                save = stop or due or saver.retry_due(done)
                 reporter.tick()
-                if save or step == first or due(done, config.log.every):
+                if save or step == first or reporter.due(done, config.log.every):
                     reporter.log_metrics(step, result)
                     garbage.collect()
-                if due(done, config.log.collapse_every):
-                    reporter.check_collapse(step, result)
-                if due(done, config.log.pictures_every):
-                    reporter.draw_pictures(step)
-                if config.log.histograms_every and due(done, config.log.histograms_every):
-                    reporter.write_histograms(step, result)
+                reporter.observe(step, result)
                 if save:
                     saver.save(trainer)
                 elif not writing:  # on any rank: `finish` is collective, and must not block
@@ -172,9 +191,7 @@ def _train(
                 )
 
 
-def _write_config(config: Config, run: Path) -> None:
-    text = json.dumps(settings_of(config), indent=2) + "\n"
-    (run / "config.json").write_text(text, encoding="utf-8")
+def _warn_of_warmup(config: Config) -> None:
     if config.optim.warmup_steps >= config.optim.steps:
         log.warning(
             "optim.warmup_steps: %d of %d steps, so the peak learning rate is never reached",

@@ -12,6 +12,7 @@ import torch
 Item = TypeVar("Item")
 MAX_MARKS = 1 << 14  # kept if nobody takes them
 PARTS = ("data", "target", "context", "predictor", "backward", "optimizer", "ema")
+FINETUNE_PARTS = ("data", "forward", "backward", "optimizer")
 
 
 class TimedIterator(Iterator[Item]):

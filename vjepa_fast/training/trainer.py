@@ -11,7 +11,7 @@ from torch import Tensor
 from vjepa_fast.config.optim import OptimConfig, ZeroConfig
 from vjepa_fast.models.jepa import VJEPA, encode_clips, feature_loss
 from vjepa_fast.models.sequences import PackedMasks
-from vjepa_fast.training.engine_trainer import EngineTrainer, mean_over_ranks
+from vjepa_fast.training.engine_trainer import EngineTrainer, StepResult
 from vjepa_fast.training.schedules import Schedules
 from vjepa_fast.training.teacher import Teacher
 from vjepa_fast.training.timers import PARTS
@@ -20,22 +20,14 @@ from vjepa_fast.weights import load_exactly
 
 
 @dataclass(frozen=True)
-class StepResult:
-    """The results of a step; tensors stay on the device until they are logged.
+class PretrainingResult(StepResult):
+    """The results of a step, with gradient norms of "encoder" and "predictor".
 
     Attributes:
-        loss: mean over this rank's micro-batches, fp32 scalar.
-        grad_norms: global norm before clipping of "encoder" and "predictor", fp32 scalars.
         features: target encoder's output for the last micro-batch, [B, N, D].
     """
 
-    loss: Tensor
-    grad_norms: dict[str, Tensor]
     features: Tensor
-
-    def global_loss(self) -> Tensor:
-        """The loss averaged over ranks. Collective."""
-        return mean_over_ranks(self.loss)
 
 
 class Trainer(EngineTrainer):
@@ -97,7 +89,7 @@ class Trainer(EngineTrainer):
     def ema(self) -> Mapping[str, list[Tensor]]:
         return self.teacher.ema
 
-    def step(self, micro_batches: Iterable[tuple[Tensor, PackedMasks]]) -> StepResult:
+    def step(self, micro_batches: Iterable[tuple[Tensor, PackedMasks]]) -> PretrainingResult:
         """One optimizer step and one EMA update. Collective.
 
         Args:
@@ -132,7 +124,7 @@ class Trainer(EngineTrainer):
 
         return self.accumulate(losses()), last[0]
 
-    def update(self, loss: Tensor, features: Tensor) -> StepResult:
+    def update(self, loss: Tensor, features: Tensor) -> PretrainingResult:
         """The second half of a step: clipping, AdamW, EMA; a non-finite step is skipped.
 
         Args:
@@ -142,7 +134,7 @@ class Trainer(EngineTrainer):
         norms = self.optimize(loss)
         self.teacher.update(self.schedules.momentum(step), skip=self.guard.skip)
         self.timer.mark("ema")
-        return StepResult(loss, norms, features)
+        return PretrainingResult(loss, norms, features)
 
     @torch.no_grad()
     def target_features(self, video: Tensor) -> Tensor:

@@ -268,10 +268,11 @@ class Checkpoint:
         """Which encoder weights are the result of the run, as `weights` names them.
 
         "teacher" (the EMA, as in the paper), or "master" (the trained weights) if the target
-        encoder was frozen.
+        encoder was frozen, or of a fine-tuning, which has none.
         """
-        frozen = self.state["config"].get("teacher", {}).get("mode") == "frozen"
-        return "master" if frozen else "teacher"
+        config = self.state["config"]
+        frozen = config.get("teacher", {}).get("mode") == "frozen"
+        return "master" if frozen or "classifier" in config else "teacher"
 
     def verify(self, ranks: Iterable[int] | None = None) -> str | None:
         """Describe the first corrupt shard, or None if all are intact. Reads whole files.

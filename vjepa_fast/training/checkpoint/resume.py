@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -19,7 +20,11 @@ log = logging.getLogger("vjepa_fast")
 
 
 def find_resumable(
-    run: Path, config: dict, videos: str, host_group: HostGroup
+    run: Path,
+    config: dict,
+    videos: str,
+    host_group: HostGroup,
+    read: Callable[[dict], dict] = with_defaults,
 ) -> Checkpoint | None:
     """Find the run's newest checkpoint and check that this run can resume from it. Collective.
 
@@ -30,6 +35,7 @@ def find_resumable(
         config: the run's config as JSON data.
         videos: hash of the videos that sample ids refer to.
         host_group: the processes.
+        read: brings a stored config into the form of `config`.
 
     Returns:
         The checkpoint, or None if the run has none.
@@ -55,7 +61,7 @@ def find_resumable(
             f"output: found {run}, which holds imported weights, expected a folder for this run; "
             f"give another one with --set output=…, and start from {run} with init.checkpoint"
         )
-    changed = list(recipe_changes(with_defaults(checkpoint.state["config"]), config))
+    changed = list(recipe_changes(read(checkpoint.state["config"]), config))
     if changed:
         raise UserError(
             f"{checkpoint.folder}: found a run of another recipe ({'; '.join(changed)}), expected "

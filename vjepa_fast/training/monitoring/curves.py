@@ -35,7 +35,11 @@ class Panel(NamedTuple):
 
 PANELS = (
     Panel("loss (falls, then may rise: the targets sharpen)", ("loss",), from_zero=False),
-    Panel("gradient norm before clipping", ("grad_norm_encoder", "grad_norm_predictor"), log=True),
+    Panel(
+        "gradient norm before clipping",
+        ("grad_norm_encoder", "grad_norm_predictor", "grad_norm_model"),
+        log=True,
+    ),
     Panel(f"std across clips, same position (collapse: < {STD_FLOOR})", ("std_across_clips",)),
     Panel("RankMe of pooled target features", ("rank_me",)),
     Panel("learning rate", ("lr",)),

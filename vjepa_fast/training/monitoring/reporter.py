@@ -1,41 +1,32 @@
-"""Reports a run while it runs: progress, metrics, pictures, and an end at non-finite numbers."""
+"""Reports a pretraining while it runs: collapse, pictures and histograms, beside the metrics."""
 
 from __future__ import annotations
 
-import json
 import logging
 import math
-import time
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
-from tqdm import tqdm
 
 from vjepa_fast.config import Config
-from vjepa_fast.errors import UserError
 from vjepa_fast.pictures import titled
-from vjepa_fast.progress import on_terminal
 from vjepa_fast.training.batches import Batches
-from vjepa_fast.training.checkpoint.format import checkpoints
 from vjepa_fast.training.monitoring import pictures
 from vjepa_fast.training.monitoring.collapse import (
     CollapseMonitor,
     feature_health,
     teacher_distance,
 )
-from vjepa_fast.training.monitoring.environment import environment
-from vjepa_fast.training.monitoring.writer import MetricsWriter
-from vjepa_fast.training.recipe import settings_of
+from vjepa_fast.training.monitoring.metrics import MetricsReporter
 from vjepa_fast.training.timers import TimedIterator
-from vjepa_fast.training.trainer import StepResult, Trainer
+from vjepa_fast.training.trainer import PretrainingResult, Trainer
 
 log = logging.getLogger("vjepa_fast")
 
 
-class Reporter:
-    """Shows and writes what a run does. Only rank 0 writes; every rank calls the methods.
+class Reporter(MetricsReporter):
+    """Of a pretraining, also collapse, pictures and histograms.
 
     Args:
         config: the run's config.
@@ -48,79 +39,28 @@ class Reporter:
     def __init__(
         self, config: Config, run: Path, trainer: Trainer, batches: Batches, clips: TimedIterator
     ) -> None:
-        self._config, self._run, self._trainer = config, run, trainer
-        self._batches, self._clips = batches, clips
-        self._first = dist.get_rank() == 0
-        self._writer = None
-        if self._first:
-            settings = settings_of(config)
-            self._writer = MetricsWriter(run, trainer.step_number, config.log.wandb, settings)
-            found = environment(trainer.device, dist.get_world_size())
-            text = json.dumps(found, indent=2, ensure_ascii=False) + "\n"
-            path = run / "environment.json"
-            path.write_text(text, encoding="utf-8", errors="backslashreplace")
-            if trainer.micro_batch == 1:
-                log.info("collapse monitor: off, since it needs at least two clips per micro-batch")
+        super().__init__(config, run, trainer, clips, config.optim.steps, "pretraining")
+        self._trainer, self._batches = trainer, batches
+        if self._first and trainer.micro_batch == 1:
+            log.info("collapse monitor: off, since it needs at least two clips per micro-batch")
         self._collapse = CollapseMonitor()
-        self._skipped = trainer.guard.counts().total
         self._examples: Tensor | None = None
-        self._steps, self._clock = 0, time.perf_counter()
-        self._lines = self._first and not on_terminal()
-        self._bar = tqdm(
-            total=config.optim.steps,
-            initial=trainer.step_number,
-            desc="pretraining",
-            unit="step",
-            disable=not self._first or self._lines,
-            dynamic_ncols=True,
-        )
 
-    def __enter__(self) -> Reporter:
-        return self
+    def schedule_values(self, step: int) -> dict[str, float]:
+        momentum = self._trainer.schedules.momentum(step)
+        return super().schedule_values(step) | {"momentum": momentum}
 
-    def __exit__(self, *_: object) -> None:
-        self._bar.close()
-        if self._writer:
-            self._writer.close()
+    def observe(self, step: int, result: PretrainingResult) -> None:
+        """Measure and draw what is due after a step. Host sync on rank 0."""
+        every, done = self._config.log, step + 1
+        if self.due(done, every.collapse_every):
+            self.check_collapse(step, result)
+        if self.due(done, every.pictures_every):
+            self.draw_pictures(step)
+        if every.histograms_every and self.due(done, every.histograms_every):
+            self.write_histograms(step, result)
 
-    def tick(self) -> None:
-        """Count a step. No host sync."""
-        self._steps += 1
-        self._bar.update()
-
-    def log_metrics(self, step: int, result: StepResult) -> None:
-        """Write the finite scalars of a step. Collective; host sync.
-
-        Raises:
-            UserError: `optim.max_nonfinite_steps` non-finite steps in a row.
-        """
-        schedules = self._trainer.schedules
-        values = {
-            "loss": result.global_loss().item(),
-            **{f"grad_norm_{part}": norm.item() for part, norm in result.grad_norms.items()},
-            "lr": schedules.lr(step),
-            "weight_decay": schedules.weight_decay(step),
-            "momentum": schedules.momentum(step),
-        }
-        now = time.perf_counter()
-        seconds, self._clock = now - self._clock, now
-        speed = self._steps * self._config.optim.global_batch / seconds
-        wait = self._clips.take() / seconds
-        parts = {f"ms_{part}": ms for part, ms in self._trainer.timer.take().items()}
-        steps, self._steps = self._steps, 0
-        skipped = self._check_nonfinite()
-        if self._writer:
-            finite = {name: value for name, value in values.items() if math.isfinite(value)}
-            more = {"skipped_steps": skipped, "clips_per_second": speed, "data_wait": wait}
-            self._writer.write(step, finite | more | parts)
-        text = f"loss {values['loss']:.4f}, {speed:.0f} clips/s, data wait {wait:.1%}"
-        self._bar.set_postfix_str(text)
-        if self._lines:
-            done, last = step + 1, self._config.optim.steps
-            left = tqdm.format_interval((last - done) * seconds / steps)
-            log.info("step %d of %d: %s, %s left", done, last, text, left)
-
-    def check_collapse(self, step: int, result: StepResult) -> None:
+    def check_collapse(self, step: int, result: PretrainingResult) -> None:
         """Measure the collapse of rank 0's target features. Host sync on rank 0.
 
         Only clips of data.num_frames are measured, so that measurements can be compared.
@@ -162,7 +102,7 @@ class Reporter:
         except OSError as error:
             log.warning("step %d: no pictures (%s)", step + 1, error)
 
-    def write_histograms(self, step: int, result: StepResult) -> None:
+    def write_histograms(self, step: int, result: PretrainingResult) -> None:
         """Write histograms of target features and of the target encoder's weights by block.
 
         To TensorBoard; host sync on rank 0.
@@ -182,26 +122,3 @@ class Reporter:
     def _is_main(self, features: Tensor) -> bool:
         """Whether features [B, N, D] are of clips of data.num_frames."""
         return features.shape[1] == math.prod(self._config.grid)
-
-    def _check_nonfinite(self) -> int:
-        """Number of steps skipped so far; warns of new ones and ends a run of too many in a row."""
-        bad, limit = self._trainer.guard.counts(), self._config.optim.max_nonfinite_steps
-        before, self._skipped = self._skipped, bad.total
-        what = ", ".join(bad.what)
-        if bad.in_a_row >= limit:
-            saved = checkpoints(self._run)
-            keep = f"the last checkpoint is {saved[-1]}" if saved else "there is no checkpoint yet"
-            raise UserError(
-                f"optim.max_nonfinite_steps: found {bad.in_a_row} steps in a row, up to step "
-                f"{bad.last}, whose {what} was not finite, expected fewer than {limit}; lower "
-                "optim.lr or optim.clip_grad, or check the data, and start in a new output folder "
-                f"(these steps changed no weights; {keep})"
-            )
-        if bad.total > before and self._first:
-            log.warning(
-                "step %d: %s not finite; the step was skipped (%d so far)",
-                bad.last,
-                what,
-                bad.total,
-            )
-        return bad.total
