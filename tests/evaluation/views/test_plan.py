@@ -40,9 +40,12 @@ def test_three_crops_are_the_ends_and_the_middle_of_the_longer_side() -> None:
     assert np.allclose(boxes[2], np.stack([zeros, zeros, sides, sides], 1))
 
 
-def test_one_crop_is_the_center_view() -> None:
-    (clip,) = ViewPlan(Sampling(2, 224, 1)).plans(videos((9, 340, 256)), np.array([0]))
-    assert np.allclose(np.array(clip.crop) * [256, 340, 256, 340], [16, 58, 224, 224])
+def test_one_crop_is_the_middle_and_that_of_an_image_the_center_view() -> None:
+    entries = videos((9, 340, 256), (1, 340, 256))
+    video, image = ViewPlan(Sampling(2, 224, 1)).plans(entries, np.array([0, 1]))
+    size = [256, 340, 256, 340]
+    assert np.allclose(np.array(video.crop) * size, [0, 42, 256, 256])
+    assert np.allclose(np.array(image.crop) * size, [16, 58, 224, 224])
 
 
 def test_segments_are_spread_and_views_share_their_frames() -> None:

@@ -8,7 +8,13 @@ import numpy as np
 
 from vjepa_fast.data.manifest.entries import Entries
 from vjepa_fast.data.plan.clip_plan import ClipPlan
-from vjepa_fast.data.plan.crops import Augment, center_view, random_crops, random_flips
+from vjepa_fast.data.plan.crops import (
+    Augment,
+    center_view,
+    largest_centered,
+    random_crops,
+    random_flips,
+)
 from vjepa_fast.data.plan.planner import frames_of_ids
 from vjepa_fast.errors import UserError
 from vjepa_fast.inference.clips import Sampling
@@ -28,8 +34,9 @@ class ViewPlan:
     Attributes:
         sampling: frames and size of a clip.
         segments: S (V-JEPA, appendix D: 8 for Kinetics, 2 for Something-Something).
-        crops: 1: the center view of published models, see `center_view`. Else squares as large as
-            the shorter side, evenly spread along the longer one: with 3 both ends and the middle.
+        crops: squares as large as the shorter side, evenly spread along the longer one: with 3 both
+            ends and the middle, with 1 the middle. One crop of an image is the published models'
+            `center_view`, as in their evaluation of images.
         augment: random crops and flips. A flip changes labels such as directions.
         seed: of all random choices.
 
@@ -90,7 +97,8 @@ class ViewPlan:
         windows = self.sampling.windows(self.segments)
         of_videos = [shown[i] for i in video.tolist()]
         frames = list(frames_of_ids(windows, ids, counts, of_videos, seed))
-        boxes = self._boxes(ids, heights, widths)
+        images = (counts == 1) & (entries.column("fps")[video] <= 0)
+        boxes = self._boxes(ids, heights, widths, images)
         sizes = np.stack([heights, widths, heights, widths], axis=1)
         flips = random_flips(self.seed, ids, self.augment)
         return [
@@ -108,12 +116,15 @@ class ViewPlan:
             for i in range(first, first + self.segments)
         ]
 
-    def _boxes(self, ids: np.ndarray, heights: np.ndarray, widths: np.ndarray) -> list[np.ndarray]:
+    def _boxes(
+        self, ids: np.ndarray, heights: np.ndarray, widths: np.ndarray, images: np.ndarray
+    ) -> list[np.ndarray]:
         """(top, left, height, width) in pixels, int64 [n, 4], for each crop."""
         if self.augment is not None:
             return [random_crops(self.seed, ids, heights, widths, self.augment)]
         if self.crops == 1:
-            return [center_view(heights, widths, self.sampling.crop_size)]
+            center = center_view(heights, widths, self.sampling.crop_size)
+            return [np.where(images[:, None], center, largest_centered(heights, widths))]
         return [side_view(heights, widths, number, self.crops) for number in range(self.crops)]
 
 
