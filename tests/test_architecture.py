@@ -142,6 +142,7 @@ ALLOWED = {
         "errors",
         "inference",
         "kernels",
+        "locks",
         "models",
         "progress",
         "training.checkpoint.format",
