@@ -20,7 +20,16 @@ from vjepa_fast.errors import UserError
 HELP = "write a run's curves, pictures and tables as one HTML file"
 MOST_ROWS = 20
 MOST_PICTURES = 4  # of each kind: the first and the newest ones
-SUMMARY = ("loss", "std_across_clips", "rank_me", "clips_per_second", "data_wait", "skipped_steps")
+SUMMARY = (
+    "loss",
+    "probe_accuracy",
+    "probe_r2",
+    "std_across_clips",
+    "rank_me",
+    "clips_per_second",
+    "data_wait",
+    "skipped_steps",
+)
 INK = "#123456"  # stands for the report's text color in matplotlib's SVG
 INKED = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")
 NO_METADATA = dict.fromkeys(("Date", "Creator", "Format", "Type"))
@@ -247,7 +256,7 @@ def _probes(result: dict) -> str:
 
 
 def _checkpoints(run: Path) -> str:
-    rows = []
+    rows, best = [], (run / "checkpoints" / "best").resolve().name
     for folder in sorted((run / "checkpoints").glob("step_*")):
         state = folder / "state.json"
         try:
@@ -255,11 +264,14 @@ def _checkpoints(run: Path) -> str:
             saved = _when(state.stat().st_mtime)
         except OSError:  # not a checkpoint, or just pruned
             continue
-        shards = _json(state).get("shards")
+        found = _json(state)
+        shards, probe = found.get("shards"), found.get("probe")
+        value = f"{probe['value']:.4g}" if isinstance(probe, dict) else ""
+        value += " (best)" * (folder.name == best)
         world = len(shards) if isinstance(shards, list) else "?"
         step = folder.name.removeprefix("step_").lstrip("0") or "0"
-        rows.append((step, saved, f"{size / 1e6:.1f} MB", world))
-    return _table(("step", "saved", "size", "processes"), rows)
+        rows.append((step, saved, f"{size / 1e6:.1f} MB", world, value))
+    return _table(("step", "saved", "size", "processes", "probe"), rows)
 
 
 def _bad_videos(lines: list) -> str:

@@ -19,6 +19,7 @@ def check_config(config: Config) -> None:
     _check_batch(config)
     _check_masks(config)
     check_compile(config.compile, config.activation_checkpointing, config.zero.stage)
+    _check_probe(config)
 
 
 def fits_group(config: Config, micro_batch: int) -> bool:
@@ -105,4 +106,13 @@ def check_compile(compiled: bool, activation_checkpointing: str, stage: int) -> 
         raise UserError(
             "zero.stage: found 3 with compile, expected 0, 1 or 2, since gathering the weights "
             "layer by layer breaks the compiled graphs; set zero.stage to 2 or compile to false"
+        )
+
+
+def _check_probe(config: Config) -> None:
+    if config.log.probe_every and config.teacher.mode == "frozen" and config.zero.stage == 3:
+        raise UserError(
+            "zero.stage: found 3 with log.probe_every and a frozen target encoder, expected 0, 1 "
+            "or 2, since no process holds the trained encoder as a whole; set zero.stage to 2 or "
+            "log.probe_every to null"
         )

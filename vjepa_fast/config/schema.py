@@ -166,6 +166,27 @@ class LogConfig(Section):
     """Steps between TensorBoard histograms of weights and target features; null: none."""
     wandb: Annotated[str, Field(min_length=1)] | None = None
     """Weights & Biases project to which the metrics are also logged; null: none."""
+    probe_every: Count | None = None
+    """Steps between probes of the features, also after the last step; the checkpoint with the best
+    one is kept. null: none."""
+    probe_label: Annotated[str, Field(min_length=1)] | None = None
+    """What the probe predicts: NAME of the column label_NAME (classes) or value_NAME (numbers) of
+    data.manifests. Videos with a negative class or without a value are left out."""
+    probe_videos: Count = 1000
+    """Videos of the probe, a fixed sample of those with a label."""
+    probe_test: Location | None = None
+    """Manifest of up to probe_videos videos that test the probe; null: a fifth of the sample is
+    held out for that."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.probe_every is not None and self.probe_label is None:
+            raise FieldError(
+                "probe_label",
+                f"found none with log.probe_every {self.probe_every}, expected what the probe is "
+                "to predict; name a column label_NAME or value_NAME of data.manifests by its NAME",
+            )
+        return self
 
 
 class CheckpointConfig(Section):

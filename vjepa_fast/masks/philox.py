@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 
 from vjepa_fast.masks._checks import require_int
 
-# Mask streams 1, 2, 7 to 10; data streams 3 to 6; fine-tuning 14 to 17. csrc/philox.h
+# Mask streams 1, 2, 7 to 10; data streams 3 to 6 and 13; fine-tuning 14 to 17. csrc/philox.h
 # has the mask streams.
 STREAM_BLOCK_SIZE = 1
 STREAM_BLOCK_POSITION = 2
@@ -25,6 +25,7 @@ STREAM_MIXTURE = 7
 STREAM_KEPT_TOKENS = 8
 STREAM_TRUNCATE_CONTEXT = 9
 STREAM_TRUNCATE_TARGET = 10
+STREAM_PROBE_SAMPLE = 13
 STREAM_DROP_PATH = 14
 STREAM_DROPOUT = 15
 STREAM_AUGMENT = 16

@@ -34,6 +34,7 @@ from vjepa_fast.training.distributed.preemption import StopRequests
 from vjepa_fast.training.engine_trainer import EngineTrainer
 from vjepa_fast.training.monitoring.curves import draw_curves
 from vjepa_fast.training.monitoring.metrics import MetricsReporter
+from vjepa_fast.training.monitoring.probe import TrainingProbe
 from vjepa_fast.training.monitoring.reporter import Reporter
 from vjepa_fast.training.recipe import settings_of
 from vjepa_fast.training.timers import TimedIterator
@@ -61,6 +62,7 @@ def pretrain(config: Config) -> Path:
         config = with_pinned_init(with_pinned_teacher(config), host_group)
         # Building the model may take minutes, so all that the user may have to fix comes before.
         batches = Batches(config, rank, world)
+        probe = TrainingProbe(config, host_group) if config.log.probe_every else None
         make_folder(run)
         with only_run_in(run, host_group):
             checkpoint = find_resumable(run, settings_of(config), batches.videos, host_group)
@@ -81,7 +83,8 @@ def pretrain(config: Config) -> Path:
                 trainer,
                 batches,
                 host_group,
-                lambda clips: Reporter(config, run, trainer, batches, clips),
+                lambda clips: Reporter(config, run, trainer, batches, clips, probe),
+                probe.measure if probe else None,
             )
             if rank == 0:
                 draw_curves(run)
@@ -134,6 +137,7 @@ def train(
     batches: Batches,
     host_group: HostGroup,
     reporter_of: Callable[[TimedIterator], MetricsReporter],
+    measure: str | None = None,
 ) -> None:
     """Train from the trainer's step to the last one, or until a signal. Collective.
 
@@ -145,12 +149,13 @@ def train(
         batches: of this rank.
         host_group: the processes.
         reporter_of: makes the reporter of a loader.
+        measure: of the reporter's probe, see `Saver`; None: it has none.
 
     Raises:
         UserError: clips or the last checkpoint are missing, or too many steps are not finite.
     """
     first, last = trainer.step_number, batches.steps
-    saver = Saver(run, settings, batches.videos, config.checkpoint, host_group)
+    saver = Saver(run, settings, batches.videos, config.checkpoint, host_group, measure)
     if host_group.rank == 0:
         text = json.dumps(settings, indent=2) + "\n"
         (run / "config.json").write_text(text, encoding="utf-8")
@@ -167,15 +172,16 @@ def train(
                 # All ranks agree on what follows, since saving, measuring and stopping are
                 # collective: one small all-reduce per step.
                 stop, writing = host_group.any(stopping.reason is not None, saver.in_flight)
+                value = None if stop else reporter.probe(step)
                 due = reporter.due(done, config.checkpoint.every)
-                save = stop or due or saver.retry_due(done)
+                save = stop or due or saver.retry_due(done) or saver.is_best(value)
                 reporter.tick()
                 if save or step == first or reporter.due(done, config.log.every):
                     reporter.log_metrics(step, result)
                     garbage.collect()
                 reporter.observe(step, result)
                 if save:
-                    saver.save(trainer)
+                    saver.save(trainer, value)
                 elif not writing:  # on any rank: `finish` is collective, and must not block
                     saver.finish()
                 if stop:

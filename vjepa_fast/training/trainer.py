@@ -82,8 +82,10 @@ class Trainer(EngineTrainer):
                 parameter.data = parameter.data.bfloat16()
         followed = [s for s in self.shards if s.part == "encoder" and frozen_teacher is None]
         self.teacher = Teacher(target, followed)
-        model.encoder.register_forward_hook(lambda *_: self.timer.mark("context"))
         model.predictor.register_forward_hook(lambda *_: self.timer.mark("predictor"))
+        model.encoder.register_forward_hook(  # but not for `result_features`
+            lambda *_: self.timer.mark("context") if torch.is_grad_enabled() else None
+        )
 
     @property
     def ema(self) -> Mapping[str, list[Tensor]]:
@@ -140,6 +142,15 @@ class Trainer(EngineTrainer):
     def target_features(self, video: Tensor) -> Tensor:
         """Target encoder's features of all tokens, [B · N, D]."""
         return encode_clips(self.teacher.network(), video)
+
+    @torch.no_grad()
+    def result_features(self, video: Tensor) -> Tensor:
+        """Features of all tokens by the run's result, [B · N, D]: the target encoder or, where that
+        is frozen, the trained one, which at ZeRO stage 3 no rank has.
+        """
+        if self.teacher.ema:
+            return self.target_features(video)
+        return encode_clips(self.model.encoder, video)
 
     def after_restore(self, step_number: int) -> None:
         """Update both networks from restored master and EMA weights. Collective."""

@@ -4,7 +4,8 @@
         state.json                 step, config, a hash of the videos, counts of non-finite steps;
                                    for each parameter group the names and shapes of its parameters
                                    in flat order; for each shard its size, its checksum and the
-                                   ranges of the flat vectors that it holds
+                                   ranges of the flat vectors that it holds; the probe's measure
+                                   and value, if one ran at this step
         shard_00000.safetensors    rank 0's ranges of every flat vector: master weights, Adam's
                                    moments and, for the encoder, the EMA weights (all fp32)
 
@@ -34,6 +35,7 @@ from torch import Tensor
 from vjepa_fast.errors import UserError
 
 FORMAT = 3
+BEST = "best"  # a link in checkpoints/ to the checkpoint with the best probe, see best.py
 _CHUNK = 2**24  # bytes summed and written at a time
 _WEIGHT_FILES = {".safetensors", ".bin", ".pt", ".pth", ".tar"}
 
@@ -230,13 +232,15 @@ class Checkpoint:
 
     @staticmethod
     def find(path: Path) -> Checkpoint:
-        """Open a checkpoint by its own folder, or the newest one of a run's folder.
+        """Open a checkpoint by its own folder or a link to it, or the newest one of a run's folder.
 
         Raises:
             UserError: the path is neither; weights of other programs have to be imported first.
         """
         if checkpoints(path):
             path = checkpoints(path)[-1]
+        elif path.name == BEST and path.is_symlink():
+            path = path.with_name(os.readlink(path))  # its own name, which says the step
         elif _is_foreign(path):
             raise UserError(
                 f"{path}: found weights that are not a checkpoint of a run, expected a run or a "

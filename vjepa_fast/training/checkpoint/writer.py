@@ -2,8 +2,9 @@
 
 Every rank copies its shard to the host and writes it, with a checksum, into a partial folder whose
 name starts with a dot. When all shards are on disk, rank 0 adds state.json and renames the folder:
-a folder with its final name is complete. Old checkpoints are removed only after that. If the disk
-is full, that checkpoint is skipped and the run continues.
+a folder with its final name is complete. Then `checkpoints/best` is moved, if its probe is the best
+so far; old checkpoints are removed only after that. If the disk is full, that checkpoint is skipped
+and the run continues.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from torch import Tensor
 
 from vjepa_fast.config.schema import CheckpointConfig
 from vjepa_fast.errors import UserError
+from vjepa_fast.training.checkpoint.best import find_best, link_best
 from vjepa_fast.training.checkpoint.format import (
     FORMAT,
     checkpoints,
@@ -68,6 +70,7 @@ class _Pending:
         ranges: ranges of this rank's shard, see `snapshot`.
         write: result of `write_shard`, once it is done.
         groups, bad_steps: what rank 0 adds to state.json; bad_steps counts non-finite ones.
+        value: of the probe at this step; None: there was none.
     """
 
     step: int
@@ -75,6 +78,7 @@ class _Pending:
     write: Future
     groups: dict[str, list]
     bad_steps: list[int]
+    value: float | None
 
 
 class Saver:
@@ -88,21 +92,34 @@ class Saver:
         videos: hash of the videos that sample ids refer to.
         policy: when to save, and what to keep.
         host_group: the processes.
+        measure: what the probe of this run measures, as a text that no other probe has; None: the
+            run has no probe.
     """
 
     def __init__(
-        self, run: Path, config: dict, videos: str, policy: CheckpointConfig, host_group: HostGroup
+        self,
+        run: Path,
+        config: dict,
+        videos: str,
+        policy: CheckpointConfig,
+        host_group: HostGroup,
+        measure: str | None = None,
     ) -> None:
         self._run, self._config, self._videos = run, config, videos
-        self._policy, self._host_group = policy, host_group
+        self._policy, self._host_group, self._measure = policy, host_group, measure
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: _Pending | None = None
         self._missing: str | None = None  # why the last checkpoint was skipped
         self._retry_at: int | None = None
+        self._best: tuple[str, float] | None = None  # name of the best checkpoint's folder, value
         if host_group.rank == 0:
             for stale in (run / "checkpoints").glob(".step_*"):  # left by a killed run
                 shutil.rmtree(stale)
-        host_group.barrier()  # no rank writes before stale folders are gone
+            self._best = find_best(run, measure)
+            if self._best:
+                link_best(run, self._best[0])
+        # no rank writes before stale folders are gone
+        self._best = host_group.all_gather(self._best)[0]
 
     def retry_due(self, done: int) -> bool:
         """Whether, after `done` steps, a checkpoint that was skipped is to be tried again."""
@@ -113,8 +130,17 @@ class Saver:
         """Whether this rank is still writing a checkpoint in the background. Not collective."""
         return self._pending is not None and not self._pending.write.done()
 
-    def save(self, trainer: EngineTrainer) -> None:
-        """Start a checkpoint of the trainer's state; finish it unless saving in the background."""
+    def is_best(self, value: float | None) -> bool:
+        """Whether a probe's value is better than that of every checkpoint so far."""
+        return value is not None and (self._best is None or value > self._best[1])
+
+    def save(self, trainer: EngineTrainer, value: float | None = None) -> None:
+        """Start a checkpoint of the trainer's state; finish it unless saving in the background.
+
+        Args:
+            trainer: after a step.
+            value: of the probe at this step, the same on every rank; None: there was none.
+        """
         self.finish()
         self._retry_at = None
         step, rank = trainer.step_number, self._host_group.rank
@@ -127,7 +153,7 @@ class Saver:
         write = self._thread.submit(_write_in_folder, file, tensors)
         bad = trainer.guard.counts()
         bad_steps = [bad.total, bad.in_a_row, bad.last]
-        self._pending = _Pending(step, ranges, write, groups, bad_steps)
+        self._pending = _Pending(step, ranges, write, groups, bad_steps, value)
         if not self._policy.background:
             self.finish()
 
@@ -156,7 +182,11 @@ class Saver:
         failure = self._host_group.all_gather(failure)[0]
         if failure is None:
             self._missing = self._retry_at = None
+            if self.is_best(pending.value):
+                self._best = self._folder(pending.step).name, pending.value
             if self._host_group.rank == 0:
+                if self._best:
+                    link_best(self._run, self._best[0])
                 self._prune()
         else:
             self._abandon(pending.step, *failure)
@@ -203,6 +233,8 @@ class Saver:
             "config": self._config,
             "videos": self._videos,
         }
+        if pending.value is not None:
+            state["probe"] = {"measure": self._measure, "value": pending.value}
         try:
             with open(folder / "state.json", "w", encoding="utf-8") as file:
                 json.dump(state | {"checksum": state_checksum(state)}, file, indent=1)
@@ -239,7 +271,8 @@ class Saver:
     def _prune(self) -> None:
         for old in checkpoints(self._run)[: -self._policy.keep_last]:
             step = int(old.name.removeprefix("step_"))
-            if self._policy.keep_every is None or step % self._policy.keep_every:
+            best = self._best is not None and old.name == self._best[0]
+            if not best and (self._policy.keep_every is None or step % self._policy.keep_every):
                 self._remove(old)
 
     @staticmethod

@@ -24,6 +24,7 @@ class Panel(NamedTuple):
         log: whether the axis of the values is logarithmic.
         from_zero: whether that axis begins at zero.
         count: whether the values are whole numbers, so that the axis has no others.
+        best: whether to mark the first one of the largest values.
     """
 
     title: str
@@ -31,10 +32,12 @@ class Panel(NamedTuple):
     log: bool = False
     from_zero: bool = True
     count: bool = False
+    best: bool = False
 
 
 PANELS = (
     Panel("loss (falls, then may rise: the targets sharpen)", ("loss",), from_zero=False),
+    Panel("probe of the labels", ("probe_accuracy", "probe_r2"), from_zero=False, best=True),
     Panel(
         "gradient norm before clipping",
         ("grad_norm_encoder", "grad_norm_predictor", "grad_norm_model"),
@@ -44,15 +47,16 @@ PANELS = (
     Panel("RankMe of pooled target features", ("rank_me",)),
     Panel("learning rate", ("lr",)),
     Panel("clips per second", ("clips_per_second",)),
+    Panel("fraction of time waiting for data", ("data_wait",)),
     Panel("variance of target features", ("target_variance",)),
     Panel("relative distance of encoder and teacher", ("teacher_distance",)),
     Panel("skipped steps", ("skipped_steps",), count=True),
     Panel("weight decay", ("weight_decay",)),
     Panel("EMA momentum", ("momentum",), from_zero=False),
-    Panel("fraction of time waiting for data", ("data_wait",)),
     Panel("ms per step by part", tuple(f"ms_{part}" for part in PARTS)),
 )
-OVERVIEW = PANELS[:6]  # in RUN/curves.png
+OVERVIEW = PANELS[:8]  # in RUN/curves.png, or those of a run without a probe:
+WITHOUT_PROBE = (PANELS[0], *PANELS[2:7])
 
 
 def points(rows: Sequence[dict], name: str) -> list[tuple[int, float]]:
@@ -83,6 +87,10 @@ def draw_panel(axes: Axes, panel: Panel, rows: Sequence[dict]) -> bool:
         label = f"{name} {valid[-1][1]:.4g}"
         if len(valid) < len(found):
             label += f" ({len(found) - len(valid)} values not drawable)"
+        if panel.best:
+            step, best = max(valid, key=lambda point: point[1])
+            label += f", best {best:.4g} after {step + 1} steps"
+            axes.plot(step, best, "o", color="C3", fillstyle="none")
         style = "." * (len(valid) < 30) + "-"
         # a count is mostly zero, and would lie half below the axis
         axes.plot(*zip(*valid, strict=True), style, label=label, clip_on=not panel.count)
@@ -109,8 +117,11 @@ def draw_curves(run: Path) -> Path:
     import matplotlib.pyplot as plt
 
     rows = read_metrics(run / "metrics.jsonl")
-    figure, axes = plt.subplots(2, 3, figsize=(13, 6.5), layout="constrained")
-    for axis, panel in zip(axes.flat, OVERVIEW, strict=True):
+    probed = any(points(rows, name) for name in OVERVIEW[1].names)
+    panels = OVERVIEW if probed else WITHOUT_PROBE
+    width = len(panels) // 2
+    figure, axes = plt.subplots(2, width, figsize=(13 / 3 * width, 6.5), layout="constrained")
+    for axis, panel in zip(axes.flat, panels, strict=True):
         draw_panel(axis, panel, rows)
     figure.suptitle(str(run))
     path = run / "curves.png"

@@ -90,6 +90,11 @@ class MetricsReporter:
         schedules = self._trainer.schedules
         return {"lr": schedules.lr(step), "weight_decay": schedules.weight_decay(step)}
 
+    def probe(self, step: int) -> float | None:
+        """The value of the probe that is due after a step, the same on every rank: the checkpoint
+        with the largest one is kept. Here there is none. Collective.
+        """
+
     def observe(self, step: int, result: StepResult) -> None:
         """Measure what is due after a step; nothing here."""
 

@@ -19,6 +19,7 @@ from vjepa_fast.training.monitoring.collapse import (
     teacher_distance,
 )
 from vjepa_fast.training.monitoring.metrics import MetricsReporter
+from vjepa_fast.training.monitoring.probe import TrainingProbe
 from vjepa_fast.training.timers import TimedIterator
 from vjepa_fast.training.trainer import PretrainingResult, Trainer
 
@@ -34,13 +35,20 @@ class Reporter(MetricsReporter):
         trainer: before its first step.
         batches: the batches of this rank.
         clips: the loader, which knows how long the training has waited for it.
+        probe: of log.probe_every; None: none.
     """
 
     def __init__(
-        self, config: Config, run: Path, trainer: Trainer, batches: Batches, clips: TimedIterator
+        self,
+        config: Config,
+        run: Path,
+        trainer: Trainer,
+        batches: Batches,
+        clips: TimedIterator,
+        probe: TrainingProbe | None = None,
     ) -> None:
         super().__init__(config, run, trainer, clips, config.optim.steps, "pretraining")
-        self._trainer, self._batches = trainer, batches
+        self._trainer, self._batches, self._probe = trainer, batches, probe
         if self._first and trainer.micro_batch == 1:
             log.info("collapse monitor: off, since it needs at least two clips per micro-batch")
         self._collapse = CollapseMonitor()
@@ -49,6 +57,17 @@ class Reporter(MetricsReporter):
     def schedule_values(self, step: int) -> dict[str, float]:
         momentum = self._trainer.schedules.momentum(step)
         return super().schedule_values(step) | {"momentum": momentum}
+
+    def probe(self, step: int) -> float | None:
+        """Measure the run's result, if that is due. Collective; host sync."""
+        probe = self._probe
+        if not probe or not self.due(step + 1, self._config.log.probe_every):
+            return None
+        value = probe.value(self._trainer)
+        if self._writer and value is not None:
+            self._writer.write(step, {probe.metric: value})
+            log.info("step %d: %s %.4g", step + 1, probe.metric.replace("_", " "), value)
+        return value
 
     def observe(self, step: int, result: PretrainingResult) -> None:
         """Measure and draw what is due after a step. Host sync on rank 0."""
