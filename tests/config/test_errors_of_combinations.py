@@ -27,6 +27,24 @@ WHY = "masks.truncate_group 24, whose clips have one length, since data.manifest
 # What is changed in configs/vith16.json (key: new value), the key with which the sentence must
 # start, and the rest of it.
 BAD = {
+    "probe without a label": (
+        {"log.probe_every": 100},
+        "log.probe_label",
+        "found none with log.probe_every 100, expected what the probe is to predict; name a column "
+        "label_NAME or value_NAME of data.manifests by its NAME",
+    ),
+    "probe of a sharded encoder": (
+        {
+            "log.probe_every": 100,
+            "log.probe_label": "action",
+            "teacher": {"mode": "frozen", "checkpoint": "runs/other", "momentum": [1.0, 1.0]},
+            "zero.stage": 3,
+        },
+        "zero.stage",
+        "found 3 with log.probe_every and a frozen target encoder, expected 0, 1 or 2, since no "
+        "process holds the trained encoder as a whole; set zero.stage to 2 or log.probe_every to "
+        "null",
+    ),
     "crop and patch": (
         {"data.crop_size": 225},
         "data.crop_size",

@@ -171,7 +171,7 @@ class LogConfig(Section):
     one is kept. null: none."""
     probe_label: Annotated[str, Field(min_length=1)] | None = None
     """What the probe predicts: NAME of the column label_NAME (classes) or value_NAME (numbers) of
-    data.manifests. Videos with a negative class or without a value are left out."""
+    data.manifests. Videos with a negative class have no label and are left out."""
     probe_videos: Count = 1000
     """Videos of the probe, a fixed sample of those with a label."""
     probe_test: Location | None = None

@@ -181,6 +181,27 @@ def test_videos_without_a_label_are_left_out(
     assert sample.targets.tolist() == [i % 2 for i in range(30)]
 
 
+def test_classes_may_have_names_and_numbers_are_regressed(
+    small_config: Callable[..., dict], relabeled: Callable[..., str], demo: Path
+) -> None:
+    """A class of the test manifest is the one of that name; values are as they are written."""
+    names, numbers = [f"class {i}" for i in range(4)], [0.5, -1.5, 3.0, 8.0, 1e6]
+    train = relabeled(
+        "named.csv", label_kind=lambda i: names[i % 4], value_speed=lambda i: numbers[i % 5]
+    )
+    test = relabeled("named_test.csv", label_kind=lambda i: names[3 - i % 2])
+    data, log = {"manifests": [train], "num_frames": 4}, PROBE | {"probe_label": "kind"}
+    named = ProbeSample(parse_config(small_config(data=data, log=log | {"probe_test": test})), 0, 1)
+    tested = named.targets[named.tested]
+    assert set(tested[::2]) == {named.targets[3]} and set(tested[1::2]) == {named.targets[2]}
+
+    init_process_group()
+    config = parse_config(small_config(data=data, log=PROBE | {"probe_label": "speed"}))
+    probe, sample = TrainingProbe(config, HostGroup()), ProbeSample(config, 0, 1)
+    assert sample.targets.tolist() == [numbers[i % 5] for i in range(48)]
+    assert probe.metric == "probe_r2" and probe.value(make_trainer()) < 1
+
+
 def test_a_video_that_cannot_be_decoded_is_left_out(
     small_config: Callable[..., dict], demo: Path, tmp_path: Path, warnings
 ) -> None:
@@ -218,8 +239,8 @@ def test_features_that_are_not_finite_have_no_value(
         (
             {"probe_label": "action"},
             r"log\.probe_label: found 'action', which is no column of \S*probed\.csv "
-            r"\(data\.manifests\), expected one of digit, direction, empty, one; name another one, "
-            r"or add it to the manifest as label_NAME or value_NAME",
+            r"\(data\.manifests\), expected one of digit, direction, empty, named, one; "
+            r"name another one, or add it to the manifest as label_NAME or value_NAME",
         ),
         (
             {"probe_label": "one"},
@@ -228,8 +249,8 @@ def test_features_that_are_not_finite_have_no_value(
         ),
         (
             {"probe_label": "empty"},
-            r"log\.probe_label: found no video with a label in label_empty of data\.manifests, "
-            r"expected some; fill the column \(.*\), or name another one",
+            r"log\.probe_label: found negative numbers only in label_empty of data\.manifests, "
+            r"which count as no label, expected classes from 0 on; fill the column, or name .*",
         ),
         (
             {"probe_label": "digit", "probe_videos": 6},
@@ -242,8 +263,18 @@ def test_features_that_are_not_finite_have_no_value(
             r"log\.probe_label: found 'one', which is no column of \S*test\.csv "
             r"\(log\.probe_test\), expected one of digit, direction; name another one, or add .*",
         ),
+        (
+            {"probe_label": "named", "probe_test": "named_by_numbers.csv"},
+            r"log\.probe_label: found names of classes in label_named of some manifests and "
+            r"integers in others, expected one kind; write the same kind into all of them",
+        ),
+        (
+            {"probe_label": "named", "probe_test": "named_values.csv"},
+            r"log\.probe_test: found value_named where data\.manifests have label_named, expected "
+            r"the same column; rename one of them",
+        ),
     ],
-    ids=["no column", "one class", "no label", "too few", "test without"],
+    ids=["no column", "one class", "no label", "too few", "test without", "kinds", "columns"],
 )
 def test_mistakes_are_one_sentence(
     small_config: Callable[..., dict],
@@ -252,9 +283,16 @@ def test_mistakes_are_one_sentence(
     log: dict,
     sentence: str,
 ) -> None:
-    manifest = relabeled("probed.csv", label_one=lambda _: 3, label_empty=lambda _: -1)
+    manifest = relabeled(
+        "probed.csv",
+        label_one=lambda _: 3,
+        label_empty=lambda _: -1,
+        label_named=lambda i: "ab"[i % 2],
+    )
+    relabeled("named_by_numbers.csv", label_named=lambda i: i % 2)
+    relabeled("named_values.csv", value_named=lambda i: i % 2)
     if "probe_test" in log:
-        log = log | {"probe_test": str(demo / "test.csv")}
+        log = log | {"probe_test": str(demo / log["probe_test"])}
     config = parse_config(small_config(data={"manifests": [manifest]}, log=PROBE | log))
     with pytest.raises(UserError) as error:
         ProbeSample(config, 0, 1)

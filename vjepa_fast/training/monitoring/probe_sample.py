@@ -13,7 +13,8 @@ from torch import Tensor
 
 from vjepa_fast.config import Config
 from vjepa_fast.data.decode.pyav import decode_pixels, in_words
-from vjepa_fast.data.manifest.entry import LABEL_PREFIX, VALUE_PREFIX, Entries
+from vjepa_fast.data.manifest.entries import Entries
+from vjepa_fast.data.manifest.entry import LABEL_PREFIX, VALUE_PREFIX
 from vjepa_fast.data.open_manifest import open_manifest
 from vjepa_fast.data.plan.planner import ClipPlanner
 from vjepa_fast.data.workers.process_pool import ProcessPool
@@ -62,6 +63,11 @@ class ProbeSample:
                 "expected the same column; rename one of them"
             )
         entries = Entries.joined([e for part in parts for e in part.sample(count)])
+        if label not in (*entries.label_names, *entries.value_names):
+            raise UserError(
+                f"log.probe_label: found names of classes in {parts[0].name} of some manifests and "
+                "integers in others, expected one kind; write the same kind into all of them"
+            )
         self.targets = entries.column(parts[0].name)
         self.tested = np.arange(len(entries)) >= min(parts[0].total, count)
         if len(parts) == 1:
@@ -177,9 +183,8 @@ class _Column:
                 if column.total:
                     return column
                 raise UserError(
-                    f"log.probe_label: found no video with a label in {name} of {key}, expected "
-                    "some; fill the column (negative numbers and empty values count as no label), "
-                    "or name another one"
+                    f"log.probe_label: found negative numbers only in {name} of {key}, which count "
+                    "as no label, expected classes from 0 on; fill the column, or name another one"
                 )
         known = sorted({n for e in manifests for n in (*e.label_names, *e.value_names)})
         raise UserError(
@@ -198,8 +203,8 @@ class _Column:
 
 
 def _known(column: np.ndarray) -> np.ndarray:
-    """Where there is a label."""
-    return np.flatnonzero(column >= 0 if column.dtype.kind == "i" else np.isfinite(column))
+    """The videos with a label."""
+    return np.flatnonzero(column >= 0) if column.dtype.kind == "i" else np.arange(len(column))
 
 
 def _first(total: int, count: int) -> np.ndarray:
