@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from vjepa_fast import __version__
 from vjepa_fast.commands import demo_data, index, info, masks, probe, report, transcode
+from vjepa_fast.commands.evaluation import finetune
 from vjepa_fast.commands.terminal import print_any_name
 from vjepa_fast.commands.weights import export, features, import_weights
 from vjepa_fast.errors import exit_status
@@ -20,6 +21,7 @@ COMMANDS = {
     "masks": masks,
     "report": report,
     "probe": probe,
+    "finetune": finetune,
     "import": import_weights,
     "export": export,
     "features": features,

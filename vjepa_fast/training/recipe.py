@@ -17,6 +17,7 @@ _NOT_PART_OF_RECIPE = {
     ("output",),
     ("log",),
     ("checkpoint",),
+    ("test",),
     ("zero",),
     ("compile",),
     ("activation_checkpointing",),

@@ -53,10 +53,14 @@ PANELS = (
     Panel("skipped steps", ("skipped_steps",), count=True),
     Panel("weight decay", ("weight_decay",)),
     Panel("EMA momentum", ("momentum",), from_zero=False),
-    Panel("ms per step by part", tuple(f"ms_{part}" for part in PARTS)),
+    Panel("ms per step by part", tuple(f"ms_{part}" for part in (*PARTS, "forward"))),
 )
 OVERVIEW = PANELS[:8]  # in RUN/curves.png, or those of a run without a probe:
 WITHOUT_PROBE = (PANELS[0], *PANELS[2:7])
+FINETUNE_OVERVIEW = tuple(
+    next(panel for panel in PANELS if name in panel.names)
+    for name in ("loss", "grad_norm_model", "lr", "clips_per_second", "data_wait", "ms_forward")
+)
 
 
 def points(rows: Sequence[dict], name: str) -> list[tuple[int, float]]:
@@ -109,16 +113,17 @@ def draw_panel(axes: Axes, panel: Panel, rows: Sequence[dict]) -> bool:
     return drawn
 
 
-def draw_curves(run: Path) -> Path:
-    """Draw RUN/metrics.jsonl to RUN/curves.png; returns its path."""
+def draw_curves(run: Path, panels: Sequence[Panel] | None = None) -> Path:
+    """Draw RUN/metrics.jsonl to RUN/curves.png, by default as a pretraining's; returns its path."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
     rows = read_metrics(run / "metrics.jsonl")
-    probed = any(points(rows, name) for name in OVERVIEW[1].names)
-    panels = OVERVIEW if probed else WITHOUT_PROBE
+    if panels is None:
+        probed = any(points(rows, name) for name in OVERVIEW[1].names)
+        panels = OVERVIEW if probed else WITHOUT_PROBE
     width = len(panels) // 2
     figure, axes = plt.subplots(2, width, figsize=(13 / 3 * width, 6.5), layout="constrained")
     for axis, panel in zip(axes.flat, panels, strict=True):

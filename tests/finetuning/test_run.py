@@ -1,0 +1,100 @@
+"""A whole fine-tuning: what it leaves, how it resumes, and who can use it."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from vjepa_fast import load_encoder
+from vjepa_fast.config.finetune.load import parse_finetune_config
+from vjepa_fast.errors import UserError
+from vjepa_fast.finetuning.loop import finetune
+from vjepa_fast.training.checkpoint.format import Checkpoint, checkpoints
+from vjepa_fast.training.monitoring.writer import read_metrics
+
+ALL = {
+    "randaugment": {"operations": 4},
+    "color_jitter": 0.4,
+    "erasing": 0.25,
+    "mixup": 0.8,
+    "cutmix": 1.0,
+}
+
+
+def test_a_run_and_what_it_leaves(finetune_config: Callable[..., dict], pretrained: Path) -> None:
+    config = parse_finetune_config(finetune_config(test={"segments": 2, "crops": 3}))
+    results, run = finetune(config), Path(config.output)
+    rows = read_metrics(run / "metrics.jsonl")
+    assert [row["step"] for row in rows] == list(range(6))
+    assert all(row["loss"] > 0 and row["grad_norm_model"] > 0 for row in rows)
+    assert rows[0]["loss"] == pytest.approx(math.log(results["num_classes"]), abs=0.2)
+    assert [row["lr"] for row in rows[:2]] == [0.01 * 1 / 2, 0.01]
+    assert (run / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert json.loads((run / "results.json").read_text()) == results
+    assert results["videos"] == {"used": 16, "left_out": {}}
+    assert 0 <= results["accuracy"]["per_class"] <= 1 and results["accuracy"]["top5"] >= 0
+    origin = json.loads((run / "started_from.json").read_text())
+    assert origin["checkpoint"] == str(checkpoints(pretrained)[-1])
+
+    before = (run / "results.json").stat().st_mtime_ns
+    assert finetune(config) == results  # finished: a no-op
+    assert (run / "results.json").stat().st_mtime_ns == before
+    other = finetune(parse_finetune_config(finetune_config()))  # another test, of the same run
+    assert other["test"] == {"segments": 1, "crops": 1}
+
+    encoder = load_encoder(run)
+    own = Checkpoint.find(run).weights("encoder", "master")
+    assert encoder.network == "encoder"
+    assert torch.equal(
+        encoder.model.state_dict()["blocks.1.mlp.fc2.weight"], own["blocks.1.mlp.fc2.weight"]
+    )
+    start = load_encoder(pretrained).model.state_dict()
+    assert not torch.equal(own["blocks.1.mlp.fc2.weight"], start["blocks.1.mlp.fc2.weight"])
+
+
+def test_it_resumes_bit_for_bit(
+    finetune_config: Callable[..., dict], pretrained: Path, tmp_path: Path
+) -> None:
+    """With all augmentation, drop path and dropout, and when what it started from is gone."""
+    start = tmp_path / "start"
+    shutil.copytree(pretrained, start)
+    changes = {
+        "init": {"checkpoint": str(start)},
+        "data": {"clips_per_video": 2},
+        "augment": ALL,
+        "optim": {"drop_path": 0.4, "head_dropout": 0.5, "clip_grad": 1.0, "epochs": 0.5},
+        "checkpoint": {"every": 3, "keep_last": 2},
+    }
+    config = parse_finetune_config(finetune_config(**changes))
+    finetune(config)
+    saved = checkpoints(Path(config.output))
+    assert [c.name for c in saved] == ["step_00000003", "step_00000006"]
+    whole = load_file(saved[-1] / "shard_00000.safetensors")
+    shutil.rmtree(saved[-1])
+    shutil.rmtree(start)
+    finetune(config)
+    resumed = load_file(saved[-1] / "shard_00000.safetensors")
+    assert whole.keys() == resumed.keys()
+    assert all(torch.equal(whole[key], resumed[key]) for key in whole)
+
+
+def test_another_recipe_is_refused(finetune_config: Callable[..., dict]) -> None:
+    finetune(parse_finetune_config(finetune_config(optim={"epochs": 0.2, "warmup_epochs": 0.0})))
+    changed = {"epochs": 0.2, "warmup_epochs": 0.0, "layer_decay": 0.5}
+    with pytest.raises(UserError, match=r"optim\.layer_decay was 0\.75 and is 0\.5"):
+        finetune(parse_finetune_config(finetune_config(optim=changed)))
+
+
+def test_the_folder_of_a_pretraining_is_refused(
+    finetune_config: Callable[..., dict], pretrained: Path
+) -> None:
+    config = parse_finetune_config(finetune_config(output=str(pretrained)))
+    with pytest.raises(UserError, match="found the folder of a pretraining"):
+        finetune(config)

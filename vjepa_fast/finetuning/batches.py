@@ -1,0 +1,136 @@
+"""Clips and targets of each step on each rank, as pure functions of the step."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from vjepa_fast.config.finetune.schema import FinetuneConfig
+from vjepa_fast.data.loader import ClipLoader, make_loader
+from vjepa_fast.data.manifest.entries import Entries
+from vjepa_fast.data.manifest.entry import LABEL_PREFIX
+from vjepa_fast.data.open_manifest import open_manifest
+from vjepa_fast.data.plan.clip_plan import ClipBatch
+from vjepa_fast.data.plan.crops import Augment
+from vjepa_fast.data.plan.planner import ClipPlanner
+from vjepa_fast.errors import UserError
+from vjepa_fast.finetuning.augment import Augmenter
+from vjepa_fast.finetuning.classes import read_classes
+from vjepa_fast.finetuning.trainer import LabeledClips
+from vjepa_fast.training.batches import split_evenly
+
+
+class FinetuneBatches:
+    """The micro-batches of one rank, from any step on.
+
+    Clip i of a step has the sample id step · global batch + i; micro-batch j of rank r is the
+    step's run j · world + r. So every world size sees the same global batches.
+
+    Args:
+        config: the run's config.
+        rank: rank of this process.
+        world: number of ranks.
+
+    Attributes:
+        test: the test videos.
+        truth: their classes, int64 [n]; -1 is one that is not learned.
+        classes: that are learned.
+        steps: steps of the run.
+        micro_batch, accumulation: clips of a micro-batch; micro-batches of a step on each rank.
+
+    Raises:
+        UserError: a manifest or its labels cannot be used, torchvision is missing, or the batch
+            does not split.
+    """
+
+    def __init__(self, config: FinetuneConfig, rank: int, world: int) -> None:
+        self._config, self._rank, self._world = config, rank, world
+        data, optim = config.data, config.optim
+        group = config.clip_group
+        self.micro_batch, self.accumulation = split_evenly(
+            optim.global_batch, optim.micro_batch, world, lambda micro: micro % group == 0
+        )
+        train, self.test = open_manifest(data.train), open_manifest(data.test)
+        _refuse_images(config, train, self.test)
+        self.classes, self.truth = read_classes(train, self.test, config.label)
+        self._planner = ClipPlanner(
+            [train],
+            num_frames=data.num_frames,
+            frame_step=data.frame_step,
+            fps=data.fps,
+            augment=Augment(area=data.area, aspect_ratio=data.aspect_ratio, flip=data.flip),
+            seed=config.seed,
+            clips_per_video=data.clips_per_video,
+        )
+        self._augment = Augmenter(
+            config.augment,
+            len(self.classes),
+            optim.label_smoothing,
+            data.clips_per_video,
+            config.seed,
+        )
+        videos_per_step = optim.global_batch / data.clips_per_video
+        self.steps = max(1, round(optim.epochs * len(train) / videos_per_step))
+
+    @property
+    def videos(self) -> str:
+        """Hash of the training videos and of their labels."""
+        column = self._planner.entries.column(f"{LABEL_PREFIX}{self._config.label}")
+        digest = hashlib.sha256(self._planner.digest.encode())
+        digest.update(np.ascontiguousarray(column, dtype="<i8").tobytes())
+        return digest.hexdigest()
+
+    def sample_ids(self, step: int) -> list[np.ndarray]:
+        """This rank's sample ids at a step, int64 [B] for each micro-batch."""
+        batch = self._config.optim.global_batch
+        ids = np.arange(step * batch, (step + 1) * batch).reshape(-1, self.micro_batch)
+        return list(ids[self._rank :: self._world])
+
+    def loader(self, first_step: int, device: torch.device) -> ClipLoader:
+        """Clips of this rank's micro-batches from a step to the end of the run, decoded ahead."""
+        data = self._config.data
+        steps = range(first_step, self.steps)
+        return make_loader(
+            self._planner,
+            (ids for step in steps for ids in self.sample_ids(step)),
+            data.crop_size,
+            backend=data.backend,
+            device=device,
+            num_workers=data.num_workers,
+            prefetch=data.prefetch,
+            bad_videos=Path(self._config.output) / "bad_videos.jsonl",
+            max_bad_fraction=data.max_bad_fraction,
+        )
+
+    def step(self, step: int, clips: Iterator[ClipBatch]) -> Iterator[LabeledClips]:
+        """This rank's micro-batches of one step, as the trainer takes them.
+
+        Args:
+            step: its number.
+            clips: `loader`'s, at this step; one batch is taken for each micro-batch.
+        """
+        for ids in self.sample_ids(step):
+            batch = next(clips)
+            classes = self.classes.index(batch.labels[self._config.label])
+            classes = classes.to(batch.video.device)
+            yield LabeledClips(*self._augment(batch.video, classes, ids), ids)
+
+
+def _refuse_images(config: FinetuneConfig, *manifests: Entries) -> None:
+    """An image is one clip of one segment."""
+    for entries, key, found in zip(
+        manifests,
+        ("data.clips_per_video", "test.segments"),
+        (config.data.clips_per_video, config.test.segments),
+        strict=True,
+    ):
+        image = (entries.column("frames") == 1) & (entries.column("fps") <= 0)
+        if image.all() and found > 1:
+            raise UserError(
+                f"{key}: found {found}, but {entries.source} has only images, expected 1, since "
+                f"all clips of an image are the same; set {key} to 1"
+            )
