@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from tests.helpers.videos import manifest_of, read_numbers, write_numbered
-from vjepa_fast.data.decode.pyav import decode_clip
+from vjepa_fast.data.decode.pyav import PyavDecoder, decode_clip
 from vjepa_fast.data.manifest.entries import Entries, entries_of
 from vjepa_fast.data.manifest.files import read_manifest
 from vjepa_fast.data.plan.crops import Augment
@@ -130,3 +131,16 @@ def test_the_mean_of_a_view_is_that_of_its_tokens(
         for pool in ("tokens", "mean")
     )
     assert torch.equal(pooled.tokens, tokens.tokens.mean(2, keepdim=True))
+
+
+def test_crops_of_a_segment_are_decoded_together(entries: Entries, views_of: Callable) -> None:
+    """Each video's two segments once, not once for each of three crops."""
+    plan = ViewPlan(SAMPLING, segments=2, crops=3)
+    clips = plan.plans(entries, np.arange(2))
+    with closing(PyavDecoder(entries, 16, torch.device("cpu"), 1)) as decoder:
+        submitted = decoder.submit(clips)
+        assert len(set(submitted)) == 4
+        video, failures = decoder.collect(clips, submitted)
+    assert not failures
+    alone = [decode_clip(clip, entries[clip.video], 16) for clip in clips]
+    assert torch.equal(video, torch.stack(alone))

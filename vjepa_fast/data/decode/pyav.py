@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
@@ -54,11 +55,18 @@ class PyavDecoder:
         self.pool.prepare()
 
     def submit(self, plans: Sequence[ClipPlan]) -> list[Future]:
-        """Start decoding a batch; pass what it returns to `collect`."""
-        return [
-            self.pool.submit(decode_pixels, plan, self._entries[plan.video], self._crop_size)
-            for plan in plans
-        ]
+        """Start decoding a batch; pass what it returns to `collect`.
+
+        Clips of a video that share their `frames`, several crops, are decoded together.
+        """
+        together: dict[tuple[int, int], list[ClipPlan]] = {}
+        for plan in plans:
+            together.setdefault((plan.video, id(plan.frames)), []).append(plan)
+        started = {
+            key: self.pool.submit(decode_crops, own, self._entries[own[0].video], self._crop_size)
+            for key, own in together.items()
+        }
+        return [started[plan.video, id(plan.frames)] for plan in plans]
 
     def collect(
         self, plans: Sequence[ClipPlan], clips: list[Future]
@@ -70,10 +78,11 @@ class PyavDecoder:
             batch; the video of those is arbitrary.
         """
         video = empty_batch(plans, self._crop_size, pinned=self._stream is not None)
-        failures = {}
+        failures, crops = {}, Counter()
         for i, clip in enumerate(clips):
+            crops[clip] += 1
             try:
-                video[i] = torch.from_numpy(clip.result())
+                video[i] = torch.from_numpy(clip.result()[crops[clip] - 1])
             except UserError as error:
                 failures[i] = in_words(error, plans[i])
         if self._stream is None:
@@ -112,7 +121,12 @@ def decode_clip(plan: ClipPlan, entry: ManifestEntry, crop_size: int) -> torch.T
 
 
 def decode_pixels(plan: ClipPlan, entry: ManifestEntry, crop_size: int) -> np.ndarray:
-    """Decode one planned clip: uint8 [T, crop_size, crop_size, 3].
+    """Decode one planned clip, see `decode_crops`: uint8 [T, crop_size, crop_size, 3]."""
+    return decode_crops([plan], entry, crop_size)[0]
+
+
+def decode_crops(plans: Sequence[ClipPlan], entry: ManifestEntry, crop_size: int) -> np.ndarray:
+    """Decode clips of the same frames of a video: uint8 [len(plans), T, crop_size, crop_size, 3].
 
     Crop and flip apply to the upright picture. Resizing is bilinear with antialiasing (a triangular
     filter), like DALI's. Memory does not grow with the length of the file.
@@ -123,12 +137,15 @@ def decode_pixels(plan: ClipPlan, entry: ManifestEntry, crop_size: int) -> np.nd
             needs.
     """
     check_unchanged(entry)
-    frames = clip_frames(plan, entry)
+    frames = clip_frames(plans[0], entry)
     wanted = np.unique(frames)
-    top, left, height, width = stored_crop(plan.crop, entry.rotation)
-    stored = entry.stored_size
-    rows = slice(round(top * stored[1]), round((top + height) * stored[1]))
-    columns = slice(round(left * stored[0]), round((left + width) * stored[0]))
+    pictures = _decoded(entry, wanted)
+    shown = np.searchsorted(wanted, frames)
+    return np.stack([_cut(pictures, plan, entry, crop_size)[shown] for plan in plans])
+
+
+def _decoded(entry: ManifestEntry, wanted: np.ndarray) -> list[np.ndarray]:
+    """The pictures with the `wanted` (ascending, distinct) numbers, uint8 [H, W, 3] each."""
     pictures: list[np.ndarray] = []
     seeks = [Seek.NEVER]
     if wanted[0] >= NEAR_START and entry.seek:
@@ -136,33 +153,45 @@ def decode_pixels(plan: ClipPlan, entry: ManifestEntry, crop_size: int) -> np.nd
     try:
         for seek in seeks:
             with suppress(SeekError):
-                pictures = [
-                    picture[rows, columns] for picture in _pictures(entry, wanted.tolist(), seek)
-                ]
+                pictures = list(_pictures(entry, wanted.tolist(), seek))
                 break
     except (av.error.FFmpegError, EOFError, OSError) as error:
         raise UserError(
-            f"{plan.path}: found a damaged file (FFmpeg: {error.strerror}), expected it to decode; "
-            "index its folder again or remove the file"
+            f"{entry.path}: found a damaged file (FFmpeg: {error.strerror}), expected it to "
+            "decode; index its folder again or remove the file"
         ) from None
     except BadVideo as error:
+        width, height = entry.stored_size
         raise UserError(
-            f"{plan.path}: found a damaged file ({error}), expected {entry.frames} frames of "
-            f"{stored[0]}x{stored[1]}; index its folder again or remove the file"
+            f"{entry.path}: found a damaged file ({error}), expected {entry.frames} frames of "
+            f"{width}x{height}; index its folder again or remove the file"
         ) from None
     if len(pictures) < len(wanted):
         raise UserError(
-            f"{plan.path}: found no frame {wanted[len(pictures)]}, expected {entry.frames} frames; "
-            "index its folder again"
+            f"{entry.path}: found no frame {wanted[len(pictures)]}, expected {entry.frames} frames;"
+            " index its folder again"
         )
-    video = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)
+    return pictures
+
+
+def _cut(
+    pictures: list[np.ndarray], plan: ClipPlan, entry: ManifestEntry, crop_size: int
+) -> np.ndarray:
+    """What the plan shows of each picture: uint8 [n, crop_size, crop_size, 3]."""
+    top, left, height, width = stored_crop(plan.crop, entry.rotation)
+    stored = entry.stored_size
+    rows = slice(round(top * stored[1]), round((top + height) * stored[1]))
+    columns = slice(round(left * stored[0]), round((left + width) * stored[0]))
+    video = np.stack([picture[rows, columns] for picture in pictures])
     video = torch.nn.functional.interpolate(
-        video, (crop_size, crop_size), mode="bilinear", antialias=True
+        torch.from_numpy(video).permute(0, 3, 1, 2),
+        (crop_size, crop_size),
+        mode="bilinear",
+        antialias=True,
     )
     # With numpy from here: torch's threads would spin for longer than this takes.
     video = turn(video.permute(0, 2, 3, 1).numpy(), entry.rotation)
-    video = video[:, :, :: -1 if plan.flip else 1]
-    return np.ascontiguousarray(video[np.searchsorted(wanted, frames)])
+    return video[:, :, :: -1 if plan.flip else 1]
 
 
 def _pictures(entry: ManifestEntry, wanted: list[int], seek: Seek) -> Iterator[np.ndarray]:
