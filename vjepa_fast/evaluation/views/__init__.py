@@ -1,4 +1,4 @@
 """Views of videos (segments x crops) and their features, streamed from an encoder or stored.
 
-Imports data, inference, errors, kernels and progress; what is learned from features, in heads.
+Imports data, inference, kernels, locks, models, weights. Learning from features belongs in heads.
 """

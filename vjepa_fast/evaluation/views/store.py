@@ -23,7 +23,7 @@ from vjepa_fast.evaluation.views.stream import StreamedFeatures
 from vjepa_fast.inference.feature_folder import FeatureFolder
 
 OPTION = "--store"
-_VIDEOS, _BYTES = 256, 2**30  # of a shard: its videos, and their decoded views, at most
+_VIDEOS, _BYTES = 256, 2**29  # of a shard: its videos, and their decoded views, at most
 _AHEAD = 2  # batches that are read ahead
 
 
