@@ -146,6 +146,7 @@ ALLOWED = {
         "models",
         "progress",
         "training.checkpoint.format",
+        "training.distributed",
         "weights",
         *PLANS,
     },
@@ -162,7 +163,7 @@ ALLOWED = {
         "masks",
         "models",
         "training.batches",
-        "training.distributed.launch",
+        "training.distributed",
         "training.recipe",
         "training.monitoring",
         "training.timers",
@@ -241,7 +242,9 @@ def test_imports_are_seen():
     """The checks above look at what is there: lazy, plain, and of modules of a package."""
     assert "config.schema" in HOUSE.ours("vjepa_fast.config.checks")
     assert ("vjepa_fast.masks", False) in HOUSE.imports("vjepa_fast.config.masks")
-    assert ("vjepa_fast.evaluation.probe", True) in HOUSE.imports("vjepa_fast.commands.probe")
+    assert ("vjepa_fast.evaluation.probe", True) in HOUSE.imports(
+        "vjepa_fast.commands.evaluation.probe"
+    )
     assert "kernels.gather_backward" in HOUSE.ours("vjepa_fast.kernels.gather")
     assert HOUSE.arrows()["models"] == {"kernels"}
 

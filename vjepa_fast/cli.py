@@ -6,8 +6,8 @@ import argparse
 from collections.abc import Sequence
 
 from vjepa_fast import __version__
-from vjepa_fast.commands import demo_data, index, info, masks, probe, report, transcode
-from vjepa_fast.commands.evaluation import finetune
+from vjepa_fast.commands import demo_data, index, info, masks, report, transcode
+from vjepa_fast.commands.evaluation import finetune, probe
 from vjepa_fast.commands.terminal import print_any_name
 from vjepa_fast.commands.weights import export, features, import_weights
 from vjepa_fast.errors import exit_status

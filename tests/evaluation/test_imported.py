@@ -1,29 +1,27 @@
 """A probe on imported weights, which come without videos of their own."""
 
-from dataclasses import replace
+import json
 from pathlib import Path
 
 import pytest
 
 from tests.weights.published_files import FIRST, SECOND, checkpoint, save
-from vjepa_fast.evaluation import probe
+from vjepa_fast.cli import main
 from vjepa_fast.evaluation.saved_probe import load_probe
-from vjepa_fast.evaluation.train_probe import make_recipe
 from vjepa_fast.exchange.import_weights import import_weights
 from vjepa_fast.weights import weights_checksum
 from vjepa_fast.weights.open_file import open_weights
 
 
 @pytest.mark.parametrize("blocks", [1, 4])
-def test_probe_of_imported_weights(
-    tmp_path: Path, demo: Path, blocks: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_probe_of_imported_weights(tmp_path: Path, demo: Path, blocks: int) -> None:
     """On videos that the user names; size and length of a clip are the file's."""
-    monkeypatch.setattr(probe, "make_recipe", lambda *size: replace(make_recipe(*size), steps=3))
     sizes = FIRST if blocks == 1 else SECOND
     file = save(checkpoint(3, second=blocks == 4), tmp_path / "tiny.pt")
     run = import_weights(file, tmp_path / "run", **sizes).run
-    result = probe.run_probe(run, ["digit"], train=demo / "train.csv", blocks=blocks)
+    videos = ["--labels", "digit", "--train", str(demo / "train.csv"), "--epochs", "1"]
+    assert main(["probe", "--checkpoint", str(run), *videos, "--blocks", str(blocks)]) == 0
+    result = json.loads((run / "probe.json").read_text())
     assert (result["step"], result["blocks"]) == (0, blocks)
     source = open_weights(file, **sizes)
     classifier, header = load_probe(run / result["saved"]["digit"])

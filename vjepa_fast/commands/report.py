@@ -246,12 +246,13 @@ def _probes(result: dict) -> str:
         (label, *(f"{by_kind[kind]:.3f}" for kind in kinds), f"{chance.get(label, math.nan):.3f}")
         for label, by_kind in accuracy.items()
     ]
-    blocks = result.get("blocks", 1)  # older versions had no other
-    plural = "s" * (blocks != 1)
-    note = f"Accuracy of attentive probes of {blocks} block{plural} at step {result.get('step')}"
-    fraction = result.get("label_fraction", result.get("label_share"))  # older versions: share
-    if fraction is not None:
-        note += f", with {fraction:.0%} of the labels"
+    kind = result.get("probe", "attentive")  # older versions had no other
+    blocks = result.get("blocks", 1)
+    blocks = f" of {blocks} block{'s' * (blocks != 1)}" if kind == "attentive" else ""
+    note = f"Test scores of {kind} probes{blocks} at step {result.get('step')}"
+    shares = result.get("label_shares", [result.get("label_fraction", result.get("label_share"))])
+    if shares[-1] is not None:
+        note += f", with {max(shares):.0%} of the labels"
     return f"<p>{note}.</p>" + _table(("label", *kinds, "chance"), rows)
 
 

@@ -1,250 +1,339 @@
-"""Compares a checkpoint's encoder with the untrained encoder and raw pixels by probing."""
+"""Probes a checkpoint's frozen features: from manifests to the scores of heads on test videos."""
 
 from __future__ import annotations
 
-import json
 import logging
-from collections.abc import Sequence
+import math
+import shutil
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from vjepa_fast.config import Config, parse_config, translate_stored
-from vjepa_fast.config.model import build_model
+from vjepa_fast.data.manifest.entries import Entries
+from vjepa_fast.data.open_manifest import open_manifest
 from vjepa_fast.errors import UserError
-from vjepa_fast.evaluation.attentive_classifier import AttentiveClassifier
-from vjepa_fast.evaluation.features import (
-    Clips,
-    all_features,
-    encoder_features,
-    labeled_planner,
-    load_clips,
-    pixel_features,
-)
-from vjepa_fast.evaluation.saved_probe import probe_file_name, save_probe
-from vjepa_fast.evaluation.train_probe import (
-    label_split,
-    make_recipe,
-    number_classes,
-    probe_accuracy,
-    train_probe,
-)
-from vjepa_fast.inference.load import load_target_encoder
-from vjepa_fast.models.encoder import VisionTransformer
+from vjepa_fast.evaluation.heads.neighbors import NeighborHeads
+from vjepa_fast.evaluation.heads.spec import HeadSpec
+from vjepa_fast.evaluation.heads.stack import HeadStack
+from vjepa_fast.evaluation.kinds import Kind, kind_names, make_kind
+from vjepa_fast.evaluation.labels.draws import held_out
+from vjepa_fast.evaluation.labels.grid import make_heads
+from vjepa_fast.evaluation.labels.targets import TEST, TRAIN, VALIDATION, Target, read_targets
+from vjepa_fast.evaluation.results import Scores
+from vjepa_fast.evaluation.run_heads import Predictions, Restart, pooled, predict, train_heads
+from vjepa_fast.evaluation.settings import ProbeSettings, test_manifest_beside
+from vjepa_fast.evaluation.sources import Sources
+from vjepa_fast.evaluation.views.source import FeatureSource
+from vjepa_fast.inference.encoder import VideoEncoder
+from vjepa_fast.inference.load import load_encoder
 from vjepa_fast.training.checkpoint.format import Checkpoint
-from vjepa_fast.weights import weights_checksum
+from vjepa_fast.training.distributed.cpu import prepare_cpu
+from vjepa_fast.training.distributed.host_group import HostGroup
+from vjepa_fast.training.distributed.join import join_processes
+from vjepa_fast.training.distributed.peer_watch import PeerWatch
 
-PRETRAINED, RANDOM, PIXELS = "pretrained encoder", "random encoder", "raw pixels"
-LOW_SHOT_DRAWS = 3  # as in the paper
-_SHOWN = 20  # untrained classes that a warning names
 log = logging.getLogger("vjepa_fast")
+WORK = "probe_work"
+DEFAULT_VALIDATION = 0.1
 
 
-def test_manifest_beside(manifest: Path) -> Path:
-    """Path of the test.csv beside a training manifest.
+@dataclass(frozen=True)
+class KindResult:
+    """All heads on one kind of features.
 
-    Raises:
-        UserError: there is none.
+    Attributes:
+        name: the kind's.
+        losses: of each head, its last training loss; NaN for nearest neighbors.
+        validation, test: scores of each head.
+        predictions: on the test videos, by target.
+        stack: the trained heads; None for nearest neighbors.
     """
-    test = manifest.with_name("test.csv")
-    if not test.is_file() and manifest.is_file():  # else the manifest is the mistake
-        raise UserError(
-            f"{manifest.parent}: found no test.csv, expected one beside {manifest.name} to test "
-            "the probe on; name one with --test"
+
+    name: str
+    losses: list[float]
+    validation: list[Scores] | None
+    test: list[Scores]
+    predictions: dict[str, Predictions]
+    stack: HeadStack | None
+
+
+@dataclass(frozen=True)
+class Probing:
+    """A probe.
+
+    Attributes:
+        settings: what is asked for.
+        checkpoint: the weights and their config.
+        config: the run's, with the sizes of the probe's clips.
+        encoder: the checkpoint's, on its device.
+        manifests: path by split.
+        targets: what the heads learn.
+        specs, labeled: the heads, and the rows that each learns from, int64 [m].
+        held_out: rows for validation, of the validation manifest or of the training manifest.
+        sources: of features.
+        group: the processes.
+        results: of each kind of features.
+    """
+
+    settings: ProbeSettings
+    checkpoint: Checkpoint
+    config: Config
+    encoder: VideoEncoder
+    manifests: dict[str, Path]
+    targets: list[Target]
+    specs: list[HeadSpec]
+    labeled: list[Tensor]
+    held_out: Tensor | None
+    sources: Sources
+    group: HostGroup
+    results: list[KindResult] = field(default_factory=list)
+
+    @property
+    def entries(self) -> dict[str, Entries]:
+        """The videos of each split."""
+        return self.sources.entries
+
+    def run(self) -> None:
+        """Train and test all heads on the features of each kind. Collective."""
+        sources, names = self.sources, kind_names(self.settings.baselines)
+        labeled = torch.cat(self.labeled).unique()
+        kinds = [
+            make_kind(name, self.config, self.encoder, partial(sources.pixels, rows=labeled))
+            for name in names
+        ]
+        to_train = self.settings.probe != "knn"
+        needed = [(TRAIN, labeled, to_train), (TEST, self._rows(TEST), False)]
+        if self.held_out is not None:
+            needed.insert(1, (self._validation, self.held_out, False))
+        for split, rows, to_train in needed:
+            sources.fill(kinds, split, rows, to_train=to_train)
+        self.results.extend(self._result(kind, labeled) for kind in kinds)
+
+    def _result(self, kind: Kind, labeled: Tensor) -> KindResult:
+        stack, losses = None, [math.nan] * len(self.specs)
+        if self.settings.probe == "knn":
+            predictor = self._neighbors(self.sources.to_test(kind, TRAIN), labeled, kind.name)
+        else:
+            stack, losses = self._trained(kind, self.sources.to_train(kind, TRAIN))
+            predictor = stack
+
+        def predicted(split: str, rows: Tensor) -> dict[str, Predictions]:
+            source = self.sources.to_test(kind, split)
+            return predict(predictor, source, rows, self.targets, split, self.group, kind.name)
+
+        validation = None
+        if self.held_out is not None:
+            validation = self._scores(predicted(self._validation, self.held_out))
+        found = predicted(TEST, self._rows(TEST))
+        return KindResult(kind.name, losses, validation, self._scores(found), found, stack)
+
+    @property
+    def _validation(self) -> str:
+        """The split whose videos the heads are compared on."""
+        return VALIDATION if VALIDATION in self.entries else TRAIN
+
+    def _rows(self, split: str) -> Tensor:
+        return torch.arange(len(self.entries[split]))
+
+    def _trained(self, kind: Kind, source: FeatureSource) -> tuple[HeadStack, list[float]]:
+        form, recipe = self.settings.form(self.encoder.model), self.settings.recipe
+        key = f"{kind.key} {form} {recipe} {self.settings} {self.manifests}"
+        restart = Restart(self.work / f"{kind.slug}.pt", key)
+        stack, losses = train_heads(
+            source,
+            self.targets,
+            self.specs,
+            self.labeled,
+            form,
+            recipe,
+            self.encoder.device,
+            self.group,
+            restart,
+            kind.name,
         )
-    return test
+        return stack, losses.tolist()
+
+    def _neighbors(self, source: FeatureSource, labeled: Tensor, name: str) -> NeighborHeads:
+        count = len(self.entries[TRAIN])
+        bank = pooled(source, labeled, count, self.encoder.device, self.group, name)
+        truth = {t.name: t.learned(TRAIN).to(self.encoder.device) for t in self.targets}
+        known = [rows.to(self.encoder.device) for rows in self.labeled]
+        return NeighborHeads(self.specs, bank, known, truth, self.settings.neighbors)
+
+    def _scores(self, found: dict[str, Predictions]) -> list[Scores]:
+        """Of every head, in their order."""
+        place: dict[str, int] = {}
+        scores = []
+        for spec in self.specs:
+            index = place[spec.target] = place.get(spec.target, -1) + 1
+            scores.append(found[spec.target].scores(index))
+        return scores
+
+    @property
+    def output(self) -> Path:
+        """The folder of the results."""
+        return output_of(self.settings, self.checkpoint)
+
+    @property
+    def work(self) -> Path:
+        """The folder of what is needed while the probe runs."""
+        return self.output / WORK
+
+    def remove_work(self) -> None:
+        """Remove that folder, once the results are written."""
+        shutil.rmtree(self.work, ignore_errors=True)
 
 
-def run_probe(
-    path: Path,
-    labels: Sequence[str],
-    train: Path | None = None,
-    test: Path | None = None,
-    label_fraction: float = 1.0,
-    blocks: int = 1,
-) -> dict:
-    """Train the same attentive probe on three kinds of frozen features, for each label.
+def output_of(settings: ProbeSettings, checkpoint: Checkpoint) -> Path:
+    """The run's folder, or the checkpoint's own if it is in no run."""
+    if settings.output:
+        return settings.output
+    in_run = checkpoint.folder.parent.name == "checkpoints"
+    return checkpoint.folder.parents[1] if in_run else checkpoint.folder
 
-    With a fraction of the labels this is V-JEPA's low-shot evaluation (section 5, table 7): the
-    mean over three draws of the labeled clips.
 
-    Args:
-        path: a checkpoint's folder or a run's.
-        labels: label columns to probe for.
-        train, test: manifests; by default the run's first one and the test.csv beside it.
-        label_fraction: fraction of each class's training clips that carry a label, in (0, 1].
-        blocks: of the probe, see `AttentiveClassifier`.
+def run_probe(settings: ProbeSettings) -> Probing:
+    """Probe a checkpoint's features and those it is compared with. Collective under a launcher.
 
-    Returns:
-        checkpoint, step, label_fraction, blocks; accuracy {label: {kind: fraction}}; draws {label:
-        {kind: [fraction]}}; classes {label: [the number in the manifest of each class that the
-        probe knows]}; chance {label: fraction}; videos {"train" and "test": {"used": their number,
-        "left_out": paths of those that cannot be decoded}}; saved {label: file name of the probe of
-        the checkpoint's encoder and the first draw}. All that is also written to probe.json, with
-        these probes beside it, in the run's folder, or in the checkpoint's own if it is in no run;
-        `file` is its path.
+    All heads learn together from features that are read once in an epoch. What was computed is kept
+    in `Probing.work` until the results are written, so the same command goes on where it was
+    stopped.
 
     Raises:
-        UserError: no such checkpoint, manifest or label; too many videos cannot be decoded; a probe
-            cannot be written.
+        UserError: no such checkpoint, manifest or label; labels that do not fit; too many videos
+            that do not decode; features that are not finite; a full disk.
     """
-    checkpoint = Checkpoint.find(path.resolve())
+    group = join_processes()
+    prepare_cpu(group.world)
+    with PeerWatch(group):
+        probing = prepare(settings, group)
+        try:
+            if group.rank == 0:
+                probing.work.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"{probing.output}: found a folder where nothing can be written "
+                f"({error.strerror}), expected one; name another with --output"
+            ) from None
+        group.barrier()
+        probing.run()
+        for seen in group.all_gather(probing.sources.left_out):
+            for split, rows in seen.items():
+                probing.sources.left_out.setdefault(split, {}).update(rows)
+    return probing
+
+
+def prepare(settings: ProbeSettings, group: HostGroup) -> Probing:
+    """All that can be wrong before a feature is computed.
+
+    Raises:
+        UserError: see `run_probe`.
+    """
+    checkpoint = Checkpoint.find(settings.checkpoint.resolve())
     config = parse_config(translate_stored(checkpoint.state["config"]))
-    if train is None and checkpoint.imported:
+    manifests = _manifests(settings, checkpoint, config)
+    entries = {split: open_manifest(path) for split, path in manifests.items()}
+    images = _all_images(entries, settings.views.segments)
+    targets = read_targets(settings.labels, entries)
+    rows, validation = _split(settings, entries)
+    specs, labeled = make_heads(targets, rows, settings.grid)
+    encoder = load_encoder(
+        checkpoint.folder, crop_size=settings.crop_size, num_frames=settings.num_frames
+    )
+    sampling = encoder.sampling
+    if images and sampling.num_frames > 2 * encoder.model.patch_embed.tubelet_size:
+        log.info(
+            "%s: found images, each of which fills the %d frames of a clip; --num-frames %d sees "
+            "as much and is faster",
+            manifests[TRAIN],
+            sampling.num_frames,
+            encoder.model.patch_embed.tubelet_size,
+        )
+    data = config.data.model_copy(
+        update={"crop_size": sampling.crop_size, "num_frames": sampling.num_frames}
+    )
+    sources = Sources(
+        entries=entries,
+        sampling=sampling,
+        tubelet_size=encoder.model.patch_embed.tubelet_size,
+        views=settings.views,
+        pool="tokens" if settings.probe == "attentive" else "mean",
+        store=settings.store or output_of(settings, checkpoint) / WORK,
+        device=encoder.device,
+        group=group,
+        num_workers=settings.num_workers or data.num_workers,
+        backend=data.backend,
+        max_bad_fraction=data.max_bad_fraction,
+        seed=settings.grid.seed,
+    )
+    return Probing(
+        settings,
+        checkpoint,
+        config.model_copy(update={"data": data}),
+        encoder,
+        manifests,
+        targets,
+        specs,
+        labeled,
+        validation,
+        sources,
+        group,
+    )
+
+
+def _manifests(settings: ProbeSettings, checkpoint: Checkpoint, config: Config) -> dict[str, Path]:
+    if settings.train is None and checkpoint.imported:
         raise UserError(
             f"--train: found none for {checkpoint.folder}, whose weights were imported from "
             f"{checkpoint.imported['file']} without videos, expected a manifest to train the probe "
             "on; name one"
         )
-    train = train or Path(config.data.manifests[0].path)
-    test = test or test_manifest_beside(train)
-    train_clips, test_clips = _load(config, train, test, labels)
-    classes = {label: _numbered(train_clips, test_clips, label) for label in labels}
-    encoder = load_target_encoder(checkpoint)
-    draws, probes = _train(config, encoder, train_clips, test_clips, labels, label_fraction, blocks)
-    result = {
-        "checkpoint": str(checkpoint.folder),
-        "step": checkpoint.state["step"],
-        "label_fraction": label_fraction,
-        "blocks": blocks,
-        "accuracy": {
-            label: {kind: sum(found) / len(found) for kind, found in by_kind.items()}
-            for label, by_kind in draws.items()
-        },
-        "draws": draws,
-        "classes": classes,
-        "chance": {label: _chance(train_clips, test_clips, label) for label in labels},
-        "videos": {
-            name: {"used": len(clips.video), "left_out": list(clips.left_out)}
-            for name, clips in (("train", train_clips), ("test", test_clips))
-        },
-        "saved": {label: probe_file_name(label) for label in labels},
-    }
-    in_run = checkpoint.folder.parent.name == "checkpoints"
-    out = (checkpoint.folder.parents[1] if in_run else checkpoint.folder) / "probe.json"
-    shared = {
-        "encoder": _identity(checkpoint, encoder),
-        "label_fraction": label_fraction,
-        "num_frames": config.data.num_frames,
-        "crop_size": config.data.crop_size,
-    }
-    for label, probe in probes.items():
-        header = {
-            "label": label,
-            "classes": classes[label],
-            "draw": 0,
-            "accuracy": draws[label][PRETRAINED][0],
-        }
-        save_probe(out.with_name(result["saved"][label]), probe, header | shared)
-    out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")  # it names the others
-    return result | {"file": str(out)}
+    train = settings.train or Path(config.data.manifests[0].path)
+    found = {TRAIN: train, TEST: settings.test or test_manifest_beside(train)}
+    if isinstance(settings.validation, Path):
+        found[VALIDATION] = settings.validation
+    return found
 
 
-def _identity(checkpoint: Checkpoint, encoder: VisionTransformer) -> dict:
-    """Which encoder a probe reads: names for people, the checksum for programs."""
-    return {
-        "checkpoint": checkpoint.folder.name,
-        "step": checkpoint.state["step"],
-        "weights": checkpoint.result_weights,
-        "crc32": weights_checksum(encoder.state_dict()),
-    }
+def _all_images(entries: dict[str, Entries], segments: int) -> bool:
+    """Whether all videos are images.
 
-
-def _load(config: Config, train: Path, test: Path, labels: Sequence[str]) -> tuple[Clips, Clips]:
-    """Decode both manifests as the run was configured."""
-    data = config.data
-    window = {"num_frames": data.num_frames, "frame_step": data.frame_step, "fps": data.fps}
-    for manifest in (train, test):  # both are checked before one is decoded, which may take hours
-        labeled_planner(manifest, labels, **window)
-    train_clips, test_clips = (
-        load_clips(
-            manifest,
-            labels,
-            **window,
-            crop_size=data.crop_size,
-            num_workers=data.num_workers,
-            max_bad_fraction=data.max_bad_fraction,
-        )
-        for manifest in (train, test)
-    )
-    return train_clips, test_clips
-
-
-def _train(
-    config: Config,
-    encoder: VisionTransformer,
-    train: Clips,
-    test: Clips,
-    labels: Sequence[str],
-    label_fraction: float,
-    blocks: int,
-) -> tuple[dict[str, dict[str, list[float]]], dict[str, AttentiveClassifier]]:
-    """Train all probes.
-
-    Returns:
-        test accuracies {label: {kind of features: [one for each draw of labeled clips]}};
-        {label: the probe of this encoder and the first draw}.
+    Raises:
+        UserError: only those of some splits are; or several segments of an image are asked for.
     """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = config.model
-    kinds = {
-        PRETRAINED: encoder_features(encoder.to(device)),
-        RANDOM: encoder_features(build_model(config).make_target_encoder().to(device)),
-        PIXELS: pixel_features(model.patch_size, model.tubelet_size),
+    images = {
+        split: bool(((its.column("frames") == 1) & (its.column("fps") <= 0)).all())
+        for split, its in entries.items()
     }
-    recipe = make_recipe(model.encoder.width, model.encoder.heads, blocks)
-    seeds = [config.seed + draw for draw in range(1 if label_fraction == 1.0 else LOW_SHOT_DRAWS)]
-    numbered = {name: number_classes(train.labels[name], test.labels[name])[1:] for name in labels}
-    labeled = {
-        name: [label_split(classes, label_fraction, seed) for seed in seeds]
-        for name, (classes, _) in numbered.items()
-    }
-    used = torch.cat([clips for draws in labeled.values() for clips in draws]).unique()
-    all_tested = torch.arange(len(test.video))
-    found: dict[str, dict[str, list[float]]] = {label: {} for label in labels}
-    probes = {}
-    for kind, featurize in kinds.items():
-        train_features = all_features(featurize, train.video, used, device, kind)
-        test_features = all_features(featurize, test.video, all_tested, device, kind)
-        for label in labels:
-            train_classes, test_classes = (classes.to(device) for classes in numbered[label])
-            found[label][kind] = []
-            for seed, clips in zip(seeds, labeled[label], strict=True):
-                probe = train_probe(
-                    train_features,
-                    train_classes[used.to(device)],
-                    recipe,
-                    seed=seed,
-                    name=f"{kind}, {label}",
-                    labeled=torch.searchsorted(used, clips).to(device),
-                )
-                accuracy = probe_accuracy(probe, test_features, test_classes)
-                found[label][kind].append(accuracy)
-                if kind == PRETRAINED and seed == seeds[0]:
-                    probes[label] = probe[-1]
-    return found, probes
-
-
-def _numbered(train: Clips, test: Clips, label: str) -> list[int]:
-    """The labels of the classes to train; warns of test clips of other classes."""
-    classes, _, tested = number_classes(train.labels[label], test.labels[label])
-    unknown = test.labels[label][tested < 0]
-    if len(unknown):
-        names = unknown.unique().tolist()
-        shown = ", ".join(map(str, names[:_SHOWN])) + ", …" * (len(names) > _SHOWN)
-        log.warning(
-            "label_%s: found %d of %d test videos of %d classes that no training video has (%s); "
-            "they count as wrong",
-            label,
-            len(unknown),
-            len(tested),
-            len(names),
-            shown,
+    train = entries[TRAIN].source
+    for split, its in entries.items():
+        if images[split] != images[TRAIN]:
+            kinds = ("videos", "images")
+            raise UserError(
+                f"{its.source}: found {kinds[images[split]]}, expected {kinds[images[TRAIN]]}, as "
+                f"in {train}; probe images and videos apart"
+            )
+    if images[TRAIN] and segments > 1:
+        raise UserError(
+            f"--segments: found {segments} for the images of {train}, expected 1, since an image "
+            "is the same at all times; leave it out"
         )
-    return classes
+    return images[TRAIN]
 
 
-def _chance(train: Clips, test: Clips, label: str) -> float:
-    """Test accuracy of always predicting the most frequent training class."""
-    frequent = train.labels[label].mode().values
-    return (test.labels[label] == frequent).float().mean().item()
+def _split(settings: ProbeSettings, entries: dict[str, Entries]) -> tuple[Tensor, Tensor | None]:
+    """The rows of the training manifest to learn from, and the rows for validation."""
+    count = len(entries[TRAIN])
+    if VALIDATION in entries:
+        return torch.arange(count), torch.arange(len(entries[VALIDATION]))
+    share = settings.validation
+    if share is None and settings.grid.choices > 1:
+        share = DEFAULT_VALIDATION
+    if share is None:
+        return torch.arange(count), None
+    outside = torch.from_numpy(held_out(count, share, settings.grid.seed))
+    return (~outside).nonzero()[:, 0], outside.nonzero()[:, 0]

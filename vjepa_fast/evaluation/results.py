@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
+
+Scores = Mapping[str, float]
 
 
 def rank_of_truth(scores: Tensor, truth: Tensor) -> Tensor:

@@ -47,16 +47,17 @@ def save_probe(path: Path, classifier: AttentiveClassifier, header: Mapping[str,
         path: of the file.
         classifier: fp32, on any device.
         header: JSON data. "classes" is required: the number in the manifest of each class, in the
-            order of the logits. `run_probe` also gives "label", "accuracy", "encoder" and others.
+            order of the logits; [] for a probe of one value, which is standardized by "mean" and
+            "std". `write_results` also gives "label", "names", "test", "encoder" and others.
 
     Raises:
         UserError: the file cannot be written, e.g. because the disk is full.
         ValueError: not one class for each logit.
     """
-    if len(classes := header["classes"]) != classifier.linear.out_features:
+    outputs = classifier.linear.out_features
+    if (len(header["classes"]) or 1) != outputs:
         raise ValueError(
-            f"classes: found {len(classes)}, expected {classifier.linear.out_features}, one for "
-            "each logit"
+            f"classes: found {len(header['classes'])}, expected {outputs}, one for each logit"
         )
     tensors = {name: value.cpu().contiguous() for name, value in classifier.state_dict().items()}
     header = dict(header) | {
@@ -115,7 +116,7 @@ def load_probe(path: Path) -> tuple[AttentiveClassifier, dict]:
     classifier = AttentiveClassifier(
         header["width"],
         header["heads"],
-        len(header["classes"]),
+        len(header["classes"]) or 1,
         header["blocks"],
         header["norm_eps"],
     )

@@ -19,6 +19,7 @@ from vjepa_fast.config import parse_config
 from vjepa_fast.config.networks import ModelConfig
 from vjepa_fast.errors import UserError
 from vjepa_fast.evaluation.probe import run_probe
+from vjepa_fast.evaluation.settings import ProbeSettings
 from vjepa_fast.exchange.import_weights import import_weights
 from vjepa_fast.training.checkpoint.format import Checkpoint
 from vjepa_fast.training.recipe import model_changes
@@ -268,4 +269,4 @@ def test_the_report_of_imported_weights(tmp_path):
 def test_a_probe_on_imported_weights_needs_videos(tmp_path):
     run = import_weights(save(checkpoint(), tmp_path / "a.pth.tar"), tmp_path / "run", **FIRST).run
     with pytest.raises(UserError, match=r"^--train: found none for .*imported from a.pth.tar"):
-        run_probe(run, ["digit"])
+        run_probe(ProbeSettings(run, ("digit",)))

@@ -64,7 +64,12 @@ def classifier(source: Source, probe: Path) -> Form:
         )
     from transformers import VJEPA2ForVideoClassification
 
-    names = [str(number) for number in header["classes"]]
+    if not header["classes"]:
+        raise UserError(
+            f"{probe}: found a probe of the value {header.get('label')}, expected one of classes, "
+            "since VJEPA2ForVideoClassification has no other; name another probe"
+        )
+    names = header.get("names") or [str(number) for number in header["classes"]]
     config = model_config(
         source,
         architectures=["VJEPA2ForVideoClassification"],

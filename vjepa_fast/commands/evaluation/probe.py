@@ -1,0 +1,265 @@
+"""`vjepa-fast probe`: heads on a checkpoint's frozen features."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from vjepa_fast.commands.evaluation.probe_table import probe_table
+from vjepa_fast.commands.terminal import path_argument, positive_int
+from vjepa_fast.errors import UserError
+
+HELP = "train probes on a checkpoint's frozen features"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's own arguments."""
+    parser.add_argument(
+        "--checkpoint", type=path_argument, required=True, help="checkpoint or run folder"
+    )
+    parser.add_argument(
+        "--labels",
+        type=_names,
+        required=True,
+        help="columns label_<name> or value_<name>, separated by commas, e.g. digit,direction",
+    )
+    data = parser.add_argument_group("videos")
+    data.add_argument(
+        "--train", type=path_argument, help="manifest to learn from (default: the run's first one)"
+    )
+    data.add_argument(
+        "--test",
+        type=path_argument,
+        help="manifest to test on (default: test.csv in the folder of --train)",
+    )
+    data.add_argument(
+        "--validation",
+        type=_share_or_path,
+        metavar="SHARE_OR_MANIFEST",
+        help="what chooses the best of several heads: a manifest, or a share of --train that is "
+        "held out (default: 0.1 if there is a choice, else none)",
+    )
+    views = parser.add_argument_group("views")
+    views.add_argument(
+        "--segments", type=positive_int, default=1, help="clips of each video (default: 1)"
+    )
+    views.add_argument(
+        "--crops",
+        type=positive_int,
+        default=1,
+        help="squares of each picture to test on; probabilities are averaged (default: 1, the "
+        "middle one)",
+    )
+    views.add_argument(
+        "--augment",
+        action="store_true",
+        help="train on random times and random resized crops, encoded anew in every epoch "
+        "(default: the features of fixed views are stored once)",
+    )
+    views.add_argument(
+        "--flip", action="store_true", help="with --augment, also mirror half of the clips"
+    )
+    views.add_argument(
+        "--frame-positions",
+        action="store_true",
+        help="add the place of each frame in its video to the features, as V-JEPA does for several "
+        "segments",
+    )
+    views.add_argument(
+        "--num-frames", type=positive_int, help="frames of a clip, if other than in training"
+    )
+    views.add_argument(
+        "--crop-size", type=positive_int, help="side of a clip in pixels, if other than in training"
+    )
+    heads = parser.add_argument_group("probes")
+    heads.add_argument(
+        "--probe",
+        choices=["attentive", "linear", "knn"],
+        default="attentive",
+        help="attention over all tokens, a linear layer on their mean, or 20 nearest neighbors by "
+        "their mean (default: attentive)",
+    )
+    heads.add_argument(
+        "--blocks",
+        type=int,
+        choices=[1, 4],
+        default=1,
+        help="of an attentive probe: 1 as in V-JEPA, 4 as in V-JEPA 2 (default: 1)",
+    )
+    heads.add_argument(
+        "--label-shares",
+        type=_shares,
+        default=(1.0,),
+        metavar="SHARES",
+        help="shares of the training labels, e.g. 0.05,0.1,0.5 (default: 1)",
+    )
+    heads.add_argument(
+        "--draws",
+        type=positive_int,
+        default=3,
+        help="random draws of labels for each share below 1, of which mean and std are reported "
+        "(default: 3)",
+    )
+    heads.add_argument(
+        "--draw",
+        choices=["balanced", "plain"],
+        default="balanced",
+        help="draw the same share of every class, or of all videos alike (default: balanced)",
+    )
+    heads.add_argument(
+        "--lr",
+        type=_positive_numbers,
+        help="learning rates, separated by commas; with --weight-decay each pair is a head "
+        "(default: 1e-3)",
+    )
+    heads.add_argument(
+        "--weight-decay",
+        type=_numbers,
+        default=(0.01,),
+        help="weight decays, separated by commas (default: 0.01)",
+    )
+    heads.add_argument(
+        "--epochs", type=positive_int, default=20, help="passes over the videos (default: 20)"
+    )
+    heads.add_argument(
+        "--batch", type=positive_int, default=256, help="videos of an update (default: 256)"
+    )
+    heads.add_argument(
+        "--baselines",
+        type=_baselines,
+        default=(),
+        help="also probe: random (the encoder before training), pixels; separated by commas",
+    )
+    heads.add_argument("--seed", type=int, default=0, help="of draws and weights (default: 0)")
+    files = parser.add_argument_group("files")
+    files.add_argument(
+        "--output",
+        type=path_argument,
+        help="folder for probe.json, probe.png and the probes (default: the run's)",
+    )
+    files.add_argument(
+        "--store",
+        type=path_argument,
+        help="folder for features, to be used again (default: removed at the end)",
+    )
+    files.add_argument("--workers", type=positive_int, help="decoding workers")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Train the probes, write the results, and print a table.
+
+    Raises:
+        UserError: see `run_probe`; options that contradict each other.
+    """
+    from vjepa_fast.data.plan.crops import Augment
+    from vjepa_fast.evaluation.labels.grid import Grid
+    from vjepa_fast.evaluation.probe import run_probe
+    from vjepa_fast.evaluation.report.write import write_results
+    from vjepa_fast.evaluation.settings import ProbeSettings
+    from vjepa_fast.evaluation.sources import Views
+    from vjepa_fast.training.distributed.join import leave_processes
+
+    if options.flip and not options.augment:
+        raise UserError("--flip: found it without --augment, expected both; add --augment")
+    if options.blocks > 1 and options.probe != "attentive":
+        raise UserError(
+            f"--blocks: found {options.blocks} with --probe {options.probe}, expected an attentive "
+            "probe; leave one of them out"
+        )
+    augment = Augment((0.08, 1.0), (3 / 4, 4 / 3), options.flip) if options.augment else None
+    settings = ProbeSettings(
+        checkpoint=options.checkpoint,
+        labels=options.labels,
+        train=options.train,
+        test=options.test,
+        validation=options.validation,
+        probe=options.probe,
+        blocks=options.blocks,
+        grid=Grid(
+            shares=options.label_shares,
+            draws=options.draws,
+            balanced=options.draw == "balanced",
+            lrs=options.lr or (1e-3,),
+            weight_decays=options.weight_decay,
+            seed=options.seed,
+        ),
+        epochs=options.epochs,
+        batch=options.batch,
+        views=Views(options.segments, options.crops, augment, options.frame_positions),
+        num_frames=options.num_frames,
+        crop_size=options.crop_size,
+        baselines=options.baselines,
+        output=options.output,
+        store=options.store,
+        num_workers=options.workers,
+    )
+    probing = run_probe(settings)
+    if probing.group.rank == 0:
+        result = write_results(probing)
+        probing.remove_work()
+        print(probe_table(result))
+        files = ("probe.json", result.get("picture", ""), *result["saved"].values())
+        print(f"written to {probing.output}: {', '.join(filter(None, files))}")
+    leave_processes(probing.group)
+    return 0
+
+
+def _names(text: str) -> tuple[str, ...]:
+    names = tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+    if not names:
+        raise argparse.ArgumentTypeError(
+            f"found {text!r}, expected names of label_<name> columns, e.g. digit,direction"
+        )
+    return names
+
+
+def _baselines(text: str) -> tuple[str, ...]:
+    names = _names(text)
+    if unknown := set(names) - {"random", "pixels"}:
+        raise argparse.ArgumentTypeError(
+            f"found {', '.join(sorted(unknown))}, expected random, pixels or both"
+        )
+    return names
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    try:
+        found = tuple(dict.fromkeys(float(part) for part in text.split(",")))
+    except ValueError:
+        found = (-1.0,)
+    if not all(0 <= number < float("inf") for number in found):
+        raise argparse.ArgumentTypeError(
+            f"found {text!r}, expected numbers of 0 or more, separated by commas"
+        )
+    return found
+
+
+def _positive_numbers(text: str) -> tuple[float, ...]:
+    found = _numbers(text)
+    if not all(found):
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected numbers above 0")
+    return found
+
+
+def _shares(text: str) -> tuple[float, ...]:
+    try:
+        found = tuple(sorted({float(part) for part in text.split(",")}))
+    except ValueError:
+        found = (0.0,)
+    if not all(0 < share <= 1 for share in found):
+        raise argparse.ArgumentTypeError(
+            f"found {text!r}, expected numbers above 0 and up to 1, separated by commas"
+        )
+    return found
+
+
+def _share_or_path(text: str) -> float | Path:
+    try:
+        share = float(text)
+    except ValueError:
+        return path_argument(text)
+    if not 0 < share < 1:
+        raise argparse.ArgumentTypeError(
+            f"found {text!r}, expected a share between 0 and 1, or a manifest"
+        )
+    return share

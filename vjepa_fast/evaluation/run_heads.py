@@ -1,0 +1,247 @@
+"""Trains heads on a source of features, and tests them: loops over epochs, restarts, processes."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vjepa_fast.evaluation.heads.spec import HeadSpec, ProbeForm, ProbeRecipe
+from vjepa_fast.evaluation.heads.stack import HeadStack
+from vjepa_fast.evaluation.heads.train import HeadTrainer
+from vjepa_fast.evaluation.labels.draws import epoch_order
+from vjepa_fast.evaluation.labels.targets import TRAIN, Target
+from vjepa_fast.evaluation.results import class_scores, rank_of_truth, value_scores
+from vjepa_fast.evaluation.views.source import FeatureSource
+from vjepa_fast.progress import with_progress
+from vjepa_fast.training.distributed.host_group import HostGroup
+
+_TEST_BATCH = 64  # videos, of all processes
+SAVE_EVERY = 300.0  # seconds between two saved states
+
+Order = list[tuple[int, np.ndarray]]
+
+
+@dataclass(frozen=True)
+class Restart:
+    """Where the state of a training is kept.
+
+    Attributes:
+        file: of the state; it is removed by whoever removes its folder.
+        key: what the training depends on, as text; the state of another key is not used.
+    """
+
+    file: Path
+    key: str
+
+
+def train_heads(
+    source: FeatureSource,
+    targets: Sequence[Target],
+    specs: Sequence[HeadSpec],
+    labeled: Sequence[Tensor],
+    form: ProbeForm,
+    recipe: ProbeRecipe,
+    device: torch.device,
+    group: HostGroup,
+    restart: Restart,
+    name: str,
+) -> tuple[HeadStack, Tensor]:
+    """Train heads together, in one pass over the features for each epoch. Collective.
+
+    Args:
+        source: of the training manifest's features.
+        targets: what the heads learn.
+        specs: the heads.
+        labeled: of each head, the rows of the videos that it learns from, int64 [m].
+        form, recipe: of all heads.
+        device: of the heads.
+        group: the processes.
+        restart: a training that was interrupted goes on from there.
+        name: of the features, for the progress.
+
+    Returns:
+        the heads; the loss of each one's last update, fp64 [H].
+    """
+    order, member = _order(labeled, recipe)
+    stack = HeadStack(form, specs, recipe.seed).to(device)
+    counts = torch.tensor([len(rows) for rows in labeled])
+    trainer = HeadTrainer(stack, recipe, counts)
+    first = _load(trainer, restart, group, device)
+    truth = {target.name: target.learned(TRAIN) for target in targets}
+    saved = time.monotonic()
+    batches = source.batches(order[first:])
+    shown = with_progress(
+        batches, f"probes of {name}", len(order), "batch", initial=first, leave=False
+    )
+    for done, batch in enumerate(shown, first + 1):
+        rows = batch.rows.cpu()
+        own = {key: values[rows].to(device) for key, values in truth.items()}
+        trainer.step(batch.tokens[:, 0], own, member[:, rows].to(device))
+        if group.any(time.monotonic() - saved >= SAVE_EVERY)[0]:
+            _save(trainer, restart, group, done)
+            saved = time.monotonic()
+    return stack.eval(), trainer.losses
+
+
+def _order(labeled: Sequence[Tensor], recipe: ProbeRecipe) -> tuple[Order, Tensor]:
+    """The batches of all epochs, and which head learns from which row: bool [H, rows]."""
+    union = torch.cat(list(labeled)).unique()
+    member = torch.zeros(len(labeled), int(union.max()) + 1, dtype=torch.bool)
+    for head, rows in enumerate(labeled):
+        member[head, rows] = True
+    order: Order = []
+    for epoch in range(recipe.epochs):
+        rows = epoch_order(union.numpy(), epoch, recipe.seed)
+        order += [(epoch, rows[i : i + recipe.batch]) for i in range(0, len(rows), recipe.batch)]
+    return order, member
+
+
+def _load(trainer: HeadTrainer, restart: Restart, group: HostGroup, device: torch.device) -> int:
+    """Go on from a saved state, where there is one; returns the batches that are done."""
+    try:
+        saved = torch.load(restart.file, map_location=device, weights_only=True)
+        usable = saved["key"] == restart.key
+    except (OSError, RuntimeError, ValueError, KeyError, EOFError, pickle.UnpicklingError):
+        usable = False  # none, or damaged: the training starts anew
+    if not all(group.all_gather(usable)):
+        return 0
+    trainer.load_state_dict(saved["trainer"])
+    return saved["done"]
+
+
+def _save(trainer: HeadTrainer, restart: Restart, group: HostGroup, done: int) -> None:
+    state = trainer.state_dict()
+    if group.rank == 0:
+        partial = restart.file.with_name(f".{restart.file.name}.partial")
+        torch.save({"key": restart.key, "done": done, "trainer": state}, partial)
+        os.replace(partial, restart.file)
+    group.barrier()
+
+
+@torch.no_grad()
+def pooled(
+    source: FeatureSource,
+    rows: Tensor,
+    count: int,
+    device: torch.device,
+    group: HostGroup,
+    name: str,
+) -> Tensor:
+    """Mean features of videos, for nearest neighbors. Collective.
+
+    Args:
+        source: of a manifest of `count` videos.
+        rows: the videos, int64 [m].
+        device: of the result.
+        group: the processes.
+        name: of the features, for the progress.
+
+    Returns:
+        fp32 [count, D], zero in other rows.
+    """
+    order = [(0, part.numpy()) for part in rows.split(_TEST_BATCH)]
+    batches = with_progress(
+        source.batches(order), f"neighbors of {name}", len(order), "batch", leave=False
+    )
+    found = [(batch.rows.cpu(), batch.tokens.float().mean((1, 2)).cpu()) for batch in batches]
+    found = [pair for part in group.all_gather(found) for pair in part]
+    bank = torch.zeros(count, found[0][1].shape[1])
+    for own, features in found:
+        bank[own] = features
+    return bank.to(device)
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What heads say about the videos of a split; of one target.
+
+    Attributes:
+        target: what they predict.
+        truth: of the videos that could be decoded, [n].
+        guesses: classes, int64 [H, n]; or values in the column's unit, fp32.
+        ranks: `rank_of_truth`, int64 [H, n]; of values nothing.
+    """
+
+    target: Target
+    truth: Tensor
+    guesses: Tensor
+    ranks: Tensor
+
+    def scores(self, head: int) -> dict[str, float]:
+        """Figures of merit of a head, see `results`."""
+        if self.target.has_values:
+            return value_scores(self.guesses[head], self.truth)
+        return class_scores(self.ranks[head], self.truth, self.target.outputs)
+
+
+@torch.no_grad()
+def predict(
+    predictor: HeadStack,
+    source: FeatureSource,
+    rows: Tensor,
+    targets: Sequence[Target],
+    split: str,
+    group: HostGroup,
+    name: str,
+) -> dict[str, Predictions]:
+    """Test heads on videos; softmax is averaged over spatial views. Collective.
+
+    Args:
+        predictor: tokens [b, N, D] → {target: logits [H, b, outputs]}, standardized values.
+        source: of the features of a manifest.
+        rows: of its videos to test on, int64 [m].
+        targets: what the heads predict.
+        split: which key of the targets' truth that manifest is.
+        group: the processes.
+        name: of the features, for the progress.
+
+    Returns:
+        by target, on the host.
+    """
+    order = [(0, part.numpy()) for part in rows.split(_TEST_BATCH)]
+    seen: list[Tensor] = []
+    found: dict[str, list[tuple[Tensor, Tensor]]] = {target.name: [] for target in targets}
+    batches = with_progress(
+        source.batches(order), f"{split} of {name}", len(order), "batch", leave=False
+    )
+    for batch in batches:
+        if not len(batch.rows):
+            continue
+        seen.append(batch.rows.cpu())
+        for target, outputs in zip(targets, _mean(predictor, batch.tokens, targets), strict=True):
+            found[target.name].append(_judge(target, outputs, target.truth[split][seen[-1]]))
+    parts = group.all_gather((seen, found))
+    tested, place = torch.cat([rows for seen, _ in parts for rows in seen]).sort()
+    result = {}
+    for target in targets:
+        pairs = [pair for _, found in parts for pair in found[target.name]]
+        guesses, ranks = (torch.cat(list(p), 1)[:, place] for p in zip(*pairs, strict=True))
+        result[target.name] = Predictions(target, target.truth[split][tested], guesses, ranks)
+    return result
+
+
+def _mean(predictor: HeadStack, tokens: Tensor, targets: Sequence[Target]) -> Iterator[Tensor]:
+    """The mean over spatial views of probabilities or values, by target: [H, b, outputs]."""
+    views: list[Mapping[str, Tensor]] = [predictor(tokens[:, v]) for v in range(tokens.shape[1])]
+    for target in targets:
+        outputs = [view[target.name].float() for view in views]
+        if not target.has_values:
+            outputs = [logits.softmax(-1) for logits in outputs]
+        yield torch.stack(outputs).mean(0)
+
+
+def _judge(target: Target, outputs: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
+    """Guesses and ranks of the truth of one batch, [H, b] each, on the host."""
+    if target.has_values:
+        guesses = (outputs[..., 0] * target.std + target.mean).cpu()
+        return guesses, torch.zeros(len(outputs), len(truth), dtype=torch.int64)
+    outputs = outputs.cpu()
+    return outputs.argmax(-1), rank_of_truth(outputs, truth)

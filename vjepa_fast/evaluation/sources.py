@@ -1,0 +1,164 @@
+"""Where a probe's features come from: which views, streamed or stored, of which manifest."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from vjepa_fast.data.manifest.entries import Entries
+from vjepa_fast.data.plan.crops import Augment
+from vjepa_fast.evaluation.kinds import Kind
+from vjepa_fast.evaluation.labels.targets import TRAIN
+from vjepa_fast.evaluation.views.decode import ViewDecoder
+from vjepa_fast.evaluation.views.featurize import PixelFeatures, pixel_features
+from vjepa_fast.evaluation.views.fill import fill_stores
+from vjepa_fast.evaluation.views.plan import ViewPlan
+from vjepa_fast.evaluation.views.positions import FramePositions
+from vjepa_fast.evaluation.views.source import FeatureBatch, FeatureSource, Order, Share
+from vjepa_fast.evaluation.views.store import StoredFeatures
+from vjepa_fast.evaluation.views.stream import StreamedFeatures
+from vjepa_fast.inference.clips import Sampling
+from vjepa_fast.inference.encoder import VideoEncoder
+from vjepa_fast.training.distributed.host_group import HostGroup
+
+
+@dataclass(frozen=True)
+class Views:
+    """Which views of a video are probed.
+
+    Attributes:
+        segments: in time, to train and to test.
+        crops: in space, to test.
+        augment: random resized crops and random times to train, anew in every epoch; None: those
+            of the test, with one crop.
+        frame_positions: add the place of each frame in its video to the features.
+    """
+
+    segments: int = 1
+    crops: int = 1
+    augment: Augment | None = None
+    frame_positions: bool = False
+
+
+@dataclass
+class Sources:
+    """Makes the sources of features of all splits.
+
+    Attributes:
+        entries: the videos of each split.
+        sampling: frames and size of a clip.
+        tubelet_size: frames of a token.
+        views: of each video.
+        pool: "mean": one token, the mean of all.
+        store: folder for features of fixed views.
+        device: of the features.
+        group: the processes.
+        num_workers, backend, max_bad_fraction: see `ViewDecoder`.
+        left_out: of each split, the rows of the videos that do not decode, and why; as far as this
+            process has seen.
+    """
+
+    entries: Mapping[str, Entries]
+    sampling: Sampling
+    tubelet_size: int
+    views: Views
+    pool: Literal["tokens", "mean"]
+    store: Path
+    device: torch.device
+    group: HostGroup
+    num_workers: int
+    backend: str
+    max_bad_fraction: float
+    seed: int
+    left_out: dict[str, dict[int, str]] = field(default_factory=dict)
+    _stores: dict[tuple[str, int], dict[Kind, StoredFeatures]] = field(default_factory=dict)
+
+    def fill(self, kinds: Sequence[Kind], split: str, rows: Tensor, *, to_train: bool) -> None:
+        """Store what is not there yet, if features are stored; each video is decoded once.
+
+        Args:
+            kinds: of features.
+            split: whose videos.
+            rows: of the videos, int64 [n].
+            to_train: whether to train on them, or to test.
+
+        Raises:
+            UserError: see `fill_stores`.
+        """
+        if self.views.augment is not None:
+            return
+        crops = 1 if to_train else self.views.crops
+        if (split, crops) not in self._stores:
+            views = self._decoder(split, crops)
+            self._stores[split, crops] = {
+                kind: StoredFeatures(
+                    self.store / f"{kind.slug}-{split}-{crops}",
+                    self._streamed(kind, views),
+                    {"features": kind.name, "of": kind.key},
+                )
+                for kind in kinds
+            }
+        stores = self._stores[split, crops]
+        fill_stores(list(stores.values()), rows.numpy())
+        for stored in stores.values():
+            self.left_out.setdefault(split, {}).update(stored.left_out)
+
+    def to_train(self, kind: Kind, split: str) -> FeatureSource:
+        """Features to train on, augmented if that is asked for."""
+        if self.views.augment is None:
+            return self._stores[split, 1][kind]
+        views = self._decoder(split, 1, self.views.augment)
+        return _Noted(self._streamed(kind, views), self.left_out.setdefault(split, {}))
+
+    def to_test(self, kind: Kind, split: str) -> FeatureSource:
+        """Features of fixed views."""
+        if self.views.augment is None:
+            return self._stores[split, self.views.crops][kind]
+        views = self._decoder(split, self.views.crops)
+        return _Noted(self._streamed(kind, views), self.left_out.setdefault(split, {}))
+
+    def pixels(self, encoder: VideoEncoder, rows: Tensor) -> PixelFeatures:
+        """Principal components of the pixels of these training videos, int64 [n]."""
+        embed = encoder.model.patch_embed
+        return pixel_features(
+            self._decoder(TRAIN, 1),
+            rows.numpy(),
+            width=encoder.width,
+            patch_size=embed.patch_size,
+            tubelet_size=embed.tubelet_size,
+            file=self.store / "pixels.safetensors",
+        )
+
+    def _decoder(self, split: str, crops: int, augment: Augment | None = None) -> ViewDecoder:
+        plan = ViewPlan(self.sampling, self.views.segments, crops, augment, self.seed)
+        return ViewDecoder(
+            self.entries[split],
+            plan,
+            device=self.device,
+            backend=self.backend,
+            num_workers=self.num_workers,
+            max_bad_fraction=self.max_bad_fraction,
+        )
+
+    def _streamed(self, kind: Kind, views: ViewDecoder) -> StreamedFeatures:
+        share = Share(self.group.rank, self.group.world)
+        positions = FramePositions(self.tubelet_size) if self.views.frame_positions else None
+        return StreamedFeatures(kind.featurize, views, share, positions, pool=self.pool)
+
+
+@dataclass
+class _Noted:
+    """A source that notes what is left out."""
+
+    source: FeatureSource
+    left_out: dict[int, str]
+
+    def batches(self, order: Order) -> Iterator[FeatureBatch]:
+        for batch in self.source.batches(order):
+            self.left_out.update(batch.left_out)
+            yield batch
