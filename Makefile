@@ -8,6 +8,9 @@ PYTHON ?= $(or $(wildcard $(shell sed -n 's/^executable = //p' $(VENV)/pyvenv.cf
 DATA := data/demo
 CONFIG := configs/v2_tiny.json
 RUN := runs/v2_tiny
+# Low-shot, as in the paper: a tenth of the labels, three draws; 300 updates of 64 clips.
+PROBE := --labels digit,direction --label-shares 0.1 --baselines random,pixels \
+	--epochs 48 --batch 64 --lr 3e-3
 SOURCES := setup.py pyproject.toml constraints.txt $(wildcard csrc/*)
 
 .DEFAULT_GOAL := help
@@ -59,7 +62,7 @@ $(DATA)/train.csv: $(STAMP) vjepa_fast/data/prepare/demo.py
 
 train: $(STAMP) $(DATA)/train.csv ## make demo data, pretrain a tiny model and probe it, in minutes
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/deepspeed vjepa_fast/train.py --config $(CONFIG)
-	$(BIN)/vjepa-fast probe --checkpoint $(RUN) --labels digit,direction --label-fraction 0.1
+	$(BIN)/vjepa-fast probe --checkpoint $(RUN) $(PROBE)
 
 # One test process per core; idle processes take tests from busy ones.
 SPREAD := -n logical --maxprocesses 8 --dist worksteal

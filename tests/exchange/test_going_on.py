@@ -163,7 +163,8 @@ def all_forms(run: Path, folder: Path, second: bool) -> dict[str, Path]:
 
 def probe(run: Path, train: Path, test: Path) -> dict[str, float]:
     """Accuracies of `vjepa-fast probe` by kind of features."""
-    arguments = ["--train", str(train), "--test", str(test), "--label-fraction", LABELS]
+    arguments = ["--train", str(train), "--test", str(test), "--label-shares", LABELS]
+    arguments += ["--epochs", "300", "--lr", "3e-3", "--baselines", "random"]
     assert main(["probe", "--checkpoint", str(run), "--labels", "stripes", *arguments]) == 0
     return json.loads((run / "probe.json").read_text())["accuracy"]["stripes"]
 
