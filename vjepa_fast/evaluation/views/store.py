@@ -56,7 +56,7 @@ class StoredFeatures:
         self.shards = -(-len(streamed.views.entries) // self._per_shard)
         settings = {**key, **streamed.settings, "dtype": "bf16", "per_shard": self._per_shard}
         self.folder = FeatureFolder.open(path, settings, self.shards, "safetensors", OPTION)
-        self._place = np.full(len(streamed.views.entries), -1)  # of a row in its shard
+        self._place = np.full(len(streamed.views.entries), -1, np.int16)  # in its shard
         self._maps: dict[int, np.ndarray] = {}
         self._shape: tuple[int, int, int] | None = None
 
