@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import math
+from pathlib import Path
 
 import pytest
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from PIL import Image
 
-from vjepa_fast.training.monitoring.curves import PANELS, Panel, draw_panel
+from vjepa_fast.training.monitoring.curves import PANELS, Panel, draw_curves, draw_panel
 
 
 def drawn(panel: Panel, rows: list[dict]) -> Axes | None:
@@ -56,3 +59,22 @@ def test_values_that_have_no_place_are_counted() -> None:
     assert axes.lines[0].get_xydata().tolist() == [[1, 1e-3], [3, 10]]
     assert "3 values not drawable" in axes.get_legend().texts[0].get_text()
     assert drawn(Panel("t", ("a",)), rows[4:]) is None
+
+
+def test_the_best_probe_is_marked_and_has_a_place_in_the_overview(tmp_path: Path) -> None:
+    """Steps in metrics count from 0, in the legend and in checkpoints from 1."""
+    (panel,) = [panel for panel in PANELS if panel.best]
+    rows = [{"step": s, "probe_r2": v} for s, v in ((9, -0.5), (19, 0.5), (29, 0.5), (39, 0.25))]
+    axes = drawn(panel, rows)
+    assert [line.get_xydata().tolist() for line in axes.lines] == [
+        [[19, 0.5]],
+        [[9, -0.5], [19, 0.5], [29, 0.5], [39, 0.25]],
+    ]
+    assert axes.get_legend().texts[0].get_text() == "probe_r2 0.25, best 0.5 after 20 steps"
+    assert axes.get_ylim()[0] < -0.5
+    sizes = []
+    for found in (rows[:0], rows):
+        (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in found))
+        with Image.open(draw_curves(tmp_path)) as picture:
+            sizes.append(picture.size)
+    assert sizes[1][0] > 1.3 * sizes[0][0] and sizes[0][1] == sizes[1][1]
