@@ -157,7 +157,7 @@ def test_kills_at_random_moments_lose_no_best(
     straight, killed = tmp_path / "straight", tmp_path / "killed"
     runs.finish(small_config(output=str(straight), **sections))
     config, chance = small_config(output=str(killed), **sections), random.Random(0)
-    for _ in range(6):
+    for _ in range(4):
         run, before = runs.start(config), len(checkpoints(killed))
         run.until(lambda run=run: "probe accuracy" in run.text or run.text.count("data wait") > 3)
         time.sleep(chance.uniform(0, 0.3))
