@@ -116,7 +116,9 @@ def test_the_value_is_that_of_ridge_on_the_teachers_features(
     (videos, clips), *rest = sample.batches(48)
     assert not rest and videos.tolist() == list(range(48))
     network = trainer.teacher.network()
-    pooled = encode_clips(network, clips).view(48, -1, network.width).mean(1)
+    tokens = encode_clips(network, clips).view(48, -1, network.width)
+    spread = (tokens - tokens.mean(1, keepdim=True)).square().mean(1).sqrt()
+    pooled = torch.cat([tokens.mean(1), spread], 1)
     tested, classes = torch.from_numpy(sample.tested), torch.tensor(sample.targets)
     weight, bias = ridge(pooled[~tested], F.one_hot(classes[~tested], 8))
     right = (pooled[tested].double() @ weight + bias).argmax(1) == classes[tested]

@@ -125,7 +125,7 @@ def draw_curves(run: Path, panels: Sequence[Panel] | None = None) -> Path:
         probed = any(points(rows, name) for name in OVERVIEW[1].names)
         panels = OVERVIEW if probed else WITHOUT_PROBE
     width = len(panels) // 2
-    figure, axes = plt.subplots(2, width, figsize=(13 / 3 * width, 6.5), layout="constrained")
+    figure, axes = plt.subplots(2, width, figsize=(4.6 * width, 6.5), layout="constrained")
     for axis, panel in zip(axes.flat, panels, strict=True):
         draw_panel(axis, panel, rows)
     figure.suptitle(str(run))
