@@ -55,7 +55,7 @@ def test_labels(finetune_config: Callable[..., dict], demo: Path, tmp_path: Path
     found = mistake(
         finetune_config(data={"train": relabeled(train, tmp_path, lambda i: 50 + i % 2)})
     )
-    assert "test.csv: found no class" in found and "label_digit" in found
+    assert "test.csv: found no class of" in found and "label_digit" in found
 
 
 def test_a_class_without_training_videos_is_a_warning(
@@ -68,7 +68,7 @@ def test_a_class_without_training_videos_is_a_warning(
     config = parse_finetune_config(finetune_config(data={"test": test}))
     with caplog.at_level(logging.WARNING, "vjepa_fast"):
         batches = FinetuneBatches(config, 0, 1)
-    assert (batches.truth == -1).sum() == 3
+    assert (batches.target.truth["test"] == -1).sum() == 3
     assert "77" in caplog.text and "count as wrong" in caplog.text
 
 

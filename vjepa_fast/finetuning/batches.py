@@ -18,8 +18,8 @@ from vjepa_fast.data.plan.clip_plan import ClipBatch
 from vjepa_fast.data.plan.crops import Augment
 from vjepa_fast.data.plan.planner import ClipPlanner
 from vjepa_fast.errors import UserError
+from vjepa_fast.evaluation.labels.targets import TEST, TRAIN, Target, read_targets
 from vjepa_fast.finetuning.augment import Augmenter
-from vjepa_fast.finetuning.classes import read_classes
 from vjepa_fast.finetuning.trainer import LabeledClips
 from vjepa_fast.training.batches import split_evenly
 
@@ -37,8 +37,7 @@ class FinetuneBatches:
 
     Attributes:
         test: the test videos.
-        truth: their classes, int64 [n]; -1 is one that is not learned.
-        classes: that are learned.
+        target: the classes that are learned.
         steps: steps of the run.
         micro_batch, accumulation: clips of a micro-batch; micro-batches of a step on each rank.
 
@@ -56,7 +55,7 @@ class FinetuneBatches:
         )
         train, self.test = open_manifest(data.train), open_manifest(data.test)
         _refuse_images(config, train, self.test)
-        self.classes, self.truth = read_classes(train, self.test, config.label)
+        self.target = _target(config.label, train, self.test)
         self._planner = ClipPlanner(
             [train],
             num_frames=data.num_frames,
@@ -68,7 +67,7 @@ class FinetuneBatches:
         )
         self._augment = Augmenter(
             config.augment,
-            len(self.classes),
+            self.target.outputs,
             optim.label_smoothing,
             data.clips_per_video,
             config.seed,
@@ -115,9 +114,20 @@ class FinetuneBatches:
         """
         for ids in self.sample_ids(step):
             batch = next(clips)
-            classes = self.classes.index(batch.labels[self._config.label])
+            known = torch.tensor(self.target.classes)
+            classes = torch.searchsorted(known, batch.labels[self._config.label])
             classes = classes.to(batch.video.device)
             yield LabeledClips(*self._augment(batch.video, classes, ids), ids)
+
+
+def _target(label: str, train: Entries, test: Entries) -> Target:
+    target = read_targets([label], {TRAIN: train, TEST: test})[0]
+    if target.has_values:
+        raise UserError(
+            f"label: found {label}, of which {train.source} has values, expected a column of "
+            f"classes, {LABEL_PREFIX}{label}; name another label"
+        )
+    return target
 
 
 def _refuse_images(config: FinetuneConfig, *manifests: Entries) -> None:

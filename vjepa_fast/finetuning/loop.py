@@ -69,7 +69,7 @@ def _train(
     config: FinetuneConfig, run: Path, batches: FinetuneBatches, host_group: HostGroup
 ) -> bool:
     """Train from the newest checkpoint, or from `init.checkpoint`; whether to the last step."""
-    classes = len(batches.classes)
+    classes = batches.target.outputs
     checkpoint = find_resumable(run, settings_of(config), batches.videos, host_group, stored_recipe)
     if checkpoint:
         shape = ModelConfig.model_validate(checkpoint.state["config"]["model"])
@@ -130,7 +130,7 @@ def _test(
     known = host_group.all_gather(known_results(run, asked))[0]
     if known:
         return known
-    model, device = trained_model(checkpoint, config, len(batches.classes)), _device()
+    model, device = trained_model(checkpoint, config, batches.target.outputs), _device()
     identity = {
         "checkpoint": checkpoint.folder.name,
         "step": checkpoint.state["step"],
@@ -142,13 +142,19 @@ def _test(
         dtype = torch.bfloat16 if _in_bf16(config, device) else torch.float32
         parameter.data = parameter.data.to(device, dtype)
     found = tested(model.to(device), config, batches, device, host_group)
-    results = asked | {"num_classes": len(batches.classes), "encoder": identity} | found
+    results = asked | {"num_classes": batches.target.outputs, "encoder": identity} | found
     if host_group.rank == 0:
         if isinstance(head, AttentiveClassifier):
-            header = {"label": config.label, "classes": list(batches.classes.numbers), "draw": 0}
-            header |= {"accuracy": found["accuracy"]["top1"], "encoder": identity}
-            header |= {"label_fraction": 1.0, "num_frames": config.data.num_frames}
-            header |= {"crop_size": config.data.crop_size}
+            header = {
+                "label": config.label,
+                "classes": list(batches.target.classes),
+                "names": list(batches.target.names),
+                "test": found["accuracy"],
+                "encoder": identity,
+                "num_frames": config.data.num_frames,
+                "crop_size": config.data.crop_size,
+                "segments": config.test.segments,
+            }
             save_probe(run / probe_file_name(config.label), head, header)
         (run / RESULTS).write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     host_group.barrier()

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from vjepa_fast.config.finetune.schema import FinetuneConfig
+from vjepa_fast.evaluation.labels.targets import TEST
 from vjepa_fast.evaluation.results import class_scores, rank_of_truth
 from vjepa_fast.evaluation.views.decode import ViewDecoder
 from vjepa_fast.evaluation.views.plan import ViewPlan
@@ -40,7 +41,7 @@ def tested(
     Raises:
         UserError: too many videos do not decode.
     """
-    data, entries = config.data, batches.test
+    data, entries, truth = config.data, batches.test, batches.target.truth[TEST]
     sampling = Sampling(data.num_frames, data.crop_size, data.frame_step, data.fps)
     views = ViewDecoder(
         entries,
@@ -59,13 +60,13 @@ def tested(
         left_out |= {entries[row].path: why for row, why in batch.left_out.items()}
         if len(batch.rows):
             scores = _probabilities(model, batch.video, config.optim.micro_batch).cpu()
-            ranks[batch.rows] = rank_of_truth(scores, batches.truth[batch.rows])
+            ranks[batch.rows] = rank_of_truth(scores, truth[batch.rows])
     for part, own, others in host_group.all_gather((rows, ranks[rows], left_out)):
         ranks[part] = own
         left_out |= others
     used = ranks >= 0
     return {
-        "accuracy": class_scores(ranks[used], batches.truth[used], len(batches.classes)),
+        "accuracy": class_scores(ranks[used], truth[used], batches.target.outputs),
         "videos": {"used": int(used.sum()), "left_out": left_out},
     }
 
