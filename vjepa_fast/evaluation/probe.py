@@ -150,6 +150,7 @@ class Probing:
             self.labeled,
             form,
             recipe,
+            self.sources.at_once(kind),
             self.encoder.device,
             self.group,
             restart,

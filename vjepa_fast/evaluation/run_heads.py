@@ -49,6 +49,7 @@ def train_heads(
     labeled: Sequence[Tensor],
     form: ProbeForm,
     recipe: ProbeRecipe,
+    most: int,
     device: torch.device,
     group: HostGroup,
     restart: Restart,
@@ -62,6 +63,7 @@ def train_heads(
         specs: the heads.
         labeled: of each head, the rows of the videos that it learns from, int64 [m].
         form, recipe: of all heads.
+        most: videos whose features are held at once, unless `recipe.batch` is more.
         device: of the heads.
         group: the processes.
         restart: a training that was interrupted goes on from there.
@@ -70,7 +72,7 @@ def train_heads(
     Returns:
         the heads; the loss of each one's last update, fp64 [H].
     """
-    order, member = _order(labeled, recipe)
+    order, member = _order(labeled, recipe, most)
     stack = HeadStack(form, specs, recipe.seed).to(device)
     counts = torch.tensor([len(rows) for rows in labeled])
     trainer = HeadTrainer(stack, recipe, counts)
@@ -91,16 +93,22 @@ def train_heads(
     return stack.eval(), trainer.losses
 
 
-def _order(labeled: Sequence[Tensor], recipe: ProbeRecipe) -> tuple[Order, Tensor]:
-    """The batches of all epochs, and which head learns from which row: bool [H, rows]."""
+def _order(labeled: Sequence[Tensor], recipe: ProbeRecipe, most: int) -> tuple[Order, Tensor]:
+    """The batches of all epochs, and which head learns from which row: bool [H, rows].
+
+    Where heads have few of the videos each, batches are larger, so that each has about
+    `recipe.batch` of its own in one.
+    """
     union = torch.cat(list(labeled)).unique()
     member = torch.zeros(len(labeled), int(union.max()) + 1, dtype=torch.bool)
     for head, rows in enumerate(labeled):
         member[head, rows] = True
+    wanted = round(recipe.batch * len(union) / max(map(len, labeled)))
+    size = max(recipe.batch, min(wanted, most))
     order: Order = []
     for epoch in range(recipe.epochs):
         rows = epoch_order(union.numpy(), epoch, recipe.seed)
-        order += [(epoch, rows[i : i + recipe.batch]) for i in range(0, len(rows), recipe.batch)]
+        order += [(epoch, rows[i : i + size]) for i in range(0, len(rows), size)]
     return order, member
 
 

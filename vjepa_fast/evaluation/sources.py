@@ -26,6 +26,8 @@ from vjepa_fast.inference.clips import Sampling
 from vjepa_fast.inference.encoder import VideoEncoder
 from vjepa_fast.training.distributed.host_group import HostGroup
 
+_AT_ONCE = 2**28  # bytes of features
+
 
 @dataclass(frozen=True)
 class Views:
@@ -107,6 +109,12 @@ class Sources:
         fill_stores(list(stores.values()), rows.numpy())
         for stored in stores.values():
             self.left_out.setdefault(split, {}).update(stored.left_out)
+
+    def at_once(self, kind: Kind) -> int:
+        """How many training videos may be held at once; 0 where their features are computed."""
+        if self.views.augment is not None:
+            return 0
+        return _AT_ONCE // self._stores[TRAIN, 1][kind].video_bytes
 
     def to_train(self, kind: Kind, split: str) -> FeatureSource:
         """Features to train on, augmented if that is asked for."""

@@ -21,8 +21,9 @@ _COUNTERS = "losses", "diverged", "seen", "_pending"
 class HeadTrainer:
     """AdamW for every head of a stack, on batches of which each head counts its own videos.
 
-    A head makes an update once the processes together have seen `recipe.batch` of its videos (or
-    all of its videos, if they are fewer) since its last one. Its learning rate falls to 0 by a
+    A head makes an update once the processes together have seen about `recipe.batch` of its videos
+    (or all of its videos, if they are fewer) since its last one: it does not wait for another part
+    that would lead further beyond. Its learning rate falls to 0 by a
     cosine over its own `recipe.epochs`. Weight decay is on all parameters, as in V-JEPA 2 and as
     torch.optim.AdamW has it; V-JEPA 1 spares biases and norms. A head whose gradient is not finite
     keeps its last weights and learns no more; the others do not notice.
@@ -103,8 +104,10 @@ class HeadTrainer:
                 for (_, row), gradient in zip(self._views.values(), gradients, strict=True):
                     row[part] += gradient
                 losses[part] = found.detach()
-        self._pending += self._summed(torch.stack([counts, losses.double()])).cpu()
-        enough = (self._pending[0] >= self._need) & ~self.diverged
+        seen = self._summed(torch.stack([counts, losses.double()])).cpu()
+        self._pending += seen
+        # Nearer to a whole batch now than after the next part, if that counts as many.
+        enough = (self._pending[0] + seen[0] / 2 >= self._need) & (seen[0] > 0) & ~self.diverged
         if due := enough.nonzero().flatten().tolist():
             self._update(due)
 
