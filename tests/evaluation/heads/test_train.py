@@ -179,6 +179,19 @@ def test_updates_and_learning_rates():
     assert lr == pytest.approx(((1 + cosine) / 2).tolist(), rel=1e-6)
 
 
+def test_a_head_does_not_wait_for_much_more_than_a_batch():
+    """Of parts of about a batch each leads to an update, whatever falls a little short of it."""
+    counted = torch.zeros(1, VIDEOS, dtype=torch.bool)
+    counted[0, :12] = True
+    tokens, targets, _ = make_data()
+    trainer = make_trainer(ONE, [0], counted)  # batches of 6
+    seen = []
+    for rows in (range(5), range(5, 8), range(8, 12), range(1)):
+        run(trainer, [0], (tokens, targets, counted), [torch.tensor(rows)])
+        seen.append(trainer.seen.tolist())
+    assert seen == [[5], [5], [12], [12]]
+
+
 def test_heads_without_videos_are_refused():
     _, _, counted = make_data()
     counted[1] = False
