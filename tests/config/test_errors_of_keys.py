@@ -38,7 +38,8 @@ BAD = {
         {"log.evry": 5},
         "log.evry",
         "found an unknown key, expected one of every, collapse_every, pictures_every, "
-        "histograms_every, wandb; did you mean log.every?",
+        "histograms_every, wandb, probe_every, probe_label, probe_videos, probe_test; "
+        "did you mean log.every?",
     ),
     "renamed": (
         {"checkpoint.keep": 2},
