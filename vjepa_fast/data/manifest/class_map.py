@@ -95,6 +95,21 @@ def read_classes(path: str | os.PathLike) -> dict[str, list[str]]:
     return found
 
 
+def check_classes(folder: str | os.PathLike, label: str, names: Sequence[str], source: str) -> None:
+    """Raise UserError if a folder's map gives other numbers to a label's classes than their order
+    in `names`, which come from `source`.
+    """
+    path = Path(folder) / CLASSES_FILE
+    known = read_classes(path).get(label, [])
+    for number, (old, new) in enumerate(zip(known, names, strict=False)):
+        if old != new:
+            raise UserError(
+                f"{source}: found {new!r} as class {number} of {label!r}, where {path} has "
+                f"{old!r}, expected the same numbers; give the label another name, or write to "
+                "another folder"
+            )
+
+
 def _new(names: Sequence[str], known: Sequence[str]) -> list[str]:
     listed = set(known)
     return [name for name in dict.fromkeys(names) if name not in listed]

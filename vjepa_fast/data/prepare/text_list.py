@@ -86,7 +86,7 @@ def _read_labels(path: Path) -> tuple[list[tuple[str, int]], dict[str, list[str]
                     "`vjepa-fast index DIR --output FILE`"
                 )
             line = f"{path}, line {number}"
-            name, label = _columns(text.strip(), line)
+            name, label = name_and_label(text.strip(), line)
             names.append(os.path.abspath(folder / _existing(name, folder, line)))
             labels.append(label)
             lines.append(number)
@@ -101,7 +101,7 @@ def _read_labels(path: Path) -> tuple[list[tuple[str, int]], dict[str, list[str]
     return list(zip(names, numbers, strict=True)), class_names
 
 
-def _columns(text: str, line: str) -> tuple[str, str]:
+def name_and_label(text: str, line: str) -> tuple[str, str]:
     """Name and label of a line; pandas puts one with spaces in quotes, and doubles its quotes.
 
     Raises UserError for a line of another form.

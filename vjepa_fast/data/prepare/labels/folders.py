@@ -8,7 +8,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from vjepa_fast.data.manifest.class_map import CLASSES_FILE, add_classes, read_classes
+from vjepa_fast.data.manifest.class_map import (
+    CLASSES_FILE,
+    add_classes,
+    check_classes,
+    read_classes,
+)
 from vjepa_fast.data.manifest.labels import are_integers
 from vjepa_fast.data.manifest.location import archive_of, file_of
 from vjepa_fast.errors import UserError
@@ -69,20 +74,8 @@ class FolderLabel:
                 f"--classes: found no classes of {self.name!r} in {self.classes}, expected the "
                 f"{CLASSES_FILE} of a manifest with that label; correct the path"
             )
-        check_numbers(given, self.name, manifest_folder, f"--classes {self.classes}")
+        check_classes(manifest_folder, self.name, given, f"--classes {self.classes}")
         return given
-
-
-def check_numbers(names: list[str], label: str, folder: Path, source: str) -> None:
-    """Raise UserError if a folder's map gives other numbers to the classes of a label."""
-    known = read_classes(folder / CLASSES_FILE).get(label, [])
-    for number, (old, new) in enumerate(zip(known, names, strict=False)):
-        if old != new:
-            raise UserError(
-                f"{source}: found {new!r} as class {number} of {label!r}, where "
-                f"{folder / CLASSES_FILE} has {old!r}, expected the same numbers; give the label "
-                "another name, or write to another folder"
-            )
 
 
 def _class_of(path: str, directory: str) -> str:
