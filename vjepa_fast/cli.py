@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from vjepa_fast import __version__
 from vjepa_fast.commands import demo_data, index, info, masks, report, transcode
-from vjepa_fast.commands.evaluation import finetune, probe
+from vjepa_fast.commands.evaluation import finetune, labels, probe
 from vjepa_fast.commands.terminal import print_any_name
 from vjepa_fast.commands.weights import export, features, import_weights
 from vjepa_fast.errors import exit_status
@@ -16,6 +16,7 @@ from vjepa_fast.train import set_up_logging
 COMMANDS = {
     "index": index,
     "transcode": transcode,
+    "labels": labels,
     "demo-data": demo_data,
     "info": info,
     "masks": masks,

@@ -1,4 +1,4 @@
-"""Commands that evaluate a checkpoint by labels.
+"""Commands that evaluate a checkpoint by labels, and the one that gives videos their labels.
 
-Imports evaluation, inside functions. Commands about weights and features belong in weights.
+Imports evaluation and data.prepare, inside functions. Commands about weights belong in weights.
 """
