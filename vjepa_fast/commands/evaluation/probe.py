@@ -110,7 +110,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--lr",
         type=_positive_numbers,
         help="learning rates, separated by commas; with --weight-decay each pair is a head "
-        "(default: 1e-3)",
+        "(default: 1e-3; of linear probes, which need larger ones, 1e-3,1e-2,1e-1)",
     )
     heads.add_argument(
         "--weight-decay",
@@ -179,7 +179,7 @@ def run(options: argparse.Namespace) -> int:
             shares=options.label_shares,
             draws=options.draws,
             balanced=options.draw == "balanced",
-            lrs=options.lr or (1e-3,),
+            lrs=options.lr or ((1e-3, 1e-2, 1e-1) if options.probe == "linear" else (1e-3,)),
             weight_decays=options.weight_decay,
             seed=options.seed,
         ),
