@@ -3,14 +3,17 @@
 import json
 import re
 import tarfile
+from dataclasses import replace
 
 import pytest
 
 from tests.helpers import videos
 from vjepa_fast.cli import main
-from vjepa_fast.data.manifest.files import read_manifest
+from vjepa_fast.data.manifest.files import read_manifest, write_manifest
 from vjepa_fast.data.prepare.index import index_listing, list_videos
+from vjepa_fast.data.prepare.inspect import probe_video
 from vjepa_fast.data.prepare.labels.folders import FolderLabel
+from vjepa_fast.data.prepare.transcode import transcode_manifest
 from vjepa_fast.errors import UserError
 
 
@@ -138,6 +141,16 @@ def test_folders_that_are_no_classes_are_a_sentence(tmp_path, folders, message):
     with pytest.raises(UserError, match=message):
         index(tmp_path / "v", tmp_path / "m.csv")
     assert not (tmp_path / "m.csv").exists() and not (tmp_path / "classes.json").exists()
+
+
+def test_copies_keep_names_and_values(tmp_path):
+    path = add(tmp_path / "v" / "c")
+    entry = replace(probe_video(path), labels={"k": 1}, values={"x": 0.5})
+    write_manifest(tmp_path / "m.csv", [entry], {"k": ["z", "c"]})
+    target, rejected = transcode_manifest(tmp_path / "m.csv", tmp_path / "copies", workers=1)
+    (copy,) = copies = read_manifest(target)
+    assert (copy.labels, copy.values, rejected) == ({"k": 1}, {"x": 0.5}, [])
+    assert copies.class_names == {"k": ["z", "c"]}
 
 
 def test_a_map_without_folders_is_a_sentence(tmp_path, capsys):
