@@ -1,4 +1,4 @@
-"""On the demo's videos a head gives the numbers that a probe of one module gave for the same seed."""
+"""On the demo's videos a head gives the numbers that a probe of one module gave before."""
 
 from __future__ import annotations
 
