@@ -142,7 +142,7 @@ class Probing:
     def _trained(self, kind: Kind, source: FeatureSource) -> tuple[HeadStack, list[float]]:
         form, recipe = self.settings.form(self.encoder.model), self.settings.recipe
         key = f"{kind.key} {form} {recipe} {self.settings} {self.manifests}"
-        restart = Restart(self.work / f"{kind.slug}.pt", key)
+        restart = Restart(self.work / f"{kind.slug}.safetensors", key)
         stack, losses = train_heads(
             source,
             self.targets,

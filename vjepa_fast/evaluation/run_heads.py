@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pickle
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from vjepa_fast.evaluation.heads.spec import HeadSpec, ProbeForm, ProbeRecipe
@@ -114,22 +115,30 @@ def _order(labeled: Sequence[Tensor], recipe: ProbeRecipe, most: int) -> tuple[O
 
 def _load(trainer: HeadTrainer, restart: Restart, group: HostGroup, device: torch.device) -> int:
     """Go on from a saved state, where there is one; returns the batches that are done."""
+    state, done = {}, 0
     try:
-        saved = torch.load(restart.file, map_location=device, weights_only=True)
-        usable = saved["key"] == restart.key
-    except (OSError, RuntimeError, ValueError, KeyError, EOFError, pickle.UnpicklingError):
-        usable = False  # none, or damaged: the training starts anew
-    if not all(group.all_gather(usable)):
+        with safe_open(restart.file, framework="pt", device=str(device)) as file:
+            header = file.metadata() or {}
+            if header.get("key") == restart.key:
+                done = int(header["done"])
+                state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError, ValueError, KeyError):
+        state = {}  # none, or damaged: the training starts anew
+    if not all(group.all_gather(bool(state))):
         return 0
-    trainer.load_state_dict(saved["trainer"])
-    return saved["done"]
+    trainer.load_state_dict(state)
+    return done
 
 
 def _save(trainer: HeadTrainer, restart: Restart, group: HostGroup, done: int) -> None:
     state = trainer.state_dict()
     if group.rank == 0:
         partial = restart.file.with_name(f".{restart.file.name}.partial")
-        torch.save({"key": restart.key, "done": done, "trainer": state}, partial)
+        save_file(
+            {name: value.contiguous() for name, value in state.items()},
+            partial,
+            {"key": restart.key, "done": str(done)},
+        )
         os.replace(partial, restart.file)
     group.barrier()
 

@@ -1,9 +1,8 @@
 """Heads that are trained together end where each would alone."""
 
-import io
-
 import pytest
 import torch
+from safetensors.torch import load, save
 
 from tests.evaluation.heads.plain import train_plainly
 from tests.helpers.ranks import run_ranks
@@ -117,11 +116,9 @@ def test_goes_on_bit_for_bit(form):
     """From a state saved while every head has seen a part of its next batch."""
     data, rows = make_data(torch.bfloat16), list(make_batches(4, size=5))
     straight = run(make_trainer(form, ALL, data[2]), ALL, data, rows[:8])
-    file = io.BytesIO()
-    torch.save(straight.state_dict(), file)
-    file.seek(0)
+    saved = save(straight.state_dict())
     resumed = make_trainer(form, ALL, data[2])
-    resumed.load_state_dict(torch.load(file, weights_only=True))
+    resumed.load_state_dict(load(saved))
     for trainer in (straight, resumed):
         run(trainer, ALL, data, rows[8:])
     assert same(straight.state_dict(), resumed.state_dict())
@@ -169,12 +166,8 @@ def test_updates_and_learning_rates():
         run(trainer, [0, 1], (tokens, targets, counted), [rows])
         seen.append(trainer.seen.tolist())
     assert seen == [[0, 0], [0, 4], [6, 4], [6, 4], [6, 4], [12, 4]]
-    lr = [
-        group["lr"] / spec.lr
-        for group, spec in zip(
-            trainer.state_dict()["optimizer"]["param_groups"], trainer.stack.specs, strict=True
-        )
-    ]
+    groups = trainer._optimizer.param_groups
+    lr = [g["lr"] / spec.lr for g, spec in zip(groups, trainer.stack.specs, strict=True)]
     cosine = torch.cos(torch.pi * torch.tensor([6 / (4 * 12), 0.0]))
     assert lr == pytest.approx(((1 + cosine) / 2).tolist(), rel=1e-6)
 

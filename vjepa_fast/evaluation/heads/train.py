@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Mapping
 
@@ -176,7 +175,7 @@ class HeadTrainer:
             dist.all_reduce(tensor, group=self._group)
         return tensor
 
-    def state_dict(self) -> dict:
+    def state_dict(self) -> dict[str, Tensor]:
         """What `load_state_dict` needs to go on bit for bit; all processes call it, in step.
 
         The gradients since the last updates are summed onto the first process, here and there, so
@@ -187,9 +186,11 @@ class HeadTrainer:
         state["gradient"] = self._gradient.clone()
         self._keep_on_first()
         state["weights"] = torch.stack([row.detach() for row in self._rows])
-        return state | {"optimizer": copy.deepcopy(self._optimizer.state_dict())}
+        for head, own in self._optimizer.state_dict()["state"].items():
+            state |= {f"optimizer.{head}.{name}": value.clone() for name, value in own.items()}
+        return state
 
-    def load_state_dict(self, state: dict) -> None:
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Go on from a state of the same heads, recipe and videos; each process calls it."""
         for name in _COUNTERS:
             getattr(self, name).copy_(state[name])
@@ -198,7 +199,12 @@ class HeadTrainer:
         with torch.no_grad():
             for row, saved in zip(self._rows, state["weights"], strict=True):
                 row.copy_(saved)
-        self._optimizer.load_state_dict(state["optimizer"])
+        optimizer = self._optimizer.state_dict()
+        for name, value in state.items():
+            if name.startswith("optimizer."):
+                _, head, key = name.split(".")
+                optimizer["state"].setdefault(int(head), {})[key] = value
+        self._optimizer.load_state_dict(optimizer)
 
     def _keep_on_first(self) -> None:
         if not self._alone and dist.get_rank(self._group):
