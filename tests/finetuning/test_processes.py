@@ -29,10 +29,10 @@ def run(command: list[str]) -> subprocess.CompletedProcess:
 def launched(launcher: str) -> list[str]:
     port = str(free_port())
     if launcher == "deepspeed":
-        own = ["--num_accelerators", "2", "--master_port", port, "--no_local_rank", "--module"]
-        return [str(BIN / "deepspeed"), *own, "vjepa_fast.cli"]
-    own = ["--nproc-per-node", "2", "--master-port", port, "-m"]
-    return [str(BIN / "torchrun"), *own, "vjepa_fast.cli"]
+        own = ["--num_accelerators", "2", "--master_port", port, "--no_local_rank", "--no_python"]
+        return [str(BIN / "deepspeed"), *own, "vjepa-fast"]
+    own = ["--nproc-per-node", "2", "--master-port", port, "--no-python"]
+    return [str(BIN / "torchrun"), *own, "vjepa-fast"]
 
 
 @pytest.mark.slow

@@ -208,13 +208,14 @@ def _curves(rows: list[dict]) -> str:
 
 def _parts(rows: list[dict]) -> str:
     """Means over the second half of the lines, past the warm-up of caches and clocks."""
-    from vjepa_fast.training.timers import PARTS
+    from vjepa_fast.training.timers import ALL_PARTS
 
-    timed = [row for row in rows if f"ms_{PARTS[0]}" in row]
+    timed = [row for row in rows if "ms_data" in row]
     timed = timed[len(timed) // 2 :]
     if not timed:
         return ""
-    mean = {part: sum(row.get(f"ms_{part}", 0.0) for row in timed) / len(timed) for part in PARTS}
+    names = [part for part in ALL_PARTS if f"ms_{part}" in timed[0]]
+    mean = {part: sum(row.get(f"ms_{part}", 0.0) for row in timed) / len(timed) for part in names}
     whole = sum(mean.values()) or 1.0
     cells = [(part, f"{ms:.4g} ms", f"{ms / whole:.0%}") for part, ms in mean.items()]
     note = f"<p>Means over the lines of steps {timed[0]['step']} to {timed[-1]['step']}.</p>"

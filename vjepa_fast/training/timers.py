@@ -13,6 +13,7 @@ Item = TypeVar("Item")
 MAX_MARKS = 1 << 14  # kept if nobody takes them
 PARTS = ("data", "target", "context", "predictor", "backward", "optimizer", "ema")
 FINETUNE_PARTS = ("data", "forward", "backward", "optimizer")
+ALL_PARTS = (*PARTS, "forward")
 
 
 class TimedIterator(Iterator[Item]):

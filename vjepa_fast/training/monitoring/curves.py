@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from vjepa_fast.training.monitoring.collapse import STD_FLOOR
 from vjepa_fast.training.monitoring.writer import read_metrics
-from vjepa_fast.training.timers import PARTS
+from vjepa_fast.training.timers import ALL_PARTS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -53,7 +53,7 @@ PANELS = (
     Panel("skipped steps", ("skipped_steps",), count=True),
     Panel("weight decay", ("weight_decay",)),
     Panel("EMA momentum", ("momentum",), from_zero=False),
-    Panel("ms per step by part", tuple(f"ms_{part}" for part in (*PARTS, "forward"))),
+    Panel("ms per step by part", tuple(f"ms_{part}" for part in ALL_PARTS)),
 )
 OVERVIEW = PANELS[:8]  # in RUN/curves.png, or those of a run without a probe:
 WITHOUT_PROBE = (PANELS[0], *PANELS[2:7])
