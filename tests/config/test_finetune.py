@@ -116,6 +116,12 @@ BAD = [
         "optim.micro_batch: found 12, expected a divisor of optim.global_batch 2048; choose e.g. 8",
     ),
     (
+        {"zero": {"stage": 3}, "activation_checkpointing": "selective"},
+        "activation_checkpointing: found selective at zero.stage 3, expected none or full, since "
+        "torch does not find what it saved where the weights are gathered anew; set it to full, "
+        "or zero.stage to 2",
+    ),
+    (
         {"compile": True, "activation_checkpointing": "selective"},
         "activation_checkpointing: found selective with compile, expected none or full, since the "
         "compiler itself recomputes norms and GELU; set it to none",

@@ -40,6 +40,12 @@ def parse_finetune_config(data: Any) -> FinetuneConfig:
         raise sentence(error, FinetuneConfig) from None
     _check_batch(config)
     check_compile(config.compile, config.activation_checkpointing, config.zero.stage)
+    if config.zero.stage == 3 and config.activation_checkpointing == "selective":
+        raise UserError(
+            "activation_checkpointing: found selective at zero.stage 3, expected none or full, "
+            "since torch does not find what it saved where the weights are gathered anew; set it "
+            "to full, or zero.stage to 2"
+        )
     return config
 
 
