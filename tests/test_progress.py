@@ -94,3 +94,12 @@ def test_every_bar_goes_this_way():
     # the run's own bar, which the log lines of the steps replace, and what keeps lines off it
     of_a_run = {"vjepa_fast.training.monitoring.metrics", "vjepa_fast.training.loop"}
     assert found == {"vjepa_fast.progress"} | of_a_run
+
+
+@pytest.mark.parametrize(
+    ("short", "leave", "shown"), [(0, False, 1), (99, False, 0), (99, True, 1)]
+)
+def test_a_short_part_leaves_no_line(lines, monkeypatch, short, leave, shown):
+    monkeypatch.setattr(progress, "SHORT", short)
+    assert list(with_progress("abc", "spelling", 3, "letter", leave=leave)) == list("abc")
+    assert len(lines) == shown

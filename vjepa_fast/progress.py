@@ -11,6 +11,7 @@ from typing import TypeVar
 from tqdm import tqdm
 
 SECONDS = 30.0  # between two lines
+SHORT = 1.0  # seconds that need no line at the end, where no bar would stay
 
 T = TypeVar("T")
 log = logging.getLogger("vjepa_fast")
@@ -41,14 +42,15 @@ def with_progress(
         total: number of items, those done before included.
         unit: name of one item, shown by the bar.
         initial: number of items done before.
-        leave: whether the bar stays when it is full.
+        leave: whether the bar stays when it is full, or the last line is shown also after less than
+            `SHORT` seconds.
     """
     if on_terminal():
         return tqdm(items, what, total, initial=initial, unit=unit, leave=leave, dynamic_ncols=True)
-    return _lines(items, what, total, initial)
+    return _lines(items, what, total, initial, leave)
 
 
-def _lines(items: Iterable[T], what: str, total: int, initial: int) -> Iterator[T]:
+def _lines(items: Iterable[T], what: str, total: int, initial: int, leave: bool) -> Iterator[T]:
     begin = shown = time.monotonic()
     done = initial
     for done, item in enumerate(items, initial + 1):
@@ -58,5 +60,8 @@ def _lines(items: Iterable[T], what: str, total: int, initial: int) -> Iterator[
             left = (total - done) * (now - begin) / (done - initial)
             log.info("%s: %d of %d, %s left", what, done, total, tqdm.format_interval(left))
             shown = now
-    taken = tqdm.format_interval(time.monotonic() - begin)
+    seconds = time.monotonic() - begin
+    if not leave and seconds < SHORT:
+        return
+    taken = tqdm.format_interval(seconds)
     log.info("%s: %d of %d, took %s", what, done, total, taken)
