@@ -16,6 +16,7 @@ from tests.helpers.paths import REPOSITORY
 from vjepa_fast import cli
 from vjepa_fast.data.manifest.entry import ManifestEntry
 from vjepa_fast.data.manifest.files import read_manifest, write_manifest
+from vjepa_fast.evaluation import probe as probing
 from vjepa_fast.evaluation import run_heads
 from vjepa_fast.evaluation.kinds import PIXELS, PRETRAINED, RANDOM
 from vjepa_fast.evaluation.labels.targets import TEST
@@ -193,6 +194,39 @@ def test_it_goes_on_where_it_was_stopped(probe, run: Path, monkeypatch) -> None:
     result, _ = probe("--epochs", "3")
     assert sum(steps) == 3 * 3  # batches of 16 of 48 videos
     assert result["grid"] == expected["grid"]
+
+
+def test_other_labels_are_another_training(probe, run: Path, demo: Path, monkeypatch) -> None:
+    """What an interrupted probe left is used by the same probe only."""
+
+    class Stopped(Exception):
+        pass
+
+    def stopped(*_: object) -> None:
+        raise Stopped
+
+    entries = list(read_manifest(demo / "train.csv"))
+    write_manifest(run / "train.csv", entries)
+    arguments = ("--train", str(run / "train.csv"), "--test", str(demo / "test.csv"))
+    with monkeypatch.context() as patch:
+        patch.setattr(run_heads, "SAVE_EVERY", 0.0)
+        patch.setattr(probing, "predict", stopped)  # all is trained and saved
+        with pytest.raises(Stopped):
+            probe(*arguments)
+    others = [replace(e, labels={"digit": (e.labels["digit"] + 1) % 3}) for e in entries]
+    write_manifest(run / "train.csv", others)
+    result, _ = probe(*arguments)
+    again, _ = probe(*arguments)
+    assert result["grid"] == again["grid"]
+    assert probe(*arguments, "--num-frames", "4")[0]["grid"] != result["grid"]  # other features
+
+
+def test_a_store_of_another_checkpoint_is_refused(probe, run: Path, demo: Path) -> None:
+    store = ("--store", str(run / "store"))
+    first, _ = probe(*store)
+    assert probe(*store)[0]["grid"] == first["grid"]
+    error = probe(*store, "--num-frames", "4", status=2)[1]
+    assert "found features of other weights or settings (num_frames 8, now 4" in error
 
 
 def test_the_run_of_a_checkpoint_elsewhere(run: Path, demo: Path, tmp_path: Path, capsys) -> None:

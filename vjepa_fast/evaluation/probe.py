@@ -7,6 +7,7 @@ import math
 import shutil
 from dataclasses import dataclass, field
 from functools import partial
+from hashlib import sha256
 from pathlib import Path
 
 import torch
@@ -141,8 +142,7 @@ class Probing:
 
     def _trained(self, kind: Kind, source: FeatureSource) -> tuple[HeadStack, list[float]]:
         form, recipe = self.settings.form(self.encoder.model), self.settings.recipe
-        key = f"{kind.key} {form} {recipe} {self.settings} {self.manifests}"
-        restart = Restart(self.work / f"{kind.slug}.safetensors", key)
+        restart = Restart(self.work / f"{kind.slug}.safetensors", self._key(kind))
         stack, losses = train_heads(
             source,
             self.targets,
@@ -157,6 +157,22 @@ class Probing:
             kind.name,
         )
         return stack, losses.tolist()
+
+    def _key(self, kind: Kind) -> str:
+        """A hash (hex) of all that the training of heads on these features depends on."""
+        digest = sha256()
+        parts = [
+            kind.key,
+            str(self.encoder.dtype),
+            self.sources.settings(TRAIN, crops=1, to_train=True),
+            self.settings.form(self.encoder.model),
+            self.settings.recipe,
+            self.specs,
+        ]
+        digest.update(repr(parts).encode())
+        for rows in (*self.labeled, *(target.learned(TRAIN) for target in self.targets)):
+            digest.update(rows.numpy().tobytes())
+        return digest.hexdigest()
 
     def _neighbors(self, source: FeatureSource, labeled: Tensor, name: str) -> NeighborHeads:
         count = len(self.entries[TRAIN])
@@ -263,8 +279,10 @@ def prepare(settings: ProbeSettings, group: HostGroup) -> Probing:
         tubelet_size=encoder.model.patch_embed.tubelet_size,
         views=settings.views,
         pool="tokens" if settings.probe == "attentive" else "mean",
-        store=settings.store or output_of(settings, checkpoint) / WORK,
+        store=settings.store,
+        work=output_of(settings, checkpoint) / WORK,
         device=encoder.device,
+        dtype=encoder.dtype,
         group=group,
         num_workers=settings.num_workers or data.num_workers,
         backend=data.backend,

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
+from zlib import crc32
 
 import torch
 from torch import Tensor
@@ -57,8 +59,10 @@ class Sources:
         tubelet_size: frames of a token.
         views: of each video.
         pool: "mean": one token, the mean of all.
-        store: folder for features of fixed views.
+        store: folder for features of fixed views, which is kept; None: one in `work`.
+        work: folder of the probe.
         device: of the features.
+        dtype: that encoders compute in.
         group: the processes.
         num_workers, backend, max_bad_fraction: see `ViewDecoder`.
         left_out: of each split, the rows of the videos that do not decode, and why; as far as this
@@ -70,8 +74,10 @@ class Sources:
     tubelet_size: int
     views: Views
     pool: Literal["tokens", "mean"]
-    store: Path
+    store: Path | None
+    work: Path
     device: torch.device
+    dtype: torch.dtype
     group: HostGroup
     num_workers: int
     backend: str
@@ -98,12 +104,7 @@ class Sources:
         if (split, crops) not in self._stores:
             views = self._decoder(split, crops)
             self._stores[split, crops] = {
-                kind: StoredFeatures(
-                    self.store / f"{kind.slug}-{split}-{crops}",
-                    self._streamed(kind, views),
-                    {"features": kind.name, "of": kind.key},
-                )
-                for kind in kinds
+                kind: self._stored(kind, split, self._streamed(kind, views)) for kind in kinds
             }
         stores = self._stores[split, crops]
         fill_stores(list(stores.values()), rows.numpy())
@@ -139,7 +140,7 @@ class Sources:
             width=encoder.width,
             patch_size=embed.patch_size,
             tubelet_size=embed.tubelet_size,
-            file=self.store / "pixels.safetensors",
+            file=(self.store or self.work) / "pixels.safetensors",
         )
 
     def _decoder(self, split: str, crops: int, augment: Augment | None = None) -> ViewDecoder:
@@ -152,6 +153,21 @@ class Sources:
             num_workers=self.num_workers,
             max_bad_fraction=self.max_bad_fraction,
         )
+
+    def settings(self, split: str, crops: int, *, to_train: bool) -> dict:
+        """All that the views of a split depend on, as JSON data."""
+        augment = self.views.augment if to_train else None
+        positions = {"frame_positions": self.views.frame_positions}
+        return self._decoder(split, crops, augment).settings | positions
+
+    def _stored(self, kind: Kind, split: str, streamed: StreamedFeatures) -> StoredFeatures:
+        """What a folder holds; one that the user has named must hold just these features."""
+        key = {"features": kind.name, "of": kind.key, "precision": str(self.dtype)}
+        name = f"{kind.slug}-{split}-{streamed.views.plan.crops}"
+        if self.store:
+            return StoredFeatures(self.store / name, streamed, key)
+        text = json.dumps([key, streamed.settings], sort_keys=True)
+        return StoredFeatures(self.work / f"{name}-{crc32(text.encode()):08x}", streamed, key)
 
     def _streamed(self, kind: Kind, views: ViewDecoder) -> StreamedFeatures:
         share = Share(self.group.rank, self.group.world)
