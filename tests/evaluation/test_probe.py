@@ -133,6 +133,15 @@ def test_low_shot_and_a_grid(probe) -> None:
     assert result["saved"] == {"digit": "probe_digit.safetensors"}
 
 
+def test_a_head_that_diverges_is_named_and_not_chosen(probe) -> None:
+    result, printed = probe("--lr", "1e-3,1e30", "--epochs", "4")
+    assert "found a gradient that is not finite in the probe of digit with learning rate 1e+30" in (
+        printed
+    )
+    (row,) = result["results"]
+    assert [draw["lr"] for draw in row["draws"]] == [1e-3]
+
+
 @pytest.mark.parametrize("kind", ["linear", "knn"])
 def test_other_probes(probe, kind: str) -> None:
     result, _ = probe("--probe", kind, "--segments", "2", "--crops", "3", "--validation", "0.2")

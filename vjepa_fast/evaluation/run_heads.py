@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -26,8 +28,7 @@ from vjepa_fast.training.distributed.host_group import HostGroup
 
 _TEST_BATCH = 64  # videos, of all processes
 SAVE_EVERY = 300.0  # seconds between two saved states
-
-Order = list[tuple[int, np.ndarray]]
+log = logging.getLogger("vjepa_fast")
 
 
 @dataclass(frozen=True)
@@ -73,17 +74,23 @@ def train_heads(
     Returns:
         the heads; the loss of each one's last update, fp64 [H].
     """
-    order, member = _order(labeled, recipe, most)
+    union = torch.cat(list(labeled)).unique().numpy()
+    # Where heads have few of the videos each, batches are larger, so that a head has about
+    # recipe.batch of its own in each.
+    wanted = round(recipe.batch * len(union) / max(map(len, labeled)))
+    size = max(recipe.batch, min(wanted, most))
+    total = recipe.epochs * -(-len(union) // size)
+    member = torch.zeros(len(labeled), int(union.max()) + 1, dtype=torch.bool)
+    for head, rows in enumerate(labeled):
+        member[head, rows] = True
     stack = HeadStack(form, specs, recipe.seed).to(device)
     counts = torch.tensor([len(rows) for rows in labeled])
     trainer = HeadTrainer(stack, recipe, counts)
     first = _load(trainer, restart, group, device)
     truth = {target.name: target.learned(TRAIN) for target in targets}
     saved = time.monotonic()
-    batches = source.batches(order[first:])
-    shown = with_progress(
-        batches, f"probes of {name}", len(order), "batch", initial=first, leave=False
-    )
+    batches = source.batches(islice(_order(union, recipe, size), first, None))
+    shown = with_progress(batches, f"probes of {name}", total, "batch", initial=first, leave=False)
     for done, batch in enumerate(shown, first + 1):
         rows = batch.rows.cpu()
         own = {key: values[rows].to(device) for key, values in truth.items()}
@@ -91,26 +98,25 @@ def train_heads(
         if group.any(time.monotonic() - saved >= SAVE_EVERY)[0]:
             _save(trainer, restart, group, done)
             saved = time.monotonic()
+    for head in trainer.diverged.nonzero()[:, 0].tolist() if group.rank == 0 else ():
+        log.warning(
+            "probes of %s: found a gradient that is not finite in the probe of %s with learning "
+            "rate %g and weight decay %g, which learned no more from there on; leave these out, or "
+            "choose smaller ones",
+            name,
+            specs[head].target,
+            specs[head].lr,
+            specs[head].weight_decay,
+        )
     return stack.eval(), trainer.losses
 
 
-def _order(labeled: Sequence[Tensor], recipe: ProbeRecipe, most: int) -> tuple[Order, Tensor]:
-    """The batches of all epochs, and which head learns from which row: bool [H, rows].
-
-    Where heads have few of the videos each, batches are larger, so that each has about
-    `recipe.batch` of its own in one.
-    """
-    union = torch.cat(list(labeled)).unique()
-    member = torch.zeros(len(labeled), int(union.max()) + 1, dtype=torch.bool)
-    for head, rows in enumerate(labeled):
-        member[head, rows] = True
-    wanted = round(recipe.batch * len(union) / max(map(len, labeled)))
-    size = max(recipe.batch, min(wanted, most))
-    order: Order = []
+def _order(rows: np.ndarray, recipe: ProbeRecipe, size: int) -> Iterator[tuple[int, np.ndarray]]:
+    """The batches of all epochs."""
     for epoch in range(recipe.epochs):
-        rows = epoch_order(union.numpy(), epoch, recipe.seed)
-        order += [(epoch, rows[i : i + size]) for i in range(0, len(rows), size)]
-    return order, member
+        order = epoch_order(rows, epoch, recipe.seed)
+        for first in range(0, len(order), size):
+            yield epoch, order[first : first + size]
 
 
 def _load(trainer: HeadTrainer, restart: Restart, group: HostGroup, device: torch.device) -> int:
