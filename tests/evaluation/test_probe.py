@@ -276,6 +276,9 @@ def test_what_is_refused(probe, run: Path, demo: Path, capsys) -> None:
         (("--flip",), "digit", "--flip: found it without --augment"),
         (("--probe", "knn", "--blocks", "4"), "digit", "--blocks: found 4 with --probe knn"),
         (("--augment", "--segments", "100"), "digit", "segments: found 100, expected 1 to 99"),
+        (("--store", str(run / "config.json")), "digit", "found that no folder can be made there"),
+        (("--output", "/proc/none"), "digit", "/proc/none: found that nothing can be written th"),
+        (("--crop-size", "30"), "digit", "crop_size: found 30, expected a multiple of 8"),
     ):
         assert sentence in probe(*arguments, labels=labels, status=2)[1]
     entries = [replace(entry, labels={}) for entry in read_manifest(demo / "train.csv")]

@@ -233,8 +233,8 @@ def run_probe(settings: ProbeSettings) -> Probing:
                 probing.work.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(
-                f"{probing.output}: found a folder where nothing can be written "
-                f"({error.strerror}), expected one; name another with --output"
+                f"{probing.output}: found that nothing can be written there ({error.strerror}), "
+                "expected a folder of yours; name another with --output"
             ) from None
         group.barrier()
         probing.run()

@@ -74,7 +74,13 @@ class FeatureFolder:
         file = path / _SETTINGS
         if path.exists() and not path.is_dir():
             raise UserError(f"{path}: found a file, expected a folder; choose another {option}")
-        path.mkdir(parents=True, exist_ok=True)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"{path}: found that no folder can be made there ({error.strerror}), expected a "
+                f"place to write to; choose another {option}"
+            ) from None
         with sole_writer(path, wait=True):
             if file.is_file():
                 _require_same(path, file, settings, option)
