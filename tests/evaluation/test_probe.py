@@ -263,7 +263,8 @@ def test_values(probe, run: Path, demo: Path) -> None:
     ]
     median = torch.tensor(sizes[0]).median().item()
     chance = sum(abs(size - median) for size in sizes[1]) / 16
-    assert result["chance"]["size"] == pytest.approx(chance)
+    assert result["targets"]["size"]["error_of_median"] == pytest.approx(chance)
+    assert result["chance"].keys() == {"digit"}
     classifier, header = load_probe(run / result["saved"]["size"])
     assert classifier.linear.out_features == 1 and header["classes"] == []
     assert header["mean"] == pytest.approx(sum(sizes[0]) / 48)

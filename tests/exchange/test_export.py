@@ -154,7 +154,7 @@ def test_the_card_is_of_the_run_and_names_no_place(tmp_path):
         "Step 40 of 100, 24 clips a step.",
         "momentum 0.998 to 1.",
         '"num_blocks": 2',
-        "Accuracy of an attentive probe of 4 blocks at step 40.",
+        "Test scores of an attentive probe of 4 blocks at step 40.",
         "digit: pretrained encoder 0.750",
     ):
         assert text in card

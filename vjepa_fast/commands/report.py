@@ -7,7 +7,6 @@ import base64
 import datetime
 import io
 import json
-import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -244,7 +243,11 @@ def _probes(result: dict) -> str:
     kinds = list(next(iter(accuracy.values())))
     chance = result.get("chance", {})
     rows = [
-        (label, *(f"{by_kind[kind]:.3f}" for kind in kinds), f"{chance.get(label, math.nan):.3f}")
+        (
+            label,
+            *(f"{by_kind[kind]:.3f}" for kind in kinds),
+            f"{chance[label]:.3f}" if label in chance else "-",  # values have none
+        )
         for label, by_kind in accuracy.items()
     ]
     kind = result.get("probe", "attentive")  # older versions had no other

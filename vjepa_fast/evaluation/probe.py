@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from hashlib import sha256
@@ -34,7 +35,7 @@ from vjepa_fast.inference.load import load_encoder
 from vjepa_fast.training.checkpoint.format import Checkpoint
 from vjepa_fast.training.distributed.cpu import prepare_cpu
 from vjepa_fast.training.distributed.host_group import HostGroup
-from vjepa_fast.training.distributed.join import join_processes
+from vjepa_fast.training.distributed.join import join_processes, leave_processes
 from vjepa_fast.training.distributed.peer_watch import PeerWatch
 
 log = logging.getLogger("vjepa_fast")
@@ -200,10 +201,6 @@ class Probing:
         """The folder of what is needed while the probe runs."""
         return self.output / WORK
 
-    def remove_work(self) -> None:
-        """Remove that folder, once the results are written."""
-        shutil.rmtree(self.work, ignore_errors=True)
-
 
 def output_of(settings: ProbeSettings, checkpoint: Checkpoint) -> Path:
     """The run's folder, or the checkpoint's own if it is in no run."""
@@ -213,12 +210,16 @@ def output_of(settings: ProbeSettings, checkpoint: Checkpoint) -> Path:
     return checkpoint.folder.parents[1] if in_run else checkpoint.folder
 
 
-def run_probe(settings: ProbeSettings) -> Probing:
+def run_probe(settings: ProbeSettings, write: Callable[[Probing], None]) -> None:
     """Probe a checkpoint's features and those it is compared with. Collective under a launcher.
 
     All heads learn together from features that are read once in an epoch. What was computed is kept
-    in `Probing.work` until the results are written, so the same command goes on where it was
+    in `Probing.work` until the results are written, so the same call goes on where it was
     stopped.
+
+    Args:
+        settings: what is probed.
+        write: what one process does with the results, before all leave.
 
     Raises:
         UserError: no such checkpoint, manifest or label; labels that do not fit; too many videos
@@ -241,7 +242,11 @@ def run_probe(settings: ProbeSettings) -> Probing:
         for seen in group.all_gather(probing.sources.left_out):
             for split, rows in seen.items():
                 probing.sources.left_out.setdefault(split, {}).update(rows)
-    return probing
+        if group.rank == 0:
+            write(probing)
+            shutil.rmtree(probing.work, ignore_errors=True)
+        group.barrier()
+    leave_processes(group)
 
 
 def prepare(settings: ProbeSettings, group: HostGroup) -> Probing:

@@ -70,7 +70,7 @@ def test_values_are_standardized_by_the_training_videos(read):
     learned = target.learned(TRAIN)
     assert learned.mean().abs() < 1e-6 and learned.square().mean() == pytest.approx(1)
     assert target.truth[TEST].tolist() == [3.0, 9.5]
-    assert target.chance == pytest.approx((1.0 + 7.5) / 2)
+    assert target.error_of_median == pytest.approx((1.0 + 7.5) / 2)
 
 
 @pytest.mark.parametrize(

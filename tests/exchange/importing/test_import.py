@@ -269,4 +269,4 @@ def test_the_report_of_imported_weights(tmp_path):
 def test_a_probe_on_imported_weights_needs_videos(tmp_path):
     run = import_weights(save(checkpoint(), tmp_path / "a.pth.tar"), tmp_path / "run", **FIRST).run
     with pytest.raises(UserError, match=r"^--train: found none for .*imported from a.pth.tar"):
-        run_probe(ProbeSettings(run, ("digit",)))
+        run_probe(ProbeSettings(run, ("digit",)), write=print)

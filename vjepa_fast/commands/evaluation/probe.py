@@ -153,11 +153,10 @@ def run(options: argparse.Namespace) -> int:
     """
     from vjepa_fast.data.plan.crops import Augment
     from vjepa_fast.evaluation.labels.grid import Grid
-    from vjepa_fast.evaluation.probe import run_probe
+    from vjepa_fast.evaluation.probe import Probing, run_probe
     from vjepa_fast.evaluation.report.write import write_results
     from vjepa_fast.evaluation.settings import ProbeSettings
     from vjepa_fast.evaluation.sources import Views
-    from vjepa_fast.training.distributed.join import leave_processes
 
     if options.flip and not options.augment:
         raise UserError("--flip: found it without --augment, expected both; add --augment")
@@ -193,14 +192,14 @@ def run(options: argparse.Namespace) -> int:
         store=options.store,
         num_workers=options.workers,
     )
-    probing = run_probe(settings)
-    if probing.group.rank == 0:
+
+    def write(probing: Probing) -> None:
         result = write_results(probing)
-        probing.remove_work()
         print(probe_table(result))
         files = ("probe.json", result.get("picture", ""), *result["saved"].values())
         print(f"written to {probing.output}: {', '.join(filter(None, files))}")
-    leave_processes(probing.group)
+
+    run_probe(settings, write)
     return 0
 
 

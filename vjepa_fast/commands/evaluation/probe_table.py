@@ -30,8 +30,7 @@ def probe_table(result: Mapping) -> str:
         for row in own:
             cells = [_cell(row["test"][name]) for name in names]
             rows.append((row["features"], f"{100 * row['share']:g} %", *cells))
-        chance = f"{result['chance'][label]:.3f}"
-        rows.append((_chance(target), "", chance, *[""] * (len(names) - 1)))
+        rows.append((*_guess(label, target, result), *[""] * (len(names) - 1)))
         lines += ["", text_table(rows)]
         if absent := target.get("not_in_test"):
             lines.append(f"no test videos of {', '.join(absent)}")
@@ -61,5 +60,8 @@ def _cell(score: Mapping[str, float | None]) -> str:
     return text if score["std"] is None else f"{text} ± {score['std']:.3f}"
 
 
-def _chance(target: Mapping) -> str:
-    return "most frequent class" if "classes" in target else "median value"
+def _guess(label: str, target: Mapping, result: Mapping) -> tuple[str, str, str]:
+    """What the best constant guess scores."""
+    if "classes" in target:
+        return "most frequent class", "", f"{result['chance'][label]:.3f}"
+    return "median value", "", f"{target['error_of_median']:.3f}"

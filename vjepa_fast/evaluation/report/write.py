@@ -24,12 +24,13 @@ def write_results(probing: Probing) -> dict:
 
     Returns:
         the content of probe.json: "checkpoint", "step", "probe", "blocks" and other settings;
-        "videos" by split: {"manifest", "used", "left_out"}; "targets" by label: its classes and
-        "chance", see `Target`; "results": for each kind of features, label and share of labels, the
-        scores of the heads that validation chose, see `selection.summary`; "accuracy" {label:
-        {kind: the main score at the largest share}}; "grid": every head, see
-        `selection.whole_grid`; "confusion" by label; "saved": file of each label's probe, of the
-        checkpoint's features, the largest share and the first draw.
+        "videos" by split: {"manifest", "used", "left_out"}; "targets" by label: its classes, or
+        mean, std and error_of_median of its values; "chance" of classes, see `Target`; "results":
+        for each kind of features, label and share of labels, the scores of the heads that
+        validation chose, see `selection.summary`; "accuracy" {label: {kind: the main score at the
+        largest share}}; "grid": every head, see `selection.whole_grid`; "confusion" by label;
+        "saved": file of each label's probe, of the checkpoint's features, the largest share and the
+        first draw.
 
     Raises:
         UserError: a file cannot be written.
@@ -47,7 +48,7 @@ def write_results(probing: Probing) -> dict:
         **_settings(probing),
         "videos": {split: _videos(probing, split) for split in probing.entries},
         "targets": {target.name: _target(target) for target in probing.targets},
-        "chance": {target.name: target.chance for target in probing.targets},
+        "chance": {t.name: t.chance for t in probing.targets if not t.has_values},
         "accuracy": {
             target.name: {
                 row["features"]: row["test"][main_name(target)]["mean"]
@@ -133,7 +134,11 @@ def _videos(probing: Probing, split: str) -> dict:
 
 def _target(target: Target) -> dict:
     if target.has_values:
-        return {"mean": target.mean, "std": target.std}
+        return {
+            "mean": target.mean,
+            "std": target.std,
+            "error_of_median": target.error_of_median,
+        }
     tested = set(target.truth[TEST].tolist())
     return {
         "classes": list(target.classes),

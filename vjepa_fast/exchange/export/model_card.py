@@ -163,5 +163,7 @@ def _probe(path: Path, step: int) -> list[str]:
         return []
     note = "" if found.get("step") == step else ", which is not the exported one"
     blocks = found.get("blocks", 1)  # earlier versions had one
-    kind = f"{blocks} block{'s' * (blocks != 1)}"
-    return [f"Accuracy of an attentive probe of {kind} at step {found.get('step')}{note}.", *rows]
+    kinds = {"linear": "a linear probe", "knn": "nearest neighbors"}  # earlier versions had neither
+    attentive = f"an attentive probe of {blocks} block{'s' * (blocks != 1)}"
+    kind = kinds.get(found.get("probe"), attentive)
+    return [f"Test scores of {kind} at step {found.get('step')}{note}.", *rows]
