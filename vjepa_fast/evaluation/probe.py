@@ -177,9 +177,15 @@ class Probing:
 
     def _neighbors(self, source: FeatureSource, labeled: Tensor, name: str) -> NeighborHeads:
         count = len(self.entries[TRAIN])
-        bank = pooled(source, labeled, count, self.encoder.device, self.group, name)
+        bank, there = pooled(source, labeled, count, self.encoder.device, self.group, name)
+        for spec, rows in zip(self.specs, self.labeled, strict=True):
+            if not there[rows].any():
+                raise UserError(
+                    f"{self.manifests[TRAIN]}: found that none of the {len(rows)} videos with "
+                    f"labels of {spec.target} can be decoded, expected some; index the videos again"
+                )
         truth = {t.name: t.learned(TRAIN).to(self.encoder.device) for t in self.targets}
-        known = [rows.to(self.encoder.device) for rows in self.labeled]
+        known = [rows[there[rows]].to(self.encoder.device) for rows in self.labeled]
         return NeighborHeads(self.specs, bank, known, truth, self.settings.neighbors)
 
     def _scores(self, found: dict[str, Predictions]) -> list[Scores]:

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from vjepa_fast.evaluation.heads.spec import HeadSpec, ProbeForm, ProbeRecipe
@@ -137,15 +137,19 @@ def _load(trainer: HeadTrainer, restart: Restart, group: HostGroup, device: torc
 
 
 def _save(trainer: HeadTrainer, restart: Restart, group: HostGroup, done: int) -> None:
-    state = trainer.state_dict()
+    state = {name: value.contiguous() for name, value in trainer.state_dict().items()}
     if group.rank == 0:
         partial = restart.file.with_name(f".{restart.file.name}.partial")
-        save_file(
-            {name: value.contiguous() for name, value in state.items()},
-            partial,
-            {"key": restart.key, "done": str(done)},
-        )
-        os.replace(partial, restart.file)
+        try:
+            partial.write_bytes(save(state, {"key": restart.key, "done": str(done)}))
+            os.replace(partial, restart.file)
+        except OSError as error:
+            partial.unlink(missing_ok=True)
+            log.warning(
+                "%s: found that it cannot be written (%s), so a restart would begin earlier",
+                restart.file,
+                error.strerror,
+            )
     group.barrier()
 
 
@@ -157,7 +161,7 @@ def pooled(
     device: torch.device,
     group: HostGroup,
     name: str,
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     """Mean features of videos, for nearest neighbors. Collective.
 
     Args:
@@ -168,7 +172,7 @@ def pooled(
         name: of the features, for the progress.
 
     Returns:
-        fp32 [count, D], zero in other rows.
+        fp32 [count, D], and which rows are there, bool [count], on the host.
     """
     order = [(0, part.numpy()) for part in rows.split(_TEST_BATCH)]
     batches = with_progress(
@@ -176,10 +180,10 @@ def pooled(
     )
     found = [(batch.rows.cpu(), batch.tokens.float().mean((1, 2)).cpu()) for batch in batches]
     found = [pair for part in group.all_gather(found) for pair in part]
-    bank = torch.zeros(count, found[0][1].shape[1])
+    bank, there = torch.zeros(count, found[0][1].shape[1]), torch.zeros(count, dtype=torch.bool)
     for own, features in found:
-        bank[own] = features
-    return bank.to(device)
+        bank[own], there[own] = features, True
+    return bank.to(device), there
 
 
 @dataclass(frozen=True)
@@ -189,7 +193,7 @@ class Predictions:
     Attributes:
         target: what they predict.
         truth: of the videos that could be decoded, [n].
-        guesses: classes, int64 [H, n]; or values in the column's unit, fp32.
+        guesses: classes, int64 [H, n]; or values in the column's unit, fp64.
         ranks: `rank_of_truth`, int64 [H, n]; of values nothing.
     """
 
@@ -264,7 +268,7 @@ def _mean(predictor: HeadStack, tokens: Tensor, targets: Sequence[Target]) -> It
 def _judge(target: Target, outputs: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
     """Guesses and ranks of the truth of one batch, [H, b] each, on the host."""
     if target.has_values:
-        guesses = (outputs[..., 0] * target.std + target.mean).cpu()
+        guesses = outputs[..., 0].double().cpu() * target.std + target.mean
         return guesses, torch.zeros(len(outputs), len(truth), dtype=torch.int64)
     outputs = outputs.cpu()
     return outputs.argmax(-1), rank_of_truth(outputs, truth)

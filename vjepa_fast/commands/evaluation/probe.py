@@ -115,7 +115,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     heads.add_argument(
         "--weight-decay",
         type=_numbers,
-        default=(0.01,),
         help="weight decays, separated by commas (default: 0.01)",
     )
     heads.add_argument(
@@ -130,7 +129,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=(),
         help="also probe: random (the encoder before training), pixels; separated by commas",
     )
-    heads.add_argument("--seed", type=int, default=0, help="of draws and weights (default: 0)")
+    heads.add_argument("--seed", type=_seed, default=0, help="of draws and weights (default: 0)")
     files = parser.add_argument_group("files")
     files.add_argument(
         "--output",
@@ -165,6 +164,13 @@ def run(options: argparse.Namespace) -> int:
             f"--blocks: found {options.blocks} with --probe {options.probe}, expected an attentive "
             "probe; leave one of them out"
         )
+    for option in ("augment", "lr", "weight_decay"):
+        if options.probe == "knn" and getattr(options, option):
+            name = f"--{option.replace('_', '-')}"
+            raise UserError(
+                f"{name}: found it with --probe knn, which is not trained, expected another probe; "
+                "leave one of them out"
+            )
     augment = Augment((0.08, 1.0), (3 / 4, 4 / 3), options.flip) if options.augment else None
     settings = ProbeSettings(
         checkpoint=options.checkpoint,
@@ -179,7 +185,7 @@ def run(options: argparse.Namespace) -> int:
             draws=options.draws,
             balanced=options.draw == "balanced",
             lrs=options.lr or ((1e-3, 1e-2, 1e-1) if options.probe == "linear" else (1e-3,)),
-            weight_decays=options.weight_decay,
+            weight_decays=options.weight_decay or (0.01,),
             seed=options.seed,
         ),
         epochs=options.epochs,
@@ -201,6 +207,12 @@ def run(options: argparse.Namespace) -> int:
 
     run_probe(settings, write)
     return 0
+
+
+def _seed(text: str) -> int:
+    if not text.isdecimal() or int(text) >= 2**62:
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected a whole number of 0 or more")
+    return int(text)
 
 
 def _names(text: str) -> tuple[str, ...]:

@@ -25,7 +25,7 @@ class Target:
     Attributes:
         name: the column's, without its prefix.
         truth: by split, one for each video of its manifest: classes, int64 [n], -1 where no
-            training video has that class; or values in the column's unit, fp32 [n].
+            training video has that class; or values in the column's unit, fp64 [n].
         classes: the manifest's number of each class, in the order of logits; () for values.
         names: of the classes, as the class map has them, or their numbers.
         mean, std: of the training values.
@@ -49,9 +49,9 @@ class Target:
         return not self.classes
 
     def learned(self, split: str) -> Tensor:
-        """`truth`, as losses take it: values are standardized by the training videos'."""
+        """`truth`, as losses take it: values are standardized by the training videos', fp32."""
         if self.has_values:
-            return (self.truth[split] - self.mean) / self.std
+            return ((self.truth[split] - self.mean) / self.std).float()
         return self.truth[split]
 
     @property
@@ -119,8 +119,7 @@ def _values(name: str, splits: Mapping[str, Entries]) -> Target:
             f"{splits[TRAIN].source}: found the same value_{name} {mean:g} for all "
             f"{len(train)} videos, expected several values; check the column"
         )
-    truth = {split: values.float() for split, values in found.items()}
-    return Target(name, truth, mean=mean, std=std)
+    return Target(name, found, mean=mean, std=std)
 
 
 def _classes(name: str, splits: Mapping[str, Entries]) -> Target:

@@ -67,13 +67,14 @@ def write_results(probing: Probing) -> dict:
     matrices = _matrices(probing, most)
     result["confusion"] = {name: matrix.counts.tolist() for name, matrix in matrices.items()}
     result["saved"] = _save_heads(probing, most)
-    text = json.dumps(_plain(result), indent=2) + "\n"
+    result = _plain(result)
+    picture = probing.output / PICTURE
     try:
-        drawn = draw_probe(
-            probing.output / PICTURE, list(matrices.values()), _curves(probing.targets, rows)
-        )
-        if drawn:
+        if draw_probe(picture, list(matrices.values()), _curves(probing.targets, rows)):
             result["picture"] = PICTURE
+        else:
+            picture.unlink(missing_ok=True)  # of another probe
+        text = json.dumps(result, indent=2) + "\n"
         partial = probing.output / f".{RESULT}.{os.getpid()}"
         partial.write_text(text, encoding="utf-8")  # last: it names the others
         os.replace(partial, probing.output / RESULT)
@@ -121,13 +122,13 @@ def _settings(probing: Probing) -> dict:
 
 def _videos(probing: Probing, split: str) -> dict:
     entries, left_out = probing.entries[split], probing.sources.left_out.get(split, {})
-    used = len(entries)
+    used = set(range(len(entries)))
     if split == TRAIN:
-        used = len({row for rows in probing.labeled for row in rows.tolist()})
+        used = {row for rows in probing.labeled for row in rows.tolist()}
     return {
         "manifest": str(probing.manifests[split]),
         "videos": len(entries),
-        "used": used - len(left_out),
+        "used": len(used - left_out.keys()),
         "left_out": {entries[row].path: reason for row, reason in sorted(left_out.items())},
     }
 
