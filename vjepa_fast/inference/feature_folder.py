@@ -115,7 +115,9 @@ class FeatureFolder:
             OSError: it cannot be written, e.g. because the disk is full; nothing of it remains.
         """
         file = self._file(shard)
-        if features is not None:
+        if features is None:  # a killed process may have left some, which no row would name
+            file.unlink(missing_ok=True)
+        else:
             with replaced_atomically(file, binary=True) as out:
                 if self.suffix == "npz":
                     np.savez(out, **{_KEY: features.numpy()})

@@ -200,6 +200,16 @@ def test_what_does_not_decode_is_remembered(make: Make, demo: Path, tmp_path: Pa
         fill_stores([make(of=of)], ALL)
 
 
+def test_what_a_killed_process_left_of_a_shard_without_features(make: Make) -> None:
+    store = make()
+    fill_stores([store], np.array([2]))
+    (store.folder.path / "shards" / "00000.csv").unlink()  # killed between the two files
+    store.write(0, {}, {2: "gone"})
+    assert store.in_shard(0) == {2: "gone"}  # else all processes would wait for it forever
+    fill_stores([store], np.array([2]))
+    assert store.left_out == {2: "gone"}
+
+
 def test_features_that_are_not_finite_are_not_stored(make: Make, entries: Entries) -> None:
     store = make(featurize=lambda video: video[:, :2, 0, 0] / 0.0)
     with pytest.raises(UserError, match="found features that are NaN or infinite"):
