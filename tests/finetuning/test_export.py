@@ -24,6 +24,7 @@ def test_encoder_and_attentive_classifier(
         finetune_config(
             classifier={"kind": "attentive", "blocks": 4},
             optim={"epochs": 0.5, "drop_path": 0.1, "lr": 1e-3},
+            test={"segments": 2},
         )
     )
     results, run = finetune(config), Path(config.output)
@@ -31,6 +32,7 @@ def test_encoder_and_attentive_classifier(
     head, header = load_probe(probe)
     encoder = load_encoder(run)
     assert header["test"] == results["accuracy"]
+    assert header["segments"] == 1  # of those that are tested it reads one at a time
     assert header["encoder"]["crc32"] == encoder.checksum
     clip = torch.zeros(1, 4, 28, 28, 3, dtype=torch.uint8)
     assert head(encoder(clip).tokens).shape == (1, results["num_classes"])

@@ -94,6 +94,11 @@ def test_what_it_starts_from(
     assert found.startswith(f"init.checkpoint: {tmp_path / 'other.pt'}: found")
 
 
+def test_views_are_checked_before_the_training(finetune_config: Callable[..., dict]) -> None:
+    found = mistake(finetune_config(test={"segments": 100}))
+    assert found.startswith("test.segments: found 100, expected")
+
+
 def test_images_as_clips(finetune_config: Callable[..., dict], tmp_path: Path) -> None:
     for kind in ("a", "b"):
         (tmp_path / "images" / kind).mkdir(parents=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,7 +13,13 @@ from pathlib import Path
 import pytest
 
 from tests.finetuning.test_run import ALL
+from tests.helpers.ranks import run_ranks
 from vjepa_fast import cli
+from vjepa_fast.config.finetune.load import parse_finetune_config
+from vjepa_fast.finetuning.start import pinned_initial
+from vjepa_fast.training.checkpoint.format import checkpoints
+from vjepa_fast.training.distributed.host_group import HostGroup
+from vjepa_fast.training.distributed.launch import end_process_group, init_process_group
 from vjepa_fast.training.distributed.launcher import free_port
 from vjepa_fast.training.monitoring.writer import read_metrics
 
@@ -66,6 +73,19 @@ def test_two_processes_see_what_one_sees(
         assert found[launcher][0] == pytest.approx(found["none"][0], rel=1e-4)
 
 
+@pytest.mark.slow
+def test_every_process_starts_from_the_checkpoint_that_rank_0_sees(
+    finetune_config: Callable[..., dict], pretrained: Path, tmp_path: Path
+) -> None:
+    """Though the other one sees a newer one, as where the run to start from still trains."""
+    newer = tmp_path / "newer"
+    shutil.copytree(pretrained, newer)
+    shutil.copytree(checkpoints(newer)[-1], newer / "checkpoints" / "step_00000009")
+    configs = [finetune_config(init={"checkpoint": str(run)}) for run in (pretrained, newer)]
+    found = run_ranks([__file__, *map(json.dumps, configs)], 2, seconds=300)
+    assert found == [str(checkpoints(pretrained)[-1])] * 2
+
+
 def test_a_mistake_is_one_sentence(
     tmp_path: Path, finetune_config: Callable[..., dict], capsys: pytest.CaptureFixture
 ) -> None:
@@ -75,3 +95,10 @@ def test_a_mistake_is_one_sentence(
     printed = capsys.readouterr().err
     assert printed.startswith("error: optim.lrr: found an unknown key")
     assert printed.count("\n") == 1
+
+
+if __name__ == "__main__":
+    rank, _ = init_process_group()
+    own = parse_finetune_config(json.loads(sys.argv[1 + rank]))
+    print("FOUND" + json.dumps(str(pinned_initial(own, HostGroup()))), flush=True)
+    end_process_group()

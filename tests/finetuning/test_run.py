@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import shutil
@@ -12,11 +13,17 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.finetuning.stage_runs import make, settings
+from tests.finetuning.test_mistakes import relabeled
+from tests.rounding.accuracy import assert_accurate
 from vjepa_fast import load_encoder
+from vjepa_fast.config import parse_config
 from vjepa_fast.config.finetune.load import parse_finetune_config
 from vjepa_fast.errors import UserError
 from vjepa_fast.finetuning.loop import finetune
+from vjepa_fast.finetuning.multi_view import _probabilities
 from vjepa_fast.training.checkpoint.format import Checkpoint, checkpoints
+from vjepa_fast.training.loop import pretrain
 from vjepa_fast.training.monitoring.writer import read_metrics
 
 ALL = {
@@ -85,11 +92,62 @@ def test_it_resumes_bit_for_bit(
     assert all(torch.equal(whole[key], resumed[key]) for key in whole)
 
 
+def test_results_are_of_this_model_and_these_videos(
+    finetune_config: Callable[..., dict], demo: Path, tmp_path: Path
+) -> None:
+    """Neither a run that was trained anew in its folder nor a manifest that was written anew finds
+    the results that are there."""
+    test = tmp_path / "test.csv"
+    lines = (demo / "test.csv").read_text().splitlines(keepends=True)
+    head, *rows = [line if i == 0 else f"{demo}/{line}" for i, line in enumerate(lines)]
+    test.write_text(head + "".join(rows))
+    own = {"data": {"test": str(test)}, "optim": {"epochs": 0.5}}
+    first = finetune(parse_finetune_config(finetune_config(**own)))
+    test.write_text(head + "".join(rows[:8]))
+    fewer = finetune(parse_finetune_config(finetune_config(**own)))
+    assert (first["videos"]["used"], fewer["videos"]["used"]) == (16, 8)
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    again = finetune(parse_finetune_config(finetune_config(**own, seed=1)))
+    assert again["step"] == fewer["step"]
+    assert again["encoder"]["crc32"] != fewer["encoder"]["crc32"]
+
+
+def test_probabilities_are_averaged_over_the_views_of_each_video() -> None:
+    model = make(settings(0, "linear")).requires_grad_(False)
+    generator = torch.Generator().manual_seed(0)
+    shape = (3, 3, 2, 4, 24, 24, 3)  # videos, crops, segments, clip
+    video = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
+    found = _probabilities(model, video, micro_batch=4)
+
+    def singly(dtype: torch.dtype) -> torch.Tensor:
+        own = copy.deepcopy(model).to(dtype)
+        return torch.stack(
+            [torch.cat([own(c[None]).softmax(1) for c in v.flatten(0, 1)]).mean(0) for v in video]
+        )
+
+    exact = singly(torch.float64)
+    assert_accurate(found, singly(torch.float32), exact)
+    assert (exact[0] - exact[1]).abs().max() > 1e-3  # videos differ
+
+
 def test_another_recipe_is_refused(finetune_config: Callable[..., dict]) -> None:
     finetune(parse_finetune_config(finetune_config(optim={"epochs": 0.2, "warmup_epochs": 0.0})))
     changed = {"epochs": 0.2, "warmup_epochs": 0.0, "layer_decay": 0.5}
     with pytest.raises(UserError, match=r"optim\.layer_decay was 0\.75 and is 0\.5"):
         finetune(parse_finetune_config(finetune_config(optim=changed)))
+
+
+def test_other_labels_are_refused(
+    finetune_config: Callable[..., dict], demo: Path, tmp_path: Path
+) -> None:
+    train = tmp_path / "train.csv"
+    same = {"data": {"train": str(train)}, "optim": {"epochs": 0.2, "warmup_epochs": 0.0}}
+    for number in (2, 3):
+        relabeled(demo / "train.csv", tmp_path, lambda i, number=number: i % number)
+        if number == 2:
+            finetune(parse_finetune_config(finetune_config(**same)))
+    with pytest.raises(UserError, match=r"found other videos or labels in data\.train"):
+        finetune(parse_finetune_config(finetune_config(**same)))
 
 
 def test_the_folder_of_a_pretraining_is_refused(
@@ -98,3 +156,13 @@ def test_the_folder_of_a_pretraining_is_refused(
     config = parse_finetune_config(finetune_config(output=str(pretrained)))
     with pytest.raises(UserError, match="found the folder of a pretraining"):
         finetune(config)
+
+
+def test_a_pretraining_refuses_the_folder_of_a_fine_tuning(
+    finetune_config: Callable[..., dict], pretrained: Path
+) -> None:
+    config = finetune_config(optim={"epochs": 0.2, "warmup_epochs": 0.0})
+    finetune(parse_finetune_config(config))
+    other = json.loads((pretrained / "config.json").read_text()) | {"output": config["output"]}
+    with pytest.raises(UserError, match="found the folder of a fine-tuning"):
+        pretrain(parse_config(other))

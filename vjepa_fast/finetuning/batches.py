@@ -79,9 +79,16 @@ class FinetuneBatches:
     def videos(self) -> str:
         """Hash of the training videos and of their labels."""
         column = self._planner.entries.column(f"{LABEL_PREFIX}{self._config.label}")
-        digest = hashlib.sha256(self._planner.digest.encode())
-        digest.update(np.ascontiguousarray(column, dtype="<i8").tobytes())
-        return digest.hexdigest()
+        return _hash_of(self._planner, column)
+
+    @property
+    def test_videos(self) -> str:
+        """Hash of the test videos and of their classes."""
+        data = self._config.data
+        planner = ClipPlanner.in_order(
+            self.test, num_frames=data.num_frames, frame_step=data.frame_step, fps=data.fps
+        )
+        return _hash_of(planner, self.target.truth[TEST].numpy())
 
     def sample_ids(self, step: int) -> list[np.ndarray]:
         """This rank's sample ids at a step, int64 [B] for each micro-batch."""
@@ -118,6 +125,12 @@ class FinetuneBatches:
             classes = torch.searchsorted(known, batch.labels[self._config.label])
             classes = classes.to(batch.video.device)
             yield LabeledClips(*self._augment(batch.video, classes, ids), ids)
+
+
+def _hash_of(planner: ClipPlanner, classes: np.ndarray) -> str:
+    digest = hashlib.sha256(planner.digest.encode())
+    digest.update(np.ascontiguousarray(classes, dtype="<i8").tobytes())
+    return digest.hexdigest()
 
 
 def _target(label: str, train: Entries, test: Entries) -> Target:

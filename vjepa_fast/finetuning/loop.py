@@ -17,6 +17,7 @@ from vjepa_fast.finetuning.model import ClipClassifier
 from vjepa_fast.finetuning.multi_view import RESULTS, known_results, tested
 from vjepa_fast.finetuning.start import (
     make_model,
+    pinned_initial,
     read_initial,
     stored_recipe,
     stored_settings,
@@ -76,14 +77,15 @@ def _train(
         trainer = _build(config, make_model(config, shape, classes), batches)
         restore(trainer, checkpoint)
     else:
-        shape, encoder = read_initial(config)
+        start = pinned_initial(config, host_group)
+        shape, encoder = read_initial(config, start)
         model = make_model(config, shape, classes)
-        load_exactly(model.encoder, encoder, config.init.checkpoint)
+        load_exactly(model.encoder, encoder, str(start))
         weights = {name: value.detach().clone() for name, value in model.named_parameters()}
         trainer = _build(config, model, batches)
         trainer.load(weights)
         if host_group.rank == 0:
-            write_origin(run, config)
+            write_origin(run, config, start)
     settings = stored_settings(config, shape)
 
     def reporter(clips: TimedIterator) -> MetricsReporter:
@@ -125,11 +127,6 @@ def _test(
 ) -> dict:
     """Test the last checkpoint, unless RUN/results.json is of this test. Collective."""
     checkpoint = Checkpoint.open(checkpoints(run)[-1])
-    asked = {"step": checkpoint.state["step"], "label": config.label}
-    asked |= {"test": json.loads(config.test.model_dump_json()), "manifest": config.data.test}
-    known = host_group.all_gather(known_results(run, asked))[0]
-    if known:
-        return known
     model, device = trained_model(checkpoint, config, batches.target.outputs), _device()
     identity = {
         "checkpoint": checkpoint.folder.name,
@@ -137,12 +134,18 @@ def _test(
         "weights": checkpoint.result_weights,
         "crc32": weights_checksum(model.encoder.state_dict()),
     }
+    asked = {"step": checkpoint.state["step"], "label": config.label}
+    asked |= {"test": json.loads(config.test.model_dump_json()), "manifest": config.data.test}
+    asked |= {"test_videos": batches.test_videos, "encoder": identity}
+    known = host_group.all_gather(known_results(run, asked))[0]
+    if known:
+        return known
     head = copy.deepcopy(model.classifier)
     for parameter in model.parameters():  # not the position table, which is added in fp32
         dtype = torch.bfloat16 if _in_bf16(config, device) else torch.float32
         parameter.data = parameter.data.to(device, dtype)
     found = tested(model.to(device), config, batches, device, host_group)
-    results = asked | {"num_classes": batches.target.outputs, "encoder": identity} | found
+    results = asked | {"num_classes": batches.target.outputs} | found
     if host_group.rank == 0:
         if isinstance(head, AttentiveClassifier):
             header = {
@@ -153,7 +156,7 @@ def _test(
                 "encoder": identity,
                 "num_frames": config.data.num_frames,
                 "crop_size": config.data.crop_size,
-                "segments": config.test.segments,
+                "segments": 1,  # it reads one clip; the test averages over its views
             }
             save_probe(run / probe_file_name(config.label), head, header)
         (run / RESULTS).write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")

@@ -16,7 +16,8 @@ from vjepa_fast.errors import UserError
 from vjepa_fast.finetuning.model import ClipClassifier, make_classifier
 from vjepa_fast.inference.load import check_finite, read_encoder
 from vjepa_fast.models.encoder import VisionTransformer
-from vjepa_fast.training.checkpoint.format import Checkpoint
+from vjepa_fast.training.checkpoint.format import Checkpoint, checkpoints
+from vjepa_fast.training.distributed.host_group import HostGroup
 from vjepa_fast.training.recipe import settings_of
 
 log = logging.getLogger("vjepa_fast")
@@ -45,13 +46,26 @@ def stored_recipe(saved: dict) -> dict:
         return own
 
 
-def read_initial(config: FinetuneConfig) -> tuple[ModelConfig, dict[str, Tensor]]:
-    """The encoder of `init.checkpoint`: its model section, and its weights by name, fp32.
+def pinned_initial(config: FinetuneConfig, host_group: HostGroup) -> Path:
+    """`init.checkpoint`, or its newest checkpoint as rank 0 sees it where it is a run. Collective.
+
+    A run that still trains may save and remove checkpoints while the processes look.
+    """
+    path = Path(config.init.checkpoint)
+    saved = checkpoints(path)
+    return Path(host_group.all_gather(str(saved[-1] if saved else path))[0])
+
+
+def read_initial(config: FinetuneConfig, path: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
+    """The encoder to start from: its model section, and its weights by name, fp32.
+
+    Args:
+        config: the run's config.
+        path: see `pinned_initial`.
 
     Raises:
         UserError: it cannot be read, is not finite, or has tokens that do not fit the clips.
     """
-    path = Path(config.init.checkpoint)
     data = config.data
     try:
         found = read_encoder(path, crop_size=data.crop_size, num_frames=data.num_frames)
@@ -102,14 +116,11 @@ def trained_model(
     return model.eval().requires_grad_(False)
 
 
-def write_origin(run: Path, config: FinetuneConfig) -> None:
-    """Write RUN/started_from.json and log the same."""
-    path = Path(config.init.checkpoint)
-    text = f"the encoder of {path}"
-    if path.is_dir() and (path / "checkpoints").is_dir():
-        folder = Checkpoint.find(path).folder
-        text += f", step {Checkpoint.open(folder).state['step']}"
-        path = folder
+def write_origin(run: Path, config: FinetuneConfig, path: Path) -> None:
+    """Write RUN/started_from.json and log the same; `path`: see `pinned_initial`."""
+    text = f"the encoder of {config.init.checkpoint}"
+    if path != Path(config.init.checkpoint):
+        text += f", step {Checkpoint.open(path).state['step']}"
     log.info("started from %s", text)
     content = {"checkpoint": str(path), "origin": text}
     (run / "started_from.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

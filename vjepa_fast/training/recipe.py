@@ -41,7 +41,15 @@ def with_defaults(saved: dict) -> dict:
 
     The default of a new key is what earlier versions did. A config that this version cannot read is
     returned unchanged.
+
+    Raises:
+        UserError: it is that of a fine-tuning.
     """
+    if "classifier" in saved:
+        raise UserError(
+            "output: found the folder of a fine-tuning, expected one for this run; give another "
+            "one with --set output=…"
+        )
     saved = translate_stored(saved)
     try:
         return settings_of(parse_config(saved))

@@ -160,7 +160,7 @@ class FinetuneOptim(Section):
 class ViewsConfig(Section):
     """Views of a test video, over which the probabilities are averaged."""
 
-    segments: Count = 5
+    segments: Annotated[int, Field(ge=1, le=99)] = 5
     """Clips spread evenly over the video."""
     crops: Annotated[int, Field(ge=1, le=2**31 - 1)] = 3
     """Squares of each clip: 1, the center; 3, along the longer side."""

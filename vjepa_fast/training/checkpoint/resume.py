@@ -68,10 +68,12 @@ def find_resumable(
             "the same one; set these keys back, or give another folder with --set output=…"
         )
     if checkpoint.state["videos"] != videos:
+        fine_tunes = "classifier" in config
+        where = "videos or labels in data.train" if fine_tunes else "videos in data.manifests"
         raise UserError(
-            f"{checkpoint.folder}: found other videos in data.manifests than when it was saved, "
-            "expected the same files in the same order, since sample ids refer to them; restore "
-            "the manifests, or give another folder with --set output=…"
+            f"{checkpoint.folder}: found other {where} than when it was saved, "
+            "expected the same ones in the same order, since sample ids refer to them; restore "
+            "the manifest, or give another folder with --set output=…"
         )
     return checkpoint
 

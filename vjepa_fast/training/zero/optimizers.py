@@ -248,11 +248,11 @@ def adapt(engine: DeepSpeedEngine) -> Optimizer:
 def clip_gradients(
     optimizer: Optimizer, max_norm: float | None, device: torch.device
 ) -> dict[str, Tensor]:
-    """Clip the encoder's and the predictor's gradients, each to its own global norm.
+    """Clip the gradients of each part of the model to that part's own global norm.
 
-    The published recipe clips the two separately; DeepSpeed's own clipping takes one norm over
-    both. Squared norms are summed over shards and ranks, without a host sync unless the optimizer
-    is offloaded.
+    The published pretraining clips encoder and predictor separately, and fine-tuning has one part;
+    DeepSpeed's own clipping takes one norm over all. Squared norms are summed over shards and
+    ranks, without a host sync unless the optimizer is offloaded.
 
     Args:
         optimizer: after the last backward pass of a step and `reduce_gradients`.
@@ -260,7 +260,7 @@ def clip_gradients(
         device: where ranks reduce; the gradients themselves may be offloaded.
 
     Returns:
-        Norm before clipping of each part ("encoder", "predictor"), fp32 scalars on the device.
+        Norm before clipping of each part, by its name, fp32 scalars on the device.
     """
     parts: dict[str, list[Tensor]] = {}
     for shard, gradients in zip(optimizer.shards, optimizer.gradients(), strict=True):
