@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from vjepa_fast.errors import UserError
 from vjepa_fast.evaluation.heads.spec import HeadSpec, ProbeForm, ProbeRecipe
 from vjepa_fast.evaluation.heads.stack import HeadStack
 from vjepa_fast.evaluation.heads.train import HeadTrainer
@@ -246,6 +247,11 @@ def predict(
         for target, outputs in zip(targets, _mean(predictor, batch.tokens, targets), strict=True):
             found[target.name].append(_judge(target, outputs, target.truth[split][seen[-1]]))
     parts = group.all_gather((seen, found))
+    if not any(seen for seen, _ in parts):
+        raise UserError(
+            f"{split}: found that none of {len(rows)} videos can be decoded, expected some to test "
+            "on; index them again"
+        )
     tested, place = torch.cat([rows for seen, _ in parts for rows in seen]).sort()
     result = {}
     for target in targets:

@@ -185,6 +185,11 @@ def test_other_labels_and_values_stay(joined, tmp_path):
         ),
         (
             ["1.mp4"],
+            ["label,youtube_id,time_start,time_end\na,1,inf,1\n"],
+            "found the times 'inf' and '1'",
+        ),
+        (
+            ["1.mp4"],
             [[{"id": "1", "template": "a"}, 3]],
             "found no 'id' in entry 1, expected it in",
         ),
@@ -247,3 +252,16 @@ def test_the_command_says_what_did_not_match(tmp_path, capsys):
     assert read_manifest(tmp_path / "train.csv").class_names == {"kind": ["a", "b"]}
     assert main([*command[:2], str(tmp_path / "nowhere"), *command[3:]]) == 2
     assert "nowhere: found no file, expected a Kinetics CSV" in capsys.readouterr().err
+
+
+def test_null_is_no_label(joined):
+    """Neither in a list of Something-Something nor in the JSON of Kinetics."""
+    found = joined(
+        ["1.mp4", "2.mp4"], [{"id": "1", "template": "a"}, {"id": "2", "template": None}]
+    )
+    assert found == {"1.mp4": "a"}
+    kinetics = {
+        "b": {"subset": "train", "annotations": {"label": "run", "segment": [1, 11]}},
+        "c": {"subset": "test", "annotations": None},
+    }
+    assert joined(["b.mp4", "c.mp4"], kinetics) == {"b.mp4": "run"}

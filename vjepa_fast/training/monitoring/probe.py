@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 
 import numpy as np
 import torch
@@ -76,7 +77,11 @@ class TrainingProbe:
             log.warning("no probe: the features are not finite")
             return None
         tested = torch.from_numpy(tested)
-        return score(features, torch.from_numpy(targets.copy()), tested)
+        value = score(features, torch.from_numpy(targets.copy()), tested)
+        if not math.isfinite(value):
+            log.warning("no probe: its videos that can be decoded are too few, or all alike")
+            return None
+        return value
 
 
 def pool(tokens: Tensor) -> Tensor:

@@ -87,7 +87,7 @@ def stem(name: str) -> str:
 def _object(path: Path, found: Mapping[str, Any]) -> AnnotationFile:
     values = list(found.values())
     if values and all(isinstance(value, dict) and _is_annotated(value) for value in values):
-        rows = ((name, value.get("annotations", {})) for name, value in found.items())
+        rows = ((name, value.get("annotations") or {}) for name, value in found.items())
         return _file(
             path,
             "Kinetics JSON",
@@ -127,7 +127,8 @@ def _list(path: Path, found: Sequence[Any]) -> AnnotationFile:
             raise UserError(
                 f"{path}: found no {name!r} in entry {i}, expected it in each; correct it"
             )
-        text = str(row.get(label, ""))
+        value = row.get(label)
+        text = "" if value is None else str(value)
         text = text.replace("[", "").replace("]", "") if label == "template" else text
         rows.append(((stem(str(row[name])),), text))
     return _file(path, kind, rows)
@@ -198,7 +199,7 @@ def _clip_names(path: Path, video: str, *times: Any) -> tuple[str, ...]:
     """The names of a clip of a YouTube video: with its times in whole seconds, or without."""
     try:
         seconds = [f"_{int(float(time)):06d}" for time in times]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise UserError(
             f"{path}: found the times {times[0]!r} and {times[-1]!r} of video {video}, expected "
             "seconds; correct it"
