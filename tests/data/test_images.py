@@ -1,6 +1,7 @@
 """Images are videos of one frame: indexed by content, shown in every frame of a clip."""
 
 import io
+import json
 import logging
 import tarfile
 from dataclasses import replace
@@ -175,4 +176,5 @@ def test_a_probe_on_images(small_config, classes, tmp_path, capsys):
     manifest = str(tmp_path / "m.csv")
     command = ["probe", "--checkpoint", str(run), "--labels", "c"]
     assert cli.main([*command, "--train", manifest, "--test", manifest]) == 0
-    assert "pretrained - random" in capsys.readouterr().out
+    assert "pretrained encoder    100 %" in capsys.readouterr().out
+    assert json.loads((run / "probe.json").read_text())["videos"]["test"]["used"] == len(entries)

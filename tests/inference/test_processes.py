@@ -24,11 +24,11 @@ import os, signal, sys
 from vjepa_fast.inference import feature_folder, shard_work
 shard_work.CLIPS_PER_SHARD = int(sys.argv[1])
 written, save = [], feature_folder.save
-def interrupted(tensors):
+def interrupted(tensors, metadata):
     written.append(len(tensors))
     if len(written) == int(sys.argv[2]):
         os.kill(os.getpid(), signal.SIGKILL)
-    return save(tensors)
+    return save(tensors, metadata)
 feature_folder.save = interrupted
 from vjepa_fast.cli import main
 sys.exit(main(sys.argv[3:]))
