@@ -235,6 +235,23 @@ def test_features_that_are_not_finite_have_no_value(
     assert "no probe: the features are not finite" in warnings.text
 
 
+def test_values_that_are_all_equal_where_it_is_tested_have_no_r2(
+    small_config: Callable[..., dict], relabeled: Callable[..., str], warnings
+) -> None:
+    """As where the other test videos cannot be decoded; an infinite value would spoil the best."""
+    manifest = relabeled("equal.csv", value_speed=lambda i: i)
+    config = parse_config(
+        small_config(
+            data={"manifests": [manifest], "num_frames": 4}, log=PROBE | {"probe_label": "speed"}
+        )
+    )
+    init_process_group()
+    probe, sample = TrainingProbe(config, HostGroup()), ProbeSample(config, 0, 1)
+    probe._sample.targets = np.where(sample.tested, 0.1, sample.targets)
+    assert probe.value(make_trainer()) is None
+    assert "no probe: its videos that can be decoded are too few, or all alike" in warnings.text
+
+
 @pytest.mark.parametrize(
     ("log", "sentence"),
     [

@@ -47,8 +47,8 @@ class TrainingProbe:
         """Encode the sample, each rank its share, and fit and test the probe. Collective.
 
         Returns:
-            The same on every rank; None, with a warning, where the features are not finite or no
-            video that is needed can be decoded.
+            The same on every rank, finite; None, with a warning, where the features are not finite
+            or too few videos can be decoded.
         """
         share, features = [np.empty(0, np.int64)], []
         for videos, clips in self._sample.batches(trainer.micro_batch):
@@ -104,7 +104,11 @@ def _accuracy(features: Tensor, classes: Tensor, tested: Tensor) -> float:
 
 
 def _r2(features: Tensor, values: Tensor, tested: Tensor) -> float:
-    """1 - squared error / squared deviation from the mean, of the tested clips."""
+    """1 - squared error / squared deviation from the mean, of the tested clips; nan if all of these
+    are equal.
+    """
+    if (values[tested] == values[tested][0]).all():  # whose mean may differ by a rounding
+        return math.nan
     weight, bias = ridge(features[~tested], values[~tested].unsqueeze(1))
     error = features[tested].double() @ weight + bias - values[tested].unsqueeze(1)
     spread = values[tested] - values[tested].mean()
