@@ -16,7 +16,7 @@ import pytest
 from tests.helpers.forked_runs import Runs
 from tests.helpers.trainers import make_trainer
 from vjepa_fast.config.schema import CheckpointConfig
-from vjepa_fast.training.checkpoint.best import find_best, link_best
+from vjepa_fast.training.checkpoint.best import find_best
 from vjepa_fast.training.checkpoint.format import Checkpoint, checkpoints
 from vjepa_fast.training.checkpoint.writer import Saver
 from vjepa_fast.training.distributed.host_group import HostGroup
@@ -116,9 +116,14 @@ def test_a_link_that_cannot_be_made_is_a_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(logging.getLogger("vjepa_fast"), "propagate", True)
+    """One for each best checkpoint, which is kept all the same."""
     (tmp_path / "checkpoints" / "best" / "in_the_way").mkdir(parents=True)
-    link_best(tmp_path, "step_00000001")
-    assert "the best checkpoint (" in caplog.text
+    trainer, saver = make_trainer(), saver_of(tmp_path)
+    for step, value in ((1, 0.5), (2, None), (3, 0.25), (4, None)):
+        save(saver, trainer, step, value)
+    saver.close()
+    assert kept(tmp_path) == ([1, 4], None)
+    assert caplog.text.count("to step_00000001, the best checkpoint (") == 1
 
 
 def values(run: Path) -> dict[int, float]:

@@ -50,4 +50,9 @@ def link_best(run: Path, name: str) -> None:
         temporary.replace(link)
         sync(link.parent)
     except OSError as error:  # some file systems have no links
-        log.warning("no link %s to %s, the best checkpoint (%s)", link, name, error.strerror)
+        log.warning(
+            "no link %s to %s, the best checkpoint (%s); it is kept: name its own folder",
+            link,
+            name,
+            error.strerror,
+        )

@@ -184,9 +184,9 @@ class Saver:
             self._missing = self._retry_at = None
             if self.is_best(pending.value):
                 self._best = self._folder(pending.step).name, pending.value
-            if self._host_group.rank == 0:
-                if self._best:
+                if self._host_group.rank == 0:
                     link_best(self._run, self._best[0])
+            if self._host_group.rank == 0:
                 self._prune()
         else:
             self._abandon(pending.step, *failure)
