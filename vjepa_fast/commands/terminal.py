@@ -40,6 +40,10 @@ def label_argument(text: str) -> str:
     name = text.removeprefix("label_").strip()
     if not name:
         raise argparse.ArgumentTypeError(f"found {text!r}, expected the name of a label")
+    if "," in name:
+        raise argparse.ArgumentTypeError(
+            f"found {text!r}, expected a name without commas, which separate labels elsewhere"
+        )
     return name
 
 

@@ -60,6 +60,11 @@ def test_names_are_numbered_once_for_a_folder(tmp_path, suffix):
     assert list(read_classes(tmp_path / "classes.json")) == ["action", "verb"]
 
 
+def test_a_map_may_begin_with_the_mark_that_editors_write(tmp_path):
+    (tmp_path / "classes.json").write_text('{"action": ["x", "archery"]}', encoding="utf-8-sig")
+    assert read_classes(tmp_path / "classes.json") == {"action": ["x", "archery"]}
+
+
 def test_a_map_that_is_there_is_not_written(tmp_path):
     (tmp_path / "classes.json").write_text('{"action": ["sitting", "été, dehors", "x", "archery"]}')
     (tmp_path / ".classes.json.lock").mkdir()  # nobody can write the map

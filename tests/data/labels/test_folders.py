@@ -131,8 +131,11 @@ def test_numbers_of_another_map(tmp_path):
     [
         (["a", "."], r"--label-from-folders: found \S+/v/v\.avi outside of the folders of classes"),
         (["1", "a"], r"/v, its folders: found the classes '1' and 'a', expected classes that are"),
-        (["1", "01"], "found one number written in several ways among 01, 1, expected classes"),
-        (["a", "1.5"], "found a class '1.5', expected classes that are all integers or all names"),
+        (["1", "01"], "found one number written in several ways, 01 and 1, expected classes"),
+        (["2", "7", "1", "007"], "found one number written in several ways, 007 and 7, expected"),
+        (["a", "1.5"], "'1.5', expected classes that are all integers of 64 bits or all names; re"),
+        (["1", "9" * 19], "found a class '9999999999999999999', expected classes that are all"),
+        (["1", "9" * 200], "found a class '9999999999999999999.*', expected classes that are all"),
     ],
 )
 def test_folders_that_are_no_classes_are_a_sentence(tmp_path, folders, message):
@@ -157,3 +160,10 @@ def test_a_map_without_folders_is_a_sentence(tmp_path, capsys):
     command = ["index", str(tmp_path), "--output", str(tmp_path / "m.csv"), "--classes", "c.json"]
     assert main(command) == 2
     assert re.search("--classes: found it without --label-from-folders", capsys.readouterr().err)
+
+
+def test_a_name_that_no_probe_could_choose_is_refused(tmp_path, capsys):
+    command = ["index", str(tmp_path), "--output", str(tmp_path / "m.csv")]
+    with pytest.raises(SystemExit):
+        main([*command, "--label-from-folders", "kind,verb"])
+    assert "found 'kind,verb', expected a name without commas" in capsys.readouterr().err

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from operator import itemgetter
 from pathlib import Path
 
-from vjepa_fast.data.manifest.replaced import TEXT, replaced_atomically
+from vjepa_fast.data.manifest.replaced import TEXT_READ, replaced_atomically
 from vjepa_fast.errors import UserError
 from vjepa_fast.locks import sole_writer
 
@@ -77,7 +77,7 @@ def read_classes(path: str | os.PathLike) -> dict[str, list[str]]:
     """
     path = Path(path)
     try:
-        text = path.read_text(encoding=TEXT["encoding"], errors=TEXT["errors"])
+        text = path.read_text(encoding=TEXT_READ["encoding"], errors=TEXT_READ["errors"])
     except FileNotFoundError:
         return {}
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Collection, Sequence
 from typing import Any
 
@@ -67,7 +68,7 @@ class LabelReader:
         """The value as an integer, or else the name that it is."""
         text = value.strip() if isinstance(value, str) else str(value)
         if _INTEGER.fullmatch(text):
-            if not -(2**63) <= int(text) < 2**63:
+            if not _fits(text):
                 raise self._wrong(line, repr(value), "an integer of 64 bits; correct it")
             return int(text)
         if not text:
@@ -87,25 +88,33 @@ class LabelReader:
         )
 
 
+def _fits(integer: str) -> bool:
+    """Whether an integer has 64 bits."""
+    return len(integer) < 1000 and -(2**63) <= int(integer) < 2**63
+
+
 def are_integers(names: Collection[str], source: str) -> bool:
     """Whether classes are named by integers, which are then their numbers.
 
     Raises:
-        UserError: only some are, two are the same integer, or one is a fraction; such names cannot
-            be read as labels.
+        UserError: only some are, two are the same integer, or one is a fraction or has more than 64
+            bits; such names cannot be read as labels.
     """
-    integers = {name: int(name) for name in names if _INTEGER.fullmatch(name)}
+    integers = {name: int(name) for name in names if _INTEGER.fullmatch(name) and _fits(name)}
     others = [name for name in names if name not in integers]
     if odd := [name for name in others if not name.strip() or _NUMBER.fullmatch(name)]:
         found = f"a class {odd[0]!r}"
     elif integers and others:
         found = f"the classes {min(integers, key=integers.get)!r} and {others[0]!r}"
     elif len(set(integers.values())) < len(integers):
-        found = f"one number written in several ways among {', '.join(sorted(integers)[:5])}"
+        alike = min(Counter(integers.values()).items(), key=lambda item: (-item[1], item[0]))[0]
+        written = sorted(name for name, number in integers.items() if number == alike)
+        found = f"one number written in several ways, {' and '.join(written[:5])}"
     else:
         return bool(integers)
     raise UserError(
-        f"{source}: found {found}, expected classes that are all integers or all names; rename them"
+        f"{source}: found {found}, expected classes that are all integers of 64 bits or all names; "
+        "rename them"
     )
 
 
