@@ -70,10 +70,12 @@ def test_kinetics_json(joined):
             "url": "https://www.youtube.com/watch?v=---0dWlqevI",
         },
         "abc": {"annotations": {"segment": [0.0, 10.0]}, "duration": 10.0, "subset": "testing"},
+        "def": {"annotations": None, "subset": "testing"},
+        "ghi": {"annotations": [], "subset": "testing"},
     }
     video = "0.tar::train/---0dWlqevI_000010_000020.mp4.webm"  # a copy by `transcode`
     assert joined([video], found) == {video: "clay pottery making"}
-    assert joined.report.files[0].unlabeled == 1
+    assert joined.report.files[0].unlabeled == 3
 
 
 SOMETHING = [
@@ -140,6 +142,12 @@ def test_lists_of_paths(joined, text):
     assert len(joined.report.unlabeled) == 1 and not joined.report.unused
 
 
+def test_only_the_end_of_a_line_ends_it(joined):
+    """Not what Unicode calls a line's end, as in texts pasted from elsewhere."""
+    text = "video,label\r\n1.mp4,tea\u2028time\r\n2.mp4,b\x85c\r\n"
+    assert joined(["1.mp4", "2.mp4"], text) == {"1.mp4": "tea\u2028time", "2.mp4": "b\x85c"}
+
+
 def test_other_labels_and_values_stay(joined, tmp_path):
     joined(["a.mp4", "b.mp4"], "a cat\nb dog\n")
     first = tmp_path / "out" / "m.csv"
@@ -149,6 +157,10 @@ def test_other_labels_and_values_stay(joined, tmp_path):
     assert entry.labels == {"class": 0, "n": 7}
     with pytest.raises(UserError, match="found a column label_class already, expected none of"):
         join_labels(first, [tmp_path / "numbers"], tmp_path / "n.csv")
+    with pytest.raises(UserError, match=r"--output: found .*l.csv, which is one of the annotation"):
+        join_labels(first, [tmp_path / "all.csv", tmp_path / "l.csv"], tmp_path / "l.csv")
+    with pytest.raises(UserError, match=r"found that .*numbers/m.csv cannot be written \(File exi"):
+        join_labels(first, [tmp_path / "numbers"], tmp_path / "numbers" / "m.csv", "other")
     with pytest.raises(UserError, match=r"--output: found .*m.csv, the manifest itself"):
         join_labels(first, [tmp_path / "numbers"], tmp_path / "out" / ".." / "out" / "m.csv")
     with pytest.raises(
@@ -187,6 +199,19 @@ def test_other_labels_and_values_stay(joined, tmp_path):
             ["1.mp4"],
             ["label,youtube_id,time_start,time_end\na,1,inf,1\n"],
             "found the times 'inf' and '1'",
+        ),
+        (
+            ["1.mp4"],
+            [{"1": {"subset": "train", "annotations": {"label": "a", "segment": 5}}}],
+            r"found the annotations \{'label': 'a', 'segment': 5\} of video 1, expected \{",
+        ),
+        (["1.mp4"], [{"a": True, "b": False}], "found a JSON object with the keys a, b, expected"),
+        (["1.mp4"], ['1;"a\n2;b\n'], """a text whose first line is '1;"a', expected a Kinetics"""),
+        (["1.mp4"], ["1;2\n" + '"' + 140_000 * "x"], "a text whose first line is '1;2', expected"),
+        (
+            ["1.mp4"],
+            ['video,label\n1,"a\n2,b\n'],
+            r"a file unreadable as CSV \(unexpected end of data\), expected a Kinetics",
         ),
         (
             ["1.mp4"],

@@ -5,9 +5,10 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import chain, islice
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from vjepa_fast.data.manifest.replaced import TEXT_READ
@@ -69,7 +70,10 @@ def read_annotations(path: Path) -> AnnotationFile:
     except (FileNotFoundError, IsADirectoryError):
         raise UserError(f"{path}: found no file, expected {_FORMATS}; correct the path") from None
     if text.lstrip()[:1] not in ("{", "["):
-        return _table(path, text)
+        try:
+            return _table(path, text)
+        except csv.Error as error:  # such as a quote that is never closed
+            raise _unknown(path, f"a file unreadable as CSV ({error})") from None
     try:
         found = json.loads(text)
     except json.JSONDecodeError as error:
@@ -79,7 +83,7 @@ def read_annotations(path: Path) -> AnnotationFile:
 
 def stem(name: str) -> str:
     """The path of a video without suffixes of videos and images, also where a copy has several."""
-    while is_named_as_video(name) and PurePosixPath(name).stem:
+    while is_named_as_video(name):
         name = name[: name.rindex(".")]
     return name
 
@@ -87,16 +91,9 @@ def stem(name: str) -> str:
 def _object(path: Path, found: Mapping[str, Any]) -> AnnotationFile:
     values = list(found.values())
     if values and all(isinstance(value, dict) and _is_annotated(value) for value in values):
-        rows = ((name, value.get("annotations") or {}) for name, value in found.items())
-        return _file(
-            path,
-            "Kinetics JSON",
-            (
-                (_clip_names(path, name, *(row.get("segment") or ())[:2]), row.get("label"))
-                for name, row in rows
-            ),
-        )
-    if values and all(isinstance(value, int) or str(value).isdecimal() for value in values):
+        rows = (_kinetics_row(path, name, value) for name, value in found.items())
+        return _file(path, "Kinetics JSON", rows)
+    if values and all(type(value) is int or str(value).isdecimal() for value in values):
         names = sorted(found, key=lambda name: int(found[name]))
         numbers = [int(found[name]) for name in names]
         if numbers != list(range(len(numbers))):
@@ -106,6 +103,20 @@ def _object(path: Path, found: Mapping[str, Any]) -> AnnotationFile:
             )
         return AnnotationFile(path, "numbers of classes", classes=names)
     raise _unknown(path, f"a JSON object with the keys {_some(found)}")
+
+
+def _kinetics_row(
+    path: Path, video: str, value: Mapping[str, Any]
+) -> tuple[tuple[str, ...], str | None]:
+    """Names and label; a test split has no annotations, or empty ones."""
+    row = value.get("annotations") or {}
+    times = (row.get("segment") or []) if isinstance(row, dict) else None
+    if not isinstance(times, list) or len(times) not in (0, 2):
+        raise UserError(
+            f"{path}: found the annotations {str(row)[:80]} of video {video}, expected "
+            '{"label": "…", "segment": [seconds, seconds]}; correct it'
+        )
+    return _clip_names(path, video, *times), row.get("label")
 
 
 def _is_annotated(value: Mapping[str, Any]) -> bool:
@@ -135,12 +146,12 @@ def _list(path: Path, found: Sequence[Any]) -> AnnotationFile:
 
 
 def _table(path: Path, text: str) -> AnnotationFile:
-    lines = [line for line in text.splitlines() if line.strip()]
+    lines = [line for line in text.split("\n") if line.strip()]  # read_text has made \r\n one
     if not lines or "\0" in text:
         raise _unknown(path, "a file that isn't text" if lines else "an empty file")
     header = [cell.strip() for cell in next(csv.reader(lines[:1]))]
     if set(header) >= _KINETICS:
-        rows = csv.DictReader(lines, header, restval="")
+        rows = csv.DictReader(lines, header, restval="", strict=True)
         next(rows)
         return _file(
             path,
@@ -156,14 +167,15 @@ def _table(path: Path, text: str) -> AnnotationFile:
     name = next((column for column in _NAMES if column in header), None)
     label = next((column for column in _LABELS if column in header), None)
     if name and label:
-        rows = csv.DictReader(lines, header, restval="")
+        rows = csv.DictReader(lines, header, restval="", strict=True)
         next(rows)
         kind = f"CSV with the columns {name} and {label}"
         return _file(path, kind, (((stem(row[name].strip()),), row[label]) for row in rows))
     for delimiter, kind in ((";", "lines id;label"), ("\t", "two columns"), (",", "two columns")):
-        pairs = list(csv.reader(lines, delimiter=delimiter))
-        if all(len(pair) == 2 and pair[0].strip() for pair in pairs):
-            return _pairs(path, kind, pairs)
+        with suppress(csv.Error):  # a quote that is never closed, which would hide other lines
+            pairs = list(csv.reader(lines, delimiter=delimiter, strict=True))
+            if all(len(pair) == 2 and pair[0].strip() for pair in pairs):
+                return _pairs(path, kind, pairs)
     try:
         pairs = [name_and_label(line.strip(), str(path)) for line in lines]
     except UserError:

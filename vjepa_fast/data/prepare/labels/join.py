@@ -53,12 +53,18 @@ def join_labels(
 
     Raises:
         UserError: a file is malformed, no video has an annotation, one has annotations of two
-            classes, two have one annotation, or the label exists already.
+            classes, two have one annotation, the label exists already, or the output cannot be
+            written or is one of the inputs.
     """
     if os.path.realpath(manifest) == os.path.realpath(output):
         raise UserError(
             f"--output: found {output}, the manifest itself, expected another file, since videos "
             "without an annotation are left out; name one beside it"
+        )
+    if os.path.realpath(output) in map(os.path.realpath, annotations):
+        raise UserError(
+            f"--output: found {output}, which is one of the annotation files, expected another "
+            "file, since it would be lost; name another"
         )
     if output.suffix not in (".csv", ".parquet"):
         raise UserError(
@@ -77,14 +83,21 @@ def join_labels(
             "choose another --name"
         )
     found, unused = _match(entries, files)
-    numbers, names = _numbered(files, output.parent, label)
-    labeled = [
-        replace(entry, labels=entry.labels | {label: numbers[found[i]]})
-        for i, entry in enumerate(entries)
-        if i in found
-    ]
-    write_manifest(output, labeled, entries.class_names | names)
-    missing = [entry.path for i, entry in enumerate(entries) if i not in found]
+    labeled, missing = [], []
+    try:
+        numbers, names = _numbered(files, output.parent, label)
+        for i, entry in enumerate(entries):
+            if i in found:
+                labels = entry.labels | {label: numbers[found[i]]}
+                labeled.append(replace(entry, labels=labels))
+            else:
+                missing.append(entry.path)
+        write_manifest(output, labeled, entries.class_names | names)
+    except OSError as error:
+        raise UserError(
+            f"--output: found that {output} cannot be written ({error.strerror}), expected a path "
+            "that you can write to; name another"
+        ) from None
     return Joined(files, len(labeled), len(set(found.values())), missing, unused)
 
 

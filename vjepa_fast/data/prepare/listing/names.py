@@ -27,6 +27,7 @@ VIDEO_EXTENSIONS = _suffixes(
     "ts vob webm wmv y4m"
 )
 IMAGE_EXTENSIONS = _suffixes("bmp jpeg jpg png webp")
+_VIDEO_OR_IMAGE = VIDEO_EXTENSIONS | IMAGE_EXTENSIONS | {".gif"}
 _ARCHIVES = _suffixes("7z bz2 gz lz4 rar tbz2 tgz txz xz zip zst")
 _UNFINISHED = _suffixes(
     "!qb !ut crdownload download filepart opdownload part partial temp tmp ytdl"
@@ -82,7 +83,7 @@ def is_named_as_video(name: str) -> bool:
     """Whether the suffix is that of a video or an image: then the file is rejected, not passed
     over, where it cannot be used.
     """
-    return suffix_of(name) in VIDEO_EXTENSIONS | IMAGE_EXTENSIONS | {".gif"}
+    return suffix_of(name) in _VIDEO_OR_IMAGE
 
 
 def suffix_of(name: str) -> str:
