@@ -18,7 +18,8 @@ from torch import Tensor
 from tests.helpers.ranks import run_ranks
 from vjepa_fast.config.finetune.load import parse_finetune_config
 from vjepa_fast.config.finetune.schema import FinetuneConfig
-from vjepa_fast.finetuning.model import ClipClassifier, make_classifier
+from vjepa_fast.evaluation.heads.spec import ProbeForm, make_head
+from vjepa_fast.finetuning.model import ClipClassifier
 from vjepa_fast.finetuning.trainer import FinetuneTrainer, LabeledClips, make_schedules
 from vjepa_fast.masks.philox import STREAM_DROP_PATH, STREAM_DROPOUT, draw, uniform
 from vjepa_fast.models.encoder import VisionTransformer
@@ -61,7 +62,8 @@ def make(config: FinetuneConfig) -> ClipClassifier:
     encoder = VisionTransformer(
         width=WIDTH, depth=DEPTH, heads=2, grid=(2, 3, 3), patch_size=8, tubelet_size=2
     )
-    head = make_classifier(config.classifier, WIDTH, 2, CLASSES, seed=0)
+    form = ProbeForm.of(config.classifier.kind, WIDTH, 2, config.classifier.blocks)
+    head = make_head(form, CLASSES, seed=0)
     head.linear.weight.data.mul_(20)  # gradients of the encoder that matter
     return ClipClassifier(encoder, head)
 

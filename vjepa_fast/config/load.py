@@ -37,10 +37,26 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     Raises:
         UserError: one sentence with the key, what was found, what was expected and the fix.
     """
+    return parse_config(read_overridden(path, overrides))
+
+
+def read_overridden(
+    path: str | Path, overrides: Sequence[str], root: type[Section] = Config
+) -> dict[str, Any]:
+    """The JSON object in a file with overrides applied in order; it is not checked yet.
+
+    Args:
+        path: the JSON file.
+        overrides: `key.path=value` each.
+        root: the whole config's section.
+
+    Raises:
+        UserError: see `read_json_object` and `apply_override`.
+    """
     data = read_json_object(path)
     for override in overrides:
-        apply_override(data, override)
-    return parse_config(data)
+        apply_override(data, override, root)
+    return data
 
 
 def parse_config(data: Any) -> Config:

@@ -19,7 +19,7 @@ from vjepa_fast.data.manifest.entries import Entries
 from vjepa_fast.data.open_manifest import open_manifest
 from vjepa_fast.errors import UserError
 from vjepa_fast.evaluation.heads.neighbors import NeighborHeads
-from vjepa_fast.evaluation.heads.spec import HeadSpec
+from vjepa_fast.evaluation.heads.spec import HeadSpec, places
 from vjepa_fast.evaluation.heads.stack import HeadStack
 from vjepa_fast.evaluation.kinds import Kind, kind_names, make_kind
 from vjepa_fast.evaluation.labels.draws import held_out
@@ -190,12 +190,8 @@ class Probing:
 
     def _scores(self, found: dict[str, Predictions]) -> list[Scores]:
         """Of every head, in their order."""
-        place: dict[str, int] = {}
-        scores = []
-        for spec in self.specs:
-            index = place[spec.target] = place.get(spec.target, -1) + 1
-            scores.append(found[spec.target].scores(index))
-        return scores
+        heads = zip(self.specs, places(self.specs), strict=True)
+        return [found[spec.target].scores(place) for spec, place in heads]
 
     @property
     def output(self) -> Path:
@@ -335,10 +331,7 @@ def _all_images(entries: dict[str, Entries], segments: int) -> bool:
     Raises:
         UserError: only those of some splits are; or several segments of an image are asked for.
     """
-    images = {
-        split: bool(((its.column("frames") == 1) & (its.column("fps") <= 0)).all())
-        for split, its in entries.items()
-    }
+    images = {split: bool(its.images.all()) for split, its in entries.items()}
     train = entries[TRAIN].source
     for split, its in entries.items():
         if images[split] != images[TRAIN]:

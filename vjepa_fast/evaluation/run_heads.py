@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from vjepa_fast.data.manifest.replaced import replaced_atomically
 from vjepa_fast.errors import UserError
 from vjepa_fast.evaluation.heads.spec import HeadSpec, ProbeForm, ProbeRecipe
 from vjepa_fast.evaluation.heads.stack import HeadStack
@@ -140,12 +140,10 @@ def _load(trainer: HeadTrainer, restart: Restart, group: HostGroup, device: torc
 def _save(trainer: HeadTrainer, restart: Restart, group: HostGroup, done: int) -> None:
     state = {name: value.contiguous() for name, value in trainer.state_dict().items()}
     if group.rank == 0:
-        partial = restart.file.with_name(f".{restart.file.name}.partial")
         try:
-            partial.write_bytes(save(state, {"key": restart.key, "done": str(done)}))
-            os.replace(partial, restart.file)
+            with replaced_atomically(restart.file, binary=True) as file:
+                file.write(save(state, {"key": restart.key, "done": str(done)}))
         except OSError as error:
-            partial.unlink(missing_ok=True)
             log.warning(
                 "%s: found that it cannot be written (%s), so a restart would begin earlier",
                 restart.file,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -10,7 +10,6 @@ from vjepa_fast.errors import UserError
 from vjepa_fast.evaluation.heads.spec import ProbeForm, ProbeRecipe
 from vjepa_fast.evaluation.labels.grid import Grid
 from vjepa_fast.evaluation.sources import Views
-from vjepa_fast.models.block import NORM_EPS
 from vjepa_fast.models.encoder import VisionTransformer
 
 
@@ -57,15 +56,9 @@ class ProbeSettings:
     num_workers: int | None = None
 
     def form(self, encoder: VisionTransformer) -> ProbeForm:
-        """The architecture of trained heads.
-
-        With several blocks the norms are the encoder's, as in `transformers`, so that exports can
-        hold the probe.
-        """
-        if self.probe == "linear":
-            return ProbeForm("linear", encoder.width)
-        form = ProbeForm("attentive", encoder.width, encoder.blocks[0].attn.heads)
-        return form if self.blocks == 1 else replace(form, blocks=self.blocks, norm_eps=NORM_EPS)
+        """The architecture of trained heads."""
+        kind = "linear" if self.probe == "linear" else "attentive"
+        return ProbeForm.of(kind, encoder.width, encoder.blocks[0].attn.heads, self.blocks)
 
     @property
     def recipe(self) -> ProbeRecipe:

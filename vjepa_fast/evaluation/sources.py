@@ -84,6 +84,7 @@ class Sources:
     max_bad_fraction: float
     seed: int
     left_out: dict[str, dict[int, str]] = field(default_factory=dict)
+    _decoders: dict[tuple[str, int, Augment | None], ViewDecoder] = field(default_factory=dict)
     _stores: dict[tuple[str, int], dict[Kind, StoredFeatures]] = field(default_factory=dict)
 
     def fill(self, kinds: Sequence[Kind], split: str, rows: Tensor, *, to_train: bool) -> None:
@@ -144,15 +145,18 @@ class Sources:
         )
 
     def _decoder(self, split: str, crops: int, augment: Augment | None = None) -> ViewDecoder:
-        plan = ViewPlan(self.sampling, self.views.segments, crops, augment, self.seed)
-        return ViewDecoder(
-            self.entries[split],
-            plan,
-            device=self.device,
-            backend=self.backend,
-            num_workers=self.num_workers,
-            max_bad_fraction=self.max_bad_fraction,
-        )
+        """One for the same views, since it goes through the whole manifest and warns of it."""
+        key = split, crops, augment
+        if key not in self._decoders:
+            self._decoders[key] = ViewDecoder(
+                self.entries[split],
+                ViewPlan(self.sampling, self.views.segments, crops, augment, self.seed),
+                device=self.device,
+                backend=self.backend,
+                num_workers=self.num_workers,
+                max_bad_fraction=self.max_bad_fraction,
+            )
+        return self._decoders[key]
 
     def settings(self, split: str, crops: int, *, to_train: bool) -> dict:
         """All that the views of a split depend on, as JSON data."""

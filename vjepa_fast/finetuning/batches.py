@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import torch
 
 from vjepa_fast.config.finetune.schema import FinetuneConfig
-from vjepa_fast.data.loader import ClipLoader, make_loader
+from vjepa_fast.data.loader import ClipLoader
 from vjepa_fast.data.manifest.entries import Entries
 from vjepa_fast.data.manifest.entry import LABEL_PREFIX
 from vjepa_fast.data.open_manifest import open_manifest
@@ -21,7 +20,7 @@ from vjepa_fast.errors import UserError
 from vjepa_fast.evaluation.labels.targets import TEST, TRAIN, Target, read_targets
 from vjepa_fast.finetuning.augment import Augmenter
 from vjepa_fast.finetuning.trainer import LabeledClips
-from vjepa_fast.training.batches import split_evenly
+from vjepa_fast.training.batches import run_loader, split_evenly
 
 
 class FinetuneBatches:
@@ -98,19 +97,9 @@ class FinetuneBatches:
 
     def loader(self, first_step: int, device: torch.device) -> ClipLoader:
         """Clips of this rank's micro-batches from a step to the end of the run, decoded ahead."""
-        data = self._config.data
         steps = range(first_step, self.steps)
-        return make_loader(
-            self._planner,
-            (ids for step in steps for ids in self.sample_ids(step)),
-            data.crop_size,
-            backend=data.backend,
-            device=device,
-            num_workers=data.num_workers,
-            prefetch=data.prefetch,
-            bad_videos=Path(self._config.output) / "bad_videos.jsonl",
-            max_bad_fraction=data.max_bad_fraction,
-        )
+        ids = (ids for step in steps for ids in self.sample_ids(step))
+        return run_loader(self._planner, ids, self._config.data, self._config.output, device)
 
     def step(self, step: int, clips: Iterator[ClipBatch]) -> Iterator[LabeledClips]:
         """This rank's micro-batches of one step, as the trainer takes them.
@@ -151,8 +140,7 @@ def _refuse_images(config: FinetuneConfig, *manifests: Entries) -> None:
         (config.data.clips_per_video, config.test.segments),
         strict=True,
     ):
-        image = (entries.column("frames") == 1) & (entries.column("fps") <= 0)
-        if image.all() and found > 1:
+        if entries.images.all() and found > 1:
             raise UserError(
                 f"{key}: found {found}, but {entries.source} has only images, expected 1, since "
                 f"all clips of an image are the same; set {key} to 1"

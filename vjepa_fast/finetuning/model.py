@@ -4,27 +4,13 @@ from __future__ import annotations
 
 import re
 
-import torch
 from torch import Tensor, nn
 
-from vjepa_fast.config.finetune.schema import ClassifierConfig, FinetuneOptim
-from vjepa_fast.evaluation.attentive_classifier import PROBE_NORM_EPS, AttentiveClassifier
-from vjepa_fast.models.block import NORM_EPS, init_weights
+from vjepa_fast.config.finetune.schema import FinetuneOptim
+from vjepa_fast.evaluation.attentive_classifier import AttentiveClassifier
+from vjepa_fast.evaluation.heads.spec import LinearClassifier
 from vjepa_fast.models.encoder import VisionTransformer
 from vjepa_fast.models.jepa import encode_clips
-
-
-class LinearClassifier(nn.Module):
-    """A linear layer on the mean over the tokens: [B, N, D] → logits [B, classes]."""
-
-    def __init__(self, width: int, num_classes: int) -> None:
-        super().__init__()
-        self.linear = nn.Linear(width, num_classes)
-        init_weights(self.linear)
-
-    def pooler(self, tokens: Tensor) -> Tensor:
-        """The mean, [B, D]; accumulated in fp32, as torch does for bf16."""
-        return tokens.mean(1)
 
 
 class ClipClassifier(nn.Module):
@@ -56,21 +42,6 @@ class ClipClassifier(nn.Module):
         if dropout is not None:
             pooled = (pooled * dropout).to(pooled.dtype)
         return self.classifier.linear(pooled)
-
-
-def make_classifier(
-    config: ClassifierConfig, width: int, heads: int, num_classes: int, seed: int
-) -> LinearClassifier | AttentiveClassifier:
-    """A classifier with fresh weights, which depend on the seed alone.
-
-    With four blocks its norms have the encoder's eps, so that `transformers` can hold it.
-    """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        if config.kind == "linear":
-            return LinearClassifier(width, num_classes)
-        eps = PROBE_NORM_EPS if config.blocks == 1 else NORM_EPS
-        return AttentiveClassifier(width, heads, num_classes, config.blocks, eps)
 
 
 def layer_of(name: str, depth: int) -> int:

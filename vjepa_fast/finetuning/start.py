@@ -13,7 +13,8 @@ from vjepa_fast.config.finetune.load import parse_finetune_config
 from vjepa_fast.config.finetune.schema import FinetuneConfig
 from vjepa_fast.config.networks import ModelConfig
 from vjepa_fast.errors import UserError
-from vjepa_fast.finetuning.model import ClipClassifier, make_classifier
+from vjepa_fast.evaluation.heads.spec import ProbeForm, make_head
+from vjepa_fast.finetuning.model import ClipClassifier
 from vjepa_fast.inference.load import check_finite, read_encoder
 from vjepa_fast.models.encoder import VisionTransformer
 from vjepa_fast.training.checkpoint.format import Checkpoint, checkpoints
@@ -101,8 +102,8 @@ def make_model(config: FinetuneConfig, model: ModelConfig, num_classes: int) -> 
         uniform_power=model.uniform_power,
         activation_checkpointing=config.activation_checkpointing,
     )
-    head = make_classifier(config.classifier, shape.width, shape.heads, num_classes, config.seed)
-    return ClipClassifier(encoder, head)
+    form = ProbeForm.of(config.classifier.kind, shape.width, shape.heads, config.classifier.blocks)
+    return ClipClassifier(encoder, make_head(form, num_classes, config.seed))
 
 
 def trained_model(

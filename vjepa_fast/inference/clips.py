@@ -124,7 +124,7 @@ class ClipList:
         """How many windows fit into each video, int64 [videos]."""
         sampling, step = self.sampling, self._window_step
         frames, rates = self.entries.column("frames").astype(np.int64), self.entries.column("fps")
-        image = (frames == 1) & (rates <= 0)
+        image = self.entries.images
         if sampling.fps is None:
             spare = frames - sampling.num_frames * sampling.frame_step
         else:  # in frames of the video, too
@@ -167,7 +167,7 @@ def inspect_video(path: Path) -> Entries:
         raise UserError(
             f"{path}: found {error}, expected a video; choose another file or repair it"
         ) from None
-    if entry.frames == 1 and entry.fps <= 0:
+    if entry.is_image:
         raise UserError(
             f"{path}: found an image ({entry.codec}), expected a video; to repeat images in all "
             "frames of a clip, index their folder and name the manifest"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -14,7 +14,9 @@ from torch import Tensor
 from vjepa_fast.config import Config
 from vjepa_fast.config.checks import fits_group
 from vjepa_fast.config.fields import divisors, nearest
+from vjepa_fast.config.finetune.schema import FinetuneData
 from vjepa_fast.config.masks import sample_masks
+from vjepa_fast.config.schema import DataConfig
 from vjepa_fast.data.decode.pyav import decode_pixels
 from vjepa_fast.data.loader import ClipLoader, make_loader
 from vjepa_fast.data.open_manifest import open_manifest
@@ -42,6 +44,29 @@ def make_planner(config: Config) -> ClipPlanner:
         short_videos=data.short_videos,
         own=[manifest.own for manifest in data.manifests],
         group=config.masks.truncate_group,
+    )
+
+
+def run_loader(
+    planner: ClipPlanner,
+    batches: Iterable[Sequence[int]],
+    data: DataConfig | FinetuneData,
+    output: str,
+    device: torch.device,
+) -> ClipLoader:
+    """The loader of a run's micro-batches, as its data section says; bad clips are listed in the
+    run's folder.
+    """
+    return make_loader(
+        planner,
+        batches,
+        data.crop_size,
+        backend=data.backend,
+        device=device,
+        num_workers=data.num_workers,
+        prefetch=data.prefetch,
+        bad_videos=Path(output) / "bad_videos.jsonl",
+        max_bad_fraction=data.max_bad_fraction,
     )
 
 
@@ -175,19 +200,9 @@ class Batches:
             first_step: the first step whose clips are needed.
             device: device of the clips.
         """
-        data = self._config.data
         steps = range(first_step, self._config.optim.steps)
-        return make_loader(
-            self._planner,
-            (ids for step in steps for ids in self.sample_ids(step)),
-            data.crop_size,
-            backend=data.backend,
-            device=device,
-            num_workers=data.num_workers,
-            prefetch=data.prefetch,
-            bad_videos=Path(self._config.output) / "bad_videos.jsonl",
-            max_bad_fraction=data.max_bad_fraction,
-        )
+        ids = (ids for step in steps for ids in self.sample_ids(step))
+        return run_loader(self._planner, ids, self._config.data, self._config.output, device)
 
     def examples(self, count: int) -> Tensor | None:
         """The run's first clips of data.num_frames that can be decoded, for its pictures.

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from vjepa_fast.config.checks import check_compile
 from vjepa_fast.config.fields import multiple
 from vjepa_fast.config.finetune.schema import FinetuneConfig
-from vjepa_fast.config.load import apply_override, read_json_object
+from vjepa_fast.config.load import read_overridden
 from vjepa_fast.config.messages import sentence
 from vjepa_fast.errors import UserError
 
@@ -26,10 +26,7 @@ def load_finetune_config(path: str | Path, overrides: Sequence[str] = ()) -> Fin
     Raises:
         UserError: one sentence with the key, what was found, what was expected and the fix.
     """
-    data = read_json_object(path)
-    for override in overrides:
-        apply_override(data, override, FinetuneConfig)
-    return parse_finetune_config(data)
+    return parse_finetune_config(read_overridden(path, overrides, FinetuneConfig))
 
 
 def parse_finetune_config(data: Any) -> FinetuneConfig:

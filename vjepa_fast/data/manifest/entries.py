@@ -68,6 +68,11 @@ class Entries(Sequence[ManifestEntry]):
         """The values for regression that every entry has, in the manifest's order."""
         return [name.removeprefix(VALUE_PREFIX) for name in self._values]
 
+    @property
+    def images(self) -> np.ndarray:
+        """Which of the videos are images, see `ManifestEntry.is_image`: bool [n]."""
+        return (self.column("frames") == 1) & (self.column("fps") <= 0)
+
     def __len__(self) -> int:
         return len(self._names)
 

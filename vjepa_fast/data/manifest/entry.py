@@ -111,6 +111,11 @@ class ManifestEntry:
     values: dict[str, float] = field(default_factory=dict)
 
     @property
+    def is_image(self) -> bool:
+        """Whether it is one picture without a time, which fills any clip."""
+        return self.frames == 1 and self.fps <= 0
+
+    @property
     def is_current(self) -> bool:
         """Whether `index` found all there is to know, not an older version of it."""
         return self.seek is not None

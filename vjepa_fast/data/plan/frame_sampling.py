@@ -49,8 +49,7 @@ class Windows:
         """
         frames = entries.column("frames")
         rates = entries.column("fps")
-        timeless = rates <= 0
-        image = timeless & (frames == 1)
+        timeless, image = rates <= 0, entries.images
         if self.fps is None:
             return (frames < self.num_frames * self.frame_step) & ~image
         if (timeless & ~image).any():
@@ -143,7 +142,7 @@ def seconds_of(entry: ManifestEntry) -> float:
     Raises:
         UserError: the manifest has no frame rate for it.
     """
-    if entry.fps <= 0 and entry.frames == 1:
+    if entry.is_image:
         return 0.0
     if entry.fps <= 0:
         raise UserError(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -9,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from vjepa_fast.evaluation.attentive_classifier import PROBE_NORM_EPS, AttentiveClassifier
-from vjepa_fast.models.block import init_weights
+from vjepa_fast.models.block import NORM_EPS, init_weights
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,16 @@ class HeadSpec:
     weight_decay: float
 
 
+def places(specs: Sequence[HeadSpec]) -> list[int]:
+    """The place of each head among those of its target, counted from 0."""
+    counts: Counter[str] = Counter()
+    found = []
+    for spec in specs:
+        found.append(counts[spec.target])
+        counts[spec.target] += 1
+    return found
+
+
 @dataclass(frozen=True)
 class ProbeForm:
     """The architecture of all heads of a stack.
@@ -49,6 +61,19 @@ class ProbeForm:
     heads: int = 1
     blocks: int = 1
     norm_eps: float = PROBE_NORM_EPS
+
+    @staticmethod
+    def of(
+        kind: Literal["attentive", "linear"], width: int, heads: int, blocks: int = 1
+    ) -> ProbeForm:
+        """The form behind an encoder of this width and with these heads.
+
+        With several blocks the norms are the encoder's, as in `transformers`, so that exports can
+        hold the classifier.
+        """
+        if kind == "linear":
+            return ProbeForm("linear", width)
+        return ProbeForm(kind, width, heads, blocks, PROBE_NORM_EPS if blocks == 1 else NORM_EPS)
 
 
 @dataclass(frozen=True)
@@ -78,11 +103,15 @@ class LinearClassifier(nn.Module):
         self.linear = nn.Linear(width, outputs)
         init_weights(self.linear)
 
+    def pooler(self, tokens: Tensor) -> Tensor:
+        """The mean, [B, D]; accumulated in fp32, as torch does for bf16."""
+        return tokens.mean(1)
+
     def forward(self, tokens: Tensor) -> Tensor:
-        return self.linear(tokens.mean(1))
+        return self.linear(self.pooler(tokens))
 
 
-def make_head(form: ProbeForm, outputs: int, seed: int) -> nn.Module:
+def make_head(form: ProbeForm, outputs: int, seed: int) -> LinearClassifier | AttentiveClassifier:
     """A lone head with the initial weights of this seed, fp32, on the host."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -156,7 +156,6 @@ def _names(entries: Entries, name: str, classes: np.ndarray) -> list[str]:
 
 def _number(entries: Entries, name: str, classes: np.ndarray, train: Entries) -> np.ndarray:
     """The classes of a manifest's videos: by name where they have names, else by number."""
-    numbers = entries.column(f"label_{name}")
     own, theirs = (e.class_names.get(name) for e in (train, entries))
     if (own is None) != (theirs is None):
         with_names, without = (train, entries) if own else (entries, train)
@@ -164,9 +163,9 @@ def _number(entries: Entries, name: str, classes: np.ndarray, train: Entries) ->
             f"{without.source}: found numbers in label_{name}, expected names of classes, as "
             f"{with_names.source} has; write both manifests in one way"
         )
-    if own is not None and own != theirs:
-        place = {text: number for number, text in enumerate(own)}
-        numbers = np.array([place.get(text, -1) for text in theirs], dtype=np.int64)[numbers]
+    if own is not None:
+        entries = entries.numbered_as(name, own)  # others get numbers that `classes` lacks
+    numbers = entries.column(f"label_{name}")
     nearest = np.minimum(np.searchsorted(classes, numbers), len(classes) - 1)
     return np.where(classes[nearest] == numbers, nearest, -1)
 

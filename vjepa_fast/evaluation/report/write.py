@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-import os
 
+from vjepa_fast.data.manifest.replaced import replaced_atomically
 from vjepa_fast.errors import UserError
+from vjepa_fast.evaluation.heads.spec import places
 from vjepa_fast.evaluation.kinds import PRETRAINED
 from vjepa_fast.evaluation.labels.targets import TEST, TRAIN, Target
 from vjepa_fast.evaluation.probe import KindResult, Probing
@@ -75,9 +76,8 @@ def write_results(probing: Probing) -> dict:
         else:
             picture.unlink(missing_ok=True)  # of another probe
         text = json.dumps(result, indent=2) + "\n"
-        partial = probing.output / f".{RESULT}.{os.getpid()}"
-        partial.write_text(text, encoding="utf-8")  # last: it names the others
-        os.replace(partial, probing.output / RESULT)
+        with replaced_atomically(probing.output / RESULT) as file:  # last: it names the others
+            file.write(text)
     except OSError as error:
         raise UserError(
             f"{probing.output}: found that results cannot be written ({error.strerror}), expected "
@@ -160,7 +160,7 @@ def _matrices(probing: Probing, share: float) -> dict[str, Matrix]:
         if target.has_values or target.outputs > MOST_CLASSES:
             continue
         head = _chosen(probing, kind, target, share)
-        place = sum(spec.target == target.name for spec in probing.specs[:head])
+        place = places(probing.specs)[head]
         said = kind.predictions[target.name]
         counts = confusion_matrix(said.guesses[place], said.truth, target.outputs).numpy()
         title = f"{target.name}: {kind.name}, top-1 {kind.test[head]['top1']:.3f}"

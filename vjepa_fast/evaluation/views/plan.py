@@ -97,7 +97,7 @@ class ViewPlan:
         windows = self.sampling.windows(self.segments)
         of_videos = [shown[i] for i in video.tolist()]
         frames = list(frames_of_ids(windows, ids, counts, of_videos, seed))
-        images = (counts == 1) & (entries.column("fps")[video] <= 0)
+        images = np.array([entry.is_image for entry in of_videos], dtype=bool)
         boxes = self._boxes(ids, heights, widths, images)
         sizes = np.stack([heights, widths, heights, widths], axis=1)
         flips = random_flips(self.seed, ids, self.augment)

@@ -8,9 +8,8 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-from vjepa_fast.errors import UserError
 from vjepa_fast.training.distributed.host_group import HostGroup
-from vjepa_fast.training.distributed.launcher import launch_environment
+from vjepa_fast.training.distributed.launcher import cannot_meet, launch_environment
 
 _TIMEOUT = timedelta(days=1)  # one process may compute features for hours while others wait
 
@@ -39,12 +38,7 @@ def join_processes() -> HostGroup:
         try:
             dist.init_process_group(backend, timeout=_TIMEOUT, **(of_one if alone else {}))
         except dist.DistError as error:
-            reason = str(error).partition("\n")[0]
-            raise UserError(
-                f"MASTER_ADDR: found {env['MASTER_ADDR']}, port {env['MASTER_PORT']}, where the "
-                f"processes cannot meet ({reason}), expected rank 0's host and a free port on it; "
-                "check that all processes were started and that the port is free and open"
-            ) from None
+            raise cannot_meet(env, error) from None
     return HostGroup()
 
 

@@ -10,8 +10,7 @@ import deepspeed
 import torch
 from deepspeed.accelerator import get_accelerator
 
-from vjepa_fast.errors import UserError
-from vjepa_fast.training.distributed.launcher import launch_environment
+from vjepa_fast.training.distributed.launcher import cannot_meet, launch_environment
 
 _TIMEOUT = timedelta(minutes=10)  # if a host vanishes without closing its connections
 
@@ -43,12 +42,7 @@ def init_process_group() -> tuple[int, int]:
     try:
         deepspeed.init_distributed(auto_mpi_discovery=False, timeout=_TIMEOUT)
     except torch.distributed.DistError as error:
-        reason = str(error).partition("\n")[0]
-        raise UserError(
-            f"MASTER_ADDR: found {os.environ['MASTER_ADDR']}, port {os.environ['MASTER_PORT']}, "
-            f"where the processes cannot meet ({reason}), expected rank 0's host and a free port "
-            "on it; check that all processes were started and that the port is free and open"
-        ) from None
+        raise cannot_meet(os.environ, error) from None
     return torch.distributed.get_rank(), torch.distributed.get_world_size()
 
 

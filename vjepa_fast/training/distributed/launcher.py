@@ -38,6 +38,16 @@ def launch_environment(env: Mapping[str, str], devices: int) -> dict[str, str]:
     return found
 
 
+def cannot_meet(env: Mapping[str, str], error: Exception) -> UserError:
+    """The error of a process that does not reach the others; `error` is torch's."""
+    reason = str(error).partition("\n")[0]
+    return UserError(
+        f"MASTER_ADDR: found {env['MASTER_ADDR']}, port {env['MASTER_PORT']}, where the processes "
+        f"cannot meet ({reason}), expected rank 0's host and a free port on it; check that all "
+        "processes were started and that the port is free and open"
+    )
+
+
 def free_port() -> int:
     """A TCP port of this host that is free now."""
     with socket.socket() as probe:
