@@ -64,7 +64,7 @@ ALLOWED = {
         "progress",
     },
     "data.open_manifest": {"data.manifest", "data.prepare"},
-    "training.distributed": {"errors"},
+    "training.distributed": {"errors", "locks"},
     "training.timers": set(),
     "training.schedules": {"config"},
     "training.recipe": {"config", "errors"},

@@ -27,13 +27,14 @@ COMMANDS = {
     "export": export,
     "features": features,
 }
+RESUME = {"index", "transcode", "demo-data", "probe", "finetune", "features"}  # when run again
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Returns:
-        the exit status: 2, and one sentence on stderr, for a user's mistake.
+        the exit status: 2, and one sentence on stderr, for a user's mistake; 130 for Ctrl-C.
     """
     print_any_name()
     parser = argparse.ArgumentParser(
@@ -48,7 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
     options = parser.parse_args(arguments)
     set_up_logging()
-    return exit_status(lambda: COMMANDS[options.command].run(options))
+    name = options.command
+    return exit_status(lambda: COMMANDS[name].run(options), resumes=name in RESUME)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The exception for a user's mistake, and how the command line prints one."""
+"""The exception for a user's mistake, and how a command line ends: by one, or by Ctrl-C."""
 
 from __future__ import annotations
 
@@ -17,17 +17,26 @@ class UserError(Exception):
 _NO_ACCESS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS}
 
 
-def exit_status(command: Callable[[], int]) -> int:
-    """Run a command and print a user's mistake as one sentence on stderr.
+def exit_status(command: Callable[[], int], resumes: bool = False) -> int:
+    """Run a command and print a user's mistake, or that it was interrupted, as one sentence on
+    stderr.
 
     A full disk, a file without permission and a missing package count as the user's mistakes too.
     Every other exception is a bug and keeps its traceback.
 
+    Args:
+        command: to run.
+        resumes: whether it goes on where it was stopped when it is run again.
+
     Returns:
-        the command's own status; 2 for a user's mistake.
+        the command's own status; 2 for a user's mistake; 130, as of a shell, for Ctrl-C.
     """
     try:
         return command()
+    except KeyboardInterrupt as interrupt:  # whose text tells how far it came
+        then = "; run the same command to go on from there" if resumes else ""
+        print(f"interrupted {interrupt}".rstrip() + then, file=sys.stderr)
+        return 130
     except UserError as error:
         message = str(error)
     except ModuleNotFoundError as error:

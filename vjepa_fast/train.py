@@ -52,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.local_rank is not None:
         os.environ.setdefault("LOCAL_RANK", str(options.local_rank))
     set_up_logging()
-    return exit_status(lambda: _pretrain(options))
+    return exit_status(lambda: _pretrain(options), resumes=True)
 
 
 def _pretrain(options: argparse.Namespace) -> int:

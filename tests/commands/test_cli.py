@@ -89,3 +89,17 @@ def test_only_mistakes_become_sentences(capsys: pytest.CaptureFixture) -> None:
         with pytest.raises(type(bug)):
             exit_status(lambda bug=bug: fails(bug))
     assert exit_status(lambda: 0) == 0
+
+
+@pytest.mark.parametrize("name", sorted(cli.COMMANDS))
+def test_ctrl_c_is_one_sentence(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    def interrupted(_: object) -> int:
+        raise KeyboardInterrupt("after 2 of 4 files")
+
+    monkeypatch.setattr(cli.COMMANDS[name], "add_arguments", lambda parser: None)
+    monkeypatch.setattr(cli.COMMANDS[name], "run", interrupted)
+    assert cli.main([name]) == 130
+    then = "; run the same command to go on from there" if name in cli.RESUME else ""
+    assert capsys.readouterr().err == f"interrupted after 2 of 4 files{then}\n"

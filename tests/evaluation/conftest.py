@@ -1,13 +1,19 @@
-"""A run of two steps, whose encoder the tests probe."""
+"""A run of two steps, whose encoder the tests probe, and `vjepa-fast probe` on it."""
 
 from __future__ import annotations
 
+import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from vjepa_fast import cli
 from vjepa_fast.config import parse_config
 from vjepa_fast.training.loop import pretrain
+
+QUICK = ["--epochs", "2", "--batch", "16"]
 
 
 @pytest.fixture(scope="session")
@@ -37,3 +43,25 @@ def trained(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             }
         )
     )
+
+
+@pytest.fixture
+def run(trained: Path, tmp_path: Path) -> Path:
+    """A run of two steps, to write to."""
+    return shutil.copytree(trained, tmp_path / "run")
+
+
+@pytest.fixture
+def probe(run: Path, capsys: pytest.CaptureFixture) -> Callable[..., tuple[dict, str]]:
+    """Probes the run: the content of probe.json, and what was printed."""
+
+    def call(*arguments: str, labels: str = "digit", status: int = 0) -> tuple[dict, str]:
+        command = ["probe", "--checkpoint", str(run), "--labels", labels, *QUICK, *arguments]
+        assert cli.main(command) == status, capsys.readouterr().err
+        captured = capsys.readouterr()
+        if status:
+            return {}, captured.err
+        out = Path(command[command.index("--output") + 1]) if "--output" in command else run
+        return json.loads((out / "probe.json").read_text()), captured.out + captured.err
+
+    return call

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import json
+import os
 import shutil
-from collections.abc import Callable
+import signal
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.evaluation.conftest import QUICK
 from tests.helpers.house import PROBE_HELP, loaded
 from tests.helpers.paths import REPOSITORY
 from vjepa_fast import cli
@@ -31,30 +34,6 @@ from vjepa_fast.evaluation.views.stream import StreamedFeatures
 from vjepa_fast.inference.load import load_encoder, load_target_encoder
 from vjepa_fast.training.checkpoint.format import Checkpoint
 from vjepa_fast.weights import weights_checksum
-
-QUICK = ["--epochs", "2", "--batch", "16"]
-
-
-@pytest.fixture
-def run(trained: Path, tmp_path: Path) -> Path:
-    """A run of two steps, to write to."""
-    return shutil.copytree(trained, tmp_path / "run")
-
-
-@pytest.fixture
-def probe(run: Path, capsys: pytest.CaptureFixture) -> Callable[..., tuple[dict, str]]:
-    """Probes the run: the content of probe.json, and what was printed."""
-
-    def call(*arguments: str, labels: str = "digit", status: int = 0) -> tuple[dict, str]:
-        command = ["probe", "--checkpoint", str(run), "--labels", labels, *QUICK, *arguments]
-        assert cli.main(command) == status, capsys.readouterr().err
-        captured = capsys.readouterr()
-        if status:
-            return {}, captured.err
-        out = Path(command[command.index("--output") + 1]) if "--output" in command else run
-        return json.loads((out / "probe.json").read_text()), captured.out + captured.err
-
-    return call
 
 
 def ruined(entry: ManifestEntry, path: Path) -> ManifestEntry:
@@ -271,14 +250,6 @@ def test_other_labels_are_another_training(probe, run: Path, demo: Path, monkeyp
     assert probe(*arguments, "--num-frames", "4")[0]["grid"] != result["grid"]  # other features
 
 
-def test_a_store_of_another_checkpoint_is_refused(probe, run: Path, demo: Path) -> None:
-    store = ("--store", str(run / "store"))
-    first, _ = probe(*store)
-    assert probe(*store)[0]["grid"] == first["grid"]
-    error = probe(*store, "--num-frames", "4", status=2)[1]
-    assert "found features of other weights or settings (num_frames 8, now 4" in error
-
-
 def test_the_run_of_a_checkpoint_elsewhere(run: Path, demo: Path, tmp_path: Path, capsys) -> None:
     alone = shutil.copytree(Checkpoint.find(run).folder, tmp_path / "elsewhere" / "ckpt")
     command = ["probe", "--checkpoint", str(alone), "--labels", "digit", *QUICK]
@@ -333,7 +304,11 @@ def test_what_is_refused(probe, run: Path, demo: Path, capsys) -> None:
         (("--probe", "knn", "--lr", "1"), "digit", "--lr: found it with --probe knn, which is not"),
         (("--probe", "knn", "--augment"), "digit", "--augment: found it with --probe knn, which"),
         (("--augment", "--segments", "100"), "digit", "segments: found 100, expected 1 to 99"),
-        (("--store", str(run / "config.json")), "digit", "found that no folder can be made there"),
+        (
+            ("--store", str(run / "config.json")),
+            "digit",
+            "config.json: found that nothing can be wr",
+        ),
         (("--output", "/proc/none"), "digit", "/proc/none: found that nothing can be written th"),
         (("--crop-size", "30"), "digit", "crop_size: found 30, expected a multiple of 8"),
     ):
@@ -359,3 +334,21 @@ def test_what_is_refused(probe, run: Path, demo: Path, capsys) -> None:
         assert f"argument {option}: found " in capsys.readouterr().err
     assert cli.main(["probe", "--checkpoint", str(demo), "--labels", "digit"]) == 2
     assert "found no readable state.json (No such file" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_ctrl_c_at_a_running_probe(run: Path, tmp_path: Path) -> None:
+    """As a terminal sends it: to the decoding processes, too."""
+    command = [sys.executable, "-m", "vjepa_fast.cli", "probe", "--checkpoint", str(run)]
+    command += ["--labels", "digit", "--epochs", "1000000", "--output", str(tmp_path / "probed")]
+    with subprocess.Popen(
+        command, cwd=REPOSITORY, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as probe:
+        said = []
+        for line in probe.stderr:
+            said.append(line)
+            if line.startswith("features in"):  # they are computed; now it trains
+                os.killpg(probe.pid, signal.SIGINT)
+    assert probe.returncode == 130, said
+    assert said[-1] == "interrupted; run the same command to go on from there\n"
+    assert not any("Traceback" in line for line in said)

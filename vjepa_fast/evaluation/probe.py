@@ -7,7 +7,6 @@ import math
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 from hashlib import sha256
 from pathlib import Path
 
@@ -25,6 +24,7 @@ from vjepa_fast.evaluation.kinds import Kind, kind_names, make_kind
 from vjepa_fast.evaluation.labels.draws import held_out
 from vjepa_fast.evaluation.labels.grid import make_heads
 from vjepa_fast.evaluation.labels.targets import TEST, TRAIN, VALIDATION, Target, read_targets
+from vjepa_fast.evaluation.places import WORK, own_places
 from vjepa_fast.evaluation.results import Scores
 from vjepa_fast.evaluation.run_heads import Predictions, Restart, pooled, predict, train_heads
 from vjepa_fast.evaluation.settings import ProbeSettings, test_manifest_beside
@@ -39,7 +39,6 @@ from vjepa_fast.training.distributed.join import join_processes, leave_processes
 from vjepa_fast.training.distributed.peer_watch import PeerWatch
 
 log = logging.getLogger("vjepa_fast")
-WORK = "probe_work"
 DEFAULT_VALIDATION = 0.1
 
 
@@ -103,16 +102,12 @@ class Probing:
         """Train and test all heads on the features of each kind. Collective."""
         sources, names = self.sources, kind_names(self.settings.baselines)
         labeled = torch.cat(self.labeled).unique()
-        kinds = [
-            make_kind(name, self.config, self.encoder, partial(sources.pixels, rows=labeled))
-            for name in names
-        ]
+        kinds = [make_kind(name, self.config, self.encoder, sources.pixels) for name in names]
         to_train = self.settings.probe != "knn"
         needed = [(TRAIN, labeled, to_train), (TEST, self._rows(TEST), False)]
         if self.held_out is not None:
-            needed.insert(1, (self._validation, self.held_out, False))
-        for split, rows, to_train in needed:
-            sources.fill(kinds, split, rows, to_train=to_train)
+            needed.append((self._validation, self.held_out, False))
+        sources.fill(kinds, needed)
         self.results.extend(self._result(kind, labeled) for kind in kinds)
 
     def _result(self, kind: Kind, labeled: Tensor) -> KindResult:
@@ -229,25 +224,17 @@ def run_probe(settings: ProbeSettings, write: Callable[[Probing], None]) -> None
     """
     group = join_processes()
     prepare_cpu(group.world)
-    with PeerWatch(group):
+    with PeerWatch(group, "go on where it was stopped"):
         probing = prepare(settings, group)
-        try:
+        with own_places(probing.output, settings.store, group):
+            probing.run()
+            for seen in group.all_gather(probing.sources.left_out):
+                for split, rows in seen.items():
+                    probing.sources.left_out.setdefault(split, {}).update(rows)
             if group.rank == 0:
-                probing.work.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(
-                f"{probing.output}: found that nothing can be written there ({error.strerror}), "
-                "expected a folder of yours; name another with --output"
-            ) from None
-        group.barrier()
-        probing.run()
-        for seen in group.all_gather(probing.sources.left_out):
-            for split, rows in seen.items():
-                probing.sources.left_out.setdefault(split, {}).update(rows)
-        if group.rank == 0:
-            write(probing)
-            shutil.rmtree(probing.work, ignore_errors=True)
-        group.barrier()
+                write(probing)
+                shutil.rmtree(probing.work, ignore_errors=True)
+            group.barrier()
     leave_processes(group)
 
 

@@ -18,7 +18,7 @@ from vjepa_fast.evaluation.kinds import Kind
 from vjepa_fast.evaluation.labels.targets import TRAIN
 from vjepa_fast.evaluation.views.decode import ViewDecoder
 from vjepa_fast.evaluation.views.featurize import PixelFeatures, pixel_features
-from vjepa_fast.evaluation.views.fill import fill_stores
+from vjepa_fast.evaluation.views.fill import fill_stores, require_room
 from vjepa_fast.evaluation.views.plan import ViewPlan
 from vjepa_fast.evaluation.views.positions import FramePositions
 from vjepa_fast.evaluation.views.source import FeatureBatch, FeatureSource, Order, Share
@@ -87,30 +87,38 @@ class Sources:
     _decoders: dict[tuple[str, int, Augment | None], ViewDecoder] = field(default_factory=dict)
     _stores: dict[tuple[str, int], dict[Kind, StoredFeatures]] = field(default_factory=dict)
 
-    def fill(self, kinds: Sequence[Kind], split: str, rows: Tensor, *, to_train: bool) -> None:
-        """Store what is not there yet, if features are stored; each video is decoded once.
+    def fill(self, kinds: Sequence[Kind], asked: Sequence[tuple[str, Tensor, bool]]) -> None:
+        """Store what is not there yet, if features are stored; same views are decoded once.
+
+        Collective, and called once: a store of which another process still reads must not grow.
 
         Args:
             kinds: of features.
-            split: whose videos.
-            rows: of the videos, int64 [n].
-            to_train: whether to train on them, or to test.
+            asked: split; rows of its videos, int64 [n]; whether to train on them, or to test.
 
         Raises:
-            UserError: see `fill_stores`.
+            UserError: too little disk for all of them; see also `fill_stores`.
         """
         if self.views.augment is not None:
             return
-        crops = 1 if to_train else self.views.crops
-        if (split, crops) not in self._stores:
+        wanted: dict[tuple[str, int], list[Tensor]] = {}
+        for split, rows, to_train in asked:
+            wanted.setdefault((split, 1 if to_train else self.views.crops), []).append(rows)
+        for split, crops in wanted:
             views = self._decoder(split, crops)
             self._stores[split, crops] = {
                 kind: self._stored(kind, split, self._streamed(kind, views)) for kind in kinds
             }
-        stores = self._stores[split, crops]
-        fill_stores(list(stores.values()), rows.numpy())
-        for stored in stores.values():
-            self.left_out.setdefault(split, {}).update(stored.left_out)
+        fills = [
+            (list(self._stores[key].values()), torch.cat(rows).numpy())
+            for key, rows in wanted.items()
+        ]
+        require_room(self.store or self.work, fills)
+        self.group.barrier()  # nobody writes before all have seen how much is free
+        for (split, _), (stores, rows) in zip(wanted, fills, strict=True):
+            fill_stores(stores, rows)
+            for stored in stores:
+                self.left_out.setdefault(split, {}).update(stored.left_out)
 
     def at_once(self, kind: Kind) -> int:
         """How many training videos may be held at once; 0 where their features are computed."""
@@ -132,16 +140,15 @@ class Sources:
         views = self._decoder(split, self.views.crops)
         return _Noted(self._streamed(kind, views), self.left_out.setdefault(split, {}))
 
-    def pixels(self, encoder: VideoEncoder, rows: Tensor) -> PixelFeatures:
-        """Principal components of the pixels of these training videos, int64 [n]."""
+    def pixels(self, encoder: VideoEncoder) -> PixelFeatures:
+        """Principal components of the pixels of the training videos, labeled or not."""
         embed = encoder.model.patch_embed
         return pixel_features(
             self._decoder(TRAIN, 1),
-            rows.numpy(),
             width=encoder.width,
             patch_size=embed.patch_size,
             tubelet_size=embed.tubelet_size,
-            file=(self.store or self.work) / "pixels.safetensors",
+            folder=self.store or self.work,
         )
 
     def _decoder(self, split: str, crops: int, augment: Augment | None = None) -> ViewDecoder:
@@ -165,13 +172,11 @@ class Sources:
         return self._decoder(split, crops, augment).settings | positions
 
     def _stored(self, kind: Kind, split: str, streamed: StreamedFeatures) -> StoredFeatures:
-        """What a folder holds; one that the user has named must hold just these features."""
+        """A folder for just these features of these videos, so that others may be beside them."""
         key = {"features": kind.name, "of": kind.key, "precision": str(self.dtype)}
-        name = f"{kind.slug}-{split}-{streamed.views.plan.crops}"
-        if self.store:
-            return StoredFeatures(self.store / name, streamed, key)
         text = json.dumps([key, streamed.settings], sort_keys=True)
-        return StoredFeatures(self.work / f"{name}-{crc32(text.encode()):08x}", streamed, key)
+        name = f"{kind.slug}-{split}-{streamed.views.plan.crops}-{crc32(text.encode()):08x}"
+        return StoredFeatures((self.store or self.work) / name, streamed, key)
 
     def _streamed(self, kind: Kind, views: ViewDecoder) -> StreamedFeatures:
         share = Share(self.group.rank, self.group.world)

@@ -238,9 +238,12 @@ def _require_same(path: Path, file: Path, settings: Mapping, option: str) -> Non
         found = json.loads(file.read_text(encoding="utf-8"))
     except ValueError:
         found = {}
-    keys = [key for key in settings if found.get(key) != settings[key]]
+    if not isinstance(found, dict):
+        found = {}
+    # Also keys that only the folder has: what another version had to tell apart.
+    keys = [key for key in {**settings, **found} if found.get(key) != settings.get(key)]
     if keys:
-        differing = "; ".join(f"{key} {found.get(key)}, now {settings[key]}" for key in keys)
+        differing = "; ".join(f"{key} {found.get(key)}, now {settings.get(key)}" for key in keys)
         raise UserError(
             f"{path}: found features of other weights or settings ({differing}), expected the same "
             f"ones, to go on; choose another {option}"

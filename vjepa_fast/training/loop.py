@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import torch.distributed as dist
@@ -13,7 +13,6 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from vjepa_fast.config import Config
 from vjepa_fast.errors import UserError
-from vjepa_fast.locks import sole_writer
 from vjepa_fast.training.batches import Batches
 from vjepa_fast.training.build import build_trainer, with_pinned_teacher
 from vjepa_fast.training.checkpoint.initial_weights import (
@@ -31,6 +30,7 @@ from vjepa_fast.training.distributed.host_group import HostGroup
 from vjepa_fast.training.distributed.launch import init_process_group
 from vjepa_fast.training.distributed.peer_watch import PeerWatch
 from vjepa_fast.training.distributed.preemption import StopRequests
+from vjepa_fast.training.distributed.sole_writers import sole_writers
 from vjepa_fast.training.engine_trainer import EngineTrainer
 from vjepa_fast.training.monitoring.curves import draw_curves
 from vjepa_fast.training.monitoring.metrics import MetricsReporter
@@ -107,26 +107,18 @@ def _unwritable(run: Path, error: OSError) -> UserError:
     )
 
 
-@contextmanager
-def only_run_in(run: Path, host_group: HostGroup) -> Iterator[None]:
+def only_run_in(run: Path, host_group: HostGroup) -> AbstractContextManager[None]:
     """A context in which no other run writes to the folder; rank 0 holds its lock. Collective.
 
     Raises:
         UserError: another run holds it; raised on every rank.
     """
-    with ExitStack() as stack:
-        held = None
-        if host_group.rank == 0:
-            try:
-                stack.enter_context(sole_writer(run, "give another folder with --set output=…"))
-            except UserError as error:
-                held = str(error)
-            except OSError as error:
-                held = str(_unwritable(run, error))
-        held = host_group.all_gather(held)[0]
-        if held:
-            raise UserError(held)
-        yield
+    return sole_writers(
+        run,
+        host_group,
+        "give another folder with --set output=…",
+        lambda error: str(_unwritable(run, error)),
+    )
 
 
 def train(

@@ -28,12 +28,12 @@ def test_the_components_hold_the_largest_variance(
     entries: Entries, views_of: Callable, width: int
 ) -> None:
     """Judged by the singular values of the same tokens, in fp64."""
-    views, rows = views_of(entries, PLAN), np.arange(12)
-    found = pixel_features(views, rows, width=width, **SIZES)
-    (batch,) = views.batches([(0, rows)])
+    views = views_of(entries, PLAN)
+    found = pixel_features(views, width=width, **SIZES)
+    (batch,) = views.batches([(0, np.arange(16))])
     video = batch.video.flatten(0, 2)
     features = found(video)
-    assert features.shape == (12, 32, width)
+    assert features.shape == (16, 32, width)
     pixels = patchify(video, **SIZES).double()
     values = torch.linalg.svdvals(pixels - pixels.mean(0)) ** 2 / len(pixels)
     kept = min(width, 96)
@@ -58,25 +58,26 @@ def test_the_sample_is_bounded_and_even(
     views.batches = lambda order: batches(
         (epoch, decoded.extend(rows.tolist()) or rows) for epoch, rows in order
     )
-    few = pixel_features(views, np.arange(1, 16), width=10, **SIZES)
-    assert decoded == [1, 8, 15]
-    (batch,) = batches([(0, np.array([1, 8, 15]))])
+    few = pixel_features(views, width=10, **SIZES)
+    assert decoded == [0, 8, 15]
+    (batch,) = batches([(0, np.array([0, 8, 15]))])
     tokens = patchify(batch.video.flatten(0, 2), **SIZES)[::4]  # 24 of 96
     assert torch.allclose(few.mean, tokens.double().mean(0).float())
 
 
 def test_processes_share_a_file(entries: Entries, views_of: Callable, tmp_path: Path) -> None:
-    file, rows = tmp_path / "store" / "pixels.safetensors", np.arange(8)
-    views = views_of(entries, PLAN)
-    first = pixel_features(views, rows, width=10, **SIZES, file=file)
+    folder, views = tmp_path / "store", views_of(entries, PLAN)
+    same = {"width": 10, "folder": folder, **SIZES}
+    first = pixel_features(views, **same)
+    (file,) = folder.glob("*.safetensors")
+    other = pixel_features(views_of(entries.take(np.arange(4)), PLAN), **same)
+    assert other.checksum != first.checksum and len([*folder.glob("*.safetensors")]) == 2
     views.batches = None  # nothing is decoded again
-    again = pixel_features(views, rows, width=10, **SIZES, file=file)
+    again = pixel_features(views, **same)
     assert again.checksum == first.checksum and again.variance == first.variance
-    other = pixel_features(views_of(entries, PLAN), rows[:4], width=10, **SIZES, file=file)
-    assert other.checksum != first.checksum
     file.write_bytes(file.read_bytes()[:-10])
-    mended = pixel_features(views_of(entries, PLAN), rows[:4], width=10, **SIZES, file=file)
-    assert mended.checksum == other.checksum
+    mended = pixel_features(views_of(entries, PLAN), **same)
+    assert mended.checksum == first.checksum
 
 
 def test_no_video_decodes(demo: Path, views_of: Callable, tmp_path: Path) -> None:
@@ -84,4 +85,4 @@ def test_no_video_decodes(demo: Path, views_of: Callable, tmp_path: Path) -> Non
     gone = entries_of([replace(entries[0], path=str(tmp_path / "no.webm"))] * 4)
     views = views_of(gone, PLAN, max_bad_fraction=1.0)
     with pytest.raises(UserError, match="none of 4 videos like this one decodes, expected some"):
-        pixel_features(views, np.arange(4), width=10, **SIZES)
+        pixel_features(views, width=10, **SIZES)

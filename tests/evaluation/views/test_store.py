@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import resource
 import shutil
@@ -20,7 +21,7 @@ from vjepa_fast.data.manifest.files import read_manifest
 from vjepa_fast.data.plan.crops import Augment
 from vjepa_fast.errors import UserError
 from vjepa_fast.evaluation.views import store as store_module
-from vjepa_fast.evaluation.views.fill import fill_stores
+from vjepa_fast.evaluation.views.fill import fill_stores, require_room
 from vjepa_fast.evaluation.views.plan import ViewPlan
 from vjepa_fast.evaluation.views.source import ALONE, Share
 from vjepa_fast.evaluation.views.store import StoredFeatures
@@ -80,13 +81,13 @@ def test_a_store_gives_what_is_streamed_in_bf16(make: Make) -> None:
 def test_a_store_is_made_once_and_grows(make: Make) -> None:
     store = make()
     fill_stores([store], np.array([14, 3]))
-    assert sum(store.asked) == 2 * 2 + 1  # one clip tells the shape
+    assert sum(store.asked) == 2 * 2
     again = make()
     fill_stores([again], np.array([3]))
     assert again.asked == []
     grown = make()
     fill_stores([grown], np.array([3, 4, 6]))
-    assert sum(grown.asked) == 2 * 2 + 1
+    assert sum(grown.asked) == 2 * 2
     order = [(0, np.array([6, 3, 4]))]
     (stored,), (streamed,) = grown.batches(order), grown.streamed.batches(order)
     assert torch.equal(stored.tokens, streamed.tokens.bfloat16())
@@ -104,7 +105,7 @@ def test_several_stores_decode_once(make: Make) -> None:
     first.streamed.views.batches = counting
     fill_stores([first, second], np.arange(7))
     assert sum(decoded) == 7
-    assert sum(first.asked) == (5 + 2) * 2 + 1 and sum(second.asked) == 7 * 2 + 1
+    assert sum(first.asked) == (5 + 2) * 2 and sum(second.asked) == 7 * 2
     for store in (first, second):
         (batch,) = store.batches([(0, np.array([6, 0]))])
         (streamed,) = store.streamed.batches([(0, np.array([6, 0]))])
@@ -118,7 +119,7 @@ def test_processes_fill_one_store_without_meeting(make: Make) -> None:
     with ThreadPoolExecutor(3) as pool:
         list(pool.map(lambda store: fill_stores([store], ALL), stores))
     assert files(alone.folder.path) == files(stores[0].folder.path)
-    assert [sum(store.asked) for store in stores] == [1 + 2 * n for n in (5 + 1, 5, 5)]
+    assert [sum(store.asked) for store in stores] == [2 * n for n in (5 + 1, 5, 5)]
     rows = np.array([9, 1, 12, 0, 5])
     (whole,) = alone.batches([(0, rows)])
     for rank, store in enumerate(stores):
@@ -127,7 +128,7 @@ def test_processes_fill_one_store_without_meeting(make: Make) -> None:
         assert torch.equal(part.tokens, whole.tokens[rank::3])
 
 
-def test_a_store_of_something_else(make: Make, demo: Path) -> None:
+def test_a_store_of_something_else(make: Make, demo: Path, tmp_path: Path) -> None:
     make()
     with pytest.raises(UserError, match=r"of other weights or settings \(weights 1a, now 2b\)"):
         make(weights="2b")
@@ -135,6 +136,10 @@ def test_a_store_of_something_else(make: Make, demo: Path) -> None:
         make(plan=ViewPlan(PLAN.sampling))
     with pytest.raises(UserError, match=r"\(videos \w+, now \w+\)"):
         make(of=read_manifest(demo / "train.csv"))
+    file = tmp_path / "store" / "features.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"older": 1}))
+    with pytest.raises(UserError, match=r"settings \(older 1, now None\)"):
+        make()
     with pytest.raises(ValueError, match="found random views"):
         make(plan=ViewPlan(PLAN.sampling, augment=Augment()))
 
@@ -152,7 +157,7 @@ def test_a_changed_byte_is_an_error(make: Make, part: str) -> None:
     path.unlink()
     again = make()
     fill_stores([again], ALL)
-    assert sum(again.asked) == 5 * 2 + 1
+    assert sum(again.asked) == 5 * 2
 
 
 def test_a_full_disk_loses_nothing(make: Make) -> None:
@@ -176,12 +181,17 @@ def test_a_full_disk_loses_nothing(make: Make) -> None:
 
 
 def test_too_little_disk_is_found_before(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    store = make()
-    usage = shutil.disk_usage(store.folder.path)
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=383))
+    """What all stores need together counts; a video takes 2 views x 2 tokens x 3 x 2 bytes."""
+    stores = [make(name) for name in ("first", "second", "of the test")]
+    folder = stores[0].folder.path.parent
+    fill_stores(stores[:1], ALL[:4])
+    fills = [(stores[:2], ALL), (stores[2:], ALL[:5])]
+    needed, usage = (12 + 16 + 5) * 24, shutil.disk_usage(folder)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=needed))
+    require_room(folder, fills)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=needed - 1))
     with pytest.raises(UserError, match=r"0\.0 GB of free disk, .* or choose another --store"):
-        fill_stores([store], ALL)
-    assert sum(store.asked) == 1
+        require_room(folder, fills)
 
 
 def test_what_does_not_decode_is_remembered(make: Make, demo: Path, tmp_path: Path) -> None:

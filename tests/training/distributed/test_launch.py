@@ -6,13 +6,17 @@ import os
 import socket
 import subprocess
 import sys
+from datetime import timedelta
 
 import pytest
+import torch.distributed as dist
 
 from tests.helpers.paths import REPOSITORY
 from vjepa_fast.errors import UserError
+from vjepa_fast.training.distributed.host_group import HostGroup
+from vjepa_fast.training.distributed.join import join_processes
 from vjepa_fast.training.distributed.launcher import first_host, launch_environment
-from vjepa_fast.training.distributed.peer_watch import collective_reason
+from vjepa_fast.training.distributed.peer_watch import PeerWatch, collective_reason
 
 TORCHRUN = {
     "RANK": "3",
@@ -135,3 +139,22 @@ def test_one_process_needs_no_port() -> None:
         )
     assert done.returncode == 0, done.stderr
     assert "(0, 1)" in done.stdout
+
+
+def test_what_a_run_of_several_processes_waits_and_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU the group of the hosts waits as long as the group that was joined."""
+    made: list[dict] = []
+    monkeypatch.setattr(dist, "get_rank", lambda: 0)
+    monkeypatch.setattr(dist, "get_world_size", lambda: 2)
+    monkeypatch.setattr(dist, "get_backend", lambda: "cpu:gloo,cuda:nccl")
+    monkeypatch.setattr(dist, "new_group", lambda **options: made.append(options))
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    groups = HostGroup(), join_processes()
+    assert [options["timeout"] for options in made] == [timedelta(minutes=10), timedelta(days=1)]
+    closed = RuntimeError("[../gloo.cc:1] Connection closed by peer [1]:2")
+    for watch, then in (
+        (PeerWatch(groups[0]), "resume from the newest checkpoint"),
+        (PeerWatch(groups[1], "go on where it was stopped"), "go on where it was stopped"),
+    ):
+        with pytest.raises(UserError, match=f"then run the same command to {then}$"):
+            watch._raise_if_gone(closed)

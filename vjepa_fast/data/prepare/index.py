@@ -168,10 +168,7 @@ def _index(
             journal.add(result)
             results.append(result)
     except KeyboardInterrupt:
-        raise UserError(
-            f"found an interrupt after {len(results)} of {len(files)} files, expected to probe all "
-            "of them; run the same command again to resume"
-        ) from None
+        raise KeyboardInterrupt(f"after {len(results)} of {len(files)} files") from None
     finally:
         journal.close()
     rejected += [result for result in results if result.entry is None]

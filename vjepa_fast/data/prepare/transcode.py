@@ -125,10 +125,8 @@ def transcode_manifest(
                 )
             write_manifest(target, made, entries.class_names)
     except KeyboardInterrupt:
-        raise UserError(
-            f"found an interrupt after {len(copies) + len(rejected)} of {len(sources)} videos, "
-            "expected to copy all of them; run the same command again to resume"
-        ) from None
+        done = len(copies) + len(rejected)
+        raise KeyboardInterrupt(f"after {done} of {len(sources)} videos") from None
     except OSError as error:
         raise UserError(
             f"--output: found that {output} cannot be written ({error.strerror}), expected a "

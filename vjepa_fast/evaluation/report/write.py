@@ -10,6 +10,7 @@ from vjepa_fast.errors import UserError
 from vjepa_fast.evaluation.heads.spec import places
 from vjepa_fast.evaluation.kinds import PRETRAINED
 from vjepa_fast.evaluation.labels.targets import TEST, TRAIN, Target
+from vjepa_fast.evaluation.places import RESULT
 from vjepa_fast.evaluation.probe import KindResult, Probing
 from vjepa_fast.evaluation.report.pictures import MOST_CLASSES, Curve, Matrix, draw_probe
 from vjepa_fast.evaluation.report.selection import best_heads, summary, whole_grid
@@ -17,7 +18,7 @@ from vjepa_fast.evaluation.results import confusion_matrix
 from vjepa_fast.evaluation.saved_probe import probe_file_name, save_probe
 from vjepa_fast.weights import weights_checksum
 
-RESULT, PICTURE = "probe.json", "probe.png"
+PICTURE = "probe.png"
 
 
 def write_results(probing: Probing) -> dict:

@@ -78,12 +78,11 @@ class PixelFeatures:
 
 def pixel_features(
     views: ViewDecoder,
-    rows: np.ndarray,
     *,
     width: int,
     patch_size: int,
     tubelet_size: int,
-    file: Path | None = None,
+    folder: Path | None = None,
 ) -> PixelFeatures:
     """The components of an evenly spaced sample of training videos, and of tokens of each.
 
@@ -93,26 +92,25 @@ def pixel_features(
 
     Args:
         views: of the training videos.
-        rows: of them, to choose from, int64 [n].
         width: D.
         patch_size, tubelet_size: pixels and frames of a token.
-        file: holds the components of an earlier call with the same arguments; else one process
-            computes and writes them, and the others wait.
+        folder: has a file of the components of an earlier call with the same arguments; else one
+            process computes and writes them, and the others wait.
 
     Raises:
         UserError: none of the sample can be decoded.
     """
-    rows = np.unique(np.asarray(rows, dtype=np.int64))
-    rows = rows[np.unique(np.linspace(0, len(rows) - 1, _VIDEOS).round().astype(np.int64))]
+    rows = np.unique(np.linspace(0, len(views.entries) - 1, _VIDEOS).round().astype(np.int64))
 
     def fitted() -> PixelFeatures:
         return _fit(views, rows, width, patch_size, tubelet_size)
 
-    if file is None:
+    if folder is None:
         return fitted()
     settings = views.settings | {"width": width, "patch": patch_size, "tubelet": tubelet_size}
-    settings["rows"] = f"{zlib.crc32(rows.tobytes()):08x}"
-    file.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(settings, sort_keys=True)
+    file = folder / f"pixels-{zlib.crc32(text.encode()):08x}.safetensors"
+    folder.mkdir(parents=True, exist_ok=True)
     with sole_writer(file, wait=True):
         if (found := _read(file, settings)) is not None:
             return found

@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -32,25 +33,13 @@ def fill_stores(stores: Sequence[StoredFeatures], rows: np.ndarray) -> None:
         rows: of the manifest, int64 [n].
 
     Raises:
-        UserError: too little disk, before anything is computed; a shard that cannot be written or
-            that has changed since; too many videos that do not decode; features that are not
-            finite.
+        UserError: a shard that cannot be written or that has changed since; too many videos that do
+            not decode; features that are not finite.
     """
-    first = stores[0]
-    rows, share = np.unique(np.asarray(rows, dtype=np.int64)), first.streamed.share
-    asked = {
-        int(shard): rows[first.shard_of(rows) == shard] for shard in np.unique(first.shard_of(rows))
-    }
-    missing = {
-        shard: [sorted({*its.tolist()} - store.in_shard(shard).keys()) for store in stores]
-        for shard, its in asked.items()
-    }
-    for i, store in enumerate(stores):
-        if lacks := sum(len(its[i]) for its in missing.values()):
-            needed = lacks * store.video_bytes
-            require_space(store.folder.path, needed, f"or choose another {OPTION}")
+    share, asked = stores[0].streamed.share, _by_shard(stores[0], rows)
     own = [shard for shard in asked if shard % share.world == share.rank]
-    _compute(stores, {shard: missing[shard] for shard in own if any(missing[shard])})
+    missing = {shard: [_lacks(store, shard, asked[shard]) for store in stores] for shard in own}
+    _compute(stores, {shard: lacks for shard, lacks in missing.items() if any(lacks)})
     for store in stores:
         for shard in asked:
             _wait_for(store, shard, asked[shard])
@@ -64,6 +53,35 @@ def fill_stores(stores: Sequence[StoredFeatures], rows: np.ndarray) -> None:
         counted = store.streamed.views.count_left_out()
         for row, why in store.left_out.items():
             counted.count(store.streamed.views.entries[row].path, why)
+
+
+def require_room(
+    folder: Path, fills: Sequence[tuple[Sequence[StoredFeatures], np.ndarray]]
+) -> None:
+    """Raise UserError if a disk has too little space for all that `fill_stores` will compute.
+
+    Args:
+        folder: of all the stores.
+        fills: arguments of several calls of `fill_stores`.
+    """
+    needed = sum(
+        store.video_bytes * lacks
+        for stores, rows in fills
+        for store in stores
+        if (lacks := sum(len(_lacks(store, *its)) for its in _by_shard(store, rows).items()))
+    )
+    require_space(folder, needed, f"or choose another {OPTION}")
+
+
+def _by_shard(store: StoredFeatures, rows: np.ndarray) -> dict[int, np.ndarray]:
+    rows = np.unique(np.asarray(rows, dtype=np.int64))
+    shards = store.shard_of(rows)
+    return {int(shard): rows[shards == shard] for shard in np.unique(shards)}
+
+
+def _lacks(store: StoredFeatures, shard: int, rows: np.ndarray) -> list[int]:
+    """These rows of a shard that are not there yet, ascending."""
+    return sorted({*rows.tolist()} - store.in_shard(shard).keys())
 
 
 def _compute(stores: Sequence[StoredFeatures], missing: dict[int, list[list[int]]]) -> None:

@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 import torch
 import torch.distributed as dist
+
+TIMEOUT = timedelta(minutes=10)  # of training, if a host vanishes without closing its connections
 
 
 class HostGroup:
     """Collectives over gloo, which need no host sync with the device.
+
+    Making one is collective.
+
+    Args:
+        timeout: how long a process may be later than the others, the same as of the process group
+            that was joined; PeerWatch finds a dead process sooner.
 
     Attributes:
         rank: rank of this process.
         world: number of processes.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, timeout: timedelta = TIMEOUT) -> None:
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
-        self._group = None if dist.get_backend() == "gloo" else dist.new_group(backend="gloo")
+        self._group = None
+        if dist.get_backend() != "gloo":  # torch's own timeout would be half an hour
+            self._group = dist.new_group(backend="gloo", timeout=timeout)
 
     def any(self, *flags: bool) -> list[bool]:
         """For each flag, whether it is set on any process. Collective.

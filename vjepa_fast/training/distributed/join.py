@@ -39,7 +39,7 @@ def join_processes() -> HostGroup:
             dist.init_process_group(backend, timeout=_TIMEOUT, **(of_one if alone else {}))
         except dist.DistError as error:
             raise cannot_meet(env, error) from None
-    return HostGroup()
+    return HostGroup(_TIMEOUT)
 
 
 def leave_processes(group: HostGroup) -> None:

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
-from datetime import timedelta
 
 import deepspeed
 import torch
 from deepspeed.accelerator import get_accelerator
 
+from vjepa_fast.training.distributed.host_group import TIMEOUT
 from vjepa_fast.training.distributed.launcher import cannot_meet, launch_environment
-
-_TIMEOUT = timedelta(minutes=10)  # if a host vanishes without closing its connections
 
 
 def init_process_group() -> tuple[int, int]:
@@ -37,10 +35,10 @@ def init_process_group() -> tuple[int, int]:
             store=torch.distributed.HashStore(),
             rank=0,
             world_size=1,
-            timeout=_TIMEOUT,
+            timeout=TIMEOUT,
         )
     try:
-        deepspeed.init_distributed(auto_mpi_discovery=False, timeout=_TIMEOUT)
+        deepspeed.init_distributed(auto_mpi_discovery=False, timeout=TIMEOUT)
     except torch.distributed.DistError as error:
         raise cannot_meet(os.environ, error) from None
     return torch.distributed.get_rank(), torch.distributed.get_world_size()

@@ -43,13 +43,19 @@ class PeerWatch:
     Leaving it without an exception is not a death. It costs nothing per step. Entering is
     collective.
 
+    Args:
+        host_group: the processes.
+        then: what running the same command again does, for the message.
+
     Raises:
         UserError: on entering, rank 0 cannot be reached; on leaving with a RuntimeError, that
             error says that another process is gone.
     """
 
-    def __init__(self, host_group: HostGroup) -> None:
-        self._host_group = host_group
+    def __init__(
+        self, host_group: HostGroup, then: str = "resume from the newest checkpoint"
+    ) -> None:
+        self._host_group, self._then = host_group, then
         self._left = threading.Event()
         self._connections: dict[socket.socket, int] = {}  # and the rank at the other end
 
@@ -143,7 +149,7 @@ class PeerWatch:
         return (
             f"rank {self._host_group.rank}: found that another process of this run is gone "
             f"({reason}), expected all {self._host_group.world} of them; read its last messages, "
-            "then run the same command to resume from the newest checkpoint"
+            f"then run the same command to {self._then}"
         )
 
 
