@@ -25,6 +25,7 @@ from vjepa_fast.data.open_manifest import open_manifest
 from vjepa_fast.evaluation import probe as probing
 from vjepa_fast.evaluation import run_heads
 from vjepa_fast.evaluation.kinds import PIXELS, PRETRAINED, RANDOM
+from vjepa_fast.evaluation.labels.draws import plain_draw
 from vjepa_fast.evaluation.labels.targets import TEST
 from vjepa_fast.evaluation.saved_probe import load_probe
 from vjepa_fast.evaluation.views.decode import ViewDecoder
@@ -110,8 +111,9 @@ def seen(run: Path, manifest: Path, plan: ViewPlan) -> tuple[list[int], torch.Te
 def test_low_shot_and_a_grid(probe) -> None:
     result, printed = probe(
         *("--label-shares", "0.3,0.6", "--draws", "2", "--blocks", "4"),
-        *("--lr", "1e-3,1e-2", "--weight-decay", "0,0.1", "--validation", "0.2"),
+        *("--lr", "1e-3,1e-2", "--weight-decay", "0,0.1", "--validation", "0.2", "--seed", "3"),
     )
+    assert not result["flip"] and result["seed"] == 3
     assert len(result["grid"]) == 2 * 2 * 4
     assert result["validation"] == 10 and result["drawn"] == "the same share of every class"
     for row in result["results"]:
@@ -169,11 +171,13 @@ def test_nearest_neighbors(probe, run: Path, demo: Path) -> None:
     assert result["saved"] == {} and len(result["grid"]) == 1
 
 
-def test_streamed_with_augmentation(probe) -> None:
+def test_streamed_with_augmentation(probe, run: Path) -> None:
     arguments = ("--augment", "--flip", "--segments", "2", "--frame-positions", "--crops", "3")
     result, _ = probe(*arguments)
     again, _ = probe(*arguments)
     assert result["augment"] and result["grid"] == again["grid"]
+    assert result["flip"] and result["seed"] == 0 and result["precision"] == "float32"
+    assert result["encoder_crc32"] == f"{load_encoder(run).checksum:08x}"
 
 
 def test_a_validation_manifest_chooses(probe, demo: Path) -> None:
@@ -195,6 +199,28 @@ def test_videos_that_do_not_decode_are_left_out(probe, run: Path, demo: Path) ->
     assert "left out: 1 of 48 train videos, which do not decode" in printed
     train = result["videos"]["train"]
     assert train["used"] == 47 and list(train["left_out"]) == [entries[5].path]
+
+
+@pytest.mark.parametrize("kind", ["linear", "knn"])
+def test_a_head_without_videos_is_left_out(probe, run: Path, demo: Path, kind: str) -> None:
+    """Three draws of one video each, of which the second one's does not decode."""
+    entries = list(read_manifest(demo / "train.csv"))
+    (drawn,) = plain_draw(len(entries), 0.02, seed=1).tolist()
+    entries[drawn] = ruined(entries[drawn], run / "bad.webm")
+    write_manifest(run / "bad.csv", entries)
+    arguments = ["--train", str(run / "bad.csv"), "--test", str(demo / "test.csv"), "--probe", kind]
+    arguments += ["--label-shares", "0.02", "--draw", "plain", *["--lr", "0.1"] * (kind != "knn")]
+    result, printed = probe(*arguments, "--draws", "3")
+    what = "found that none of the videos with 2 % of the labels of digit can be decoded"
+    assert f"{what} in draw 1, which is left out of the results" in printed
+    (row,) = result["results"]
+    assert [draw["draw"] for draw in row["draws"]] == [0, 2]
+    tested = [head["test"] for head in result["grid"]]
+    assert tested[1] is None
+    mean = (tested[0]["top1"] + tested[2]["top1"]) / 2
+    assert row["test"]["top1"]["mean"] == pytest.approx(mean)
+    error = probe(*arguments, "--draws", "1", "--seed", "1", status=2)[1]
+    assert f"bad.csv: {what}, expected some; take a larger share of the labels, or" in error
 
 
 def test_it_goes_on_where_it_was_stopped(probe, run: Path, monkeypatch) -> None:
@@ -303,6 +329,19 @@ def test_what_is_refused(probe, run: Path, demo: Path, capsys) -> None:
         (("--probe", "knn", "--blocks", "4"), "digit", "--blocks: found 4 with --probe knn"),
         (("--probe", "knn", "--lr", "1"), "digit", "--lr: found it with --probe knn, which is not"),
         (("--probe", "knn", "--augment"), "digit", "--augment: found it with --probe knn, which"),
+        (
+            ("--probe", "knn", "--epochs", "9"),
+            "digit",
+            "--epochs: found it with --probe knn, which",
+        ),
+        (("--probe", "knn", "--batch", "9"), "digit", "--batch: found it with --probe knn, which"),
+        (("--draws", "2"), "digit", "--draws: found it without a share of the labels to draw, exp"),
+        (("--draw", "plain"), "digit", "--draw: found it without a share of the labels to draw"),
+        (
+            ("--augment", "--store", "x"),
+            "digit",
+            "--store: found it with --augment, whose features",
+        ),
         (("--augment", "--segments", "100"), "digit", "segments: found 100, expected 1 to 99"),
         (
             ("--store", str(run / "config.json")),

@@ -32,7 +32,7 @@ def probe(run: Path, output: Path, launcher: str | None, arguments: list[str]) -
         name = "--master-port" if launcher == "torchrun" else "--master_port"
         command[1:1] = [name, str(free_port())]
     command += ["vjepa-fast", "probe", "--checkpoint", str(run), "--output", str(output)]
-    command += ["--labels", "digit,direction", "--epochs", "3", "--batch", "16", *arguments]
+    command += ["--labels", "digit,direction", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count(f"written to {output}") == 1
@@ -49,6 +49,7 @@ def test_two_processes_find_what_one_finds(
     trained: Path, tmp_path: Path, launcher: str, more: list[str]
 ) -> None:
     run = shutil.copytree(trained, tmp_path / "run")
+    more = ["--epochs", "3", "--batch", "16", *more]
     more = ["--label-shares", "0.5,1", "--draws", "2", "--lr", "1e-3,1e-2", *more]
     one, two = (probe(run, tmp_path / str(by), by, more) for by in (None, launcher))
     assert one["videos"] == two["videos"] and one["targets"] == two["targets"]

@@ -26,7 +26,14 @@ from vjepa_fast.evaluation.labels.grid import make_heads
 from vjepa_fast.evaluation.labels.targets import TEST, TRAIN, VALIDATION, Target, read_targets
 from vjepa_fast.evaluation.places import WORK, own_places
 from vjepa_fast.evaluation.results import Scores
-from vjepa_fast.evaluation.run_heads import Predictions, Restart, pooled, predict, train_heads
+from vjepa_fast.evaluation.run_heads import (
+    Predictions,
+    Restart,
+    check_learned,
+    pooled,
+    predict,
+    train_heads,
+)
 from vjepa_fast.evaluation.settings import ProbeSettings, test_manifest_beside
 from vjepa_fast.evaluation.sources import Sources
 from vjepa_fast.evaluation.views.source import FeatureSource
@@ -49,15 +56,15 @@ class KindResult:
     Attributes:
         name: the kind's.
         losses: of each head, its last training loss; NaN for nearest neighbors.
-        validation, test: scores of each head.
+        validation, test: scores of each head; None of one that has learned from no video.
         predictions: on the test videos, by target.
         stack: the trained heads; None for nearest neighbors.
     """
 
     name: str
     losses: list[float]
-    validation: list[Scores] | None
-    test: list[Scores]
+    validation: list[Scores | None] | None
+    test: list[Scores | None]
     predictions: dict[str, Predictions]
     stack: HeadStack | None
 
@@ -113,10 +120,12 @@ class Probing:
     def _result(self, kind: Kind, labeled: Tensor) -> KindResult:
         stack, losses = None, [math.nan] * len(self.specs)
         if self.settings.probe == "knn":
-            predictor = self._neighbors(self.sources.to_test(kind, TRAIN), labeled, kind.name)
+            source = self.sources.to_test(kind, TRAIN)
+            predictor, learned = self._neighbors(source, labeled, kind.name)
         else:
-            stack, losses = self._trained(kind, self.sources.to_train(kind, TRAIN))
+            stack, losses, learned = self._trained(kind, self.sources.to_train(kind, TRAIN))
             predictor = stack
+        check_learned(self.specs, learned, self.manifests[TRAIN], kind.name)
 
         def predicted(split: str, rows: Tensor) -> dict[str, Predictions]:
             source = self.sources.to_test(kind, split)
@@ -124,9 +133,10 @@ class Probing:
 
         validation = None
         if self.held_out is not None:
-            validation = self._scores(predicted(self._validation, self.held_out))
+            validation = self._scores(predicted(self._validation, self.held_out), learned)
         found = predicted(TEST, self._rows(TEST))
-        return KindResult(kind.name, losses, validation, self._scores(found), found, stack)
+        test = self._scores(found, learned)
+        return KindResult(kind.name, losses, validation, test, found, stack)
 
     @property
     def _validation(self) -> str:
@@ -136,10 +146,13 @@ class Probing:
     def _rows(self, split: str) -> Tensor:
         return torch.arange(len(self.entries[split]))
 
-    def _trained(self, kind: Kind, source: FeatureSource) -> tuple[HeadStack, list[float]]:
+    def _trained(
+        self, kind: Kind, source: FeatureSource
+    ) -> tuple[HeadStack, list[float], list[bool]]:
+        """The heads, their losses, and which have learned from any video."""
         form, recipe = self.settings.form(self.encoder.model), self.settings.recipe
         restart = Restart(self.work / f"{kind.slug}.safetensors", self._key(kind))
-        stack, losses = train_heads(
+        stack, losses, seen = train_heads(
             source,
             self.targets,
             self.specs,
@@ -152,7 +165,7 @@ class Probing:
             restart,
             kind.name,
         )
-        return stack, losses.tolist()
+        return stack, losses.tolist(), (seen > 0).tolist()
 
     def _key(self, kind: Kind) -> str:
         """A hash (hex) of all that the training of heads on these features depends on."""
@@ -170,23 +183,25 @@ class Probing:
             digest.update(rows.numpy().tobytes())
         return digest.hexdigest()
 
-    def _neighbors(self, source: FeatureSource, labeled: Tensor, name: str) -> NeighborHeads:
+    def _neighbors(
+        self, source: FeatureSource, labeled: Tensor, name: str
+    ) -> tuple[NeighborHeads, list[bool]]:
+        """The heads, and which know any video; the others answer anything."""
         count = len(self.entries[TRAIN])
         bank, there = pooled(source, labeled, count, self.encoder.device, self.group, name)
-        for spec, rows in zip(self.specs, self.labeled, strict=True):
-            if not there[rows].any():
-                raise UserError(
-                    f"{self.manifests[TRAIN]}: found that none of the {len(rows)} videos with "
-                    f"labels of {spec.target} can be decoded, expected some; index the videos again"
-                )
         truth = {t.name: t.learned(TRAIN).to(self.encoder.device) for t in self.targets}
-        known = [rows[there[rows]].to(self.encoder.device) for rows in self.labeled]
-        return NeighborHeads(self.specs, bank, known, truth, self.settings.neighbors)
+        knows = [bool(there[rows].any()) for rows in self.labeled]
+        known = [
+            (rows[there[rows]] if any_there else rows).to(self.encoder.device)
+            for rows, any_there in zip(self.labeled, knows, strict=True)
+        ]
+        heads = NeighborHeads(self.specs, bank, known, truth, self.settings.neighbors)
+        return heads, knows
 
-    def _scores(self, found: dict[str, Predictions]) -> list[Scores]:
-        """Of every head, in their order."""
-        heads = zip(self.specs, places(self.specs), strict=True)
-        return [found[spec.target].scores(place) for spec, place in heads]
+    def _scores(self, found: dict[str, Predictions], learned: list[bool]) -> list[Scores | None]:
+        """Of every head, in their order; None of one that has learned from no video."""
+        heads = zip(self.specs, places(self.specs), learned, strict=True)
+        return [found[spec.target].scores(place) if its else None for spec, place, its in heads]
 
     @property
     def output(self) -> Path:

@@ -57,7 +57,7 @@ def train_heads(
     group: HostGroup,
     restart: Restart,
     name: str,
-) -> tuple[HeadStack, Tensor]:
+) -> tuple[HeadStack, Tensor, Tensor]:
     """Train heads together, in one pass over the features for each epoch. Collective.
 
     Args:
@@ -73,7 +73,8 @@ def train_heads(
         name: of the features, for the progress.
 
     Returns:
-        the heads; the loss of each one's last update, fp64 [H].
+        the heads; of each one the loss of its last update, fp64 [H], and how many videos it has
+        seen, int64 [H]: 0 where none of its videos decodes.
     """
     union = torch.cat(list(labeled)).unique().numpy()
     # Where heads have few of the videos each, batches are larger, so that a head has about
@@ -109,7 +110,42 @@ def train_heads(
             specs[head].lr,
             specs[head].weight_decay,
         )
-    return stack.eval(), trainer.losses
+    return stack.eval(), trainer.losses, trainer.seen
+
+
+def check_learned(
+    specs: Sequence[HeadSpec], learned: Sequence[bool], manifest: Path, name: str
+) -> None:
+    """Warn of draws of labels of which no video decodes, so that their heads have learned nothing.
+
+    Args:
+        specs: the heads.
+        learned: whether each has seen any video.
+        manifest: of the videos.
+        name: of the features.
+
+    Raises:
+        UserError: no other draw of the same share is left.
+    """
+    draws: dict[tuple[str, float], dict[int, bool]] = {}
+    for spec, its in zip(specs, learned, strict=True):
+        draws.setdefault((spec.target, spec.share), {})[spec.draw] = its
+    for (target, share), found in draws.items():
+        empty = [str(draw) for draw, its in found.items() if not its]
+        what = f"none of the videos with {100 * share:g} % of the labels of {target}"
+        if len(empty) == len(found):
+            raise UserError(
+                f"{manifest}: found that {what} can be decoded, expected some; take a larger share "
+                "of the labels, or index the videos again"
+            )
+        if empty:
+            log.warning(
+                "probes of %s: found that %s can be decoded in draw %s, which is left out of the "
+                "results",
+                name,
+                what,
+                ", ".join(empty),
+            )
 
 
 def _order(rows: np.ndarray, recipe: ProbeRecipe, size: int) -> Iterator[tuple[int, np.ndarray]]:

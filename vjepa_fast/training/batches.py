@@ -19,6 +19,7 @@ from vjepa_fast.config.masks import sample_masks
 from vjepa_fast.config.schema import DataConfig
 from vjepa_fast.data.decode.pyav import decode_pixels
 from vjepa_fast.data.loader import ClipLoader, make_loader
+from vjepa_fast.data.manifest.entries import Entries
 from vjepa_fast.data.open_manifest import open_manifest
 from vjepa_fast.data.plan.clip_plan import ClipBatch
 from vjepa_fast.data.plan.crops import Augment
@@ -29,11 +30,16 @@ from vjepa_fast.masks import MaskBatch, MaskSampler
 from vjepa_fast.models.sequences import PackedMasks, pack_masks
 
 
-def make_planner(config: Config) -> ClipPlanner:
-    """Make the config's planner of training clips."""
+def open_manifests(config: Config) -> list[Entries]:
+    """The videos of each of the config's manifests; it takes minutes for millions of them."""
+    return [open_manifest(manifest.path) for manifest in config.data.manifests]
+
+
+def make_planner(config: Config, manifests: Sequence[Entries] | None = None) -> ClipPlanner:
+    """Make the config's planner of training clips, of what `open_manifests` gives."""
     data = config.data
     return ClipPlanner(
-        [open_manifest(manifest.path) for manifest in data.manifests],
+        manifests or open_manifests(config),
         data.weights,
         num_frames=data.num_frames,
         frame_step=data.frame_step,
@@ -155,14 +161,17 @@ class Batches:
         config: the run's config.
         rank: rank of this process.
         world: number of ranks.
+        manifests: see `open_manifests`; None: they are opened.
     """
 
-    def __init__(self, config: Config, rank: int, world: int) -> None:
+    def __init__(
+        self, config: Config, rank: int, world: int, manifests: Sequence[Entries] | None = None
+    ) -> None:
         self._config = config
         self._rank, self._world = rank, world
         self._micro_batch, _ = split_batch(config, world)
         self._samplers = {n: make_sampler(config, n) for n in config.data.lengths}
-        self._planner = make_planner(config)
+        self._planner = make_planner(config, manifests)
 
     @property
     def steps(self) -> int:

@@ -13,7 +13,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from vjepa_fast.config import Config
 from vjepa_fast.errors import UserError
-from vjepa_fast.training.batches import Batches
+from vjepa_fast.training.batches import Batches, open_manifests
 from vjepa_fast.training.build import build_trainer, with_pinned_teacher
 from vjepa_fast.training.checkpoint.initial_weights import (
     load_initial,
@@ -61,8 +61,7 @@ def pretrain(config: Config) -> Path:
     with PeerWatch(host_group):  # from here on an error in one process ends all
         config = with_pinned_init(with_pinned_teacher(config), host_group)
         # Building the model may take minutes, so all that the user may have to fix comes before.
-        batches = Batches(config, rank, world)
-        probe = TrainingProbe(config, host_group) if config.log.probe_every else None
+        batches, probe = _with_videos(config, host_group)
         make_folder(run)
         with only_run_in(run, host_group):
             checkpoint = find_resumable(run, settings_of(config), batches.videos, host_group)
@@ -90,6 +89,14 @@ def pretrain(config: Config) -> Path:
                 draw_curves(run)
             dist.barrier()
     return run
+
+
+def _with_videos(config: Config, group: HostGroup) -> tuple[Batches, TrainingProbe | None]:
+    """What needs the manifests, which are read once and not kept."""
+    manifests = open_manifests(config)
+    batches = Batches(config, group.rank, group.world, manifests)
+    probe = TrainingProbe(config, group, manifests) if config.log.probe_every else None
+    return batches, probe
 
 
 def make_folder(run: Path) -> None:

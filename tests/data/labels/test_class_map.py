@@ -110,6 +110,7 @@ def test_names_and_integers_do_not_mix(tmp_path, names, message):
     [
         ([1.0, 2.5], r"line 1: found label_action = 1.0, expected an integer or a name; correct"),
         ([1, None], "line 2: found label_action = '', expected a label for every video"),
+        ([True, False], "line 1: found label_action = True, expected an integer or a name"),
         ([b"a", b"b"], "line 1: found label_action = b'a', expected an integer or a name"),
     ],
 )

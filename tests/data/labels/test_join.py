@@ -1,6 +1,8 @@
 """`vjepa-fast labels`: annotation files as they are distributed, joined to a manifest."""
 
+import errno
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +11,7 @@ import pytest
 from tests.data.manifest.test_files import ENTRY
 from vjepa_fast.cli import main
 from vjepa_fast.data.manifest.files import read_manifest, write_manifest
+from vjepa_fast.data.prepare.labels.annotations import read_annotations
 from vjepa_fast.data.prepare.labels.join import join_labels
 from vjepa_fast.errors import UserError
 
@@ -277,6 +280,21 @@ def test_the_command_says_what_did_not_match(tmp_path, capsys):
     assert read_manifest(tmp_path / "train.csv").class_names == {"kind": ["a", "b"]}
     assert main([*command[:2], str(tmp_path / "nowhere"), *command[3:]]) == 2
     assert "nowhere: found no file, expected a Kinetics CSV" in capsys.readouterr().err
+    assert main([*command[:2], str(tmp_path / "list.txt" / "x"), *command[3:]]) == 2
+    assert "x: found no file, expected a Kinetics CSV" in capsys.readouterr().err
+
+
+def test_a_file_that_cannot_be_read(tmp_path, monkeypatch):
+    """Nobody's permissions stop root, under whom tests may run."""
+    path = tmp_path / "list.txt"
+    path.write_text("1.mp4 a\n")
+
+    def denied(*_: object, **__: object) -> str:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    monkeypatch.setattr(Path, "read_text", denied)
+    with pytest.raises(UserError, match=r"list\.txt: found a file that cannot be read \(Perm"):
+        read_annotations(path)
 
 
 def test_null_is_no_label(joined):

@@ -38,6 +38,12 @@ def test_values_are_finite_numbers(tmp_path, name, value):
         read_manifest(tmp_path / name)
 
 
+def test_a_truth_is_no_number(tmp_path):
+    write_manifest(tmp_path / "m.parquet", [replace(v, values={"ef": True}) for v in VIDEOS])
+    with pytest.raises(UserError, match="line 1: found value_ef = True, expected a finite number"):
+        read_manifest(tmp_path / "m.parquet")
+
+
 def test_every_video_has_the_same_values(tmp_path):
     with pytest.raises(UserError, match=r"found values \[\], expected \['angle', 'ef'\] as in the"):
         write_manifest(tmp_path / "m.csv", [*VIDEOS, ENTRY])

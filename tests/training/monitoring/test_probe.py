@@ -20,9 +20,11 @@ from tests.helpers.trainers import make_model, make_trainer
 from vjepa_fast.closed_form import ridge
 from vjepa_fast.commands.report import report_html
 from vjepa_fast.config import parse_config
+from vjepa_fast.data.open_manifest import open_manifest
 from vjepa_fast.errors import UserError
 from vjepa_fast.inference.load import load_encoder
 from vjepa_fast.models.jepa import encode_clips
+from vjepa_fast.training import batches
 from vjepa_fast.training.checkpoint.format import Checkpoint, checkpoints
 from vjepa_fast.training.distributed.host_group import HostGroup
 from vjepa_fast.training.distributed.launch import init_process_group
@@ -71,8 +73,14 @@ def relabeled(demo: Path) -> Callable[..., str]:
 
 
 def test_a_run_with_a_probe_is_the_run_without(
-    small_config: Callable[..., dict], demo: Path, tmp_path: Path
+    small_config: Callable[..., dict], demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """And reads each manifest once."""
+    read: list[str] = []
+    for reader in (batches, probe_sample):
+        monkeypatch.setattr(
+            reader, "open_manifest", lambda path: open_manifest(read.append(str(path)) or path)
+        )
     optim = {"steps": 4}
     plain = pretrain(parse_config(small_config(output=str(tmp_path / "plain"), optim=optim)))
     log, output = PROBE | {"probe_test": str(demo / "test.csv")}, str(tmp_path / "probed")
@@ -82,6 +90,8 @@ def test_a_run_with_a_probe_is_the_run_without(
         for r in (plain, run)
     ]
     assert len(losses[0]) == 4 and losses[0] == losses[1]
+    train, test = (str(demo / name) for name in ("train.csv", "test.csv"))
+    assert read == [train, train, test]
     a, b = (load_file(checkpoints(r)[-1] / "shard_00000.safetensors") for r in (plain, run))
     assert a.keys() == b.keys() and all(a[name].equal(b[name]) for name in a)
 

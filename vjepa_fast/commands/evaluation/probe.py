@@ -96,14 +96,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     heads.add_argument(
         "--draws",
         type=positive_int,
-        default=3,
         help="random draws of labels for each share below 1, of which mean and std are reported "
         "(default: 3)",
     )
     heads.add_argument(
         "--draw",
         choices=["balanced", "plain"],
-        default="balanced",
         help="draw the same share of every class, or of all videos alike (default: balanced)",
     )
     heads.add_argument(
@@ -117,12 +115,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=_numbers,
         help="weight decays, separated by commas (default: 0.01)",
     )
-    heads.add_argument(
-        "--epochs", type=positive_int, default=20, help="passes over the videos (default: 20)"
-    )
-    heads.add_argument(
-        "--batch", type=positive_int, default=256, help="videos of an update (default: 256)"
-    )
+    heads.add_argument("--epochs", type=positive_int, help="passes over the videos (default: 20)")
+    heads.add_argument("--batch", type=positive_int, help="videos of an update (default: 256)")
     heads.add_argument(
         "--baselines",
         type=_baselines,
@@ -157,20 +151,7 @@ def run(options: argparse.Namespace) -> int:
     from vjepa_fast.evaluation.settings import ProbeSettings
     from vjepa_fast.evaluation.sources import Views
 
-    if options.flip and not options.augment:
-        raise UserError("--flip: found it without --augment, expected both; add --augment")
-    if options.blocks > 1 and options.probe != "attentive":
-        raise UserError(
-            f"--blocks: found {options.blocks} with --probe {options.probe}, expected an attentive "
-            "probe; leave one of them out"
-        )
-    for option in ("augment", "lr", "weight_decay"):
-        if options.probe == "knn" and getattr(options, option):
-            name = f"--{option.replace('_', '-')}"
-            raise UserError(
-                f"{name}: found it with --probe knn, which is not trained, expected another probe; "
-                "leave one of them out"
-            )
+    _refuse_without_effect(options)
     augment = Augment((0.08, 1.0), (3 / 4, 4 / 3), options.flip) if options.augment else None
     settings = ProbeSettings(
         checkpoint=options.checkpoint,
@@ -182,14 +163,14 @@ def run(options: argparse.Namespace) -> int:
         blocks=options.blocks,
         grid=Grid(
             shares=options.label_shares,
-            draws=options.draws,
-            balanced=options.draw == "balanced",
+            draws=options.draws or 3,
+            balanced=options.draw != "plain",
             lrs=options.lr or ((1e-3, 1e-2, 1e-1) if options.probe == "linear" else (1e-3,)),
             weight_decays=options.weight_decay or (0.01,),
             seed=options.seed,
         ),
-        epochs=options.epochs,
-        batch=options.batch,
+        epochs=options.epochs or 20,
+        batch=options.batch or 256,
         views=Views(options.segments, options.crops, augment, options.frame_positions),
         num_frames=options.num_frames,
         crop_size=options.crop_size,
@@ -207,6 +188,38 @@ def run(options: argparse.Namespace) -> int:
 
     run_probe(settings, write)
     return 0
+
+
+def _refuse_without_effect(options: argparse.Namespace) -> None:
+    """Raise UserError for an option that another one makes useless."""
+    if options.flip and not options.augment:
+        raise UserError("--flip: found it without --augment, expected both; add --augment")
+    if options.blocks > 1 and options.probe != "attentive":
+        raise UserError(
+            f"--blocks: found {options.blocks} with --probe {options.probe}, expected an attentive "
+            "probe; leave one of them out"
+        )
+    for useless, where, expected in (
+        (
+            ("augment", "lr", "weight_decay", "epochs", "batch") * (options.probe == "knn"),
+            "with --probe knn, which is not trained",
+            "another probe; leave one of them out",
+        ),
+        (
+            ("draws", "draw") * (min(options.label_shares) == 1),
+            "without a share of the labels to draw",
+            "--label-shares below 1; add them, or leave it out",
+        ),
+        (
+            ("store",) * options.augment,
+            "with --augment, whose features are computed in every epoch and never stored",
+            "one of them; leave the other out",
+        ),
+    ):
+        for option in useless:
+            if getattr(options, option):
+                name = f"--{option.replace('_', '-')}"
+                raise UserError(f"{name}: found it {where}, expected {expected}")
 
 
 def _seed(text: str) -> int:

@@ -50,7 +50,7 @@ class LabelReader:
             return list(map(int, values))
         numbers = []
         for value, line in zip(values, lines, strict=True):
-            number = value if isinstance(value, int) else self._number(value, line)
+            number = value if type(value) is int else self._number(value, line)
             of_names = isinstance(number, str)
             if self._of_names is None:
                 self._of_names = of_names
@@ -129,7 +129,7 @@ def read_values(
     numbers = []
     for value, line in zip(values, lines, strict=True):
         try:
-            number = float(value)
+            number = math.nan if isinstance(value, bool) else float(value)
         except (TypeError, ValueError):
             number = math.nan
         if not math.isfinite(number):

@@ -18,20 +18,24 @@ def main_score(scores: Scores) -> float:
 
 
 def best_heads(
-    specs: Sequence[HeadSpec], validation: Sequence[Scores] | None
+    specs: Sequence[HeadSpec],
+    validation: Sequence[Scores | None] | None,
+    test: Sequence[Scores | None],
 ) -> dict[tuple[str, float], list[int]]:
     """The head with the best validation score of each draw, the first of equals.
 
     Args:
         specs: the heads.
         validation: their scores; None where a draw has one head.
+        test: their scores; None of a head that has learned from no video, whose draw is left out.
 
     Returns:
         by (target, share), the chosen head of each draw, in the order of draws.
     """
     of_draw = defaultdict(list)
     for index, spec in enumerate(specs):
-        of_draw[spec.target, spec.share, spec.draw].append(index)
+        if test[index] is not None:
+            of_draw[spec.target, spec.share, spec.draw].append(index)
     best = defaultdict(list)
     for (target, share, _), heads in sorted(of_draw.items(), key=lambda item: item[1][0]):
         if validation is None and len(heads) > 1:
@@ -43,8 +47,8 @@ def best_heads(
 
 def summary(
     specs: Sequence[HeadSpec],
-    validation: Sequence[Scores] | None,
-    test: Sequence[Scores],
+    validation: Sequence[Scores | None] | None,
+    test: Sequence[Scores | None],
 ) -> list[dict]:
     """The chosen heads' test results, as JSON data: one row for each target and share.
 
@@ -53,7 +57,7 @@ def summary(
         {"mean", "std"}}, the sample standard deviation over draws, null for one draw.
     """
     rows = []
-    for (target, share), heads in best_heads(specs, validation).items():
+    for (target, share), heads in best_heads(specs, validation, test).items():
         draws = [
             {
                 "draw": specs[i].draw,
@@ -74,17 +78,19 @@ def summary(
 
 def whole_grid(
     specs: Sequence[HeadSpec],
-    validation: Sequence[Scores] | None,
-    test: Sequence[Scores],
+    validation: Sequence[Scores | None] | None,
+    test: Sequence[Scores | None],
     losses: Sequence[float],
 ) -> list[dict]:
-    """Every head with its scores, as JSON data; a loss that is not finite is null."""
+    """Every head with its scores, as JSON data; a loss that is not finite is null, and so are the
+    scores of a head that has learned from no video.
+    """
     return [
         asdict(spec)
         | {
             "loss": loss if math.isfinite(loss) else None,
-            "validation": dict(validation[i]) if validation else None,
-            "test": dict(test[i]),
+            "validation": dict(validation[i]) if validation and validation[i] else None,
+            "test": dict(test[i]) if test[i] else None,
         }
         for i, (spec, loss) in enumerate(zip(specs, losses, strict=True))
     ]

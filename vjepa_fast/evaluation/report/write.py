@@ -100,6 +100,9 @@ def _settings(probing: Probing) -> dict:
         "probe": settings.probe,
         "blocks": settings.blocks,
         "neighbors": settings.neighbors if settings.probe == "knn" else None,
+        "seed": grid.seed,
+        "encoder_crc32": f"{probing.encoder.checksum:08x}",
+        "precision": str(probing.encoder.dtype).removeprefix("torch."),
         "label_shares": list(grid.shares),
         "draws": grid.draws if min(grid.shares) < 1 else 1,
         "drawn": "the same share of every class" if grid.balanced else "of all videos alike",
@@ -108,7 +111,10 @@ def _settings(probing: Probing) -> dict:
         "crop_size": sampling.crop_size,
         "segments": settings.views.segments,
         "crops": settings.views.crops,
+        "frame_step": None if sampling.fps else sampling.frame_step,
+        "fps": sampling.fps,
         "augment": augment is not None,
+        "flip": augment is not None and augment.flip,
         "frame_positions": settings.views.frame_positions,
     }
     if settings.probe != "knn":
@@ -150,8 +156,8 @@ def _target(target: Target) -> dict:
 
 
 def _chosen(probing: Probing, kind: KindResult, target: Target, share: float) -> int:
-    """The index among all heads of the one that validation chose for the first draw."""
-    return best_heads(probing.specs, kind.validation)[target.name, share][0]
+    """The index of the head that validation chose for the first draw that is not left out."""
+    return best_heads(probing.specs, kind.validation, kind.test)[target.name, share][0]
 
 
 def _matrices(probing: Probing, share: float) -> dict[str, Matrix]:
@@ -201,7 +207,7 @@ def _save_heads(probing: Probing, share: float) -> dict[str, str]:
             "names": list(target.names),
             "mean": target.mean,
             "std": target.std,
-            "draw": 0,
+            "draw": probing.specs[head].draw,
             "label_share": share,
             "test": dict(kind.test[head]),
             "encoder": {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from vjepa_fast.closed_form import ridge
 from vjepa_fast.config import Config
+from vjepa_fast.data.manifest.entries import Entries
 from vjepa_fast.training.distributed.host_group import HostGroup
 from vjepa_fast.training.monitoring.probe_sample import ProbeSample
 from vjepa_fast.training.trainer import Trainer
@@ -27,6 +29,7 @@ class TrainingProbe:
     Args:
         config: of the run, with log.probe_every.
         host_group: the processes.
+        manifests: of `data.manifests`; None: they are opened.
 
     Attributes:
         metric: "probe_accuracy" for classes, "probe_r2" (the fraction of the variance that is
@@ -37,9 +40,11 @@ class TrainingProbe:
         UserError: see `ProbeSample`.
     """
 
-    def __init__(self, config: Config, host_group: HostGroup) -> None:
+    def __init__(
+        self, config: Config, host_group: HostGroup, manifests: Sequence[Entries] | None = None
+    ) -> None:
         self._group = host_group
-        self._sample = ProbeSample(config, host_group.rank, host_group.world)
+        self._sample = ProbeSample(config, host_group.rank, host_group.world, manifests)
         self.metric = "probe_accuracy" if self._sample.classes else "probe_r2"
         self.measure = f"{self.metric} of {self._sample.what}"
 

@@ -38,6 +38,7 @@ class ProbeSample:
         config: of the run, with log.probe_label.
         rank: rank of this process.
         world: number of ranks.
+        manifests: of `data.manifests`; None: they are opened.
 
     Attributes:
         targets: of each video, [n]: classes, int64, or values, float64.
@@ -50,13 +51,16 @@ class ProbeSample:
             than the number of classes.
     """
 
-    def __init__(self, config: Config, rank: int, world: int) -> None:
+    def __init__(
+        self, config: Config, rank: int, world: int, manifests: Sequence[Entries] | None = None
+    ) -> None:
         data, log_config = config.data, config.log
         label, count = log_config.probe_label, log_config.probe_videos
         paths = [manifest.path for manifest in data.manifests]
-        parts = [_Column.of(paths, label, "data.manifests")]
-        if log_config.probe_test:
-            parts.append(_Column.of([log_config.probe_test], label, "log.probe_test"))
+        manifests = manifests or [open_manifest(path) for path in paths]
+        parts = [_Column.of(paths, manifests, label, "data.manifests")]
+        if test := log_config.probe_test:
+            parts.append(_Column.of([test], [open_manifest(test)], label, "log.probe_test"))
         if len({part.name for part in parts}) > 1:
             raise UserError(
                 f"log.probe_test: found {parts[1].name} where data.manifests have {parts[0].name}, "
@@ -166,13 +170,14 @@ class _Column:
         )
 
     @classmethod
-    def of(cls, paths: Sequence[str], label: str, key: str) -> _Column:
+    def of(
+        cls, paths: Sequence[str], manifests: Sequence[Entries], label: str, key: str
+    ) -> _Column:
         """The column label_… or else value_… of the manifests that have it.
 
         Raises:
             UserError: none has it, or no video has a label.
         """
-        manifests = [open_manifest(path) for path in paths]
         for name, names in (
             (LABEL_PREFIX + label, [entries.label_names for entries in manifests]),
             (VALUE_PREFIX + label, [entries.value_names for entries in manifests]),

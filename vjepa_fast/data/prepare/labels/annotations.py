@@ -67,8 +67,13 @@ def read_annotations(path: Path) -> AnnotationFile:
     """
     try:
         text = path.read_text(encoding=TEXT_READ["encoding"], errors=TEXT_READ["errors"])
-    except (FileNotFoundError, IsADirectoryError):
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         raise UserError(f"{path}: found no file, expected {_FORMATS}; correct the path") from None
+    except OSError as error:
+        raise UserError(
+            f"{path}: found a file that cannot be read ({error.strerror}), expected {_FORMATS}; "
+            "make it readable, or give a copy"
+        ) from None
     if text.lstrip()[:1] not in ("{", "["):
         try:
             return _table(path, text)
