@@ -100,16 +100,7 @@ ALLOWED = {
         "training.zero",
         *PLANS,
     },
-    "training": {
-        "config",
-        "data.workers",
-        "errors",
-        "locks",
-        "masks",
-        "models",
-        "weights",
-        *PLANS,
-    },
+    "training": {*PLANS, *UPPER, "data.workers", "masks"},
     "inference": {
         "data.bad_clips",
         "data.ffmpeg",
