@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from av.video.frame import PictureType
 
 from tests.data.prepare.test_inspect import write_timed
 from tests.data.prepare.test_rotation import QUARTERS
@@ -16,10 +17,12 @@ from tests.helpers import damaged, videos
 from vjepa_fast.cli import main
 from vjepa_fast.data.decode.pyav import decode_clip
 from vjepa_fast.data.ffmpeg import frame_times, open_video
+from vjepa_fast.data.manifest.entry import Seek
 from vjepa_fast.data.manifest.files import read_manifest, write_manifest
 from vjepa_fast.data.manifest.location import entry_url
 from vjepa_fast.data.plan.clip_plan import ClipPlan
 from vjepa_fast.data.prepare import transcode
+from vjepa_fast.data.prepare.encode import CODECS, comment_of
 from vjepa_fast.data.prepare.inspect import probe_video
 from vjepa_fast.data.prepare.transcode import transcode_manifest
 from vjepa_fast.errors import UserError
@@ -92,6 +95,37 @@ def test_an_interrupted_call_resumes_and_keeps_what_is_made(originals, tmp_path,
     assert (copies / "a.webm.mp4").stat().st_mtime_ns == kept
     transcode_manifest(originals, copies, "h264", 40, 5, workers=1)  # other settings: made anew
     assert read_manifest(target)[0].height == 40
+
+
+@pytest.mark.usefixtures("in_process")
+@pytest.mark.parametrize("gop", [1, 5, 8])
+def test_most_frames_of_an_h264_copy_can_be_skipped(originals, tmp_path, gop):
+    """Of four frames three are such that no other frame refers to them."""
+    target, _ = transcode_manifest(originals, tmp_path / "copies", "h264", 60, gop)
+    first, *others = read_manifest(target)
+    assert [entry.seek for entry in (first, *others)] == [Seek.BY_STAMP] * 3
+    assert first.gop == gop
+    with open_video(entry_url(first)) as container:
+        container.streams.video[0].codec_context.skip_frame = "NONREF"
+        left = [PictureType(frame.pict_type).name for frame in container.decode(video=0)]
+    intervals = -(-first.frames // gop)
+    # 5: I b b b P, 8: I b b b P b b P
+    assert left == {1: ["I"], 5: ["I", "P"], 8: ["I", "P", "P"]}[gop] * intervals
+
+
+@pytest.mark.usefixtures("in_process")
+def test_copies_of_an_older_version_are_made_anew(originals, tmp_path, monkeypatch):
+    copies = tmp_path / "copies"
+    older = "vjepa_fast transcode h264 60 px, key frame every 5, upright, BT.601"
+    with monkeypatch.context() as patched:
+        patched.setattr(transcode.Settings, "stamp", older)
+        patched.setitem(CODECS["h264"][2], "bf", "0")
+        transcode_manifest(originals, copies, "h264", 60, 5)
+    assert comment_of(copies / "v.mp4").startswith(older)
+    transcode_manifest(originals, copies, "h264", 60, 5)
+    assert not comment_of(copies / "v.mp4").startswith(older)
+    with open_video(str(copies / "v.mp4")) as container:
+        assert "B" in {PictureType(frame.pict_type).name for frame in container.decode(video=0)}
 
 
 def test_a_damaged_video_is_left_out_with_its_reason(originals, tmp_path):

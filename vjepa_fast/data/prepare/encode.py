@@ -23,10 +23,20 @@ from vjepa_fast.data.prepare.inspect import checked_rotation
 
 STAMP = "vjepa_fast transcode"  # the beginning of every copy's comment
 CODECS = {  # name -> (encoder, suffix, options, muxer's options)
+    # Three of four frames are B-frames that no other frame refers to: a clip of every fourth frame
+    # decodes without most of them. fastdecode leaves out what costs a decoder most, CABAC and
+    # deblocking. docs/data.md has the table of settings (bench/video/transcode.py).
     "h264": (
         "libx264",
         ".mp4",
-        {"preset": "veryfast", "crf": "20", "bf": "0", "sc_threshold": "0"},
+        {
+            "preset": "veryfast",
+            "tune": "fastdecode",
+            "crf": "18.5",
+            "bf": "3",
+            "x264-params": "b-adapt=0:b-pyramid=none",
+            "sc_threshold": "0",
+        },
         {"movflags": "faststart"},
     ),
     "vp9": (
@@ -66,8 +76,9 @@ class Settings:
 
     @property
     def stamp(self) -> str:
-        """The settings as a copy's comment has them."""
-        size = f"{self.codec} {self.short_side} px, key frame every {self.gop}"
+        """The settings as a copy's comment has them: another text for other options."""
+        codec = {"h264": "h264 with 3 B-frames of 4"}.get(self.codec, self.codec)
+        size = f"{codec} {self.short_side} px, key frame every {self.gop}"
         return f"{STAMP} {size}, upright, BT.601"
 
     @property
