@@ -46,7 +46,7 @@ _NOT_CONVERTED = {
 RANGE_FOLLOWED = ("h264", "hevc")
 # With these, RGB is bit for bit that of DALI on the CPU where the matrix is BT.601. (FFmpeg's
 # default rounds down: 1.5 gray levels too dark.)
-_TO_RGB = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
+TO_RGB = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
 _GRAY_LEVELS = np.clip(np.round((np.arange(256) - 16) * 255 / 219), 0, 255).astype(np.uint8)
 
 
@@ -121,7 +121,7 @@ class RgbConverter:
             frame,
             format="rgb24",
             src_colorspace=source_colorspace(found),
-            interpolation=_TO_RGB,
+            interpolation=TO_RGB,
             threads=1,
         ).to_ndarray()
         if _is_gray(frame) and not is_full_range(frame):

@@ -11,12 +11,11 @@ import av
 import numpy as np
 import torch
 
-from vjepa_fast.data.decode.color import RgbConverter
+from vjepa_fast.data.decode.resize import Cropper, PixelBox
 from vjepa_fast.data.decode.rotation import stored_crop, turn
 from vjepa_fast.data.decode.time_stamps import clip_frames
 from vjepa_fast.data.ffmpeg import BadVideo, open_video, video_stream
-from vjepa_fast.data.frames.addressing import NEAR_START
-from vjepa_fast.data.frames.seek import SeekError, numbered_frames
+from vjepa_fast.data.frames.seek import NEAR_START, SeekError, numbered_frames
 from vjepa_fast.data.manifest.entry import ManifestEntry, Seek
 from vjepa_fast.data.manifest.location import check_unchanged, entry_url
 from vjepa_fast.data.plan.clip_plan import ClipPlan
@@ -129,7 +128,7 @@ def decode_crops(plans: Sequence[ClipPlan], entry: ManifestEntry, crop_size: int
     """Decode clips of the same frames of a video: uint8 [len(plans), T, crop_size, crop_size, 3].
 
     Crop and flip apply to the upright picture. Resizing is bilinear with antialiasing (a triangular
-    filter), like DALI's. Memory does not grow with the length of the file.
+    filter), like DALI's, see `resize`. Memory does not grow with the length of the file.
 
     Raises:
         UserError: a file that changed since it was indexed, is unreadable or damaged, changes its
@@ -139,21 +138,46 @@ def decode_crops(plans: Sequence[ClipPlan], entry: ManifestEntry, crop_size: int
     check_unchanged(entry)
     frames = clip_frames(plans[0], entry)
     wanted = np.unique(frames)
-    pictures = _decoded(entry, wanted)
+    croppers = [Cropper(_pixel_box(plan, entry), crop_size, entry.matrix) for plan in plans]
+    squares = np.empty((len(plans), len(wanted), crop_size, crop_size, 3), np.uint8)
+    _fill(squares, croppers, entry, wanted)
     shown = np.searchsorted(wanted, frames)
-    return np.stack([_cut(pictures, plan, entry, crop_size)[shown] for plan in plans])
+    if len(wanted) < len(frames):
+        squares = squares[:, shown]
+    turned = [
+        turn(video, entry.rotation)[:, :, :: -1 if plan.flip else 1]
+        for plan, video in zip(plans, squares, strict=True)
+    ]
+    return np.stack(turned) if entry.rotation or any(p.flip for p in plans) else squares
 
 
-def _decoded(entry: ManifestEntry, wanted: np.ndarray) -> list[np.ndarray]:
-    """The pictures with the `wanted` (ascending, distinct) numbers, uint8 [H, W, 3] each."""
-    pictures: list[np.ndarray] = []
+def _pixel_box(plan: ClipPlan, entry: ManifestEntry) -> PixelBox:
+    """What the plan shows, of the stored picture."""
+    top, left, height, width = stored_crop(plan.crop, entry.rotation)
+    columns, rows = entry.stored_size
+    above, before = round(top * rows), round(left * columns)
+    below, behind = round((top + height) * rows), round((left + width) * columns)
+    return PixelBox(above, before, below - above, behind - before)
+
+
+def _fill(
+    squares: np.ndarray, croppers: list[Cropper], entry: ManifestEntry, wanted: np.ndarray
+) -> None:
+    """Write the crops of the frames with the `wanted` (ascending, distinct) numbers to `squares`,
+    uint8 [crops, frames, S, S, 3].
+    """
     seeks = [Seek.NEVER]
-    if wanted[0] >= NEAR_START and entry.seek:
+    if entry.seek and (wanted[0] >= NEAR_START or entry.seek == Seek.BY_STAMP):
         seeks.insert(0, Seek(entry.seek))
+    found = 0
     try:
         for seek in seeks:
             with suppress(SeekError):
-                pictures = list(_pictures(entry, wanted.tolist(), seek))
+                found = 0
+                for frame in _wanted_frames(entry, wanted.tolist(), seek):
+                    for cropper, video in zip(croppers, squares, strict=True):
+                        cropper(frame, video[found])
+                    found += 1
                 break
     except (av.error.FFmpegError, EOFError, OSError) as error:
         raise UserError(
@@ -166,53 +190,30 @@ def _decoded(entry: ManifestEntry, wanted: np.ndarray) -> list[np.ndarray]:
             f"{entry.path}: found a damaged file ({error}), expected {entry.frames} frames of "
             f"{width}x{height}; index its folder again or remove the file"
         ) from None
-    if len(pictures) < len(wanted):
+    if found < len(wanted):
         raise UserError(
-            f"{entry.path}: found no frame {wanted[len(pictures)]}, expected {entry.frames} frames;"
+            f"{entry.path}: found no frame {wanted[found]}, expected {entry.frames} frames;"
             " index its folder again"
         )
-    return pictures
 
 
-def _cut(
-    pictures: list[np.ndarray], plan: ClipPlan, entry: ManifestEntry, crop_size: int
-) -> np.ndarray:
-    """What the plan shows of each picture: uint8 [n, crop_size, crop_size, 3]."""
-    top, left, height, width = stored_crop(plan.crop, entry.rotation)
-    stored = entry.stored_size
-    rows = slice(round(top * stored[1]), round((top + height) * stored[1]))
-    columns = slice(round(left * stored[0]), round((left + width) * stored[0]))
-    video = np.stack([picture[rows, columns] for picture in pictures])
-    video = torch.nn.functional.interpolate(
-        torch.from_numpy(video).permute(0, 3, 1, 2),
-        (crop_size, crop_size),
-        mode="bilinear",
-        antialias=True,
-    )
-    # With numpy from here: torch's threads would spin for longer than this takes.
-    video = turn(video.permute(0, 2, 3, 1).numpy(), entry.rotation)
-    return video[:, :, :: -1 if plan.flip else 1]
-
-
-def _pictures(entry: ManifestEntry, wanted: list[int], seek: Seek) -> Iterator[np.ndarray]:
-    """The frames with the `wanted` (ascending, distinct) numbers as uint8 [H, W, 3]; fewer where
-    the video ends early.
+def _wanted_frames(entry: ManifestEntry, wanted: list[int], seek: Seek) -> Iterator[av.VideoFrame]:
+    """The frames with the `wanted` (ascending, distinct) numbers; fewer where the video ends early.
 
     Raises:
         BadVideo: a frame has another size, or the decoder concealed errors in it.
         SeekError: the seek did not lead to the frames.
     """
-    to_rgb = RgbConverter()
     with open_video(entry_url(entry)) as container:
         stream = video_stream(container, entry.stream)
         if stream is None:
             return
         try:
-            numbered = numbered_frames(container, stream, wanted[0], entry.frames, seek)
+            numbered = numbered_frames(container, stream, wanted[0], entry.frames, seek, wanted)
             for frame in _chosen(numbered, wanted, seek):
                 if (frame.width, frame.height) != entry.stored_size:
                     raise BadVideo(f"a frame of {frame.width}x{frame.height} pixels")
-                yield to_rgb(frame, entry.matrix)
+                yield frame
         except av.error.FFmpegError as error:
             if seek:  # an index may lead nowhere though the file decodes from its start
                 raise SeekError from error

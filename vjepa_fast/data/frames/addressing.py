@@ -27,11 +27,9 @@ from vjepa_fast.data.ffmpeg import (
     video_stream,
 )
 from vjepa_fast.data.frames.packets import Packets
-from vjepa_fast.data.frames.seek import REORDERED, SeekError, numbered_frames
+from vjepa_fast.data.frames.seek import NEAR_START, REORDERED, SeekError, numbered_frames
 from vjepa_fast.data.manifest.entry import Seek
 
-# Below this frame, decoding from the first one is cheaper than finding the key frames.
-NEAR_START = 32
 _AT_START = 20  # frames decoded at the start: decoders hold back up to 16
 _AFTER_SEEK = 8  # frames compared after a seek
 _SEEKS = 4  # places at which each way of seeking is tried
@@ -129,7 +127,8 @@ def _is_plain(url: str, index: int | None, packets: Packets, start: list[int | N
     places = {packets.keys[len(packets.keys) // 2], last} if packets.keys else set()
     for key in places - {0}:
         until = packets.frames if key == last else min(key + _AFTER_SEEK, packets.frames)
-        first = min(key + REORDERED, packets.frames - 1)  # MP4's seek starts so much earlier
+        # The key frame may be shown so much later than it is stored.
+        first = min(key + REORDERED, packets.frames - 1)
         if not _seek_reaches(url, index, packets.frames, first, until):
             return False
     for before in _gaps(packets.stamps):

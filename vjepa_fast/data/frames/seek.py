@@ -7,26 +7,32 @@ whether a seek can tell these numbers (`addressing.py`), and how:
 - by order: a key frame that n frames are stored before is frame n, and those after it are counted.
 
 Where the container's list has every frame (MP4, MOV), nothing before the key frame is read.
-Elsewhere all packets are read, but not decoded. What a seek finds is checked: after it, the frames
-must have consecutive numbers.
+Elsewhere all packets are read, but not decoded. By time stamp, frames that are not wanted are not
+decoded where no other frame refers to them, nor is anything after the last wanted one. What a seek
+finds is checked: after it, the decoder must return all that it was given, in order of the numbers.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right, insort
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from heapq import heappop, heappush
 from itertools import chain
 
 import av
 
 from vjepa_fast.data.ffmpeg import count_frame
+from vjepa_fast.data.frames.nonreference import NonReference
 from vjepa_fast.data.manifest.entry import Seek
 
 # How many frames may be stored after a key frame and shown before it: decoders of H.264 and H.265
 # may hold back 16 frames.
 REORDERED = 16
+# Below this frame, decoding from the first one is cheaper than finding the key frames.
+NEAR_START = 32
 _Numbered = Iterator[tuple[int, av.VideoFrame]]
+_NumberedPackets = Iterator[tuple[int, av.Packet]]
 
 
 class SeekError(Exception):
@@ -39,6 +45,7 @@ def numbered_frames(
     first: int,
     frames: int,
     seek: Seek,
+    wanted: Iterable[int] | None = None,
 ) -> _Numbered:
     """Decode a video from its start, or from a key frame at or before the frame `first`.
 
@@ -48,6 +55,8 @@ def numbered_frames(
         first: number of the first frame that is needed.
         frames: number of frames of the video.
         seek: how a seek finds a frame of this video; `Seek.NEVER` decodes from the start.
+        wanted: the numbers of the frames that are needed; None: of all. With `Seek.BY_STAMP` others
+            may be missing.
 
     Yields:
         (number, frame) in order of display. After a seek, frames before the key frame have any
@@ -64,9 +73,14 @@ def numbered_frames(
         listed = None
     if seek == Seek.BY_ORDER:
         return _from_key_in_order(container, stream, first, listed)
-    if listed is not None:
-        return _from_listed_key(container, stream, first, listed)
-    return _from_stamped_key(container, stream, first)
+    if first < NEAR_START:
+        packets = _ranked(container.demux(stream), stream, 0)
+        key = 0
+    elif listed is not None:
+        key, packets = _from_listed_key(container, stream, first, listed)
+    else:
+        key, packets = _from_stamped_key(container, stream, first)
+    return _decoded(packets, stream, key, None if wanted is None else set(wanted))
 
 
 def _from_listed_key(
@@ -74,52 +88,32 @@ def _from_listed_key(
     stream: av.video.stream.VideoStream,
     first: int,
     listed: av.stream.IndexEntries,
-) -> _Numbered:
-    """By time stamp, with MP4's list of the frames in stored order."""
-    last = max(first - REORDERED, 0)
-    container.seek(listed[last].timestamp, stream=stream)
-    packets = container.demux(stream)
-    key = next(packets, None)
-    if key is None or key.pts is None:
-        raise SeekError
-    start = next((i for i in range(last, -1, -1) if listed[i].pos == key.pos), None)
-    if start is None:
-        raise SeekError
-    # `start` frames are stored and shown before. A frame's rank among the time stamps is known
-    # once all are read that are shown before it, so packets are read ahead.
-    ahead: deque[av.Packet] = deque()
-    stamps: list[int] = []
-
-    def read(count: int) -> None:
-        for packet in packets:
-            ahead.append(packet)
-            if packet.pts is not None and packet.size:
-                insort(stamps, packet.pts)
-            if len(ahead) >= count:
-                return
-
-    ahead.append(key)
-    insort(stamps, key.pts)
-    read(REORDERED + 1)
-    key_number = start + bisect_left(stamps, key.pts)
-
-    def decoded() -> Iterator[av.VideoFrame]:
-        while ahead:
-            packet = ahead.popleft()
-            read(REORDERED + 1)
-            yield from packet.decode()
-
-    def number(stamp: int | None) -> int:
-        i = bisect_left(stamps, stamp) if stamp is not None else len(stamps)
-        return start + i if i < len(stamps) and stamps[i] == stamp else -1
-
-    return _checked(((number(frame.pts), frame) for frame in decoded()), key_number)
+) -> tuple[int, _NumberedPackets]:
+    """With MP4's list of the frames in stored order: the number of a key frame, and the packets
+    from there on.
+    """
+    place = first
+    while place >= 0:
+        container.seek(listed[place].timestamp, stream=stream)
+        packets = container.demux(stream)
+        key = next(packets, None)
+        if key is None or key.pts is None:
+            raise SeekError
+        start = next((i for i in range(place, -1, -1) if listed[i].pos == key.pos), None)
+        if start is None:
+            raise SeekError
+        numbered = _ranked(chain([key], packets), stream, start)
+        number, key = next(numbered)
+        if number <= first:
+            return number, chain([(number, key)], numbered)
+        place = start - 1  # the key frame is stored before the frame, but shown after it
+    raise SeekError
 
 
 def _from_stamped_key(
     container: av.container.InputContainer, stream: av.video.stream.VideoStream, first: int
-) -> _Numbered:
-    """By time stamp, of which all are read first."""
+) -> tuple[int, _NumberedPackets]:
+    """The same with the time stamps of all packets, which are read first."""
     codec = stream.codec_context.codec.canonical_name
     packets = [
         (packet.pts, packet.is_keyframe)
@@ -135,8 +129,84 @@ def _from_stamped_key(
         raise SeekError
     container.seek(key, stream=stream)
     number_of = {pts: number for number, pts in enumerate(stamps)}
-    frames = container.decode(stream)
-    return _checked(((number_of.get(frame.pts, -1), frame) for frame in frames), number_of[key])
+    numbered = (
+        (number_of.get(packet.pts, -1) if count_frame(packet, codec) else -1, packet)
+        for packet in container.demux(stream)
+    )
+    return number_of[key], numbered
+
+
+def _ranked(
+    packets: Iterable[av.Packet], stream: av.video.stream.VideoStream, start: int
+) -> _NumberedPackets:
+    """Packets with the numbers of their frames, -1 for packets without a frame of their own.
+
+    Args:
+        start: how many frames are stored and shown before the first of the packets.
+    """
+    # A frame's rank among the time stamps is known once all are read that are shown before it, so
+    # packets are read ahead.
+    codec = stream.codec_context.codec.canonical_name
+    ahead: deque[tuple[av.Packet, bool]] = deque()
+    stamps: list[int] = []
+
+    def numbered() -> tuple[int, av.Packet]:
+        packet, has_frame = ahead.popleft()
+        return (start + bisect_left(stamps, packet.pts) if has_frame else -1), packet
+
+    for packet in packets:
+        has_frame = packet.pts is not None and count_frame(packet, codec)
+        ahead.append((packet, has_frame))
+        if has_frame:
+            insort(stamps, packet.pts)
+        if len(ahead) > REORDERED + 1:
+            yield numbered()
+    while ahead:
+        yield numbered()
+
+
+def _decoded(
+    packets: _NumberedPackets,
+    stream: av.video.stream.VideoStream,
+    key: int,
+    wanted: set[int] | None,
+) -> _Numbered:
+    """The frames of these packets, as far as needed for the wanted ones, with their numbers.
+
+    Raises:
+        SeekError: the frames from the key frame on are not those of the packets, one by one in
+            order of their numbers; or the first of them is no key frame to the decoder: containers
+            may call any frame so.
+    """
+    is_unused = NonReference(stream)
+    kept = set() if wanted is None else wanted | {-1, key}
+    to_come = set() if wanted is None else set(wanted)
+    number_of: dict[int, int] = {}  # by time stamp, of packets in the decoder
+    due: list[int] = []  # the same numbers from `key` on, as a heap
+    begun = False
+
+    def checked(frames: Iterable[av.VideoFrame]) -> _Numbered:
+        nonlocal begun
+        for frame in frames:
+            number = number_of.pop(frame.pts, -1)
+            if number >= key or begun:
+                if not due or heappop(due) != number or (number == key and not frame.key_frame):
+                    raise SeekError
+                begun = True
+            yield number, frame
+
+    for number, packet in packets:
+        if wanted is not None and is_unused(packet) and number not in kept:
+            continue
+        if number >= 0:
+            number_of[packet.pts] = number
+        if number >= key:
+            heappush(due, number)
+        yield from checked(packet.decode())
+        to_come.discard(number)
+        if wanted is not None and not to_come:
+            yield from checked(stream.decode(None))  # what the decoder holds back
+            return
 
 
 def _from_key_in_order(
@@ -171,17 +241,12 @@ def _from_key_in_order(
     if key is None or not key.is_keyframe:
         raise SeekError
     frames = (frame for packet in chain([key], packets) for frame in packet.decode())
-    return _checked(enumerate(frames, number), number)
+    return _beginning_with_key(enumerate(frames, number))
 
 
-def _checked(numbered: _Numbered, key: int) -> _Numbered:
-    """Raise SeekError unless the frames from frame `key` on have consecutive numbers, and the first
-    of them is a key frame to the decoder, too: containers may call any frame so.
-    """
-    expected = key
-    for number, frame in numbered:
-        if number >= key or expected > key:
-            if number != expected or (number == key and not frame.key_frame):
-                raise SeekError
-            expected += 1
-        yield number, frame
+def _beginning_with_key(numbered: _Numbered) -> _Numbered:
+    number, frame = next(numbered, (-1, None))
+    if frame is None or not frame.key_frame:  # to the decoder; containers may call any frame so
+        raise SeekError
+    yield number, frame
+    yield from numbered
