@@ -92,7 +92,9 @@ def _from_listed_key(
     """With MP4's list of the frames in stored order: the number of a key frame, and the packets
     from there on.
     """
-    place = first
+    # FFmpeg takes the time of decoding for one of showing and seeks to a bit before it.
+    end = min(first + REORDERED + 1, len(listed))
+    place = next((i for i in range(first + 1, end) if listed[i].is_keyframe), end) - 1
     while place >= 0:
         container.seek(listed[place].timestamp, stream=stream)
         packets = container.demux(stream)

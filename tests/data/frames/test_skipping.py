@@ -1,0 +1,191 @@
+"""Frames that are not decoded, because no clip shows them and no frame refers to them, change no
+pixel, number or report of damage."""
+
+from dataclasses import replace
+
+import av
+import numpy as np
+import pytest
+
+from tests.data.frames.makers import numbered_videos
+from tests.data.frames.makers.numbered_videos import (
+    ENCODINGS,
+    FRAMES,
+    GOP,
+    HEIGHT,
+    WIDTH,
+    Encoding,
+    encode,
+)
+from vjepa_fast.data.decode.pyav import decode_pixels
+from vjepa_fast.data.ffmpeg import open_video, video_stream
+from vjepa_fast.data.frames.nonreference import NonReference
+from vjepa_fast.data.frames.seek import NEAR_START, SeekError, numbered_frames
+from vjepa_fast.data.manifest.entry import Seek
+from vjepa_fast.data.plan.clip_plan import ClipPlan
+from vjepa_fast.data.prepare.inspect import probe_video
+from vjepa_fast.errors import UserError
+
+_X265 = "log-level=none:keyint=GOP:pools=1:frame-threads=1:bframes=4:b-adapt=0"
+MORE = {
+    "h264": {
+        "slices": Encoding("libx264", {"x264-params": "slices=4:bframes=3:b-adapt=0:keyint=GOP"}),
+    },
+    "hevc": {
+        "layers": Encoding(
+            "libx265", {"preset": "ultrafast", "x265-params": f"{_X265}:temporal-layers=3"}
+        ),
+    },
+}
+# Of these, some frames are referred to by no other.
+WITH_UNUSED = {
+    (codec, structure)
+    for codec in ("h264", "hevc")
+    for structure in ("bframes", "open", "deep", "slices", "layers")
+}
+
+
+def kinds():
+    for codec, structures in ENCODINGS.items():
+        for structure in (*structures, *MORE.get(codec, ())):
+            for suffix in ("mp4", "mkv"):
+                if codec in ("h264", "hevc") or suffix == "mkv":
+                    yield codec, structure, suffix
+
+
+@pytest.fixture(autouse=True)
+def textured(monkeypatch):
+    """Pictures of moving texture: in flat ones a frame in another's place could be equal."""
+    shape = HEIGHT // 4 + FRAMES, WIDTH // 4 + 2 * FRAMES
+    ground = np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8)
+    ground = ground.repeat(4, 0).repeat(4, 1)
+
+    def picture(number):
+        return np.ascontiguousarray(ground[number:, 2 * number :][:HEIGHT, :WIDTH])
+
+    monkeypatch.setattr(numbered_videos, "picture", picture)
+    for codec, encodings in MORE.items():
+        monkeypatch.setitem(ENCODINGS, codec, ENCODINGS[codec] | encodings)
+
+
+def all_frames(path):
+    with open_video(str(path)) as container:
+        return [frame.to_ndarray() for frame in container.decode(video_stream(container))]
+
+
+def decoded(path, wanted, count, seek):
+    """How many frames were decoded, and by number those that are wanted."""
+    with open_video(str(path)) as container:
+        stream = video_stream(container)
+        found = list(numbered_frames(container, stream, wanted[0], count, seek, wanted))
+    assert not any(frame.is_corrupt for number, frame in found if number in wanted)
+    return len(found), {number: f.to_ndarray() for number, f in found if number in wanted}
+
+
+@pytest.mark.parametrize(("codec", "structure", "suffix"), list(kinds()))
+def test_the_pixels_are_those_of_a_full_decode(tmp_path, codec, structure, suffix):
+    path = encode(codec, structure, tmp_path / f"video.{suffix}")
+    entry, expected = probe_video(path), all_frames(path)
+    assert entry.frames == len(expected)
+    total = from_key = 0
+    for first, step in ((5, 4), (17, 7), (33, 2), (45, 4), (46, 3), (119, 1)):
+        wanted = list(range(first, min(first + 8 * step, FRAMES), step))
+        count, found = decoded(path, wanted, FRAMES, Seek(entry.seek))
+        for number in wanted:
+            assert np.array_equal(found[number], expected[number])
+        total += count
+        from_key += wanted[-1] + 1 - first // GOP * GOP
+    if entry.seek == Seek.BY_STAMP and (codec, structure) in WITH_UNUSED:
+        needed = sum(not unused for unused in unused_frames(path).values())
+        assert needed < FRAMES and total < 0.8 * from_key
+
+
+@pytest.mark.parametrize("codec", ["h264", "hevc"])
+def test_frames_that_no_other_needs_are_not_decoded(tmp_path, codec):
+    path = encode(codec, "bframes", tmp_path / "video.mp4", gop=FRAMES)
+    wanted = list(range(40, 100, 4))
+    unused = unused_frames(path)
+    spared = [i for i in range(wanted[-1]) if unused[i] and i not in wanted]
+    assert len(spared) > 30
+    count, _ = decoded(path, wanted, FRAMES, Seek.BY_STAMP)
+    with open_video(str(path)) as container:
+        numbered = numbered_frames(container, video_stream(container), 40, FRAMES, Seek.BY_STAMP)
+        every = [number for number, _ in numbered]
+    assert every == list(range(FRAMES))
+    # Around the last wanted frame the order of storing decides.
+    assert abs(count - (wanted[-1] + 1 - len(spared))) <= 4
+
+
+def unused_frames(path):
+    """By number, whether a frame may be left out."""
+    with open_video(str(path)) as container:
+        stream = video_stream(container)
+        is_unused = NonReference(stream)
+        packets = [(p.pts, is_unused(p)) for p in container.demux(stream) if p.size]
+    return dict(enumerate(unused for _, unused in sorted(packets)))
+
+
+def test_only_the_highest_sublayer_is_left_out(tmp_path):
+    """In lower ones, frames of which the header says "not referred to" are so by higher ones."""
+    path = encode("hevc", "layers", tmp_path / "video.mkv")
+    with open_video(str(path)) as container:
+        stream = video_stream(container)
+        is_unused = NonReference(stream)
+        layers = {True: set(), False: set()}
+        for packet in container.demux(stream):
+            if packet.size:
+                # A slice is the last unit; with lengths of 4 bytes.
+                data, at = bytes(packet), 4
+                while at + int.from_bytes(data[at - 4 : at]) + 4 < len(data):
+                    at += int.from_bytes(data[at - 4 : at]) + 4
+                layers[is_unused(packet)].add(data[at + 1] & 7)
+    assert layers[True] == {3} and layers[False] >= {1, 2}
+
+
+@pytest.mark.parametrize("codec", ["h264", "mpeg4"])
+@pytest.mark.parametrize("unused", [False, True])
+@pytest.mark.parametrize("wanted", [False, True])
+def test_damage_is_seen_where_it_matters(tmp_path, codec, unused, wanted):
+    path = encode(codec, "bframes", tmp_path / "video.mp4", gop=FRAMES)
+    entry = probe_video(path)
+    kinds = unused_frames(path) if codec == "h264" else {i: i % 3 != 0 for i in range(FRAMES)}
+    damaged = next(i for i, kind in kinds.items() if i > 50 and kind == unused)
+    frames = np.arange(damaged - 12 + 2 * (not wanted), 80, 4)
+    assert (damaged in frames) == wanted and frames[0] > NEAR_START
+    plan = ClipPlan(0, str(path), 0, frames, (0.0, 0.0, 1.0, 1.0), False, {})
+    whole = decode_pixels(plan, entry, 64)
+
+    def cut(packets):
+        for packet in packets:
+            if packet.pts == damaged:
+                half = av.Packet(bytes(packet)[: packet.size // 2])
+                half.pts, half.dts, half.time_base = packet.pts, packet.dts, packet.time_base
+                half.stream = packet.stream
+                packet = half
+            yield packet
+
+    encode(codec, "bframes", path, gop=FRAMES, alter=cut)
+    file = path.stat()
+    entry = replace(entry, mtime_ns=file.st_mtime_ns, size_bytes=file.st_size)
+    if wanted or not unused or codec != "h264":
+        with pytest.raises(UserError, match="corrupt"):
+            decode_pixels(plan, entry, 64)
+    else:
+        assert np.array_equal(decode_pixels(plan, entry, 64), whole)
+
+
+@pytest.mark.parametrize("needed", [True, False])
+def test_a_frame_that_the_decoder_does_not_return_is_noticed(tmp_path, needed):
+    """The frames behind it might be other ones than their time stamps tell."""
+    path = encode("h264", "bframes", tmp_path / "video.mp4", gop=FRAMES)
+    wanted = list(range(40, 80, 4))
+    gone = next(i for i, unused in unused_frames(path).items() if i > 50 and unused != needed)
+    with open_video(str(path)) as container:
+        packets = [p for p in container.demux(video_stream(container)) if p.size]
+    packet = sorted(packets, key=lambda packet: packet.pts)[gone]
+    data = bytearray(path.read_bytes())
+    filling = (packet.size - 4).to_bytes(4) + bytes([12]) + b"\xff" * (packet.size - 5)
+    data[packet.pos : packet.pos + packet.size] = filling
+    path.write_bytes(data)
+    with pytest.raises((SeekError, av.error.FFmpegError)):
+        decoded(path, wanted if needed else [*wanted, gone], FRAMES, Seek.BY_STAMP)
