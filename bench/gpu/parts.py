@@ -168,7 +168,8 @@ def parts(device: str, folder: Path) -> list[Part]:
     pytest = (sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider")
     kernel = () if cuda else ("--only", "gather", "--clips", 1, "--repeats", 1)
     size = ("320x240", "640x480") if cuda else ("96x64",)
-    decode = ("--crop-size", 224, "--seconds", 2) if cuda else ("--crop-size", 32, "--seconds", 0.1)
+    sizes = ("--crop-size", 224, "--seconds", 1) if cuda else ("--crop-size", 32, "--seconds", 0.1)
+    decode = ("--rounds", 3, *sizes)
     providers = ("pyav", "dali cpu", "dali gpu") if cuda else ("pyav", "dali cpu")
     interpreted = {"TRITON_INTERPRET": "1", "VJEPA_FAST_KERNELS": "triton", "OMP_NUM_THREADS": "1"}
 
