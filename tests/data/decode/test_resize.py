@@ -85,6 +85,13 @@ def test_colors_are_those_of_crops_that_are_converted_first(pixels, size, matrix
         assert difference.mean() < 1.5, name
 
 
+def test_a_crop_that_needs_no_resizing_is_cut_out_of_the_picture():
+    picture = np.random.default_rng(0).integers(0, 256, (ROWS, COLUMNS, 3)).astype(np.uint8)
+    frame = as_frame(picture, "yuv420p")
+    whole = RgbConverter()(frame, None)
+    assert np.array_equal(cropped(frame, PixelBox(21, 33, 32, 32), 32), whole[21:53, 33:65])
+
+
 def test_full_range_is_not_taken_for_limited():
     frame = as_frame(np.full((ROWS, COLUMNS, 3), 255, np.uint8), "yuv420p")
     assert frame.planes[0].line_size and (cropped(frame, BOXES["even"], 32) >= 253).all()

@@ -91,6 +91,7 @@ class Cropper:
         planar = pixels.name.startswith("yuv") and len(pixels.components) >= 3
         return (
             planar
+            and (box.height, box.width) != (self._size, self._size)  # only cut: as it was drawn
             and pixels.is_planar
             and not pixels.is_big_endian
             and pixels.chroma_width(256) >= 128
