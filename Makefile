@@ -14,7 +14,7 @@ PROBE := --labels digit,direction --label-shares 0.1 --baselines random,pixels \
 SOURCES := setup.py pyproject.toml constraints.txt $(wildcard csrc/*)
 
 .DEFAULT_GOAL := help
-.PHONY: help install train test test-all bench gpu-check lint format clean
+.PHONY: help install train test test-all test-fake-cuda bench gpu-check lint format clean
 
 # .venv is made anew where another Python than its own is named, and where its own was replaced.
 VERSION := -c 'import sys; print(sys.version)' 2>/dev/null
@@ -34,7 +34,7 @@ PIP := $(BIN)/python -m pip install -q --no-compile --disable-pip-version-check 
 COMPILE := $(BIN)/python -m compileall -qq -j 0 -x '/tests?/' $(VENV)/lib >/dev/null 2>&1 || true
 
 help: ## list the targets
-	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-10s %s\n", $$1, $$2}'
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-14s %s\n", $$1, $$2}'
 
 install: $(TESTS) ## create .venv with everything that training and tests need
 
@@ -73,6 +73,27 @@ test: $(TESTS) ## run all tests but the slow ones
 test-all: $(TESTS) ## run all tests, also the slow ones
 	$(BIN)/python -m pytest $(SPREAD) -m ''
 
+# torch's CUDA build, in an environment of its own, on a device that computes nothing.
+CUDA := .venv-cuda
+CUDA_TORCH := torch==2.14.1 torchvision==0.29.1
+CUDA_LIBRARY := $(CUDA)/libcuda.so.1
+
+$(CUDA)/.installed: $(SOURCES)
+	$(PYTHON) -m venv --clear $(CUDA)
+	grep -vE '^(torch|torchvision)==' constraints.txt > $(CUDA)/constraints.txt
+	printf '%s\n' $(CUDA_TORCH) >> $(CUDA)/constraints.txt
+	$(CUDA)/bin/python -m pip install -q --no-compile --disable-pip-version-check \
+		-c $(CUDA)/constraints.txt $(CUDA_TORCH) -e '.[train]' pytest
+	@touch $@
+
+$(CUDA_LIBRARY): $(wildcard tests/fake_cuda/*.cpp tests/fake_cuda/*.h) $(CUDA)/.installed
+	$${CXX:-c++} -std=c++17 -O1 -Wall -Wextra -shared -fPIC -Wl,-soname,libcuda.so.1 -o $@ $(filter %.cpp,$^) \
+		-Itests/fake_cuda/include -I$$(echo $(CUDA)/lib/python3*/site-packages/nvidia/cu13/include)
+
+test-fake-cuda: $(CUDA_LIBRARY) ## run steps on torch's CUDA build without a GPU, 6 GB; see docs/gpu_check.md
+	for world in 1 8; do FAKE_CUDA_WORLD=$$world LD_PRELOAD=$(abspath $<) \
+		$(CUDA)/bin/python -m pytest --device cuda tests/fake_cuda || exit 1; done
+
 # The sizes suit two cores: a few minutes on an idle machine.
 BENCH := runs/bench
 bench: $(TESTS) ## run all benchmarks at CPU sizes, in minutes; results and pictures in runs/bench
@@ -96,5 +117,5 @@ format: $(TESTS) ## fix and format with ruff, in place
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-clean: ## remove .venv, builds, demo data and the run of make train
-	rm -rf $(VENV) build *.egg-info vjepa_fast/masks/*.so $(DATA) $(RUN)
+clean: ## remove .venv, .venv-cuda, builds, demo data and the run of make train
+	rm -rf $(VENV) $(CUDA) build *.egg-info vjepa_fast/masks/*.so $(DATA) $(RUN)

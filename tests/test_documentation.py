@@ -1,6 +1,7 @@
 """docs/training.md names keys that exist and the memory that `vjepa-fast info` computes.
 
-The SLURM script looks for a message that the training loop logs.
+The SLURM script looks for a message that the training loop logs, and docs/gpu_check.md has a table
+of all code for CUDA.
 """
 
 from __future__ import annotations
@@ -40,6 +41,19 @@ def test_the_slurm_script_recognizes_a_run_that_was_stopped() -> None:
     script = (REPOSITORY / "configs" / "slurm.sbatch").read_text(encoding="utf-8")
     message = re.search(r'grep -q "(.+)"', script)[1]
     assert message in (REPOSITORY / "vjepa_fast" / "training" / "loop.py").read_text()
+
+
+def test_the_table_of_code_for_cuda_has_every_file() -> None:
+    package = REPOSITORY / "vjepa_fast"
+    cuda = re.compile(r"torch\.cuda|is_cuda|[\"']cuda|nccl|pin_memory|non_blocking|record_stream")
+    found = {
+        str(path.relative_to(package))
+        for path in package.rglob("*.py")
+        if cuda.search(path.read_text(encoding="utf-8"))
+    }
+    page = (REPOSITORY / "docs" / "gpu_check.md").read_text(encoding="utf-8")
+    table = page[page.index("| where | what | covered by |") :].partition("\n\n")[0]
+    assert set(re.findall(r"`([\w/]+\.py)`", table.replace("tests/", ""))) == found
 
 
 def test_every_part_is_explained() -> None:

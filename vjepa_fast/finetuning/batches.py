@@ -20,6 +20,7 @@ from vjepa_fast.errors import UserError
 from vjepa_fast.evaluation.labels.targets import TEST, TRAIN, Target, read_targets
 from vjepa_fast.finetuning.augment import Augmenter
 from vjepa_fast.finetuning.trainer import LabeledClips
+from vjepa_fast.models.sequences import to_device
 from vjepa_fast.training.batches import run_loader, split_evenly
 
 
@@ -112,7 +113,7 @@ class FinetuneBatches:
             batch = next(clips)
             known = torch.tensor(self.target.classes)
             classes = torch.searchsorted(known, batch.labels[self._config.label])
-            classes = classes.to(batch.video.device)
+            classes = to_device(classes, batch.video.device)
             yield LabeledClips(*self._augment(batch.video, classes, ids), ids)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from vjepa_fast.config.finetune.schema import FinetuneConfig
 from vjepa_fast.finetuning.model import ClipClassifier, layer_groups
 from vjepa_fast.masks.philox import STREAM_DROP_PATH, STREAM_DROPOUT, draw, uniform
-from vjepa_fast.models.sequences import drop_path_factors
+from vjepa_fast.models.sequences import drop_path_factors, to_device
 from vjepa_fast.training.engine_trainer import EngineTrainer, StepResult
 from vjepa_fast.training.schedules import Schedules
 from vjepa_fast.training.timers import FINETUNE_PARTS
@@ -110,11 +110,11 @@ class FinetuneTrainer(EngineTrainer):
             depth = len(self.model.encoder.blocks)
             numbers = uniform(draw(self._seed, STREAM_DROP_PATH, ids, 2 * depth))
             numbers = torch.from_numpy(numbers).view(len(ids), depth, 2).permute(1, 2, 0)
-            drop_path = drop_path_factors(numbers, self._drop_path).to(self.device)
+            drop_path = to_device(drop_path_factors(numbers, self._drop_path), self.device)
         if self._dropout:
             numbers = uniform(draw(self._seed, STREAM_DROPOUT, ids, self.model.encoder.width))
             kept = torch.from_numpy(numbers) >= self._dropout
-            dropout = (kept / (1 - self._dropout)).float().to(self.device)
+            dropout = to_device((kept / (1 - self._dropout)).float(), self.device)
         return drop_path, dropout
 
     @torch.no_grad()

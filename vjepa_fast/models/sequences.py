@@ -12,6 +12,16 @@ import torch
 from torch import Tensor
 
 
+def to_device(tensor: Tensor, device: torch.device | str) -> Tensor:
+    """Copy a tensor from the host to a device, or keep it where it is, without a host sync.
+
+    For a copy from pageable memory CUDA would first wait for the stream, `non_blocking` or not.
+    """
+    if torch.device(device).type == "cuda" and not tensor.is_cuda:
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
+
+
 @dataclass(frozen=True)
 class SeqLayout:
     """Sequences laid end to end in a tensor of [rows, …].
@@ -55,14 +65,14 @@ class SeqLayout:
         """A value of each sequence as one of each of its rows: [..., sequences] → [..., rows]."""
         if len(self.runs) == 1:  # equal lengths
             return values.repeat_interleave(self.longest, dim=-1)
-        lengths = torch.tensor(self.lengths, device=values.device)
+        lengths = to_device(torch.tensor(self.lengths), values.device)
         return values.repeat_interleave(lengths, dim=-1, output_size=self.rows)
 
     @cached_property
     def cu_seqlens(self) -> Tensor:
         """Offsets of the sequences, int32 [sequences + 1], on the layout's device."""
         lengths = torch.tensor((0, *self.lengths), dtype=torch.int32)
-        return lengths.cumsum(0, dtype=torch.int32).to(self.device, non_blocking=True)
+        return to_device(lengths.cumsum(0, dtype=torch.int32), self.device)
 
 
 def drop_path_factors(uniform: Tensor, rate: float) -> Tensor:
@@ -79,7 +89,7 @@ def drop_path_factors(uniform: Tensor, rate: float) -> Tensor:
         fp32, the shape of `uniform`.
     """
     rates = torch.linspace(0.0, rate, len(uniform), dtype=torch.float64)
-    rates = rates.to(uniform.device)[:, None, None]
+    rates = to_device(rates, uniform.device)[:, None, None]
     return ((uniform >= rates) / (1.0 - rates)).float()
 
 
@@ -180,10 +190,7 @@ def pack_masks(
     tokens[context_at], tokens[target_at] = context, target
 
     def put(array: np.ndarray) -> Tensor:
-        tensor = torch.from_numpy(np.ascontiguousarray(array, dtype=np.int64))
-        if torch.device(device).type == "cuda":
-            tensor = tensor.pin_memory()  # a copy from pageable memory is a host sync
-        return tensor.to(device, non_blocking=True)
+        return to_device(torch.from_numpy(np.ascontiguousarray(array, dtype=np.int64)), device)
 
     return PackedMasks(
         context_tokens=put(context),
