@@ -70,6 +70,8 @@ def test_the_best_probe_is_marked_and_has_a_place_in_the_overview(tmp_path: Path
         [[19, 0.5]],
         [[9, -0.5], [19, 0.5], [29, 0.5], [39, 0.25]],
     ]
+    ring, line = axes.lines
+    assert not ring.get_clip_on() and line.get_clip_on()  # the last step is the axes' edge
     assert axes.get_legend().texts[0].get_text() == "probe_r2 0.25, best 0.5 after 20 steps"
     assert axes.get_ylim()[0] < -0.5
     sizes = []

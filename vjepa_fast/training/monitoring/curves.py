@@ -94,7 +94,7 @@ def draw_panel(axes: Axes, panel: Panel, rows: Sequence[dict]) -> bool:
         if panel.best:
             step, best = max(valid, key=lambda point: point[1])
             label += f", best {best:.4g} after {step + 1} steps"
-            axes.plot(step, best, "o", color="C3", fillstyle="none")
+            axes.plot(step, best, "o", color="C3", fillstyle="none", clip_on=False)
         style = "." * (len(valid) < 30) + "-"
         # a count is mostly zero, and would lie half below the axis
         axes.plot(*zip(*valid, strict=True), style, label=label, clip_on=not panel.count)
