@@ -291,7 +291,7 @@ def test_values(probe, run: Path, demo: Path) -> None:
             for entry in read_manifest(demo / name)
         ]
         write_manifest(run / name, entries)
-    result, printed = probe("--train", str(run / "train.csv"), labels="size,digit")
+    result, printed = probe("--train", str(run / "train.csv"), labels="size,label_digit")
     (row,) = (row for row in result["results"] if row["label"] == "size")
     assert row["test"].keys() == {"mae", "r2"} and row["test"]["mae"]["mean"] < 5
     assert "mean abs. error" in printed and "R²" in printed

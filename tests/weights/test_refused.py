@@ -190,7 +190,7 @@ class TestOtherModels:
         assert of_another_kind(tmp_path / "a.pt") == "no such file or folder"
 
     def test_a_folder_of_nothing(self, tmp_path):
-        assert of_another_kind(tmp_path) == "a folder without config.json and with none"
+        assert of_another_kind(tmp_path) == "a folder without config.json and with no weights"
 
     def test_a_run_of_ours(self, tmp_path):
         (tmp_path / "checkpoints").mkdir()

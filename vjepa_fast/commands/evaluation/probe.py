@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--labels",
-        type=_names,
+        type=_labels,
         required=True,
         help="columns label_<name> or value_<name>, separated by commas, e.g. digit,direction",
     )
@@ -123,7 +123,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=(),
         help="also probe: random (the encoder before training), pixels; separated by commas",
     )
-    heads.add_argument("--seed", type=_seed, default=0, help="of draws and weights (default: 0)")
+    heads.add_argument(
+        "--seed",
+        type=_seed,
+        default=0,
+        help="of draws, held-out videos, augmentation and weights (default: 0)",
+    )
     files = parser.add_argument_group("files")
     files.add_argument(
         "--output",
@@ -133,9 +138,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     files.add_argument(
         "--store",
         type=path_argument,
-        help="folder for features, to be used again (default: removed at the end)",
+        help="folder for features, which later probes use again (default: they are removed at the "
+        "end)",
     )
-    files.add_argument("--workers", type=positive_int, help="decoding workers")
+    files.add_argument(
+        "--workers",
+        type=positive_int,
+        help="decoding workers (default: the run's data.num_workers)",
+    )
 
 
 def run(options: argparse.Namespace) -> int:
@@ -226,6 +236,11 @@ def _seed(text: str) -> int:
     if not text.isdecimal() or int(text) >= 2**62:
         raise argparse.ArgumentTypeError(f"found {text!r}, expected a whole number of 0 or more")
     return int(text)
+
+
+def _labels(text: str) -> tuple[str, ...]:
+    """Names of labels, with or without their columns' "label_"."""
+    return tuple(dict.fromkeys(name.removeprefix("label_") for name in _names(text)))
 
 
 def _names(text: str) -> tuple[str, ...]:
