@@ -80,7 +80,7 @@ def test_a_run_and_what_it_leaves(small_config: Callable[..., dict], tmp_path: P
     assert {"rank_me", "target_variance", "teacher_distance"} <= health[0].keys()
     assert (tmp_path / "run" / "curves.png").read_bytes().startswith(b"\x89PNG")
     assert any((tmp_path / "run" / "tensorboard").iterdir())
-    for line in ("engine: ZeRO stage 0, fp32", "decoding with dali", "attention: sdpa"):
+    for line in ("engine: ZeRO stage 0, fp32", "decoding with pyav", "attention: sdpa"):
         assert done.stderr.count(line) == 1, line
 
     again = run([sys.executable, TRAIN, *arguments])  # finished: a no-op

@@ -120,8 +120,8 @@ def make_loader(
         planner: what each sample id shows.
         batches: the sample ids of each micro-batch. To resume, start later.
         crop_size: side of the clips in pixels.
-        backend: "auto" takes DALI where it can decode at least half of the videos on the device,
-            else PyAV, and logs which. With DALI, PyAV decodes the videos that DALI cannot.
+        backend: "auto" takes DALI on a GPU where it can decode at least half of the videos, else
+            PyAV, and logs which. With DALI, PyAV decodes the videos that DALI cannot.
         device: device of the video.
         num_workers: processes (PyAV) or threads (DALI) that decode.
         prefetch: micro-batches that are decoded ahead, at least 1.

@@ -1,5 +1,6 @@
 """Which backend decodes which videos."""
 
+import sys
 from dataclasses import replace
 
 import pytest
@@ -9,7 +10,7 @@ from vjepa_fast.data.decode.backend import choose_backend, unsuited_to_dali
 from vjepa_fast.data.manifest.entry import ManifestEntry, Seek
 from vjepa_fast.errors import UserError
 
-CPU = torch.device("cpu")
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 ENTRY = replace(
     ManifestEntry("/a.webm", 20, 25.0, 320, 240, "vp9", 1, 1, {}),
     seek=Seek.BY_STAMP,
@@ -21,20 +22,20 @@ ENTRY = replace(
 @pytest.mark.parametrize(
     ("codecs", "device", "backend", "reason"),
     [
-        (["vp9", "vp8", "mjpeg"], "cpu", "dali", "it decodes every video"),
-        (["vp9", "h264"], "cpu", "dali", "PyAV decodes 1 of 2 videos: 1 h264, such as "),
+        (["vp9", "vp8", "mjpeg", "h264"], "cuda", "dali", "it decodes every video"),
+        (["vp9", "prores"], "cuda", "dali", "PyAV decodes 1 of 2 videos: 1 prores, such as "),
         (
-            ["vp9", "h264", "hevc", "h264"],
-            "cpu",
+            ["vp9", "prores", "mpeg2video", "prores"],
+            "cuda",
             "pyav",
-            "DALI decodes only 1 of 4 videos on cpu, the others are 2 h264, 1 hevc, such as ",
+            "DALI decodes only 1 of 4 videos on cuda, the others are 1 mpeg2video, 2 prores, such ",
         ),
-        (["h264"], "cpu", "pyav", "DALI decodes none of the videos on cpu: 1 h264, such as "),
-        (["vp9", "h264", "hevc"], "cuda", "dali", "it decodes every video"),
         (["prores"], "cuda", "pyav", "DALI decodes none of the videos on cuda: 1 prores"),
+        (["vp9", "vp8", "mjpeg"], "cpu", "pyav", "it takes less time than DALI on a CPU"),
+        (["h264"], "cpu", "pyav", "it takes less time than DALI on a CPU"),
     ],
 )
-def test_auto_takes_dali_for_half_of_the_videos_or_more(codecs, device, backend, reason):
+def test_auto_takes_dali_on_a_gpu_for_half_of_the_videos_or_more(codecs, device, backend, reason):
     entries = [replace(ENTRY, codec=codec) for codec in codecs]
     name, why = choose_backend("auto", entries, torch.device(device))
     assert name == backend and reason in why
@@ -43,18 +44,26 @@ def test_auto_takes_dali_for_half_of_the_videos_or_more(codecs, device, backend,
 
 def test_pictures_too_small_for_the_gpus_decoder_go_to_pyav():
     small = replace(ENTRY, width=320, height=96)
-    name, why = choose_backend("auto", [small], torch.device("cuda"))
+    name, why = choose_backend("auto", [small], CUDA)
     assert name == "pyav" and "1 vp9 smaller than the 128 px" in why and small.path in why
-    assert choose_backend("auto", [small], CPU)[0] == "dali"
+    assert choose_backend("dali", [small], CPU)[0] == "dali"
     large = replace(small, height=128)
-    assert choose_backend("auto", [large], torch.device("cuda"))[0] == "dali"
+    assert choose_backend("auto", [large], CUDA)[0] == "dali"
 
 
 def test_images_go_to_pyav():
     image = replace(ENTRY, codec="mjpeg", frames=1)
-    name, why = choose_backend("auto", [image], CPU)
+    name, why = choose_backend("auto", [image], CUDA)
     assert name == "pyav" and "1 images" in why
-    assert choose_backend("auto", [replace(image, frames=2)], CPU)[0] == "dali"
+    assert choose_backend("auto", [replace(image, frames=2)], CUDA)[0] == "dali"
+
+
+def test_without_dali_auto_takes_pyav(monkeypatch):
+    monkeypatch.setitem(sys.modules, "nvidia.dali", None)  # makes the import fail
+    name, why = choose_backend("auto", [ENTRY], CUDA)
+    assert name == "pyav" and "nvidia.dali cannot be imported" in why
+    with pytest.raises(UserError, match=r"nvidia\.dali cannot be imported"):
+        choose_backend("dali", [ENTRY], CPU)
 
 
 def test_dali_is_rejected_where_it_can_decode_nothing():
@@ -87,7 +96,7 @@ def test_what_dali_shows_in_wrong_colors_goes_to_pyav(device, colors, kind):
 
 
 def test_a_manifest_without_colors_is_pyavs():
-    name, why = choose_backend("auto", [replace(ENTRY, matrix=None, full_range=None)] * 2, CPU)
+    name, why = choose_backend("auto", [replace(ENTRY, matrix=None, full_range=None)] * 2, CUDA)
     assert name == "pyav" and "2 with unknown colors (index their folder again)" in why
 
 
