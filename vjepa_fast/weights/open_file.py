@@ -108,7 +108,8 @@ def _only_file(folder: Path) -> Path:
     endings = (".safetensors", ".pt", ".pth", ".pth.tar")
     files = [path for path in sorted(folder.iterdir()) if path.name.endswith(endings)]
     if len(files) != 1:
-        what = f"several files of weights ({listed([p.name for p in files])})" if files else "no weights"
+        names = listed([path.name for path in files])
+        what = f"several files of weights ({names})" if files else "no weights"
         raise no_weights(folder, f"a folder without config.json and with {what}")
     return files[0]
 
