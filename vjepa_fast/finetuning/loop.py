@@ -110,7 +110,8 @@ def _build(
     )
     if config.compile:
         for block in model.encoder.blocks:
-            block.compile(dynamic=True)
+            # not the call, whose hooks wait for weights
+            block.forward = torch.compile(block.forward, dynamic=True)
     return trainer
 
 

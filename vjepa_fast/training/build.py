@@ -77,5 +77,6 @@ def build_trainer(config: Config, world: int) -> Trainer:
     if config.compile:
         target = trainer.teacher.network()
         for block in (*model.encoder.blocks, *model.predictor.blocks, *target.blocks):
-            block.compile(dynamic=True)
+            # not the call, whose hooks wait for weights
+            block.forward = torch.compile(block.forward, dynamic=True)
     return trainer

@@ -89,7 +89,7 @@ class EngineTrainer:
             world=dist.get_world_size(),
             bf16=bf16,
         )
-        self.optimizer = adapt(self.engine)
+        self.optimizer = adapt(self.engine, zero.stage, bf16)
         self.shards = self.optimizer.shards
         self.device = torch.device(self.engine.device)
         self.guard = NonFiniteGuard(self.optimizer, self.device)
@@ -102,6 +102,8 @@ class EngineTrainer:
     def accumulate(self, losses: Iterable[Tensor]) -> Tensor:
         """Gradients of a step, accumulated and reduced over ranks. Collective.
 
+        At stages 0 to 2 the reduction overlaps with the last micro-batch's backward pass.
+
         Args:
             losses: one for each of `accumulation` micro-batches, made as it is asked for.
 
@@ -111,9 +113,11 @@ class EngineTrainer:
         found: list[Tensor] = []
         self.timer.begin()
         for loss in losses:
+            done = len(found) + 1
+            self.optimizer.begin_backward(first=done == 1, last=done == self.accumulation)
             self.engine.backward(loss)
             found.append(loss.detach())
-            if len(found) < self.accumulation:
+            if done < self.accumulation:
                 self.engine.step()  # only counts: DeepSpeed steps after the last micro-batch
                 self.timer.mark("backward")
         if len(found) != self.accumulation:
@@ -143,6 +147,7 @@ class EngineTrainer:
         norms = clip_gradients(self.optimizer, self._clip_grad, self.device)
         self.guard.check(step, loss, norms)
         self.engine.step()
+        self.optimizer.share_weights()
         self.timer.mark("optimizer")
         self.step_number += 1
         return norms

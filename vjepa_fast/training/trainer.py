@@ -141,7 +141,7 @@ class Trainer(EngineTrainer):
     @torch.no_grad()
     def target_features(self, video: Tensor) -> Tensor:
         """Target encoder's features of all tokens, [B · N, D]."""
-        return encode_clips(self.teacher.network(), video)
+        return encode_clips(self.teacher.encoder, video)
 
     @torch.no_grad()
     def result_features(self, video: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
+import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -21,8 +22,10 @@ from torch.distributed import ProcessGroup
 from tests.helpers.ranks import run_ranks
 from tests.helpers.trainers import CLIPS, SCHEDULES, make_model, make_trainer, micro_batch
 from tests.rounding.plain_training import SQUARES, train_plainly
+from vjepa_fast.models.sequences import PackedMasks
 from vjepa_fast.training.distributed.launch import end_process_group, init_process_group
 from vjepa_fast.training.trainer import Trainer
+from vjepa_fast.training.zero import shards
 from vjepa_fast.training.zero.shards import GroupShard
 
 WIDTH = 72  # its larger matrices are above the size that is persistent at stage 3
@@ -107,16 +110,34 @@ def count_communication(trainer: Trainer) -> Iterator[tuple[dict[str, int], dict
 
 
 def run_case(case: dict, steps: int) -> dict:
-    """Train one case. Collective."""
+    """Train one case. Collective.
+
+    Args:
+        case: arguments of `make_trainer`; with "many_buckets" each bucket holds a few parameters.
+        steps: to train.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        if case.get("many_buckets"):
+            patch.setattr(shards, "SMALLEST", 1 << 11)
+            patch.setattr(shards, "BUCKETS", 1 << 20)
+        return _run_case({k: v for k, v in case.items() if k != "many_buckets"}, steps)
+
+
+def _run_case(case: dict, steps: int) -> dict:
     rank, world = dist.get_rank(), dist.get_world_size()
-    second = case.get("second", False)
+    second, accumulation = case.get("second", False), case.get("accumulation", 1)
     schedules = replace(SCHEDULES, horizon=steps)
+
+    def batch_of(step: int) -> list[tuple[Tensor, PackedMasks]]:
+        parts = world * accumulation
+        own = (i * world + rank for i in range(accumulation))
+        return [micro_batch(step, part, parts, second=second) for part in own]
 
     def make(**others) -> Trainer:
         return make_trainer(
             encoder_width=WIDTH,
             clip_grad=CLIP_GRAD,
-            clips=CLIPS // world,
+            clips=CLIPS // world // accumulation,
             schedules=schedules,
             **SQUARES,
             **case,
@@ -124,26 +145,25 @@ def run_case(case: dict, steps: int) -> dict:
         )
 
     trainer = make()
-    shards = trainer.teacher.shards
-    emas = [unsharded(s, list(s.masters)) for s in shards]
+    followed = trainer.teacher.shards
+    emas = [unsharded(s, list(s.masters)) for s in followed]
     found, gap = [], 0.0
     for step in range(steps):
-        batch = [micro_batch(step, rank, world, second=second)]
-        result = trainer.step(batch)
+        result = trainer.step(batch_of(step))
         norms = [norm.item() for norm in result.grad_norms.values()]
         found.append([result.global_loss().item(), *norms])
-        for ema, shard in zip(emas, shards, strict=True):
+        for ema, shard in zip(emas, followed, strict=True):
             ema.lerp_(unsharded(shard, list(shard.masters)), 1 - schedules.momentum(step))
     own = dict(trainer.teacher.network().named_parameters())
     encoder, names = {}, _encoder_names()
-    for ema, shard in zip(emas, shards, strict=True):
+    for ema, shard in zip(emas, followed, strict=True):
         network = torch.cat([own[name].reshape(-1) for name in names[shard.name]])
         gap = max(gap, (network - ema.to(network.dtype)).abs().max().item())
         encoder[shard.name] = unsharded(shard, list(shard.masters)).double().norm().item()
-    batch = [micro_batch(steps, rank, world, second=second)]
+    batch = batch_of(steps)
     with count_communication(trainer) as (moved, calls):
         trainer.step(batch)
-    in_flight = any(g.gather and g.gather.in_flight for g in trainer.teacher._groups)
+    in_flight = trainer.teacher.pending
     frozen = make(frozen_teacher={name: p.float() for name, p in own.items()})
     for _ in range(3):  # at stage 3 the first steps record the order of the weights
         frozen.step(batch)

@@ -48,10 +48,13 @@ def deepspeed_config(
 ) -> dict:
     """DeepSpeed's configuration, all of it derived.
 
-    Gradients are accumulated and reduced in fp32 (by default DeepSpeed reduces them in the dtype of
-    the weights). Clipping is off (it has to be written out, since DeepSpeed's default is a norm of
-    1): `optimizers.clip_gradients` clips encoder and predictor separately, as published.
+    Stages 0 to 2 without offloading are our own (`bucketed.py`): for DeepSpeed they are stage 0 in
+    fp32, whatever the model runs in. Otherwise gradients are accumulated and reduced in fp32 (by
+    default DeepSpeed reduces them in the dtype of the weights). Clipping is off (it has to be
+    written out, since DeepSpeed's default is a norm of 1): `optimizers.clip_gradients` clips
+    encoder and predictor separately, as published.
     """
+    ours = zero.stage < 3 and not zero.offload_optimizer
     ds = {
         "train_micro_batch_size_per_gpu": micro_batch,
         "gradient_accumulation_steps": accumulation,
@@ -61,15 +64,14 @@ def deepspeed_config(
         "timers": {"throughput": {"enabled": False}},  # has two host syncs per pass
         "data_types": {"grad_accum_dtype": "fp32"},
         "communication_data_type": "fp32",
-        "bf16": {"enabled": bf16},
+        "bf16": {"enabled": bf16 and not ours},
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
     }
+    if ours:
+        return ds
     if bf16:
         ds["bf16"]["check_grad_overflow"] = False  # has a host sync per step
-        ds["bf16"]["immediate_grad_update"] = True  # to fp32, and the bf16 gradient is freed
-    if zero.stage == 0:
-        return ds
     sharding = ds["zero_optimization"] = {
         "stage": zero.stage,
         "round_robin_gradients": False,  # keeps parameters in flat order
@@ -85,10 +87,6 @@ def deepspeed_config(
         sharding["sub_group_size"] = 2**62  # one flat partition for each parameter group
         # Biases and norms stay persistent: gathering them takes longer than keeping them.
         sharding["stage3_param_persistence_threshold"] = 10_000
-    if (zero.stage == 2 or (zero.stage == 1 and not bf16)) and not zero.offload_optimizer:
-        # Its norm has a host sync per step, and we take our own. Stage 1 in bf16 and stage 3 don't
-        # know this key: see optimizers.py.
-        sharding["compute_grad_norm"] = False
     return ds
 
 
@@ -110,13 +108,12 @@ def make_engine(
     the master weights, and ZeRO would only copy between the two.
 
     Raises:
-        UserError: stage 0 with bf16, where DeepSpeed can only accumulate in bf16.
+        UserError: stage 0 with bf16: it keeps no fp32 master weights beside those it runs with.
     """
     if zero.stage == 0 and bf16:
         raise UserError(
-            "zero.stage: found 0 with precision bf16, expected stage 1, 2 or 3, since DeepSpeed "
-            "accumulates in bf16 without fp32 master weights at stage 0; set zero.stage to 1, or "
-            "precision to fp32"
+            "zero.stage: found 0 with precision bf16, expected stage 1, 2 or 3, which keep fp32 "
+            "master weights beside the bf16 ones; set zero.stage to 1, or precision to fp32"
         )
     offloads = zero.offload_optimizer or zero.offload_parameters
     if world == 1 and zero.stage and not (bf16 or offloads):

@@ -1,38 +1,38 @@
-"""One adapter for each optimizer class that DeepSpeed makes: masters, gradients, reduction, step.
+"""One adapter for each optimizer class: masters, gradients, reduction, step.
 
-| adapter        | stage | weights | DeepSpeed's class             | masters (fp32)                |
-|----------------|-------|---------|-------------------------------|-------------------------------|
-| PlainOptimizer | 0     | fp32    | the torch optimizer itself    | the parameters, on every rank |
-| Zero12         | 1, 2  | any     | DeepSpeedZeroOptimizer        | one partition per group       |
-| Bf16           | 1     | bf16    | BF16_Optimizer                | one partition per group       |
-| Zero3          | 3     | any     | DeepSpeedZeroOptimizer_Stage3 | partitions of each parameter, |
-|                |       |         |                               | concatenated per group        |
+| adapter           | stage               | the engine's optimizer class  | masters (fp32)         |
+|-------------------|---------------------|-------------------------------|------------------------|
+| PlainOptimizer    | one process in fp32 | AdamW                         | the parameters         |
+| BucketedOptimizer | 0, 1, 2             | AdamW                         | slices of buckets      |
+| Zero12            | 1, 2, offloaded     | DeepSpeedZeroOptimizer        | a partition per group  |
+| Zero3             | 3                   | DeepSpeedZeroOptimizer_Stage3 | partitions of each     |
+|                   |                     |                               | parameter, per group   |
 
-Stage 1 in bf16 with an offloaded optimizer is Zero12. Offloaded masters, gradients and moments are
-the same tensors in host memory.
+The first two are our own: the engine knows of no ZeRO and passes calls on. Offloaded masters,
+gradients and moments are the same tensors in host memory.
 
 All adapters have:
 
     torch                    the torch optimizer that steps the masters
     shards                   this rank's `GroupShard` of each parameter group
     sharded                  whether gradients are split over ranks after the reduction
+    begin_backward()         before each backward pass of a step
     gradients()              this rank's reduced gradients of each shard
-    reduce_gradients()       averages over ranks what the backward pass has not reduced yet
+    reduce_gradients()       waits for the reduction that the backward pass began
+    share_weights()          after a step: brings the model's parameters in line with the masters,
+                             where the step has not
+    wait_for_weights()       before the parameters are read other than by a forward pass
     copy_masters_to_model()  casts the masters into the model's parameters (after a restore)
 
-Bf16 and Zero3 also replace the `step` of DeepSpeed's optimizer, which would take a gradient norm
-and read it on the host at every step. Zero12 turns that off by its config (`engine.py`).
+Zero3 also replaces the `step` of DeepSpeed's optimizer, which would take a gradient norm and read
+it on the host at every step.
 
 This file relies on names that DeepSpeed keeps private or does not document. They were read in
 DeepSpeed 0.19.8; check each of them when that version changes:
 
     DeepSpeedEngine                enable_backward_allreduce
     DeepSpeedZeroOptimizer         round_robin_bit16_groups, single_partition_of_fp32_groups,
-                                   averaged_gradients, cpu_offload, _wait_for_offload_copies,
-                                   update_lp_params
-    BF16_Optimizer                 bf16_groups, fp32_groups_flat_partition,
-                                   fp32_groups_gradients_flat, fp32_groups_gradient_flat_partition,
-                                   overflow, update_lp_params, clear_hp_grads
+                                   _wait_for_offload_copies, update_lp_params
     DeepSpeedZeroOptimizer_Stage3  fp16_groups, fp32_partitioned_groups_flat, averaged_gradients,
                                    offload_optimizer, persistent_parameters, overflow, _pre_step,
                                    _partition_all_parameters, _prepare_sub_group, _optimizer_step,
@@ -44,47 +44,59 @@ DeepSpeed 0.19.8; check each of them when that version changes:
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
 import torch.distributed as dist
-from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
 from deepspeed.runtime.engine import DeepSpeedEngine
 from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
 from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 from torch import Tensor
 
-from vjepa_fast.training.zero.shards import GroupShard, Range, one_partition, partition_each
+from vjepa_fast.training.zero.bucketed import BucketedOptimizer
+from vjepa_fast.training.zero.shards import Bucket, GroupShard, bucket_each, make_shards
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
-class PlainOptimizer:
-    """Stage 0: every rank steps the fp32 parameters themselves."""
+class _Synchronous:
+    """What an adapter has whose engine does everything within `backward` and `step`."""
+
+    def begin_backward(self, first: bool, last: bool) -> None:
+        """Nothing: the engine counts micro-batches."""
+
+    def reduce_gradients(self) -> None:
+        """Nothing: the backward pass reduces."""
+
+    def share_weights(self) -> None:
+        """Nothing: the step has done so."""
+
+    def wait_for_weights(self) -> None:
+        """Nothing: the step has waited."""
+
+
+class PlainOptimizer(_Synchronous):
+    """One process in fp32, at any stage: it steps the parameters themselves, without any copy."""
 
     sharded = False
 
     def __init__(self, engine: DeepSpeedEngine) -> None:
         self.torch: torch.optim.Optimizer = engine.optimizer
-        if dist.get_world_size() == 1:
-            engine.enable_backward_allreduce = False  # it copies all gradients, even for one rank
         groups = [group["params"] for group in self.torch.param_groups]
-        layouts = [[[Range(0, sum(p.numel() for p in group), 0)]] for group in groups]
-        self.shards = _make_shards(engine, self.torch, groups, groups, layouts, rank=0)
+        sizes = [sum(p.numel() for p in group) for group in groups]
+        buckets = [[_one_bucket(group, size)] for group, size in zip(groups, sizes, strict=True)]
+        settings = self.torch.param_groups
+        self.shards = make_shards(engine.module, settings, groups, groups, buckets, 1, 0)
 
     def gradients(self) -> list[list[Tensor]]:
         return [[p.grad for p in group["params"]] for group in self.torch.param_groups]
-
-    def reduce_gradients(self) -> None:
-        """Nothing: the backward pass all-reduces."""
 
     def copy_masters_to_model(self) -> None:
         """Nothing: the parameters are the masters."""
 
 
-class Zero12:
-    """Stages 1 and 2: each rank steps one flat fp32 partition of each group."""
+class Zero12(_Synchronous):
+    """Stages 1 and 2, offloaded: each rank steps one flat fp32 partition of each group."""
 
     sharded = True
 
@@ -93,70 +105,28 @@ class Zero12:
         self.torch: torch.optim.Optimizer = self._zero.optimizer
         groups = self._zero.round_robin_bit16_groups
         self._masters = self._zero.single_partition_of_fp32_groups
-        self.shards = _make_partitions(engine, self.torch, groups, self._masters)
+        pairs = zip(groups, self._masters, strict=True)
+        buckets = [[_one_bucket(group, master.numel())] for group, master in pairs]
+        self.shards = make_shards(
+            engine.module,
+            self.torch.param_groups,
+            groups,
+            [[master] for master in self._masters],
+            buckets,
+            dist.get_world_size(),
+            dist.get_rank(),
+        )
 
     def gradients(self) -> list[list[Tensor]]:
-        """Without padding, and in pieces of parameters, where not offloaded."""
-        if self._zero.cpu_offload:
-            self._zero._wait_for_offload_copies()  # its own step would only do so later
-            return [[master.grad] for master in self._masters]
-        return [list(self._zero.averaged_gradients[i]) for i in range(len(self._masters))]
-
-    def reduce_gradients(self) -> None:
-        """Nothing: the backward pass reduces."""
+        self._zero._wait_for_offload_copies()  # its own step would only do so later
+        return [[master.grad] for master in self._masters]
 
     def copy_masters_to_model(self) -> None:
         """Cast the masters into the model's parameters on every rank. Collective."""
         self._zero.update_lp_params()
 
 
-class Bf16:
-    """Stage 1 in bf16: as `Zero12`; gradients are accumulated in fp32 in one flat buffer."""
-
-    sharded = True
-
-    def __init__(self, engine: DeepSpeedEngine) -> None:
-        self._bf16: BF16_Optimizer = engine.optimizer
-        self.torch: torch.optim.Optimizer = self._bf16.optimizer
-        engine.enable_backward_allreduce = False  # `reduce_gradients` replaces it
-        self._bf16.step = self._step
-        groups, masters = self._bf16.bf16_groups, self._bf16.fp32_groups_flat_partition
-        self.shards = _make_partitions(engine, self.torch, groups, masters)
-
-    def gradients(self) -> list[list[Tensor]]:
-        return [[flat] for flat in self._bf16.fp32_groups_gradient_flat_partition]
-
-    def reduce_gradients(self) -> None:
-        """Reduce-scatter in fp32: half the bytes of the all-reduce that DeepSpeed has for this
-        class. Collective."""
-        world = dist.get_world_size()
-        if world == 1:
-            return
-        for whole, own in zip(
-            self._bf16.fp32_groups_gradients_flat,
-            self._bf16.fp32_groups_gradient_flat_partition,
-            strict=True,
-        ):
-            dist.reduce_scatter_tensor(own, whole)  # in place: own is a part of whole
-            own.div_(world)
-
-    def copy_masters_to_model(self) -> None:
-        """Cast the masters into the model's parameters on every rank. Collective."""
-        self._bf16.update_lp_params()
-
-    def _step(self) -> None:
-        bf16 = self._bf16
-        bf16.overflow = False
-        for master, gradient in zip(
-            bf16.fp32_groups_flat_partition, bf16.fp32_groups_gradient_flat_partition, strict=True
-        ):
-            master.grad = gradient  # fp32, as `engine.deepspeed_config` asks
-        self.torch.step()
-        bf16.update_lp_params()
-        bf16.clear_hp_grads()
-
-
-class Zero3:
+class Zero3(_Synchronous):
     """Stage 3: each rank steps its partition of every parameter, concatenated per group."""
 
     sharded = True
@@ -166,7 +136,7 @@ class Zero3:
         self.torch: torch.optim.Optimizer = self._zero.optimizer
         self._zero.step = self._step
         groups, self._masters = self._zero.fp16_groups, self._zero.fp32_partitioned_groups_flat
-        layouts = []
+        buckets = []
         for group, master in zip(groups, self._masters, strict=True):
             sizes = [p.ds_numel for p in group]
             lengths = [p.partition_numel() for p in group]
@@ -174,19 +144,23 @@ class Zero3:
                 raise RuntimeError(
                     f"stage 3: found {master.numel()} masters, expected {sum(lengths)}"
                 )
-            layouts.append(partition_each(sizes, lengths, dist.get_world_size()))
-        masters = [[master] for master in self._masters]
-        rank = dist.get_rank()
-        self.shards = _make_shards(engine, self.torch, groups, masters, layouts, rank)
+            buckets.append(bucket_each(sizes, lengths))
+        self.shards = make_shards(
+            engine.module,
+            self.torch.param_groups,
+            groups,
+            [[master] for master in self._masters],
+            buckets,
+            dist.get_world_size(),
+            dist.get_rank(),
+            one_call=True,
+        )
 
     def gradients(self) -> list[list[Tensor]]:
         """Padding included; it is zero."""
         if self._zero.offload_optimizer:
             return [[master.grad] for master in self._masters]
         return [list(self._zero.averaged_gradients[i]) for i in range(len(self._masters))]
-
-    def reduce_gradients(self) -> None:
-        """Nothing: the backward pass reduces."""
 
     def copy_masters_to_model(self) -> None:
         """Cast the masters into the model's partitions on every rank. Collective."""
@@ -219,29 +193,41 @@ class Zero3:
             persistent[0].all_gather_coalesced(persistent).wait()
 
 
-Optimizer = PlainOptimizer | Zero12 | Bf16 | Zero3
+Optimizer = PlainOptimizer | BucketedOptimizer | Zero12 | Zero3
 
 
-def adapt(engine: DeepSpeedEngine) -> Optimizer:
-    """The adapter of an engine's optimizer; once per engine, since it changes some of its methods.
+def adapt(engine: DeepSpeedEngine, stage: int, bf16: bool) -> Optimizer:
+    """The adapter of an engine's optimizer; once per engine, since it changes engine and model.
+
+    Args:
+        engine: from `make_engine`.
+        stage: of ZeRO.
+        bf16: whether the model is to run in bf16.
 
     Raises:
         TypeError: an optimizer class that no adapter is written for.
     """
     optimizer = engine.optimizer
     if isinstance(optimizer, torch.optim.Optimizer):
-        return PlainOptimizer(engine)
+        engine.enable_backward_allreduce = False
+        if dist.get_world_size() == 1 and not bf16:
+            return PlainOptimizer(engine)
+        dtype = torch.bfloat16 if bf16 else torch.float32
+        return BucketedOptimizer(engine.module, optimizer, stage, dtype)
     if isinstance(optimizer, DeepSpeedZeroOptimizer):
         return Zero12(engine)
-    if isinstance(optimizer, BF16_Optimizer):
-        return Bf16(engine)
     if isinstance(optimizer, DeepSpeedZeroOptimizer_Stage3):
         return Zero3(engine)
     raise TypeError(
-        f"optimizer: found {type(optimizer).__name__}, expected the torch optimizer (stage 0, "
-        "fp32), DeepSpeedZeroOptimizer, DeepSpeedZeroOptimizer_Stage3 or BF16_Optimizer; write an "
+        f"optimizer: found {type(optimizer).__name__}, expected the torch optimizer (stages 0 to 2 "
+        "without offloading), DeepSpeedZeroOptimizer or DeepSpeedZeroOptimizer_Stage3; write an "
         "adapter for it in training/zero/optimizers.py"
     )
+
+
+def _one_bucket(group: Sequence[Tensor], length: int) -> Bucket:
+    """The whole of a flat vector, in slices of `length` elements."""
+    return Bucket(range(len(group)), 0, sum(p.numel() for p in group), length, 0)
 
 
 @torch.no_grad()
@@ -300,53 +286,3 @@ def restore_adam(
         state[master] |= {name: torch.zeros_like(master) for name in MOMENTS}
     for name in MOMENTS:
         shard.write(moments[name], adam_moments(optimizer, shard, name))
-
-
-def _make_partitions(
-    engine: DeepSpeedEngine,
-    optimizer: torch.optim.Optimizer,
-    groups: Sequence[Sequence[Tensor]],
-    masters: Sequence[Tensor],
-) -> list[GroupShard]:
-    """Shards of groups that are split into one flat partition per rank."""
-    rank, world = dist.get_rank(), dist.get_world_size()
-    layouts = [
-        one_partition(sum(p.numel() for p in group), master.numel(), world)
-        for group, master in zip(groups, masters, strict=True)
-    ]
-    return _make_shards(engine, optimizer, groups, [[m] for m in masters], layouts, rank)
-
-
-def _make_shards(
-    engine: DeepSpeedEngine,
-    optimizer: torch.optim.Optimizer,
-    groups: Sequence[Sequence[Tensor]],
-    masters: Sequence[Sequence[Tensor]],
-    layouts: Sequence[list[list[Range]]],
-    rank: int,
-) -> list[GroupShard]:
-    """This rank's shards, with names and shapes of the parameters in each group's flat order."""
-    names = {id(p): name for name, p in engine.module.named_parameters()}
-    shards = []
-    for settings, parameters, own, layout in zip(
-        optimizer.param_groups, groups, masters, layouts, strict=True
-    ):
-        shapes = [list(getattr(p, "ds_shape", p.shape)) for p in parameters]
-        shard = GroupShard(
-            name=settings["name"],
-            part=settings["part"],
-            names=[names[id(p)] for p in parameters],
-            shapes=shapes,
-            parameters=parameters,
-            masters=own,
-            layout=layout,
-            rank=rank,
-            size=sum(map(math.prod, shapes)),
-        )
-        held = sum(r.count for ranges in layout for r in ranges)
-        if held != shard.size:
-            raise RuntimeError(
-                f"{shard.name}: found {held} elements in partitions, expected {shard.size}"
-            )
-        shards.append(shard)
-    return shards

@@ -1,17 +1,24 @@
 """Which elements of each parameter group's flat vector a rank holds; imports no DeepSpeed.
 
-A parameter group's flat vector is its parameters, flattened and concatenated in order. ZeRO splits
-it over ranks in one of two ways: one contiguous partition per rank (`one_partition`, stages 1 and
-2), or one partition of every parameter per rank (`partition_each`, stage 3).
+A parameter group's flat vector is its parameters, flattened and concatenated in order. It is cut
+into buckets of whole parameters, and each rank holds a slice of every bucket: our own stages 0 to 2
+have buckets of many megabytes, each of which one call sends. DeepSpeed's stages 1 and 2 have one
+bucket, and its stage 3 one for each parameter.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+SMALLEST, LARGEST = 1 << 18, 1 << 25  # elements of a bucket, unless one parameter has more
+BUCKETS = 16  # of the smallest models that have buckets larger than `SMALLEST`
+ALIGNED = 8  # a slice is a multiple of it: 16 bytes in bf16, as NCCL and GEMMs want them
 
 
 @dataclass(frozen=True)
@@ -30,6 +37,25 @@ class Range:
 
 
 @dataclass(frozen=True)
+class Bucket:
+    """Consecutive parameters of a flat vector, of which each rank holds a slice.
+
+    Attributes:
+        parameters: their positions in the group.
+        start: position of their first element in the flat vector.
+        count: their elements, without padding.
+        length: elements of a slice, with padding; rank r's begins at element r · length.
+        offset: position of a slice in its rank's shard.
+    """
+
+    parameters: range
+    start: int
+    count: int
+    length: int
+    offset: int
+
+
+@dataclass(frozen=True)
 class GroupShard:
     """This rank's shard of one parameter group's flat vector.
 
@@ -41,10 +67,11 @@ class GroupShard:
         parameters: the same parameters. At stage 3 they are empty outside a forward pass.
         masters: fp32 tensors that the optimizer steps; concatenated, they are the shard with its
             padding.
-        layout: for each rank that holds a shard, the ranges in it; a single one where every rank
-            holds the whole vector.
+        buckets: how the flat vector is cut, in order.
+        layout: see `layout_of`; of a single slice where every rank holds the whole vector.
         rank: index of this shard in `layout`.
         size: elements of the flat vector without padding.
+        one_call: whether the buckets are too small to send each by a call (stage 3).
     """
 
     name: str
@@ -53,9 +80,11 @@ class GroupShard:
     shapes: Sequence[Sequence[int]]
     parameters: Sequence[Tensor]
     masters: Sequence[Tensor]
+    buckets: Sequence[Bucket]
     layout: Sequence[Sequence[Range]]
     rank: int
     size: int
+    one_call: bool
 
     @property
     def sharded(self) -> bool:
@@ -67,16 +96,9 @@ class GroupShard:
         """The ranges in this shard."""
         return self.layout[self.rank]
 
-    @property
-    def in_order(self) -> bool:
-        """Whether the concatenated shards of all ranks are the flat vector, padding at its end."""
-        length = sum(m.numel() for m in self.masters)
-        return all(
-            r.start == rank * length + r.offset
-            for rank, ranges in enumerate(self.layout)
-            for r in ranges
-            if r.count
-        )
+    def by_bucket(self, flat: Tensor) -> Sequence[Tensor]:
+        """Views of a flat vector that is laid out as the shard: the slice of each bucket."""
+        return flat.split([b.length for b in self.buckets])
 
     def read(self, tensors: Sequence[Tensor]) -> Tensor:
         """Concatenate the ranges' elements of tensors laid out as the masters are; a copy, flat."""
@@ -100,42 +122,124 @@ class GroupShard:
             tensor.view(-1).copy_(piece)
 
 
-def one_partition(size: int, length: int, world: int) -> list[list[Range]]:
-    """The layout of a flat vector split into one partition per rank; the last ones are padded.
+def bucket_capacity(elements: int) -> int:
+    """Elements that a bucket of a model has at least, unless it holds the model's first parameters.
+
+    Large buckets make few calls, small ones leave less to send when the backward pass has ended.
 
     Args:
-        size: elements of the flat vector.
-        length: elements of a partition, with padding.
-        world: number of ranks.
+        elements: of all parameters.
     """
-    starts = [min(size, rank * length) for rank in range(world)]
-    return [[Range(start, min(length, size - start), 0)] for start in starts]
+    return min(LARGEST, max(SMALLEST, elements // BUCKETS))
 
 
-def partition_each(sizes: Sequence[int], lengths: Sequence[int], world: int) -> list[list[Range]]:
-    """The layout of a flat vector of which each parameter is split into one partition per rank.
+def make_buckets(sizes: Sequence[int], slices: int, capacity: int) -> list[Bucket]:
+    """Cut a flat vector into buckets, from its end, where the backward pass begins.
 
     Args:
         sizes: elements of each parameter.
-        lengths: elements of each parameter's partition, with padding.
-        world: number of ranks.
+        slices: ranks that hold a slice of each bucket.
+        capacity: elements from which a bucket is full.
     """
+    cuts, held = [len(sizes)], 0
+    for index in reversed(range(len(sizes))):
+        held += sizes[index]
+        if held >= capacity or index == 0:
+            cuts.append(index)
+            held = 0
+    counts = [(range(a, b), sum(sizes[a:b])) for b, a in pairwise(cuts)]
+    buckets: list[Bucket] = []
+    start = offset = 0
+    for parameters, count in reversed(counts):
+        length = -(-count // (slices * ALIGNED)) * ALIGNED
+        buckets.append(Bucket(parameters, start, count, length, offset))
+        start, offset = start + count, offset + length
+    return buckets
+
+
+def bucket_each(sizes: Sequence[int], lengths: Sequence[int]) -> list[Bucket]:
+    """A bucket for each parameter.
+
+    Args:
+        sizes: elements of each parameter.
+        lengths: elements of each parameter's slices, with padding.
+    """
+    buckets: list[Bucket] = []
+    start = offset = 0
+    for index, (size, length) in enumerate(zip(sizes, lengths, strict=True)):
+        buckets.append(Bucket(range(index, index + 1), start, size, length, offset))
+        start, offset = start + size, offset + length
+    return buckets
+
+
+def layout_of(buckets: Sequence[Bucket], slices: int) -> list[list[Range]]:
+    """For each rank that holds a slice of the buckets, the ranges in its shard; joined where they
+    follow one another in the flat vector and in the shard."""
     layout: list[list[Range]] = []
-    for rank in range(world):
+    for rank in range(slices):
         ranges: list[Range] = []
-        first = offset = 0  # of the parameter in the flat vector, of its partition in the shard
-        for size, length in zip(sizes, lengths, strict=True):
-            start = min(size, rank * length)
-            count = min(length, size - start)
+        for bucket in buckets:
+            first = min(bucket.count, rank * bucket.length)
+            count = min(bucket.length, bucket.count - first)
+            own = Range(bucket.start + first, count, bucket.offset)
             last = ranges[-1] if ranges else None
-            joins = last and (last.start + last.count, last.offset + last.count) == (
-                first + start,
-                offset,
-            )
-            if joins:
+            if last and (last.start + last.count, last.offset + last.count) == (
+                own.start,
+                own.offset,
+            ):
                 ranges[-1] = Range(last.start, last.count + count, last.offset)
             elif count:
-                ranges.append(Range(first + start, count, offset))
-            first, offset = first + size, offset + length
+                ranges.append(own)
         layout.append(ranges)
     return layout
+
+
+def make_shards(
+    model: nn.Module,
+    settings: Sequence[dict],
+    groups: Sequence[Sequence[Tensor]],
+    masters: Sequence[Sequence[Tensor]],
+    buckets: Sequence[Sequence[Bucket]],
+    slices: int,
+    rank: int,
+    one_call: bool = False,
+) -> list[GroupShard]:
+    """A rank's shards, with names and shapes of the parameters in each group's flat order.
+
+    Args:
+        model: that the parameters belong to.
+        settings: of each group, with its "name" and "part".
+        groups: parameters of each group.
+        masters: of each group, on this rank.
+        buckets: of each group.
+        slices: ranks that hold a slice of each bucket.
+        rank: the one among them that holds this shard.
+        one_call: see `GroupShard`.
+
+    Raises:
+        RuntimeError: the buckets don't hold every element once.
+    """
+    names = {id(p): name for name, p in model.named_parameters()}
+    shards = []
+    for group, parameters, own, cut in zip(settings, groups, masters, buckets, strict=True):
+        shapes = [list(getattr(p, "ds_shape", p.shape)) for p in parameters]  # ds_shape: stage 3
+        shard = GroupShard(
+            name=group["name"],
+            part=group["part"],
+            names=[names[id(p)] for p in parameters],
+            shapes=shapes,
+            parameters=parameters,
+            masters=own,
+            buckets=cut,
+            layout=layout_of(cut, slices),
+            rank=rank,
+            size=sum(map(math.prod, shapes)),
+            one_call=one_call,
+        )
+        held = sum(r.count for ranges in shard.layout for r in ranges)
+        if held != shard.size:
+            raise RuntimeError(
+                f"{shard.name}: found {held} elements in shards, expected {shard.size}"
+            )
+        shards.append(shard)
+    return shards
