@@ -133,7 +133,7 @@ class _Filling:
         elif keep:
             self._set_whole(own.new_zeros(slices * own.numel()))
         self._work: dist.Work | None = None
-        self._take_over: Callable[[], object] = lambda: None  # once the work is done
+        self._take_over: Callable[[], object] | None = None  # once the work is done
         self._adds = False  # to what earlier micro-batches left in `own`
 
     @property
@@ -181,11 +181,11 @@ class _Filling:
         """For the reduction that has begun, if one has; on a GPU the stream waits, not the host."""
         if self._work is not None:
             self._work.wait()
-            self._work = None
-            self._take_over()
+            if self._take_over is not None:
+                self._take_over()
+            self._work = self._take_over = None
 
     def _reduce(self, whole: Tensor) -> dist.Work:
-        self._take_over = lambda: None
         own, adds = self._own, self._adds
         if self._slices == 1:
             return dist.all_reduce(own, async_op=True)  # which is `whole`
