@@ -101,7 +101,9 @@ class FinetuneTrainer(EngineTrainer):
                 yield loss
 
         loss = self.accumulate(losses())
-        return StepResult(loss, self.optimize(loss))
+        norms = self.optimize(loss)
+        self.optimizer.share_weights()
+        return StepResult(loss, norms)
 
     def _drops(self, ids: np.ndarray) -> tuple[Tensor | None, Tensor | None]:
         """`drop_path` and `dropout` for `ClipClassifier.forward`, by seed and sample id."""

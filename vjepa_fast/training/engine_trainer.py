@@ -132,6 +132,8 @@ class EngineTrainer:
     def optimize(self, loss: Tensor) -> dict[str, Tensor]:
         """Clip the gradients and take the step, unless something is not finite. Collective.
 
+        `optimizer.share_weights` follows.
+
         Args:
             loss: as `accumulate` returned it.
 
@@ -147,7 +149,6 @@ class EngineTrainer:
         norms = clip_gradients(self.optimizer, self._clip_grad, self.device)
         self.guard.check(step, loss, norms)
         self.engine.step()
-        self.optimizer.share_weights()
         self.timer.mark("optimizer")
         self.step_number += 1
         return norms

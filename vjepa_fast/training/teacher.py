@@ -27,11 +27,11 @@ class Teacher:
     | gathered | sharded or offloaded                | has this rank's slices written so, and is  |
     |          |                                     | all-gathered from all ranks                |
 
-    The all-gathers are asynchronous, one for each bucket (`zero.weights`), behind those of the
+    The all-gathers are asynchronous, one for each bucket (`zero.weights`), before those of the
     student's weights. The forward pass waits for a bucket when it needs it, so they overlap with
-    the student's forward pass of the next step, and with the target encoder's own. At stage 3,
-    where a shard has a piece of every parameter, there is one all-gather for each group, and one
-    more copy puts the pieces in order.
+    the target encoder's own forward pass of the next step, which comes first. At stage 3, where a
+    shard has a piece of every parameter, and if offloaded, there is one all-gather for each group,
+    and the student comes first; at stage 3 one more copy puts the pieces in order.
 
     Memory for P encoder parameters on `world` ranks, in bytes per rank: "one" 4 P; "cast" 6 P;
     "gathered" 4 P / world for the EMA, 2 P (bf16) or 4 P (fp32) for the buffer, and the same again
@@ -71,6 +71,13 @@ class Teacher:
             update = _make_update(shard, buffer, own)
             self._updates.append(update)
             self.ema[shard.name] = update.ema
+
+    @property
+    def waits_by_bucket(self) -> bool:
+        """Whether a part of the forward pass can run before all weights are gathered; True where
+        nothing is gathered."""
+        first = self.shards[0] if self.shards else None
+        return not (first and first.sharded) or (len(first.buckets) > 1 and not first.one_call)
 
     @property
     def pending(self) -> bool:

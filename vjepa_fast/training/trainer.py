@@ -111,13 +111,19 @@ class Trainer(EngineTrainer):
         """
         last: list[Tensor] = []
 
+        def target(video: Tensor) -> Tensor:
+            features = self.target_features(video)
+            self.timer.mark("target")
+            return features
+
         def losses() -> Iterator[Tensor]:
             for video, masks in micro_batches:
                 self.timer.mark("data")
+                # Gathered bucket by bucket, the target encoder comes first: the student's weights
+                # are gathered behind it. Else its all-gather is hidden behind the student.
+                features = target(video) if self.teacher.waits_by_bucket else None
                 prediction = self.engine(video, masks)
-                # The student comes first: its forward pass overlaps the teacher's all-gather.
-                features = self.target_features(video)
-                self.timer.mark("target")
+                features = target(video) if features is None else features
                 loss = feature_loss(prediction, features, masks, self._loss_exponent)
                 self.timer.mark("predictor")
                 last[:] = [features.view(masks.clips, -1, features.shape[-1])]
@@ -135,6 +141,7 @@ class Trainer(EngineTrainer):
         step = self.step_number
         norms = self.optimize(loss)
         self.teacher.update(self.schedules.momentum(step), skip=self.guard.skip)
+        self.optimizer.share_weights()  # in the order in which the next step uses them
         self.timer.mark("ema")
         return PretrainingResult(loss, norms, features)
 
