@@ -11,13 +11,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
-SMALLEST, LARGEST = 1 << 18, 1 << 25  # elements of a bucket, unless one parameter has more
-BUCKETS = 16  # of the smallest models that have buckets larger than `SMALLEST`
+SMALLEST, LARGEST = 1 << 17, 1 << 25  # elements of a bucket, unless one parameter has more
+BUCKETS = 32  # of a model whose buckets are neither the smallest nor the largest
+FIRST = 8  # the first bucket is so many times smaller, and the next ones grow to the full size
 ALIGNED = 8  # a slice is a multiple of it: 16 bytes in bf16, as NCCL and GEMMs want them
 
 
@@ -123,9 +123,7 @@ class GroupShard:
 
 
 def bucket_capacity(elements: int) -> int:
-    """Elements that a bucket of a model has at least, unless it holds the model's first parameters.
-
-    Large buckets make few calls, small ones leave less to send when the backward pass has ended.
+    """Elements of a full bucket.
 
     Args:
         elements: of all parameters.
@@ -134,26 +132,24 @@ def bucket_capacity(elements: int) -> int:
 
 
 def make_buckets(sizes: Sequence[int], slices: int, capacity: int) -> list[Bucket]:
-    """Cut a flat vector into buckets, from its end, where the backward pass begins.
+    """Cut a flat vector into buckets of whole parameters.
+
+    Large buckets make few calls. The first ones are smaller, since the backward pass ends with
+    them, and the next forward pass waits for them: nothing hides their communication.
 
     Args:
         sizes: elements of each parameter.
         slices: ranks that hold a slice of each bucket.
         capacity: elements from which a bucket is full.
     """
-    cuts, held = [len(sizes)], 0
-    for index in reversed(range(len(sizes))):
-        held += sizes[index]
-        if held >= capacity or index == 0:
-            cuts.append(index)
-            held = 0
-    counts = [(range(a, b), sum(sizes[a:b])) for b, a in pairwise(cuts)]
     buckets: list[Bucket] = []
-    start = offset = 0
-    for parameters, count in reversed(counts):
-        length = -(-count // (slices * ALIGNED)) * ALIGNED
-        buckets.append(Bucket(parameters, start, count, length, offset))
-        start, offset = start + count, offset + length
+    first = start = offset = count = 0
+    for index, size in enumerate(sizes):
+        count += size
+        if count >= capacity * min(1.0, 2 ** len(buckets) / FIRST) or index + 1 == len(sizes):
+            length = -(-count // (slices * ALIGNED)) * ALIGNED
+            buckets.append(Bucket(range(first, index + 1), start, count, length, offset))
+            first, start, offset, count = index + 1, start + count, offset + length, 0
     return buckets
 
 
