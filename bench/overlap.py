@@ -5,9 +5,9 @@
 Two processes train on this machine, each in a network namespace of its own (this needs root). The
 link between them is limited to rates at which a step's communication takes 0.5, 1 and 2 times its
 computation. A step is measured with overlap, and without: gradients reduced after the backward
-pass, weights gathered before the step ends, as it was until 2026-11-30. Computation alone and
-communication alone are measured in the same processes, in turn with the steps. Before that, losses
-and gradient norms are compared with a plain PyTorch loop, and both ways must end with the same bits.
+pass, weights gathered before the step ends, as until 2026-11-30. Computation and communication
+alone are measured in the same processes, in turn with the steps. Before that, losses and gradient
+norms are compared with a plain PyTorch loop, and both ways must end with the same bits.
 """
 
 from __future__ import annotations

@@ -154,8 +154,8 @@ def state_memory(
     From stage 1 on, the fp32 master weights, Adam's two moments and the teacher's fp32 EMA weights
     are sharded, from stage 2 on the gradients, at stage 3 the weights (the layer in use is not
     counted). The teacher's working copy is never sharded; stage 3 adds the buffer of its gather.
-    Gradients are fp32 if they accumulate over micro-batches, and at stage 1 always. One device in
-    fp32 runs as stage 0.
+    Gradients are fp32 if they accumulate over micro-batches, and at stages 1 and 2 always; the few
+    buckets that stage 2 has in flight are not counted. One device in fp32 runs as stage 0.
     """
     trained = encoder_parameters + predictor_parameters
     low = 2 if precision == "bf16" else 4
@@ -165,10 +165,12 @@ def state_memory(
     separate = precision == "bf16" or stage >= 1
     # Unsharded fp32 weights are their own master weights, and the teacher its own EMA weights.
     copies = 2 if stage == 3 and world_size > 1 else 1
-    gradient = 4 if accumulates or stage == 1 else low
+    gradient = 4 if accumulates or stage in (1, 2) else low
+    # Stage 1 has all gradients of its own, and this device's slices of the reduced ones.
+    gradients = {1: 1 + 1 / world_size if world_size > 1 else 1, 0: 1}.get(stage, 1 / world_size)
     return Memory(
         weights=low * trained / (world_size if stage == 3 else 1),
-        gradients=gradient * trained / (world_size if stage >= 2 else 1),
+        gradients=gradient * trained * gradients,
         optimizer=(8 + 4 * separate) * trained / shards,
         teacher=copies * low * encoder_parameters + 4 * separate * encoder_parameters / shards,
         activations=activations,
