@@ -114,6 +114,8 @@ def train_together(path: Path) -> dict:
         "latency": latency,
         "bytes": 4 * sum(p.numel() for p in model.parameters()),
         "teacher_bytes": 4 * sum(p.numel() for p in teacher.parameters()),
+        "buckets": sum(len(s.buckets) for s in trainers[1].shards),
+        "teacher_buckets": sum(len(s.buckets) for s in trainers[1].teacher.shards),
     }
 
 
@@ -169,7 +171,8 @@ def check(path: Path, output: Path | None) -> int:
         here = found[processes] = measure(path, processes, True) | measure(path, processes, False)
         seconds = {part: ms / 1e3 for part, ms in here["parts_ms"].items() if part != "data"}
         links = Links(processes, here["rate"], here["rate"], here["latency"])
-        sizes = Bytes(here["bytes"], here["bytes"], here["teacher_bytes"])
+        sent = ("bytes", "bytes", "teacher_bytes", "buckets", "teacher_buckets")
+        sizes = Bytes(*(here[key] for key in sent))
         parts = Parts(clips=here["clips"], **seconds)
         for stage in STAGES:
             step = step_on(

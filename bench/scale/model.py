@@ -11,11 +11,11 @@ from typing import Literal
 
 Stage = Literal[0, 1, 2, 3]
 
-# How the engine calls its collectives (training/zero/engine.py, DeepSpeed's defaults).
-GROUPS, TEACHER_GROUPS = 4, 2  # flat groups of parameters, each gathered by one call
 NORMS = 2  # small all-reduces: gradient norms (stage 0 has them already), the non-finite flag
-REDUCED, FETCHED = 5e8, 5e7  # elements of a gradient bucket, of a stage 3 prefetch
-LIVE = 1e9  # stage 3 keeps weights that are used again within this many elements
+# How DeepSpeed calls the collectives of stage 3 (its defaults).
+TEACHER_GROUPS = 2  # flat groups of parameters of the target encoder, each gathered by one call
+REDUCED, FETCHED = 5e8, 5e7  # elements of a gradient bucket, of a prefetch
+LIVE = 1e9  # weights that are used again within this many elements are kept
 
 
 @dataclass(frozen=True)
@@ -38,16 +38,14 @@ class Parts:
 
 @dataclass(frozen=True)
 class Bytes:
-    """Unsharded sizes of what is sent: gradients, running weights, target encoder weights."""
+    """Unsharded sizes of what is sent: gradients, running weights, target encoder weights; and the
+    buckets that stages 0 to 2 send gradients and weights in, and those of the target encoder."""
 
     gradients: float
     weights: float
     teacher: float
-
-    @property
-    def bf16(self) -> bool:
-        """Whether weights run in lower precision than the fp32 gradients."""
-        return self.weights < self.gradients
+    buckets: int = 1
+    teacher_buckets: int = 1
 
 
 @dataclass(frozen=True)
@@ -87,16 +85,14 @@ class Step:
     """A step on many devices, in seconds.
 
     Attributes:
+        micro_batch: clips of a device and micro-batch.
+        accumulation: micro-batches of a device.
         compute: forward and backward passes of all micro-batches.
         update: AdamW and EMA.
         reduction: of the gradients and their norms.
         weights: gathering the running weights.
         teacher: gathering the target encoder.
-        overlapped: the part of `teacher` that overlaps with the next step's student, as the engine
-            runs.
-        overlappable: the communication that could overlap with computation: `overlapped`, all but
-            the last bucket of a reduction with the backward pass, a stage 3 gather with the layer
-            before it.
+        waits: for communication that computation does not hide.
     """
 
     micro_batch: float
@@ -106,23 +102,27 @@ class Step:
     reduction: float
     weights: float
     teacher: float
-    overlapped: float
-    overlappable: float
+    waits: float
 
     @property
     def communication(self) -> float:
-        """All communication, overlapped or not."""
+        """All communication, hidden or not."""
         return self.reduction + self.weights + self.teacher
 
     @property
     def exposed(self) -> float:
         """The step's time as the engine runs."""
-        return self.compute + self.update + self.communication - self.overlapped
+        return self.compute + self.update + self.waits
+
+    @property
+    def apart(self) -> float:
+        """The step's time if nothing were hidden."""
+        return self.compute + self.update + self.communication
 
     @property
     def best(self) -> float:
-        """The step's time if all communication overlapped that could."""
-        return self.compute + self.update + self.communication - self.overlappable
+        """The longer of computation and communication: no order of a step takes less."""
+        return max(self.compute + self.update, self.communication)
 
 
 def step_on(
@@ -136,11 +136,12 @@ def step_on(
 ) -> Step:
     """Predict a step of `global_batch` clips, split into micro-batches of at most `micro_batch`.
 
-    Stages 0 and 1 all-reduce the gradients once a step (a reduce-scatter and an all-gather; stage 1
-    in bf16 omits the gather). Stage 2 all-reduces after every micro-batch; stage 3 reduce-scatters
-    after every micro-batch. From stage 1 on each device updates its shard, then weights and target
-    encoder are gathered. Stage 3 gathers the weights before each forward pass instead, and part of
-    a large model's again in the backward pass.
+    Stage 0 all-reduces the gradients (a reduce-scatter and an all-gather), stage 1 reduce-scatters
+    them, both during the last micro-batch's backward pass; stages 2 and 3 reduce-scatter after
+    every micro-batch. From stage 1 on each device updates its shard, then target encoder and
+    weights are gathered. Stage 3 gathers the weights before each forward pass instead, and part of
+    a large model's again in the backward pass; only its target encoder is gathered behind other
+    work.
 
     Args:
         devices: devices that divide the batch equally.
@@ -150,36 +151,79 @@ def step_on(
     accumulation = max(1.0, -(-clips // micro_batch))
     micro = clips / accumulation
     scale = micro / parts.clips
-    forward, backward = scale * parts.forward, scale * parts.backward
-    elements = sizes.gradients / 4  # fp32
-    own = stage == 1 and sizes.bf16  # then reduced by our code, else by DeepSpeed
-    buckets = GROUPS if own else math.ceil(elements / REDUCED)
-    scatter = gather_seconds(sizes.gradients, devices, links, buckets)
+    target, student = scale * parts.target, scale * (parts.context + parts.predictor)
+    backward = scale * parts.backward
     norms = 2 * gather_seconds(0.0, devices, links, NORMS if stage else 1)
-    once = 1.0 if own else 2.0
-    reductions = {0: 2.0, 1: once, 2: 2 * accumulation, 3: accumulation}[stage]
     if stage == 3:
-        again = max(0.0, 1.0 - LIVE / 2 / elements)  # the last layers' stay for the backward pass
-        calls = 1 + math.ceil(elements / FETCHED)
-        fetches = accumulation * (1 + again)
-        weights = fetches * gather_seconds(sizes.weights, devices, links, calls)
-        weights += gather_seconds(0.0, devices, links)  # persistent parameters, after the step
+        reduction, weights, teacher = _stage_3(devices, sizes, links, accumulation)
+        waits = reduction + weights + max(0.0, teacher - student)
     else:
-        weights = gather_seconds(sizes.weights, devices, links, GROUPS) if stage else 0.0
-    teacher = gather_seconds(sizes.teacher, devices, links, TEACHER_GROUPS) if stage else 0.0
-    overlapped = min(teacher, scale * (parts.context + parts.predictor))
-    overlappable = min(reductions * scatter, backward * (accumulation if stage >= 2 else 1))
-    if stage == 3:
-        compute = accumulation * (forward + backward)
-        overlappable += min(weights, compute - overlappable - overlapped)
+        buckets, times = sizes.buckets, 2 if stage == 0 else 1
+        once = times * gather_seconds(sizes.gradients, devices, links, buckets)
+        reductions = accumulation if stage == 2 else 1.0
+        reduction, weights, teacher = reductions * once, 0.0, 0.0
+        waits = reductions * hidden_behind(backward, once, buckets)
+        if stage:
+            weights = gather_seconds(sizes.weights, devices, links, buckets)
+            teacher = gather_seconds(sizes.teacher, devices, links, sizes.teacher_buckets)
+            waits += gathered_ahead(
+                target, teacher, sizes.teacher_buckets, student, weights, buckets
+            )
     return Step(
         micro_batch=micro,
         accumulation=accumulation,
-        compute=accumulation * (forward + backward),
+        compute=accumulation * (target + student + backward),
         update=(parts.optimizer + parts.ema) / (devices if stage else 1),
-        reduction=reductions * scatter + norms,
+        reduction=reduction + norms,
         weights=weights,
         teacher=teacher,
-        overlapped=overlapped,
-        overlappable=overlappable + overlapped,
+        waits=waits + norms,
     )
+
+
+def hidden_behind(backward: float, reduction: float, buckets: int) -> float:
+    """Seconds that a reduction goes on after the backward pass.
+
+    The pass fills the buckets one after another: the first one is sent when it is full, the last
+    one when the pass has ended.
+    """
+    return max(reduction / buckets, reduction - backward * (1 - 1 / buckets))
+
+
+def gathered_ahead(
+    target: float,
+    teacher: float,
+    teacher_buckets: int,
+    student: float,
+    weights: float,
+    buckets: int,
+) -> float:
+    """Seconds that both forward passes wait for their weights.
+
+    The target encoder's weights are gathered, then the student's. Each pass begins with its first
+    bucket and ends, at the earliest, when it has used its last one.
+
+    Args:
+        target, student: seconds of the forward passes.
+        teacher, weights: seconds of the gathers.
+        teacher_buckets, buckets: calls of each gather.
+    """
+    done = max(teacher / teacher_buckets + target, teacher + target / teacher_buckets)
+    start = max(done, teacher + weights / buckets)
+    done = max(start + student, teacher + weights + student / buckets)
+    return done - target - student
+
+
+def _stage_3(
+    devices: int, sizes: Bytes, links: Links, accumulation: float
+) -> tuple[float, float, float]:
+    """Seconds of the reduction, of gathering the weights, of gathering the target encoder."""
+    elements = sizes.gradients / 4  # fp32
+    calls = math.ceil(elements / REDUCED)
+    reduction = accumulation * gather_seconds(sizes.gradients, devices, links, calls)
+    again = max(0.0, 1.0 - LIVE / 2 / elements)  # the last layers' stay for the backward pass
+    calls = 1 + math.ceil(elements / FETCHED)
+    fetches = accumulation * (1 + again)
+    weights = fetches * gather_seconds(sizes.weights, devices, links, calls)
+    weights += gather_seconds(0.0, devices, links)  # persistent parameters, after the step
+    return reduction, weights, gather_seconds(sizes.teacher, devices, links, TEACHER_GROUPS)

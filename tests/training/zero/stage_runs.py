@@ -120,6 +120,7 @@ def run_case(case: dict, steps: int) -> dict:
         if case.get("many_buckets"):
             patch.setattr(shards, "SMALLEST", 1 << 11)
             patch.setattr(shards, "BUCKETS", 1 << 20)
+            patch.setattr(shards, "SLICE", 1)
         return _run_case({k: v for k, v in case.items() if k != "many_buckets"}, steps)
 
 

@@ -20,6 +20,7 @@ from vjepa_fast.training.zero.shards import (
     ALIGNED,
     BUCKETS,
     LARGEST,
+    SLICE,
     SMALLEST,
     Bucket,
     Range,
@@ -67,9 +68,10 @@ def test_a_layout_by_hand() -> None:
 
 
 def test_large_models_have_large_buckets() -> None:
-    assert bucket_capacity(1000) == SMALLEST
-    assert bucket_capacity(BUCKETS * SMALLEST * 3) == 3 * SMALLEST
-    assert bucket_capacity(10**10) == LARGEST
+    assert bucket_capacity(1000, 1) == SMALLEST
+    assert bucket_capacity(BUCKETS * SMALLEST * 3, 2) == 3 * SMALLEST
+    assert bucket_capacity(10**10, 256) == LARGEST
+    assert bucket_capacity(10**10, 1024) == 1024 * SLICE > LARGEST
 
 
 @pytest.fixture

@@ -47,7 +47,8 @@ class BucketedOptimizer:
         self.sharded = stage > 0 and world > 1
         slices, rank = (world, dist.get_rank()) if self.sharded else (1, 0)
         groups = [list(settings["params"]) for settings in optimizer.param_groups]
-        capacity = bucket_capacity(sum(p.numel() for group in groups for p in group))
+        elements = sum(p.numel() for group in groups for p in group)
+        capacity = bucket_capacity(elements, slices)
         sizes = [[p.numel() for p in group] for group in groups]
         buckets = [make_buckets(own, slices, capacity) for own in sizes]
         cut = list(zip(groups, buckets, strict=True))

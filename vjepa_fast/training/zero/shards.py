@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 SMALLEST, LARGEST = 1 << 17, 1 << 25  # elements of a bucket, unless one parameter has more
+SLICE = 1 << 16  # fewest elements of a slice of a full bucket
 BUCKETS = 32  # of a model whose buckets are neither the smallest nor the largest
 FIRST = 8  # the first bucket is so many times smaller, and the next ones grow to the full size
 ALIGNED = 8  # a slice is a multiple of it: 16 bytes in bf16, as NCCL and GEMMs want them
@@ -122,13 +123,14 @@ class GroupShard:
             tensor.view(-1).copy_(piece)
 
 
-def bucket_capacity(elements: int) -> int:
+def bucket_capacity(elements: int, slices: int) -> int:
     """Elements of a full bucket.
 
     Args:
         elements: of all parameters.
+        slices: ranks that hold a slice of each bucket; many take longer for each call.
     """
-    return min(LARGEST, max(SMALLEST, elements // BUCKETS))
+    return max(SMALLEST, min(LARGEST, elements // BUCKETS), slices * SLICE)
 
 
 def make_buckets(sizes: Sequence[int], slices: int, capacity: int) -> list[Bucket]:
