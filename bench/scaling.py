@@ -35,8 +35,8 @@ from vjepa_fast.training.zero.shards import FIRST, bucket_capacity
 
 DEVICES = tuple(1 << k for k in range(11))
 STAGES = (0, 1, 2, 3)
-# Bytes of a step per parameter: AdamW reads master, gradient and moments, and writes master, moments
-# and the bf16 weight; the EMA reads the average and the master, and writes the average twice.
+# Bytes of a step per parameter. AdamW reads master, gradient, moments and writes master, moments,
+# bf16 weight; the EMA reads average and master and writes the average twice, once in bf16.
 ADAM, EMA = 30, 14
 KINDS = "exposed", "apart", "best"  # of `Step`: as it runs, if nothing were hidden, if all were
 

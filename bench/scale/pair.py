@@ -28,11 +28,13 @@ from torch import Tensor
 
 from scale.check import micro_batches
 from vjepa_fast.config import Config, load_config
+from vjepa_fast.config.model import build_model
 from vjepa_fast.models.jepa import encode_clips, feature_loss
 from vjepa_fast.models.sequences import PackedMasks
 from vjepa_fast.training.build import build_trainer
 from vjepa_fast.training.distributed.cpu import prepare_cpu
 from vjepa_fast.training.distributed.launch import end_process_group, init_process_group
+from vjepa_fast.training.schedules import make_schedules
 from vjepa_fast.training.trainer import Trainer
 
 WORLD, STEPS = 2, 3
@@ -135,12 +137,7 @@ def communication_seconds(collectives: list[Callable[[], dist.Work]]) -> float:
 
 def plain_steps(config: Config, batches: list[list[Batch]]) -> list[list[float]]:
     """Loss and gradient norms of steps on the clips of all processes, in plain PyTorch."""
-    from vjepa_fast.training.schedules import make_schedules
-
-    trainer_config = config.model_copy()
-    from vjepa_fast.config.model import build_model
-
-    model, schedules = build_model(trainer_config), make_schedules(config)
+    model, schedules = build_model(config), make_schedules(config)
     teacher, optim = model.make_target_encoder(), config.optim
     decays = [p for p in model.parameters() if p.ndim > 1]
     others = [p for p in model.parameters() if p.ndim == 1]
@@ -214,8 +211,13 @@ def main() -> None:
     with recorded() as collectives:
         overlapped.step(batch)
         settle(overlapped)
-    sizes = sum(p.numel() for p in overlapped.model.parameters())
-    answer: object = {"difference": difference, "parameters": sizes, "calls": len(collectives)}
+    student = overlapped.model
+    answer: object = {
+        "difference": difference,
+        "parameters": sum(p.numel() for p in student.parameters()),
+        "encoder_parameters": sum(p.numel() for p in student.encoder.parameters()),
+        "calls": len(collectives),
+    }
     tasks = {
         "overlapped": partial(seconds_per_step, overlapped, batch),
         "apart": partial(seconds_per_step, apart, batch),

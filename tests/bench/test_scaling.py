@@ -36,50 +36,56 @@ def test_a_ring_within_a_host_and_rings_between_hosts(model):
 def test_one_device_sends_nothing(model, parts):
     links = model.Links(8, 1.0, 1.0, 1.0)
     for stage in range(4):
-        step = model.step_on(1, stage, parts, model.Bytes(100, 50, 25), links, 48, 24)
-        assert step.communication == step.overlappable == 0
+        step = model.step_on(1, stage, parts, model.Bytes(100, 50, 25, 4, 4), links, 48, 24)
+        assert step.communication == step.waits == 0
         assert step.accumulation == 2 and step.compute == 16 and step.update == pytest.approx(1.2)
 
 
 def test_what_each_stage_sends(model, parts):
     """Two devices, a link of 1 byte/s: a gather of V bytes takes V / 2 seconds."""
-    links, sizes = model.Links(8, 1.0, 1.0, 0.0), model.Bytes(8.0, 4.0, 2.0)
+    links, sizes = model.Links(8, 1.0, 1.0, 0.0), model.Bytes(8.0, 4.0, 2.0, 4, 2)
     steps = [model.step_on(2, stage, parts, sizes, links, 96, 24) for stage in range(4)]
     assert all(step.accumulation == 2 and step.compute == 16 for step in steps)
-    assert [step.reduction for step in steps] == [
-        8,
-        4,
-        16,
-        8,
-    ]  # in bf16: 2 x 4, 4, 2 x 4 twice, 4 twice
+    # a reduce-scatter takes 4 seconds: two of them, one, one for each micro-batch
+    assert [step.reduction for step in steps] == [8, 4, 8, 8]
     assert [step.weights for step in steps] == [0, 2, 2, 4]
     assert [step.teacher for step in steps] == [0, 1, 1, 1]
     assert [step.update for step in steps] == pytest.approx([1.2, 0.6, 0.6, 0.6])
-    # behind one backward pass of 4 seconds, or behind both; stage 3's gathers behind the rest
-    # and the target encoder's behind the student's 2 seconds
-    assert [step.overlapped for step in steps] == [0, 1, 1, 1]
-    assert [step.overlappable for step in steps] == [4, 5, 9, 13]
-    assert steps[1].exposed == pytest.approx(16 + 0.6 + 6)
-    assert steps[1].best == pytest.approx(16 + 0.6 + 2)
-    whole = model.step_on(2, 1, parts, model.Bytes(8.0, 8.0, 2.0), links, 96, 24)
-    assert whole.reduction == 8  # in fp32 DeepSpeed all-reduces
+    # a reduction begins after a quarter of a backward pass of 4 seconds: 8 end 5 later, 4 end 1
+    # later, twice at stage 2. The target encoder's first bucket takes 0.5 seconds, so it ends 2.5
+    # after the step, as the student's second bucket has arrived; the others come in time.
+    assert [step.waits for step in steps] == [5, 1 + 0.5, 2 + 0.5, 8 + 4]
+    assert steps[1].exposed == pytest.approx(16 + 0.6 + 1.5)
+    assert steps[1].apart == pytest.approx(16 + 0.6 + 7)
+    assert steps[1].best == pytest.approx(16 + 0.6)
+
+
+def test_a_reduction_waits_for_gradients_and_a_pass_for_weights(model):
+    # three quarters of the reduction fit behind three quarters of the pass; the last bucket waits
+    assert model.hidden_behind(8.0, 4.0, 4) == 1
+    assert model.hidden_behind(4.0, 8.0, 4) == 8 - 3
+    assert model.hidden_behind(4.0, 8.0, 1) == 8
+    # weights of 8 seconds for passes of 2 and 2: the last bucket is used in a quarter of a pass
+    assert model.gathered_ahead(2.0, 8.0, 4, 2.0, 8.0, 4) == pytest.approx(16 + 0.5 - 4)
+    assert model.gathered_ahead(8.0, 4.0, 4, 2.0, 4.0, 4) == 1  # the first bucket
+    assert model.gathered_ahead(8.0, 4.0, 1, 2.0, 4.0, 1) == 4
 
 
 def test_calls_take_their_latency(model, parts):
     """On two devices a call is one message."""
-    links, sizes = model.Links(8, 1e30, 1e30, 1.0), model.Bytes(4e9, 2e9, 1e9)
+    links, sizes = model.Links(8, 1e30, 1e30, 1.0), model.Bytes(4e9, 2e9, 1e9, 7, 5)
     steps = [model.step_on(2, stage, parts, sizes, links, 96, 24) for stage in range(4)]
-    # two buckets of 5e8 elements, twice, four times and twice, stage 1 four groups; and one small
-    # all-reduce, or two
-    assert [step.reduction for step in steps] == [6, 8, 12, 8]
-    # a call for each group; 21 fetches, twice forward, half of them again backward, and one more
-    assert [step.weights for step in steps] == [0, 4, 4, 21 * 3 + 1]
-    assert [step.teacher for step in steps] == [0, 2, 2, 2]
+    # seven buckets, twice, once and for both micro-batches; stage 3 two buckets of 5e8 elements,
+    # twice; and a small all-reduce, or two
+    assert [step.reduction for step in steps] == [14 + 2, 7 + 4, 14 + 4, 4 + 4]
+    # stage 3: 21 fetches, twice forward, half of them again backward, and one more
+    assert [step.weights for step in steps] == [0, 7, 7, 21 * 3 + 1]
+    assert [step.teacher for step in steps] == [0, 5, 5, 2]
 
 
 def test_a_small_batch_per_process_is_one_micro_batch(model, parts):
     links = model.Links(8, 1e9, 1e9, 0.0)
-    step = model.step_on(8, 1, parts, model.Bytes(0, 0, 0), links, 48, 24)
+    step = model.step_on(8, 1, parts, model.Bytes(0, 0, 0, 1, 1), links, 48, 24)
     assert step.micro_batch == 6 and step.accumulation == 1 and step.compute == 2
 
 
@@ -113,18 +119,37 @@ def test_a_table_and_a_picture(scaling, tmp_path, capsys):
     most = {step["stage"]: step for step in steps if step["devices"] == 1024}
     assert most[1]["micro_batch"] == 3 and most[1]["compute"] == pytest.approx(0.04 * 3 / 24)
     # what 1,023 of 1,024 GPUs hold of the encoder's bf16 weights passes each GPU, within its host
-    # and between hosts
+    # and between hosts, in buckets of 2^26 elements and three smaller ones
     inside, between = 7 / 8 * 2 * 631_648_000 / 315e9, 127 / 128 * 2 * 631_648_000 / 8 / 35e9
-    assert most[1]["teacher"] == pytest.approx(inside + between + 2 * 134 * 1e-5)
+    assert most[1]["teacher"] == pytest.approx(inside + between + (10 + 3) * 134 * 1e-5)
     assert output.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
     assert "stage 1, ms" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("more", [[], ["--weak"]])
+def test_parts_from_stated_rates(scaling, tmp_path, capsys, more):
+    output = tmp_path / "stated.json"
+    path = REPOSITORY / "configs" / "tiny.json"
+    stated = ["--config", str(path), "--tflops", "0.001", "--json", str(output), *more]
+    assert scaling.main(stated) == 0
+    text = capsys.readouterr().out
+    assert "no measurement: FLOPs at 0.001 TFLOP/s" in text
+    assert ("32 clips a GPU" if more else "global batch 32") in text
+    steps = [s for s in json.loads(output.read_text())["steps"] if s["stage"] == 1]
+    config = scaling.load_config(path)
+    flops = scaling.clip_flops(config, *scaling.count_tokens(config)).total
+    for step in steps:
+        clips = 32 if more else 32 / step["devices"]
+        assert step["compute"] == pytest.approx(clips * flops / 1e9)
+    assert [s["devices"] for s in steps] == [2**k for k in range(11 if more else 6)]
 
 
 def test_mistakes_are_a_sentence(scaling, tmp_path, capsys):
     broken = tmp_path / "broken.json"
     measured_file(tmp_path, parts=[]).rename(broken)
     for arguments, found in (
-        ([], "FILE: found none"),
+        ([], "FILE: found none and --tflops none"),
+        ([tmp_path / "none.json", "--tflops", "4"], "none.json and --tflops 4.0"),
         ([tmp_path / "none.json"], "found FileNotFoundError"),
         ([broken], "broken.json: found TypeError"),
         ([measured_file(tmp_path), "--config", "configs/tiny.json"], "--config: found tiny.json"),
