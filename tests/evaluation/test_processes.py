@@ -8,9 +8,12 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from vjepa_fast.evaluation.heads.spec import HeadSpec
+from vjepa_fast.evaluation.run_heads import check_learned
 from vjepa_fast.training.distributed.launcher import free_port
 
 BIN = Path(sys.executable).parent
@@ -66,3 +69,10 @@ def test_nearest_neighbors_on_two_processes(trained: Path, tmp_path: Path) -> No
     run = shutil.copytree(trained, tmp_path / "run")
     one, two = (probe(run, tmp_path / str(by), by, ["--probe", "knn"]) for by in (None, "torchrun"))
     assert one["results"] == two["results"]
+
+
+def test_one_process_warns_of_draws_without_videos(caplog: pytest.LogCaptureFixture) -> None:
+    specs = [HeadSpec("a", 2, draw, 0.5, 1e-3, 0.0) for draw in (0, 1)]
+    for rank in (0, 1):
+        check_learned(specs, [True, False], Path("m.csv"), SimpleNamespace(rank=rank), "features")
+    assert caplog.text.count("in draw 1, which is left out") == 1

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 
+from vjepa_fast.errors import UserError
 from vjepa_fast.training.distributed.host_group import HostGroup
 from vjepa_fast.training.distributed.sole_writers import sole_writers
 
@@ -31,19 +33,26 @@ def own_places(output: Path, store: Path | None, group: HostGroup) -> Iterator[N
         stack.enter_context(_own(output, "--output", group, RESULT))
         if store:
             stack.enter_context(_own(store, "--store", group))
+        mistake = None
         if group.rank == 0:
-            (output / WORK).mkdir(exist_ok=True)
-        group.barrier()
+            try:
+                (output / WORK).mkdir(exist_ok=True)
+            except OSError as error:
+                mistake = _unwritable(output / WORK, "--output", error)
+        if mistake := group.all_gather(mistake)[0]:
+            raise UserError(mistake)
         yield
 
 
 def _own(
     folder: Path, option: str, group: HostGroup, file: str = ""
 ) -> AbstractContextManager[None]:
-    def unwritable(error: OSError) -> str:
-        return (
-            f"{folder}: found that nothing can be written there ({error.strerror}), expected a "
-            f"folder of yours; name another with {option}"
-        )
-
+    unwritable = partial(_unwritable, folder, option)
     return sole_writers(folder, group, f"name another folder with {option}", unwritable, file)
+
+
+def _unwritable(folder: Path, option: str, error: OSError) -> str:
+    return (
+        f"{folder}: found that nothing can be written there ({error.strerror}), expected a folder "
+        f"of yours; name another with {option}"
+    )

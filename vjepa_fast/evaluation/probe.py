@@ -125,7 +125,7 @@ class Probing:
         else:
             stack, losses, learned = self._trained(kind, self.sources.to_train(kind, TRAIN))
             predictor = stack
-        check_learned(self.specs, learned, self.manifests[TRAIN], kind.name)
+        check_learned(self.specs, learned, self.manifests[TRAIN], self.group, kind.name)
 
         def predicted(split: str, rows: Tensor) -> dict[str, Predictions]:
             source = self.sources.to_test(kind, split)

@@ -114,14 +114,17 @@ def train_heads(
 
 
 def check_learned(
-    specs: Sequence[HeadSpec], learned: Sequence[bool], manifest: Path, name: str
+    specs: Sequence[HeadSpec], learned: Sequence[bool], manifest: Path, group: HostGroup, name: str
 ) -> None:
     """Warn of draws of labels of which no video decodes, so that their heads have learned nothing.
+
+    One process warns, as all know the same.
 
     Args:
         specs: the heads.
         learned: whether each has seen any video.
         manifest: of the videos.
+        group: the processes.
         name: of the features.
 
     Raises:
@@ -138,7 +141,7 @@ def check_learned(
                 f"{manifest}: found that {what} can be decoded, expected some; take a larger share "
                 "of the labels, or index the videos again"
             )
-        if empty:
+        if empty and group.rank == 0:
             log.warning(
                 "probes of %s: found that %s can be decoded in draw %s, which is left out of the "
                 "results",

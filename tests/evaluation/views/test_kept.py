@@ -62,6 +62,9 @@ def test_a_file_for_a_folder(probe, run: Path) -> None:
             error = probe(option, str(run / place), *PIXELS, status=2)[1]
             assert f"{run / place}: found that nothing can be written there (" in error
             assert f"name another with {option}" in error and "Traceback" not in error
+    (run / "probe_work").touch()
+    error = probe(*PIXELS, status=2)[1]
+    assert f"{run / 'probe_work'}: found that nothing can be written there (File exists)" in error
 
 
 @contextmanager

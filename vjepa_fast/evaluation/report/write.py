@@ -32,7 +32,7 @@ def write_results(probing: Probing) -> dict:
         validation chose, see `selection.summary`; "accuracy" {label: {kind: the main score at the
         largest share}}; "grid": every head, see `selection.whole_grid`; "confusion" by label;
         "saved": file of each label's probe, of the checkpoint's features, the largest share and the
-        first draw.
+        first draw that is not left out.
 
     Raises:
         UserError: a file cannot be written.
@@ -172,7 +172,7 @@ def _matrices(probing: Probing, share: float) -> dict[str, Matrix]:
         counts = confusion_matrix(said.guesses[place], said.truth, target.outputs).numpy()
         title = f"{target.name}: {kind.name}, top-1 {kind.test[head]['top1']:.3f}"
         if share < 1:
-            title += f"\n{100 * share:g} % of the labels, first draw"
+            title += f"\n{100 * share:g} % of the labels, draw {probing.specs[head].draw}"
         found[target.name] = Matrix(title, target.names, counts)
     return found
 
