@@ -15,7 +15,8 @@ from vjepa_fast.data.prepare.inspect import probe_video
 # Encoder, extension and options; the encoders of H.264 and H.265 choose B-frames.
 ENCODERS = {
     "h264": ("libx264", "mp4", {"preset": "veryfast"}),
-    "hevc": ("libx265", "mp4", {"preset": "veryfast", "x265-params": "log-level=error"}),
+    # Closed GOPs: after a seek into open ones decord shows other frames than were asked for.
+    "hevc": ("libx265", "mp4", {"preset": "veryfast", "x265-params": "log-level=error:open-gop=0"}),
     "vp9": ("libvpx-vp9", "webm", {"deadline": "realtime", "cpu-used": "8", "crf": "32"}),
 }
 _BITS = 10  # of a frame's number
