@@ -154,7 +154,8 @@ def _run_all(options: argparse.Namespace) -> int:
                 wrong += "wrong" in row
                 print(_line(row), flush=True)
                 if output:
-                    output.write(json.dumps(row | {"threads": options.threads} | facts) + "\n")
+                    line = json.dumps(row | {"threads": options.threads} | facts)
+                    print(line, file=output, flush=True)
     return int(wrong > 0)
 
 
