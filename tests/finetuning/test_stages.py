@@ -22,7 +22,7 @@ def test_stages_equal_a_plain_loop(world: int) -> None:
     }
     for found in launch(CASES, STEPS, world):
         for (stage, kind), result in zip(CASES, found, strict=True):
-            assert ("Zero" in result["class"]) == (stage > 0 and world > 1)
+            assert ("Zero" in result["class"]) == (stage == 3 and world > 1)  # DeepSpeed's
             assert_near(result["found"], *references[kind])
 
 
