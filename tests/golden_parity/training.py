@@ -263,10 +263,10 @@ def check_training_steps(path: Path, stage: int) -> list[Item]:
     run = GoldenRun(path, stage)
     items = _forward_items(run)
     for step, golden in enumerate(run.meta["steps"]):
-        loss, features = run.trainer.backward([run.micro_batch(step)])
+        loss, *last = run.trainer.backward([run.micro_batch(step)])
         if step == 0:
             items += _gradient_items(run)
-        result = run.trainer.update(loss, features)
+        result = run.trainer.update(loss, *last)
         items.append(Item(f"step {step} loss", largest(result.loss, golden["loss"]), FEATURES))
         for part, norm in result.grad_norms.items():
             expected = golden[f"grad_norm_{part}"]

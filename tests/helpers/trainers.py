@@ -11,7 +11,7 @@ from torch import Tensor
 from vjepa_fast.config.optim import OptimConfig, ZeroConfig
 from vjepa_fast.config.schema import CheckpointConfig
 from vjepa_fast.masks import MaskSampler, MultiBlock
-from vjepa_fast.models.jepa import VJEPA, build_vjepa
+from vjepa_fast.models.jepa import VJEPA, Objective, build_vjepa
 from vjepa_fast.models.sequences import PackedMasks
 from vjepa_fast.training.batches import packed
 from vjepa_fast.training.checkpoint.format import checkpoints
@@ -39,7 +39,12 @@ GENERATIONS = [pytest.param({}, id="first"), pytest.param(SECOND, id="second")]
 SLOW_SECOND = [GENERATIONS[0], pytest.param(SECOND, id="second", marks=pytest.mark.slow)]
 
 
-def make_model(seed: int = 0, encoder_width: int = 24, second: bool = False) -> VJEPA:
+def make_model(
+    seed: int = 0,
+    encoder_width: int = 24,
+    second: bool = False,
+    objective: Objective = "features",
+) -> VJEPA:
     """Encoder and predictor with initial weights; `second`: of the second generation."""
     return build_vjepa(
         encoder={"width": encoder_width, "depth": 2, "heads": 2},
@@ -50,6 +55,7 @@ def make_model(seed: int = 0, encoder_width: int = 24, second: bool = False) -> 
         num_mask_tokens=1 if second else 2,
         positions="rope_tiled" if second else "sincos",
         depth_scaled_init=second,
+        objective=objective,
         seed=seed,
     )
 
@@ -66,6 +72,7 @@ def make_trainer(
     frozen_teacher: dict[str, Tensor] | None = None,
     second: bool = False,
     loss_exponent: float = 1.0,
+    objective: Objective = "features",
     **offload: bool,
 ) -> Trainer:
     """A trainer of the launcher's process group, or of one process without a launcher."""
@@ -80,7 +87,7 @@ def make_trainer(
         loss_exponent=loss_exponent,
     )
     return Trainer(
-        make_model(seed, encoder_width, second),
+        make_model(seed, encoder_width, second, objective),
         schedules,
         optim,
         ZeroConfig(stage=stage, **offload),
@@ -88,6 +95,7 @@ def make_trainer(
         accumulation=accumulation,
         bf16=bf16,
         frozen_teacher=frozen_teacher,
+        objective=objective,
     )
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from tests.rounding.accuracy import ROUNDING
 from vjepa_fast.config import Config
 from vjepa_fast.config.model import build_model
-from vjepa_fast.models.jepa import VJEPA, encode_clips, feature_loss
+from vjepa_fast.models.jepa import VJEPA, Objective, encode_clips, feature_loss, pixel_loss
 from vjepa_fast.models.sequences import PackedMasks
 from vjepa_fast.training.batches import Batches
 from vjepa_fast.training.schedules import Schedules, make_schedules
@@ -30,6 +30,7 @@ def train_plainly(
     schedules: Schedules,
     batches: Iterable[Iterable[tuple[Tensor, PackedMasks]]],
     clip_grad: float | None,
+    objective: Objective = "features",
 ) -> tuple[list[list[float]], dict[str, Tensor]]:
     """Without DeepSpeed and without code of training/ but schedules: AdamW (Loshchilov and Hutter,
     algorithm 2), clipping, EMA written out.
@@ -39,6 +40,7 @@ def train_plainly(
         schedules: learning rate, weight decay and momentum by step.
         batches: the micro-batches of each step.
         clip_grad: largest norm of the gradient of each part.
+        objective: what the model predicts.
 
     Returns:
         `ITEMS` of each step; the final weights.
@@ -50,9 +52,13 @@ def train_plainly(
     for step, batch in enumerate(batches):
         pairs, losses = list(batch), []
         for video, masks in pairs:
-            with torch.no_grad():
-                targets = encode_clips(teacher, video)
-            loss = feature_loss(model(video, masks), targets, masks, SQUARES["loss_exponent"])
+            prediction = model(video, masks)
+            if objective == "pixels":
+                loss = pixel_loss(prediction, video, masks, model.encoder.patch_embed)
+            else:
+                with torch.no_grad():
+                    targets = encode_clips(teacher, video)
+                loss = feature_loss(prediction, targets, masks, SQUARES["loss_exponent"])
             (loss / len(pairs)).backward()
             losses.append(loss.item())
         norms = []

@@ -49,8 +49,8 @@ def non_finite_step(trainer: Trainer, kind: str, step: int) -> None:
     if kind == "gradient":
         parameter = next(trainer.model.predictor.parameters())
         hook = parameter.register_hook(lambda gradient: gradient * float("inf"))
-    loss, seen = trainer.backward([micro_batch(step)])
-    trainer.update(loss * float("nan") if kind == "loss" else loss, seen)
+    loss, *seen = trainer.backward([micro_batch(step)])
+    trainer.update(loss * float("nan") if kind == "loss" else loss, *seen)
     trainer.target_features = features
     if hook:
         hook.remove()

@@ -12,6 +12,7 @@ from vjepa_fast.models.cost import (
     StepFlops,
     activation_memory,
     encoder_parameters,
+    patch_values,
     predictor_parameters,
     state_memory,
     step_flops,
@@ -45,6 +46,7 @@ def count_tokens(config: Config) -> tuple[list[list[int]], list[list[int]]]:
 def parameter_counts(config: Config) -> tuple[int, int]:
     """Parameters of the encoder and of the predictor."""
     model, encoder, predictor = config.model, config.model.encoder, config.model.predictor
+    pixels = patch_values(model.patch_size, model.tubelet_size)
     return (
         encoder_parameters(
             width=encoder.width,
@@ -58,6 +60,7 @@ def parameter_counts(config: Config) -> tuple[int, int]:
             width=predictor.width,
             depth=predictor.depth,
             num_mask_tokens=config.num_mask_tokens,
+            target_width=pixels if config.objective == "pixels" else None,
         ),
     )
 
@@ -82,6 +85,7 @@ def clip_flops(
             patch_size=config.model.patch_size,
             tubelet_size=config.model.tubelet_size,
             mlp_ratio=encoder.mlp_ratio,
+            objective=config.objective,
         )
         parts = (flops.target_encoder, flops.encoder, flops.predictor)
         total = [
@@ -176,6 +180,7 @@ def memory_by_world(
                 world_size=world,
                 accumulates=accumulation > 1,
                 activations=activations,
+                target_encoder=config.objective == "features",
             ).total
             for stage in zero_stages(config)
         ]

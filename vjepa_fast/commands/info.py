@@ -104,8 +104,10 @@ def info_text(config: Config) -> str:
     parts = cost.clip_flops(config, context, target)
     all_context, all_target = sum(mean_context), sum(mean_target)
     flops = [("FLOPs per clip", "tokens", "TFLOP")]
+    if parts.target_encoder:
+        whole = _tera(parts.target_encoder)
+        flops.append(("target encoder, forward", f"{num_tokens:.0f}", whole))
     for name, count, value in (
-        ("target encoder, forward", num_tokens, parts.target_encoder),
         ("encoder, forward + backward", all_context, parts.encoder),
         ("predictor, forward + backward", all_context + all_target, parts.predictor),
     ):
@@ -154,7 +156,8 @@ def _lengths_text(config: Config) -> str:
 def _details(config: Config) -> str:
     """What the parameters' shapes don't show."""
     tokens = config.num_mask_tokens
-    return f"positions {config.model.positions}, {tokens} mask token{'s' * (tokens > 1)}"
+    predicts = "" if config.objective == "features" else f", predicts {config.objective}"
+    return f"positions {config.model.positions}, {tokens} mask token{'s' * (tokens > 1)}{predicts}"
 
 
 def mask_name(spec: AnyMask) -> str:

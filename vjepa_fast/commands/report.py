@@ -175,7 +175,8 @@ def _summary(run: Path, rows: list[dict], config: dict) -> str:
     cells += [(name, f"{value:.4g}") for name in SUMMARY for _, value in last[name]]
     warning = ""
     for step, spread in last["std_across_clips"]:
-        if not spread >= STD_FLOOR:  # NaN is a collapse as well
+        # NaN is a collapse as well. Features that pixels are predicted from cannot collapse so.
+        if not spread >= STD_FLOOR and config.get("objective") != "pixels":
             warning = (
                 f'<p class="warning">The target features have collapsed: at step {step} their std '
                 f"across clips at the same position is {spread:.3f}, healthy is above {STD_FLOOR}. "

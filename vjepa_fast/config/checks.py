@@ -20,6 +20,7 @@ def check_config(config: Config) -> None:
     _check_masks(config)
     check_compile(config.compile, config.activation_checkpointing, config.zero.stage)
     _check_probe(config)
+    _check_objective(config)
 
 
 def fits_group(config: Config, micro_batch: int) -> bool:
@@ -110,9 +111,20 @@ def check_compile(compiled: bool, activation_checkpointing: str, stage: int) -> 
 
 
 def _check_probe(config: Config) -> None:
-    if config.log.probe_every and config.teacher.mode == "frozen" and config.zero.stage == 3:
+    if config.log.probe_every and config.result_weights == "master" and config.zero.stage == 3:
+        without = "objective pixels"
+        if config.objective == "features":
+            without = "a frozen target encoder"
         raise UserError(
-            "zero.stage: found 3 with log.probe_every and a frozen target encoder, expected 0, 1 "
-            "or 2, since no process holds the trained encoder as a whole; set zero.stage to 2 or "
-            "log.probe_every to null"
+            f"zero.stage: found 3 with log.probe_every and {without}, expected 0, 1 or 2, since no "
+            "process holds the trained encoder as a whole; set zero.stage to 2 or log.probe_every "
+            "to null"
+        )
+
+
+def _check_objective(config: Config) -> None:
+    if config.objective == "pixels" and config.teacher.mode == "frozen":
+        raise UserError(
+            "teacher.mode: found frozen with objective pixels, expected no target encoder, since "
+            'pixels are predicted; remove the teacher section, or set objective to "features"'
         )

@@ -28,6 +28,7 @@ def build_model(config: Config) -> VJEPA:
         uniform_power=model.uniform_power,
         depth_scaled_init=model.depth_scaled_init,
         activation_checkpointing=config.activation_checkpointing,
+        objective=config.objective,
         seed=config.seed,
     )
 

@@ -211,6 +211,11 @@ class Config(Section):
     """The run's folder: checkpoints, metrics, curves."""
     init: InitConfig = InitConfig()
     """The weights at step 0, by default fresh ones."""
+    objective: Literal["features", "pixels"] = "features"
+    """What the predictor predicts. features: those of the target encoder; pixels: those of the
+    patches, normalized by each patch's own mean and standard deviation, by mean squared error, as
+    the paper's baseline does. Pixels have no target encoder: the teacher section and
+    optim.loss_exponent are ignored."""
     data: DataConfig
     """Videos and clips."""
     model: ModelConfig
@@ -234,6 +239,14 @@ class Config(Section):
     """Metrics and pictures."""
     checkpoint: CheckpointConfig = CheckpointConfig()
     """Checkpoints."""
+
+    @property
+    def result_weights(self) -> Literal["teacher", "master"]:
+        """The encoder that is the run's result: the target encoder if it is an EMA ("teacher"),
+        else the trained one ("master").
+        """
+        ema = self.objective == "features" and self.teacher.mode == "ema"
+        return "teacher" if ema else "master"
 
     @property
     def grid(self) -> tuple[int, int, int]:

@@ -40,10 +40,20 @@ def encoder_parameters(
 
 
 def predictor_parameters(
-    *, encoder_width: int, width: int, depth: int, num_mask_tokens: int, mlp_ratio: float = 4.0
+    *,
+    encoder_width: int,
+    width: int,
+    depth: int,
+    num_mask_tokens: int,
+    target_width: int | None = None,
+    mlp_ratio: float = 4.0,
 ) -> int:
-    """Parameters of the predictor: embedding, mask tokens, blocks, final norm, projection."""
-    ends = encoder_width * width + width + width * encoder_width + encoder_width
+    """Parameters of the predictor: embedding, mask tokens, blocks, final norm, projection.
+
+    `target_width`: of a prediction; None: as wide as the encoder.
+    """
+    target_width = target_width or encoder_width
+    ends = encoder_width * width + width + width * target_width + target_width
     return ends + num_mask_tokens * width + depth * block_parameters(width, mlp_ratio) + 2 * width
 
 
@@ -65,7 +75,7 @@ def transformer_flops(
 
 @dataclass(frozen=True)
 class StepFlops:
-    """FLOPs by part; encoder and predictor include their backward pass."""
+    """FLOPs by part; encoder and predictor include their backward pass. No target encoder: 0."""
 
     target_encoder: float
     encoder: float
@@ -90,6 +100,7 @@ def step_flops(
     tubelet_size: int,
     mlp_ratio: float = 4.0,
     predictor_mlp_ratio: float = 4.0,
+    objective: Literal["features", "pixels"] = "features",
 ) -> StepFlops:
     """FLOPs of one clip in a training step.
 
@@ -102,9 +113,12 @@ def step_flops(
         encoder_width, encoder_depth, mlp_ratio: size of the encoder.
         predictor_width, predictor_depth, predictor_mlp_ratio: size of the predictor.
         patch_size, tubelet_size: pixels and frames of a token.
+        objective: what is predicted; pixels need no target encoder.
     """
     context, target = list(context), list(target)
-    embed = 2 * patch_values(patch_size, tubelet_size) * encoder_width
+    values = patch_values(patch_size, tubelet_size)
+    embed = 2 * values * encoder_width
+    target_width = values if objective == "pixels" else encoder_width
     encoder = {"width": encoder_width, "depth": encoder_depth, "mlp_ratio": mlp_ratio}
     predictor = {
         "width": predictor_width,
@@ -112,9 +126,10 @@ def step_flops(
         "mlp_ratio": predictor_mlp_ratio,
     }
     both = [c + t for c, t in zip(context, target, strict=True)]
-    ends = 2 * encoder_width * predictor_width * (sum(context) + sum(target))
+    ends = 2 * predictor_width * (encoder_width * sum(context) + target_width * sum(target))
+    whole = embed * num_tokens + transformer_flops([num_tokens], **encoder)
     return StepFlops(
-        target_encoder=embed * num_tokens + transformer_flops([num_tokens], **encoder),
+        target_encoder=0.0 if objective == "pixels" else whole,
         encoder=2 * embed * sum(context) + 3 * transformer_flops(context, **encoder),
         predictor=3 * (ends + transformer_flops(both, **predictor)),
     )
@@ -148,6 +163,7 @@ def state_memory(
     world_size: int,
     accumulates: bool,
     activations: float = 0.0,
+    target_encoder: bool = True,
 ) -> Memory:
     """Memory of one of `world_size` devices at a ZeRO stage (0 to 3), nothing offloaded.
 
@@ -156,6 +172,7 @@ def state_memory(
     counted). The teacher's working copy is never sharded; stage 3 adds the buffer of its gather.
     Gradients are fp32 if they accumulate over micro-batches, and at stages 1 and 2 always; the few
     buckets that stage 2 has in flight are not counted. One device in fp32 runs as stage 0.
+    `target_encoder`: whether there is one.
     """
     trained = encoder_parameters + predictor_parameters
     low = 2 if precision == "bf16" else 4
@@ -168,11 +185,12 @@ def state_memory(
     gradient = 4 if accumulates or stage in (1, 2) else low
     # Stage 1 has all gradients of its own, and this device's slices of the reduced ones.
     gradients = {1: 1 + 1 / world_size if world_size > 1 else 1, 0: 1}.get(stage, 1 / world_size)
+    teacher = copies * low * encoder_parameters + 4 * separate * encoder_parameters / shards
     return Memory(
         weights=low * trained / (world_size if stage == 3 else 1),
         gradients=gradient * trained * gradients,
         optimizer=(8 + 4 * separate) * trained / shards,
-        teacher=copies * low * encoder_parameters + 4 * separate * encoder_parameters / shards,
+        teacher=teacher if target_encoder else 0.0,
         activations=activations,
     )
 

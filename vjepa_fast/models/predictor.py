@@ -18,9 +18,10 @@ class Predictor(nn.Module):
     """Narrow ViT with learned mask tokens (V-JEPA, section 3.3; V-JEPA 2, section 2).
 
     Args:
-        encoder_width: width of the encoder's features and of the prediction.
+        encoder_width: width of the encoder's features.
         width, depth, heads, mlp_ratio: size of the predictor.
         grid: tokens (T', H', W') of the longest clip.
+        output_width: width of a prediction; None: as wide as the encoder's features.
         num_mask_tokens: learned mask tokens, initialized to zero: one per mask spec (V-JEPA), or
             one per clip length, shared by all specs (V-JEPA 2). The masks say which one counts.
         positions, uniform_power, depth_scaled_init, activation_checkpointing: as for the encoder.
@@ -35,6 +36,7 @@ class Predictor(nn.Module):
         heads: int,
         grid: tuple[int, int, int],
         num_mask_tokens: int,
+        output_width: int | None = None,
         mlp_ratio: float = 4.0,
         positions: Positions = "sincos",
         uniform_power: bool = True,
@@ -54,7 +56,7 @@ class Predictor(nn.Module):
         self.register_buffer("positions", table, persistent=False)
         self.blocks = nn.ModuleList(Block(width, heads, mlp_ratio) for _ in range(depth))
         self.norm = nn.LayerNorm(width, eps=NORM_EPS)
-        self.proj = nn.Linear(width, encoder_width)
+        self.proj = nn.Linear(width, output_width or encoder_width)
         self.apply(init_weights)
         if depth_scaled_init:
             scale_init_by_depth(self.blocks)
@@ -62,7 +64,7 @@ class Predictor(nn.Module):
     def forward(
         self, context: Tensor, masks: PackedMasks, grid: tuple[int, int, int] | None = None
     ) -> Tensor:
-        """Predict the target features.
+        """Predict the targets.
 
         Args:
             context: encoder output, [Rc, D_encoder], in the order of `masks`.
@@ -71,7 +73,7 @@ class Predictor(nn.Module):
                 for.
 
         Returns:
-            [Rt, D_encoder]; only target rows pass the final norm and projection.
+            [Rt, output_width]; only target rows pass the final norm and projection.
         """
         rotary = rotary_of(masks.predictor_tokens, grid or self.grid, self.grid, self.rotary_form)
         num_tokens = math.prod(self.grid if rotary is None else rotary.grid)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -73,10 +74,13 @@ def build_trainer(config: Config, world: int) -> Trainer:
         accumulation=accumulation,
         bf16=config.precision_on(device) == "bf16",
         frozen_teacher=teacher_weights,
+        objective=config.objective,
     )
     if config.compile:
-        target = trainer.teacher.network()
-        for block in (*model.encoder.blocks, *model.predictor.blocks, *target.blocks):
+        networks = [model.encoder, model.predictor]
+        if trainer.teacher:
+            networks.append(trainer.teacher.network())
+        for block in chain.from_iterable(network.blocks for network in networks):
             # not the call, whose hooks wait for weights
             block.forward = torch.compile(block.forward, dynamic=True)
     return trainer

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vjepa_fast.config.optim import OptimConfig, ZeroConfig
-from vjepa_fast.models.jepa import VJEPA, encode_clips, feature_loss
+from vjepa_fast.models.jepa import VJEPA, Objective, encode_clips, feature_loss, pixel_loss
 from vjepa_fast.models.sequences import PackedMasks
 from vjepa_fast.training.engine_trainer import EngineTrainer, StepResult
 from vjepa_fast.training.schedules import Schedules
@@ -24,14 +24,19 @@ class PretrainingResult(StepResult):
     """The results of a step, with gradient norms of "encoder" and "predictor".
 
     Attributes:
-        features: target encoder's output for the last micro-batch, [B, N, D].
+        features: target encoder's output for the last micro-batch, [B, N, D]; None without one.
+        video: the last micro-batch's, uint8 [B, T, H, W, 3].
     """
 
-    features: Tensor
+    features: Tensor | None
+    video: Tensor
 
 
 class Trainer(EngineTrainer):
     """Student, teacher and optimizer of a run.
+
+    Attributes:
+        teacher: the target encoder; None where pixels are predicted.
 
     Args:
         model: encoder and predictor with their initial weights.
@@ -42,6 +47,7 @@ class Trainer(EngineTrainer):
         accumulation: micro-batches of a step on each rank.
         bf16: weights and activations in bf16; master weights, moments, EMA and losses are fp32.
         frozen_teacher: weights by name of a target encoder that stays as it is; None for an EMA.
+        objective: what is predicted.
 
     Raises:
         UserError: `frozen_teacher` is of another encoder, or see `make_engine`.
@@ -58,10 +64,13 @@ class Trainer(EngineTrainer):
         accumulation: int,
         bf16: bool,
         frozen_teacher: Mapping[str, Tensor] | None = None,
+        objective: Objective = "features",
     ) -> None:
         self.model, self._loss_exponent = model, optim.loss_exponent
-        target = model.make_target_encoder()  # before the engine hooks and shards the student
-        if frozen_teacher is not None:
+        target = None
+        if objective == "features":
+            target = model.make_target_encoder()  # before the engine hooks and shards the student
+        if target is not None and frozen_teacher is not None:
             load_exactly(target, frozen_teacher, "teacher.checkpoint")
         super().__init__(
             model,
@@ -76,12 +85,14 @@ class Trainer(EngineTrainer):
             bf16=bf16,
             parts=PARTS,
         )
-        target.to(self.device)
-        if bf16:  # only the weights, as DeepSpeed does to the student: positions stay fp32
-            for parameter in target.parameters():
-                parameter.data = parameter.data.bfloat16()
-        followed = [s for s in self.shards if s.part == "encoder" and frozen_teacher is None]
-        self.teacher = Teacher(target, followed)
+        self.teacher = None
+        if target is not None:
+            target.to(self.device)
+            if bf16:  # only the weights, as DeepSpeed does to the student: positions stay fp32
+                for parameter in target.parameters():
+                    parameter.data = parameter.data.bfloat16()
+            followed = [s for s in self.shards if s.part == "encoder" and frozen_teacher is None]
+            self.teacher = Teacher(target, followed)
         model.predictor.register_forward_hook(lambda *_: self.timer.mark("predictor"))
         model.encoder.register_forward_hook(  # but not for `result_features`
             lambda *_: self.timer.mark("context") if torch.is_grad_enabled() else None
@@ -89,7 +100,7 @@ class Trainer(EngineTrainer):
 
     @property
     def ema(self) -> Mapping[str, list[Tensor]]:
-        return self.teacher.ema
+        return self.teacher.ema if self.teacher else {}
 
     def step(self, micro_batches: Iterable[tuple[Tensor, PackedMasks]]) -> PretrainingResult:
         """One optimizer step and one EMA update. Collective.
@@ -98,18 +109,17 @@ class Trainer(EngineTrainer):
             micro_batches: `accumulation` pairs of video (uint8 [B, T, H, W, 3]) and masks, both on
                 this rank's device.
         """
-        loss, features = self.backward(micro_batches)
-        return self.update(loss, features)
+        return self.update(*self.backward(micro_batches))
 
     def backward(
         self, micro_batches: Iterable[tuple[Tensor, PackedMasks]]
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor | None, Tensor]:
         """The first half of a step: gradients, accumulated and reduced over ranks. Collective.
 
         Returns:
-            Mean loss of this rank, fp32 scalar; target features of the last micro-batch, [B, N, D].
+            Mean loss of this rank, fp32 scalar; features and video of `PretrainingResult`.
         """
-        last: list[Tensor] = []
+        last: list[Tensor | None] = []
 
         def target(video: Tensor) -> Tensor:
             features = self.target_features(video)
@@ -121,29 +131,35 @@ class Trainer(EngineTrainer):
                 self.timer.mark("data")
                 # Gathered bucket by bucket, the target encoder comes first: the student's weights
                 # are gathered behind it. Else its all-gather is hidden behind the student.
-                features = target(video) if self.teacher.waits_by_bucket else None
+                first = self.teacher and self.teacher.waits_by_bucket
+                features = target(video) if first else None
                 prediction = self.engine(video, masks)
-                features = target(video) if features is None else features
-                loss = feature_loss(prediction, features, masks, self._loss_exponent)
+                if self.teacher:
+                    features = target(video) if features is None else features
+                    loss = feature_loss(prediction, features, masks, self._loss_exponent)
+                    features = features.view(masks.clips, -1, features.shape[-1])
+                else:
+                    loss = pixel_loss(prediction, video, masks, self.model.encoder.patch_embed)
                 self.timer.mark("predictor")
-                last[:] = [features.view(masks.clips, -1, features.shape[-1])]
+                last[:] = [features, video]
                 del prediction  # its memory is free before the backward pass
                 yield loss
 
-        return self.accumulate(losses()), last[0]
+        return self.accumulate(losses()), *last
 
-    def update(self, loss: Tensor, features: Tensor) -> PretrainingResult:
+    def update(self, loss: Tensor, features: Tensor | None, video: Tensor) -> PretrainingResult:
         """The second half of a step: clipping, AdamW, EMA; a non-finite step is skipped.
 
         Args:
-            loss, features: as `backward` returned them.
+            loss, features, video: as `backward` returned them.
         """
         step = self.step_number
         norms = self.optimize(loss)
-        self.teacher.update(self.schedules.momentum(step), skip=self.guard.skip)
+        if self.teacher:
+            self.teacher.update(self.schedules.momentum(step), skip=self.guard.skip)
         self.optimizer.share_weights()  # in the order in which the next step uses them
         self.timer.mark("ema")
-        return PretrainingResult(loss, norms, features)
+        return PretrainingResult(loss, norms, features, video)
 
     @torch.no_grad()
     def target_features(self, video: Tensor) -> Tensor:
@@ -153,13 +169,14 @@ class Trainer(EngineTrainer):
     @torch.no_grad()
     def result_features(self, video: Tensor) -> Tensor:
         """Features of all tokens by the run's result, [B · N, D]: the target encoder or, where that
-        is frozen, the trained one, which at ZeRO stage 3 no rank has.
+        is frozen or there is none, the trained one, which at ZeRO stage 3 no rank has.
         """
-        if self.teacher.ema:
+        if self.ema:
             return self.target_features(video)
         return encode_clips(self.model.encoder, video)
 
     def after_restore(self, step_number: int) -> None:
         """Update both networks from restored master and EMA weights. Collective."""
         super().after_restore(step_number)
-        self.teacher.copy_ema_to_network()
+        if self.teacher:
+            self.teacher.copy_ema_to_network()

@@ -182,7 +182,7 @@ def test_masks_tint_all_but_the_context(small_config: Callable[..., dict]) -> No
 def test_a_title_is_above_and_whole(kind: str, width: int) -> None:
     """Within the picture's width, black on white; the picture below is unchanged."""
     pixels = np.random.default_rng(0).integers(0, 256, (40, width, 4), np.uint8)
-    out = titled(pixels, TITLES[kind].format(done=90_000))
+    out = titled(pixels, TITLES[kind].format(done=90_000, network="target encoder"))
     band = out[:-40]
     assert out.dtype == np.uint8 and np.array_equal(out[-40:], pixels)
     assert (band[..., 3] == 255).all()
@@ -190,7 +190,9 @@ def test_a_title_is_above_and_whole(kind: str, width: int) -> None:
     ys, xs = inked.nonzero()
     assert len(xs) > 500 and xs.min() >= 2 and xs.max() < width - 2
     assert ys.min() >= 2 and ys.max() < len(band) - 2
-    more = titled(pixels, TITLES[kind].format(done=90_000) + " more words" * 12)
+    more = titled(
+        pixels, TITLES[kind].format(done=90_000, network="target encoder") + " more words" * 12
+    )
     assert len(more) > len(out)
 
 

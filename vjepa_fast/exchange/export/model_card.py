@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 from vjepa_fast import __version__
+from vjepa_fast.config import Config
 from vjepa_fast.exchange.export.form import Form
 from vjepa_fast.exchange.export.source import Source
 from vjepa_fast.exchange.export.video_counts import video_counts
@@ -109,7 +110,7 @@ def _training(source: Source) -> list[str]:
         name = Path(str(source.imported.get("file"))).name
         return [f"As described where `{name}` comes from; vjepa_fast only converted it."]
     config = source.config
-    data, optim, teacher = config.data, config.optim, config.teacher
+    data, optim = config.data, config.optim
     weights = data.weights or [None] * len(data.manifests)
     counts = video_counts(source)
     items = [f"{len(data.manifests)} manifest{'s' * (len(data.manifests) > 1)} of videos."]
@@ -128,6 +129,7 @@ def _training(source: Source) -> list[str]:
             + ", ".join(
                 f"{part.replace('_', ' ')} from {getattr(config.init, part)}"
                 for part in ("encoder", "predictor", "target_encoder")
+                if part != "target_encoder" or config.objective == "features"
             )
             + "; the checkpoint is another run's or an imported one."
         )
@@ -141,14 +143,22 @@ def _training(source: Source) -> list[str]:
         f"AdamW, learning rate {optim.lr:g} after {optim.warmup_steps:,} steps, then {after}; "
         f"weight decay {optim.weight_decay:g} to {optim.final_weight_decay:g}; gradient clipping "
         f"{clipping}.",
-        f"Target encoder: momentum {teacher.momentum[0]:g} to {teacher.momentum[1]:g}."
-        if teacher.mode == "ema"
-        else "Target encoder: frozen.",
+        _target(config),
     ]
     for number, spec in enumerate(config.masks.specs, 1):
         text = json.dumps(json.loads(spec.model_dump_json(exclude_none=True)))
         items.append(f"Mask spec {number}: `{text}`.")
     return items
+
+
+def _target(config: Config) -> str:
+    """What is predicted."""
+    if config.objective == "pixels":
+        return "Pixels are predicted; there is no target encoder."
+    if config.teacher.mode == "frozen":
+        return "Target encoder: frozen."
+    start, end = config.teacher.momentum
+    return f"Target encoder: momentum {start:g} to {end:g}."
 
 
 def _probe(path: Path, step: int) -> list[str]:

@@ -98,7 +98,9 @@ class Source:
 
     @property
     def has_ema(self) -> bool:
-        """Whether the checkpoint has a target encoder; a run that froze it does not store it."""
+        """Whether the checkpoint has a target encoder; a run that froze it does not store it, and
+        one that predicts pixels has none.
+        """
         return self.checkpoint.result_weights == "teacher"
 
     @property
@@ -124,8 +126,10 @@ class Source:
 
     @property
     def has_predictor(self) -> bool:
-        """Whether the checkpoint has a predictor; an imported one may have none."""
-        return any(name.startswith("predictor.") for name in self.checkpoint.state["groups"])
+        """Whether the checkpoint has a predictor of features; an imported one may have none."""
+        predicts = self.config.objective == "features"
+        groups = self.checkpoint.state["groups"]
+        return predicts and any(name.startswith("predictor.") for name in groups)
 
     @cached_property
     def num_mask_tokens(self) -> int:
@@ -135,8 +139,8 @@ class Source:
     def part(self, part: Part) -> dict[str, LazyTensor]:
         """The parameters of a network by our names.
 
-        The target encoder of a run that froze it is not in its checkpoint: the trained encoder
-        stands for it.
+        A target encoder that is frozen or that the run does not have is not in its checkpoint: the
+        trained encoder stands for it.
         """
         ema = part == "target_encoder" and self.has_ema
         group_part, which = ("predictor" if part == "predictor" else "encoder"), "master"
@@ -203,7 +207,7 @@ def open_source(path: Path, network: Network | None = None) -> Source:
     source = Source(checkpoint, config, network)
     if network == "target_encoder" and not source.has_ema:
         raise UserError(
-            f"--network: found target_encoder, but {checkpoint.folder} is of a run with a frozen "
-            "target encoder, which it does not store, expected encoder; leave the option out"
+            f"--network: found target_encoder, but {checkpoint.folder} is of a run whose target "
+            "encoder is frozen or absent, so not stored, expected encoder; leave the option out"
         )
     return source

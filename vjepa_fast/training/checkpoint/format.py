@@ -272,11 +272,12 @@ class Checkpoint:
         """Which encoder weights are the result of the run, as `weights` names them.
 
         "teacher" (the EMA, as in the paper), or "master" (the trained weights) if the target
-        encoder was frozen, or of a fine-tuning, which has none.
+        encoder was frozen, or there was none: where pixels were predicted, and in fine-tuning.
         """
         config = self.state["config"]
         frozen = config.get("teacher", {}).get("mode") == "frozen"
-        return "master" if frozen or "classifier" in config else "teacher"
+        none = "classifier" in config or config.get("objective") == "pixels"
+        return "master" if frozen or none else "teacher"
 
     def verify(self, ranks: Iterable[int] | None = None) -> str | None:
         """Describe the first corrupt shard, or None if all are intact. Reads whole files.

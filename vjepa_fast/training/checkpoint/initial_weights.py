@@ -85,9 +85,14 @@ def open_initial(config: Config, host_group: HostGroup) -> Checkpoint | None:
     checkpoint = Checkpoint.open(Path(init.checkpoint))
     vectors = list(_vectors(config, checkpoint))
     fresh_predictor = init.predictor == "fresh"
-    changed = model_changes(
-        _config_of(checkpoint).model, config.model, encoder_only=fresh_predictor
-    )
+    saved = _config_of(checkpoint)
+    changed = model_changes(saved.model, config.model, encoder_only=fresh_predictor)
+    if not fresh_predictor and saved.objective != config.objective:
+        raise UserError(
+            f"init.predictor: found checkpoint, but {checkpoint.folder} predicts "
+            f"{saved.objective}, expected {config.objective} as this run; set this key to "
+            '"fresh"'
+        )
     if changed:
         raise UserError(
             f"init.checkpoint: found {checkpoint.folder} of another model ({'; '.join(changed)}), "
@@ -140,11 +145,11 @@ def mask_tokens_from(config: Config, checkpoint: Checkpoint) -> list[int]:
 def _vectors(config: Config, checkpoint: Checkpoint) -> Iterator[str]:
     """The flat vectors that are used, such as "encoder.decay/master"."""
     init = config.init
-    from_ema = init.target_encoder == "checkpoint" and config.teacher.mode == "ema"
+    from_ema = init.target_encoder == "checkpoint" and config.result_weights == "teacher"
     if from_ema and checkpoint.result_weights != "teacher":
         raise UserError(
-            f"init.target_encoder: found checkpoint, but {checkpoint.folder} is of a run with a "
-            'frozen target encoder, expected EMA weights in it; set this key to "encoder"'
+            f"init.target_encoder: found checkpoint, but {checkpoint.folder} is of a run without "
+            'EMA weights, expected some in it; set this key to "encoder"'
         )
     groups = checkpoint.state["groups"]
     if init.predictor == "checkpoint" and not any(name.startswith("predictor.") for name in groups):
@@ -193,39 +198,40 @@ def load_initial(
     for shard in trainer.shards:
         if getattr(init, shard.part) == "checkpoint":
             shard.write(_read(checkpoint, shard, "master", mask_tokens), shard.masters)
-        ema = trainer.teacher.ema.get(shard.name)  # None for the predictor, or if frozen
+        ema = trainer.ema.get(shard.name)  # None for the predictor, or without an EMA
         if ema is not None and init.target_encoder == "checkpoint":
             shard.write(_read(checkpoint, shard, "teacher"), ema)
         elif ema is not None and init.target_encoder == "encoder":
             shard.write(shard.read(shard.masters), ema)
     trainer.after_restore(0)
-    log.info("started from %s", origin(checkpoint, init, frozen=not trainer.teacher.ema))
 
 
-def origin(checkpoint: Checkpoint, init: InitConfig, *, frozen: bool) -> str:
+def origin(checkpoint: Checkpoint, config: Config) -> str:
     """What a run was started from, in words.
 
     Args:
         checkpoint: that it was started from.
-        init: which parts were loaded.
-        frozen: whether the target encoder is that of `teacher.checkpoint`.
+        config: of the run.
     """
+    init = config.init
     imported, file = checkpoint.imported, ""
     if imported:
         file = f" (imported from {imported['file']}"
         if not {"encoder", "target_encoder"} <= {*imported["parts"]}:
             file += ", whose one encoder is both encoder and target encoder"
         file += ")"
-    return (
-        f"step {checkpoint.state['step']} of {checkpoint.folder}{file}: encoder from "
-        f"{init.encoder}, predictor from {init.predictor}, target encoder from "
-        f"{'teacher.checkpoint' if frozen else init.target_encoder}"
-    )
+    networks = {"encoder": init.encoder, "predictor": init.predictor}
+    if config.objective == "features":
+        frozen = config.teacher.mode == "frozen"
+        networks["target encoder"] = "teacher.checkpoint" if frozen else init.target_encoder
+    parts = ", ".join(f"{network} from {source}" for network, source in networks.items())
+    return f"step {checkpoint.state['step']} of {checkpoint.folder}{file}: {parts}"
 
 
 def write_origin(run: Path, checkpoint: Checkpoint, config: Config) -> None:
-    """Write RUN/started_from.json, for the report; the checkpoint may be removed later."""
-    text = origin(checkpoint, config.init, frozen=config.teacher.mode == "frozen")
+    """Log it, and write RUN/started_from.json for the report: the checkpoint may be removed."""
+    text = origin(checkpoint, config)
+    log.info("started from %s", text)
     content = {"checkpoint": str(checkpoint.folder), "origin": text}
     (run / "started_from.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 

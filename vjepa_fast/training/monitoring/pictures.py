@@ -18,7 +18,7 @@ SIDE = 96  # pixels of a frame in a picture, at least
 
 # By the name of a picture; `done` is the number of steps done.
 TITLES = {
-    "features": "Features of the target encoder after {done} steps\n"
+    "features": "Features of the {network} after {done} steps\n"
     "Below each clip, the first three principal components as red, green and blue",
     "masks": "Masks of step {done}, a row per mask spec\n"
     "Bright: context; blue: target; orange: neither",

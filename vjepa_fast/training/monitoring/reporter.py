@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from pathlib import Path
 
 import torch
@@ -55,8 +54,10 @@ class Reporter(MetricsReporter):
         self._examples: Tensor | None = None
 
     def schedule_values(self, step: int) -> dict[str, float]:
-        momentum = self._trainer.schedules.momentum(step)
-        return super().schedule_values(step) | {"momentum": momentum}
+        values = super().schedule_values(step)
+        if self._trainer.teacher:
+            values["momentum"] = self._trainer.schedules.momentum(step)
+        return values
 
     def probe(self, step: int) -> float | None:
         """Measure the run's result, if that is due. Collective; host sync."""
@@ -82,19 +83,25 @@ class Reporter(MetricsReporter):
     def check_collapse(self, step: int, result: PretrainingResult) -> None:
         """Measure the collapse of rank 0's target features. Host sync on rank 0.
 
-        Only clips of data.num_frames are measured, so that measurements can be compared.
+        Only clips of data.num_frames are measured, so that measurements can be compared. Where
+        pixels are predicted, the encoder's features are measured, which cannot collapse so.
         """
         # One clip has no spread across clips.
-        if self._writer and len(result.features) > 1 and self._is_main(result.features):
-            health = feature_health(result.features)
+        if not self._writer or len(result.video) < 2 or not self._is_main(result.video):
+            return
+        features = self._features(result)
+        if features is None:
+            return
+        health = feature_health(features)
+        teacher = self._trainer.teacher
+        if teacher:
             self._collapse.check(step, health)
-            teacher = self._trainer.teacher
-            if teacher.ema:
-                health["teacher_distance"] = teacher_distance(teacher.shards, teacher.ema)
-            self._writer.write(step, health)
+        if teacher and teacher.ema:
+            health["teacher_distance"] = teacher_distance(teacher.shards, teacher.ema)
+        self._writer.write(step, health)
 
     def draw_pictures(self, step: int) -> None:
-        """Draw the step's masks, and the target encoder's features of a few fixed clips.
+        """Draw the step's masks, and the features of a few fixed clips.
 
         Host sync on rank 0. A picture that cannot be written is a warning, not the run's end.
         """
@@ -109,35 +116,55 @@ class Reporter(MetricsReporter):
                     "step %d: no pictures, since none of the first clips could be decoded", step + 1
                 )
                 return
-            features = trainer.target_features(video.to(trainer.device))
-            features = features.view(len(video), -1, features.shape[-1])
             grid, masks = self._config.grid, self._batches.example_masks(step)
-            drawn = {"features": pictures.feature_picture(video, features, grid)}
+            drawn = {}
+            if self._has_encoder:
+                encode = trainer.target_features if trainer.teacher else trainer.result_features
+                features = encode(video.to(trainer.device)).unflatten(0, (len(video), -1))
+                drawn["features"] = pictures.feature_picture(video, features, grid)
             if masks is not None:
                 drawn["masks"] = pictures.mask_picture(video, masks, grid)
             for name, pixels in drawn.items():
-                title = pictures.TITLES[name].format(done=step + 1)
+                network = "target encoder" if trainer.teacher else "encoder"
+                title = pictures.TITLES[name].format(done=step + 1, network=network)
                 self._writer.picture(step, name, titled(pixels, title))
         except OSError as error:
             log.warning("step %d: no pictures (%s)", step + 1, error)
 
     def write_histograms(self, step: int, result: PretrainingResult) -> None:
-        """Write histograms of target features and of the target encoder's weights by block.
+        """Write histograms of target features and of the target encoder's weights by block; where
+        pixels are predicted, of the encoder's.
 
         To TensorBoard; host sync on rank 0.
         """
-        if self._writer is None:
+        if self._writer is None or not self._has_encoder:
             return
-        if self._is_main(result.features):
-            self._writer.histogram(step, "target_features", result.features[:, ::4])
-        encoder = self._trainer.teacher.network()
+        teacher = self._trainer.teacher
+        network = "target" if teacher else "encoder"
+        if self._is_main(result.video):
+            features = self._features(result)
+            self._writer.histogram(step, f"{network}_features", features[:, ::4])
+        self._trainer.optimizer.wait_for_weights()
+        encoder = teacher.network() if teacher else self._trainer.model.encoder
         for name, module in (
             ("patch_embed", encoder.patch_embed),
             *((f"block_{i}", block) for i, block in enumerate(encoder.blocks)),
         ):
             weights = [p.detach().flatten() for p in module.parameters() if p.ndim >= 2]
-            self._writer.histogram(step, f"target_encoder/{name}", torch.cat(weights))
+            folder = "target_encoder" if teacher else "encoder"
+            self._writer.histogram(step, f"{folder}/{name}", torch.cat(weights))
 
-    def _is_main(self, features: Tensor) -> bool:
-        """Whether features [B, N, D] are of clips of data.num_frames."""
-        return features.shape[1] == math.prod(self._config.grid)
+    @property
+    def _has_encoder(self) -> bool:
+        """Whether this rank has an encoder to look at: at ZeRO stage 3 only a target encoder."""
+        return self._trainer.teacher is not None or self._config.zero.stage < 3
+
+    def _features(self, result: PretrainingResult) -> Tensor | None:
+        """The target encoder's features of a step, else the encoder's if this rank has one."""
+        if result.features is not None or not self._has_encoder:
+            return result.features
+        return self._trainer.result_features(result.video).unflatten(0, (len(result.video), -1))
+
+    def _is_main(self, video: Tensor) -> bool:
+        """Whether a video [B, T, H, W, 3] has clips of data.num_frames."""
+        return video.shape[1] == self._config.data.num_frames
