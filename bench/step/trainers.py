@@ -51,6 +51,11 @@ def read_config(
     elif len(given.data.lengths) > 1:
         changes["data.manifests"] = [manifest.path for manifest in given.data.manifests]
     config = load_config(path, [f"{key}={json.dumps(value)}" for key, value in changes.items()])
+    if config.objective != "features":
+        raise UserError(
+            f"objective: found {config.objective}, expected features, which the baseline predicts; "
+            "change it in a copy of the config"
+        )
     if config.masks.truncate == "none":
         raise UserError(
             "masks.truncate: found 'none', expected 'batch', since the baseline needs equal token "
