@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from vjepa_fast import __version__
 from vjepa_fast.commands import demo_data, index, info, masks, report, transcode
-from vjepa_fast.commands.evaluation import finetune, labels, probe
+from vjepa_fast.commands.evaluation import finetune, labels, probe, study
 from vjepa_fast.commands.terminal import print_any_name
 from vjepa_fast.commands.weights import export, features, import_weights
 from vjepa_fast.errors import exit_status
@@ -23,6 +23,7 @@ COMMANDS = {
     "report": report,
     "probe": probe,
     "finetune": finetune,
+    "study": study,
     "import": import_weights,
     "export": export,
     "features": features,

@@ -1,0 +1,220 @@
+"""Studies: what a file may say, what is run, what is written, and going on after a stop."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from vjepa_fast.cli import main
+from vjepa_fast.errors import UserError
+from vjepa_fast.studies.execute import run_study
+from vjepa_fast.studies.page import results_table, write_page
+from vjepa_fast.studies.plan import PlannedRun, plan_study
+from vjepa_fast.studies.results import Cost, Score, spread
+from vjepa_fast.studies.study import Study, read_study
+from vjepa_fast.training.checkpoint.format import Checkpoint
+
+PROBE = ["--labels", "digit", "--epochs", "1", "--batch", "64"]
+
+
+@pytest.fixture
+def described(small_config: Callable[..., dict], tmp_path: Path) -> Callable[..., dict]:
+    """Makes the JSON data of a study whose runs take seconds; keyword arguments replace keys."""
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps(small_config(optim={"steps": 4})))
+
+    def make(**changes: object) -> dict:
+        study = {
+            "title": "A title",
+            "question": "What is asked?",
+            "paper": "What is known.",
+            "config": str(config),
+            "set": ["log.every=2"],
+            "variants": {"plain": [], "pixels": ["objective=pixels"]},
+            "seeds": [0, 1],
+            "probes": {"attentive": PROBE},
+        }
+        return study | changes
+
+    return make
+
+
+def planned(data: dict, runs: Path) -> list[PlannedRun]:
+    return plan_study("some", Study.model_validate(data), runs)
+
+
+def test_runs_are_planned_with_what_they_need_before_them(
+    described: Callable[..., dict], tmp_path: Path
+) -> None:
+    frozen = ["teacher.mode=frozen", "teacher.checkpoint={pixels}"]
+    variants = {"frozen": frozen, "pixels": ["objective=pixels"]}
+    data = described(variants=variants, probe_every=2, baselines=["random"])
+    runs = planned(data, tmp_path / "runs")
+    assert [(r.variant, r.seed) for r in runs] == [
+        ("pixels", 0),
+        ("pixels", 1),
+        ("frozen", 0),
+        ("frozen", 1),
+    ]
+    last = runs[-1]
+    assert last.needs == (tmp_path / "runs/some/pixels/seed1",)
+    assert last.config.teacher.checkpoint == str(last.needs[0])
+    assert (last.config.seed, last.config.log.every) == (1, 2)
+    assert last.config.checkpoint.every == last.config.checkpoint.keep_every == 2
+    assert [p.step for p in last.probes] == [2, 4]
+    assert last.probes[0].checkpoint == last.folder / "checkpoints/step_00000002"
+    # Baselines are probed once, beside the first variant's last checkpoints.
+    with_baselines = [(r.variant, p.step) for r in runs for p in r.probes if "random" in p.options]
+    assert with_baselines == [("frozen", 4)] * 2
+    assert not any(r.is_done or p.is_done for r in runs for p in r.probes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "found"),
+    [
+        ({"variant": {}}, "variant: found an unknown key"),
+        ({"variants": {}}, "variants: found {}"),
+        ({"variants": {"a b": []}}, "variants: found the name 'a b', which becomes a folder's"),
+        ({"variants": {"a": ["x={b}"]}}, "variants: found {b} in a, expected another variant's"),
+        ({"variants": {"a": ["x={a}"]}}, "variants: found {a} in a, expected another variant's"),
+        (
+            {"variants": {"a": ["x={b}"], "b": ["x={a}"]}},
+            "variants: found {a} in b, expected another variant's name that does not need b",
+        ),
+        (
+            {"axis": {"name": "x", "values": {"plain": 1.0}}},
+            "axis.values: found plain, expected a number for each of plain, pixels",
+        ),
+        ({"seeds": []}, "seeds: found []"),
+    ],
+)
+def test_mistakes_in_a_study_are_one_sentence(
+    described: Callable[..., dict], tmp_path: Path, changes: dict, found: str
+) -> None:
+    file = tmp_path / "some.json"
+    file.write_text(json.dumps(described(**changes)))
+    with pytest.raises(UserError) as caught:
+        read_study(str(file))
+    assert str(caught.value).startswith(found)
+
+
+def test_settings_that_the_config_refuses_name_the_variant(
+    described: Callable[..., dict], tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=r"^variants\.fast: optim\.lr: found -1"):
+        planned(described(variants={"fast": ["optim.lr=-1"]}), tmp_path)
+
+
+def test_an_unknown_study_is_one_sentence(capsys: pytest.CaptureFixture) -> None:
+    assert main(["study", "no_such_study"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: STUDY: found no_such_study, but no configs/studies/no_such")
+
+
+def a_score(variant: str, seed: int, value: float, **others: object) -> Score:
+    own = {"step": 4, "probe": "attentive", "label": "digit", "share": 0.1}
+    own |= {"features": "pretrained encoder", "measure": "top1"}
+    return Score(variant=variant, seed=seed, value=value, **(own | others))
+
+
+def test_the_table_has_mean_and_deviation_over_seeds(
+    described: Callable[..., dict], tmp_path: Path
+) -> None:
+    study = Study.model_validate(described())
+    scores = [a_score("plain", seed, value) for seed, value in enumerate((0.25, 0.5, 0.75))]
+    scores += [a_score("plain", 0, 0.9, step=2), a_score("pixels", 0, 0.5)]
+    scores += [a_score("plain", 0, 0.125, features="random encoder")]
+    costs = [Cost("plain", seed, 4000, 2e15, 1.0, 7.0, std) for seed, std in ((0, 0.05), (1, 0.25))]
+    head, _, plain, pixels, random = results_table(study, scores, costs)
+    assert head.startswith("| variant | digit, 10 % |")
+    assert plain == "| plain | 0.500 ± 0.250 | 7.0 | 0.15 (1 of 2 collapsed) | 4,000 | 2 |"
+    assert pixels.startswith("| pixels | 0.500 |")  # of one seed there is no deviation
+    assert random.startswith("| random encoder (plain) | 0.125 |")
+
+    page = write_page("some", study, scores, costs, [], ["runs/x: failed"], tmp_path)
+    text = page.read_text()
+    assert plain in text and "Not done: runs/x: failed" in text and "![A title](some.png)" in text
+    kept = json.loads((tmp_path / "some.json").read_text())
+    assert [Score(**row) for row in kept["scores"]] == scores
+    assert (tmp_path / "some.png").stat().st_size > 1000
+    with pytest.raises(UserError, match="found no score of the study some"):
+        write_page("some", study, [], [], [], ["runs/x: failed"], tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["axis", "progress"])
+def test_every_kind_of_picture(described: Callable[..., dict], tmp_path: Path, kind: str) -> None:
+    changes = {"axis": {"name": "x", "values": {"plain": 1.0, "pixels": 10.0}, "log": True}}
+    study = Study.model_validate(described(**(changes if kind == "axis" else {"probe_every": 2})))
+    scores = [
+        a_score(variant, seed, 0.1 * step, step=step)
+        for variant in study.variants
+        for seed in (0, 1)
+        for step in (2, 4)
+    ]
+    costs = [Cost(variant, 0, 4000, 2e15, math.nan, 7.0, 0.3) for variant in study.variants]
+    write_page("some", study, scores, costs, [], [], tmp_path)
+    assert (tmp_path / "some.png").stat().st_size > 1000
+
+
+def test_spread() -> None:
+    assert str(spread([0.5])) == "0.500"
+    assert str(spread([0.0, 1.0])) == "0.500 ± 0.707"
+
+
+@pytest.mark.slow
+def test_a_study_runs_fails_in_words_and_goes_on(
+    described: Callable[..., dict], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    data = described(seeds=[0], baselines=["random"])
+    data["variants"]["broken"] = ['data.manifests=["no/such.csv"]']
+    data["variants"]["after"] = ["teacher.mode=frozen", "teacher.checkpoint={broken}"]
+    file, runs, output = tmp_path / "some.json", tmp_path / "runs", tmp_path / "pages"
+    file.write_text(json.dumps(data))
+    command = ["study", str(file), "--runs", str(runs), "--output", str(output)]
+    assert main(command) == 1
+    printed = capsys.readouterr().out
+    assert "[2/4] pixels, seed 0" in printed or "[1/4] pixels, seed 0" in printed
+    assert "no/such.csv" in printed
+    text = (output / "some.md").read_text()
+    assert text.count("Not done:") == 2 and "which failed" in text
+    assert "| pixels | " in text and "| random encoder (plain) | " in text
+    assert Checkpoint.find(runs / "some/pixels/seed0").result_weights == "master"
+
+    # Again: nothing of what is done is done again, and what failed goes on.
+    del data["variants"]["broken"], data["variants"]["after"]
+    file.write_text(json.dumps(data))
+    logs = {log: log.read_bytes() for log in runs.glob("some/p*/**/study.log")}
+    assert len(logs) == 4
+    assert main(command) == 0
+    assert {log: log.read_bytes() for log in logs} == logs
+
+    # Other options are probed again; a finished run of another recipe is refused.
+    data["probes"]["attentive"] = [*PROBE, "--seed", "1"]
+    file.write_text(json.dumps(data))
+    assert main(command) == 0
+    assert all(
+        (log.read_bytes() != before) == ("probes" in log.parts) for log, before in logs.items()
+    )
+    data["set"] = ["optim.lr=1e-2"]
+    file.write_text(json.dumps(data))
+    assert main(command) == 1
+    assert "found a finished run of another recipe (optim.lr was 0.001" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_an_interrupt_ends_the_runs_and_is_one_sentence(
+    described: Callable[..., dict], tmp_path: Path
+) -> None:
+    runs = planned(described(seeds=[0], set=["optim.steps=100000"]), tmp_path / "runs")
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("vjepa_fast.studies.execute.wait", interrupted)
+        with pytest.raises(UserError, match=r"^found an interrupt after 0 of 2 runs, expected"):
+            run_study(runs, 2, lambda *_: None)

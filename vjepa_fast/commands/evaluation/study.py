@@ -1,0 +1,65 @@
+"""`vjepa-fast study`: runs a grid of runs and probes, and writes a page of results."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from vjepa_fast.commands.terminal import path_argument, positive_int
+
+HELP = "train and probe the runs of a study, and write its page"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's own arguments."""
+    parser.add_argument(
+        "study", metavar="STUDY", help="name of a file in configs/studies/, or a JSON file"
+    )
+    parser.add_argument(
+        "--output",
+        type=path_argument,
+        default=Path("docs/studies"),
+        help="folder for the page, its picture and its figures (default: docs/studies)",
+    )
+    parser.add_argument(
+        "--runs",
+        type=path_argument,
+        default=Path("runs/studies"),
+        help="folder for the runs (default: runs/studies)",
+    )
+    parser.add_argument("--jobs", type=positive_int, help="runs at a time (default: one per core)")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Do what is not done yet, write the page, and print its table.
+
+    Returns:
+        1 where runs failed; the page has the others.
+
+    Raises:
+        UserError: a mistake in the study, or an interrupt.
+    """
+    import os
+
+    from vjepa_fast.commands.cost_of_config import mean_clip_flops
+    from vjepa_fast.studies.execute import run_study
+    from vjepa_fast.studies.page import results_table, write_page
+    from vjepa_fast.studies.plan import plan_study
+    from vjepa_fast.studies.results import cost_of, scores_of
+    from vjepa_fast.studies.study import read_study
+
+    name, study = read_study(options.study)
+    runs = plan_study(name, study, options.runs)
+    print(f"{name}: {len(runs)} runs of {len(study.variants)} variants, in {options.runs / name}")
+    jobs = options.jobs or len(os.sched_getaffinity(0))
+    failed = run_study(
+        runs, jobs, lambda text, done, total: print(f"[{done}/{total}] {text}", flush=True)
+    )
+    done = [run for run in runs if run.is_done]
+    scores = scores_of(done)
+    costs = [cost_of(run, mean_clip_flops(run.config)) for run in done]
+    folders = [run.folder for run in done]
+    page = write_page(name, study, scores, costs, folders, failed, options.output)
+    print("\n".join(results_table(study, scores, costs)))
+    print(f"written to {page}")
+    return 1 if failed else 0

@@ -1,0 +1,115 @@
+"""The scores of a study's runs, and their mean and standard deviation over seeds."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from vjepa_fast.studies.plan import PlannedProbe, PlannedRun
+from vjepa_fast.training.monitoring.collapse import STD_FLOOR
+from vjepa_fast.training.monitoring.curves import points
+from vjepa_fast.training.monitoring.writer import read_metrics
+
+
+@dataclass(frozen=True)
+class Score:
+    """A score of a run's checkpoint; of several draws of labels, their mean."""
+
+    variant: str
+    seed: int
+    step: int
+    probe: str
+    label: str
+    share: float
+    features: str
+    measure: str
+    value: float
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a run took, and its last measures of collapse (NaN if there are none)."""
+
+    variant: str
+    seed: int
+    clips: int
+    flops: float
+    hours: float
+    rank_me: float
+    std_across_clips: float
+
+    @property
+    def collapsed(self) -> bool:
+        """The collapse monitor's verdict."""
+        return self.std_across_clips < STD_FLOOR
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Mean and sample standard deviation over seeds; NaN of one seed."""
+
+    mean: float
+    std: float
+    count: int
+
+    def __str__(self) -> str:
+        text = f"{self.mean:.3f}"
+        return text if math.isnan(self.std) else f"{text} ± {self.std:.3f}"
+
+
+def spread(values: Iterable[float]) -> Spread:
+    """Of at least one value."""
+    found = list(values)
+    mean = math.fsum(found) / len(found)
+    if len(found) < 2:
+        return Spread(mean, math.nan, len(found))
+    square = math.fsum((value - mean) ** 2 for value in found) / (len(found) - 1)
+    return Spread(mean, math.sqrt(square), len(found))
+
+
+def scores_of(runs: Sequence[PlannedRun]) -> list[Score]:
+    """All scores of the probes that are done."""
+    return [
+        score
+        for run in runs
+        for probe in run.probes
+        if probe.result.exists()
+        for score in _scores(run, probe)
+    ]
+
+
+def _scores(run: PlannedRun, probe: PlannedProbe) -> list[Score]:
+    found = json.loads(probe.result.read_text(encoding="utf-8"))
+    scores = []
+    for row in found["results"]:
+        measure = "r2" if "r2" in row["test"] else "top1"
+        value = row["test"][measure]["mean"]
+        if value is None:
+            continue
+        own = run.variant, run.seed, probe.step, probe.name
+        scores.append(Score(*own, row["label"], row["share"], row["features"], measure, value))
+    return scores
+
+
+def cost_of(run: PlannedRun, clip_flops: float) -> Cost:
+    """What a finished run took, of which a clip takes so many FLOPs."""
+    rows = read_metrics(run.folder / "metrics.jsonl")
+    clips = run.config.optim.steps * run.config.optim.global_batch
+    last = {name: points(rows, name)[-1:] for name in ("rank_me", "std_across_clips")}
+    rates = [rate for _, rate in points(rows, "clips_per_second") if rate > 0]
+    hours = clips / (sum(rates) / len(rates)) / 3600 if rates else math.nan
+    rank_me, std = (values[0][1] if values else math.nan for values in last.values())
+    return Cost(run.variant, run.seed, clips, clips * clip_flops, hours, rank_me, std)
+
+
+def machine_of(folder: Path) -> str:
+    """Processor and versions that a run was trained with, in words; "" if it does not say."""
+    try:
+        found = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return ""
+    names = ("device", "cpu", "torch", "commit")
+    return ", ".join(f"{name} {found[name]}" for name in names if found.get(name))
