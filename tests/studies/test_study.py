@@ -201,8 +201,8 @@ def test_a_study_runs_fails_in_words_and_goes_on(
     )
     data["set"] = ["optim.lr=1e-2"]
     file.write_text(json.dumps(data))
-    assert main(command) == 1
-    assert "found a finished run of another recipe (optim.lr was 0.001" in capsys.readouterr().out
+    assert main(command) == 2
+    assert "found a finished run of another recipe (optim.lr was 0.001" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -25,6 +25,7 @@ ENGINES = [
 
 def state_of(trainer: Trainer) -> list[torch.Tensor]:
     """Copies of all state that a step may change."""
+    trainer.optimizer.wait_for_weights()
     tensors = [*trainer.model.parameters(), *trainer.teacher.network().parameters()]
     for shard in trainer.shards:
         tensors += shard.masters

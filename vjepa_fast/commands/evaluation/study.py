@@ -51,14 +51,17 @@ def run(options: argparse.Namespace) -> int:
     name, study = read_study(options.study)
     runs = plan_study(name, study, options.runs)
     print(f"{name}: {len(runs)} runs of {len(study.variants)} variants, in {options.runs / name}")
+    done = sum([run.is_done for run in runs])  # all are looked at, before any starts
+    if done:
+        print(f"{done} of them are trained")
     jobs = options.jobs or len(os.sched_getaffinity(0))
     failed = run_study(
         runs, jobs, lambda text, done, total: print(f"[{done}/{total}] {text}", flush=True)
     )
-    done = [run for run in runs if run.is_done]
-    scores = scores_of(done)
-    costs = [cost_of(run, mean_clip_flops(run.config)) for run in done]
-    folders = [run.folder for run in done]
+    finished = [run for run in runs if run.is_done]
+    scores = scores_of(finished)
+    costs = [cost_of(run, mean_clip_flops(run.config)) for run in finished]
+    folders = [run.folder for run in finished]
     page = write_page(name, study, scores, costs, folders, failed, options.output)
     print("\n".join(results_table(study, scores, costs)))
     print(f"written to {page}")
