@@ -47,8 +47,8 @@ PLANNED = {
     | NORMS
     | names(
         "abs add add_ amax clamp div div_ eq full_like index isfinite mean mul nan_to_num ne "
-        "ones_like pow reciprocal sqrt sum _foreach_add_ _foreach_mul_ _foreach_norm "
-        "_foreach_sub_ _fused_adamw_"
+        "ones_like pow reciprocal sqrt sum _foreach_add_ _foreach_div_ _foreach_mul_ "
+        "_foreach_norm _foreach_sub_ _fused_adamw_"
     ),
     # tokens and rows, and the guard's counts
     torch.int64: VIEWS | OURS | names("add arange full_like index ne repeat"),

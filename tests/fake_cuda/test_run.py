@@ -12,30 +12,65 @@ import torch
 from tests.fake_cuda.device import counted, reset
 from tests.fake_cuda.steps import WORLD, prepared
 from vjepa_fast.config import parse_config
+from vjepa_fast.config.finetune.load import parse_finetune_config
+from vjepa_fast.finetuning.loop import finetune
+from vjepa_fast.inference.load import load_encoder
 from vjepa_fast.training.loop import pretrain
 
 if WORLD > 1:
     pytest.skip("one process has all of a run's clips", allow_module_level=True)
 
 
-def test_a_run_goes_through(
-    small_config: Callable[..., dict], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """With PyAV's loader; singular values and eigenvectors are computed on the host."""
+@pytest.fixture(autouse=True)
+def _linear_algebra_on_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    """cuSOLVER needs a driver."""
     values, vectors = torch.linalg.svdvals, torch.linalg.eigh
     monkeypatch.setattr(torch.linalg, "svdvals", lambda x: values(x.cpu()).cuda())
     monkeypatch.setattr(torch.linalg, "eigh", lambda x: [y.cuda() for y in vectors(x.cpu())])
+
+
+def test_a_run_its_features_and_its_fine_tuning_go_through(
+    demo: Path, small_config: Callable[..., dict], tmp_path: Path
+) -> None:
+    """With PyAV's loader."""
     data = small_config(precision="bf16")
     data["data"]["backend"] = "pyav"
     reset()
     with prepared() as kernels:
-        pretrain(parse_config(data))
+        run = pretrain(parse_config(data))
     found = counted()
     assert "patchify_kernel" in kernels and "ema_kernel" in kernels
     clip, clips = 8 * 24 * 24 * 3, 8 * 8
     assert found["copy to device from pinned, bytes"] > clips * clip  # the videos of all steps
     assert found["synchronize stream"] >= clips / 4  # the loader's, in a thread of its own
-    run = tmp_path / "run"
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "loss" in line] == list(range(8))
     assert len(list(run.glob("**/state.json"))) == 2
+
+    with prepared():
+        features = load_encoder(run)(torch.zeros(2, 8, 24, 24, 3, dtype=torch.uint8)).tokens
+    assert features.device.type == "cuda" and features.dtype == torch.float32
+
+    tuned = tmp_path / "tuned"
+    settings = {
+        "output": str(tuned),
+        "init": {"checkpoint": str(run)},
+        "label": "digit",
+        "data": {
+            "train": str(demo / "train.csv"),
+            "test": str(demo / "test.csv"),
+            "num_frames": 8,
+            "frame_step": 1,
+            "clips_per_video": 1,
+            "crop_size": 24,
+            "num_workers": 1,
+            "backend": "pyav",
+        },
+        "augment": {"color_jitter": 0.0},
+        "optim": {"epochs": 1, "global_batch": 8, "micro_batch": 4, "drop_path": 0.2},
+        "test": {"segments": 1, "crops": 1},
+        "log": {"every": 1},
+    }
+    with prepared():
+        finetune(parse_finetune_config(settings))
+    assert (tuned / "results.json").is_file()
