@@ -101,23 +101,28 @@ class Sources:
         """
         if self.views.augment is not None:
             return
-        wanted: dict[tuple[str, int], list[Tensor]] = {}
+        # By the views: --validation and --test may name the same videos.
+        stores: dict[str, dict[Kind, StoredFeatures]] = {}
+        wanted: dict[str, list[Tensor]] = {}
         for split, rows, to_train in asked:
-            wanted.setdefault((split, 1 if to_train else self.views.crops), []).append(rows)
-        for split, crops in wanted:
+            crops = 1 if to_train else self.views.crops
             views = self._decoder(split, crops)
-            self._stores[split, crops] = {
-                kind: self._stored(kind, split, self._streamed(kind, views)) for kind in kinds
-            }
+            same = json.dumps(views.settings, sort_keys=True)
+            if same not in stores:
+                stores[same] = {
+                    kind: self._stored(kind, self._streamed(kind, views)) for kind in kinds
+                }
+            self._stores[split, crops] = stores[same]
+            wanted.setdefault(same, []).append(rows)
         fills = [
-            (list(self._stores[key].values()), torch.cat(rows).numpy())
-            for key, rows in wanted.items()
+            (list(stores[same].values()), torch.cat(rows).numpy()) for same, rows in wanted.items()
         ]
         require_room(self.store or self.work, fills)
         self.group.barrier()  # nobody writes before all have seen how much is free
-        for (split, _), (stores, rows) in zip(wanted, fills, strict=True):
-            fill_stores(stores, rows)
-            for stored in stores:
+        for its, rows in fills:
+            fill_stores(its, rows)
+        for (split, _), its in self._stores.items():
+            for stored in its.values():
                 self.left_out.setdefault(split, {}).update(stored.left_out)
 
     def at_once(self, kind: Kind) -> int:
@@ -171,11 +176,11 @@ class Sources:
         positions = {"frame_positions": self.views.frame_positions}
         return self._decoder(split, crops, augment).settings | positions
 
-    def _stored(self, kind: Kind, split: str, streamed: StreamedFeatures) -> StoredFeatures:
+    def _stored(self, kind: Kind, streamed: StreamedFeatures) -> StoredFeatures:
         """A folder for just these features of these videos, so that others may be beside them."""
         key = {"features": kind.name, "of": kind.key, "precision": str(self.dtype)}
         text = json.dumps([key, streamed.settings], sort_keys=True)
-        name = f"{kind.slug}-{split}-{streamed.views.plan.crops}-{crc32(text.encode()):08x}"
+        name = f"{kind.slug}-{streamed.views.plan.crops}-{crc32(text.encode()):08x}"
         return StoredFeatures((self.store or self.work) / name, streamed, key)
 
     def _streamed(self, kind: Kind, views: ViewDecoder) -> StreamedFeatures:

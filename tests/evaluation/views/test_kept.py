@@ -41,7 +41,7 @@ def test_a_kept_store_serves_other_probes(probe, run: Path, demo: Path, computed
         ((), 48 + 16),
         (("--validation", "0.2"), 0),
         (("--label-shares", "0.3", "--draws", "1"), 0),
-        (("--validation", test), 16),
+        (("--validation", test), 0),  # its features are those of --test
         (("--validation", test, "--lr", "1e-3,1e-2"), 0),
         (("--probe", "linear", "--lr", "1e-2"), 48 + 16),
         (("--num-frames", "4"), 48 + 16),
