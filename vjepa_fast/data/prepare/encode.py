@@ -25,7 +25,7 @@ STAMP = "vjepa_fast transcode"  # the beginning of every copy's comment
 CODECS = {  # name -> (encoder, suffix, options, muxer's options)
     # Three of four frames are B-frames that no other frame refers to: a clip of every fourth frame
     # decodes without most of them. fastdecode leaves out what costs a decoder most, CABAC and
-    # deblocking. docs/log.md, 2026-11-30, has what each costs and saves.
+    # deblocking. docs/data.md has the table of settings (bench/video/transcode.py).
     "h264": (
         "libx264",
         ".mp4",
