@@ -2,6 +2,7 @@
 pixel, number or report of damage."""
 
 from dataclasses import replace
+from itertools import pairwise
 
 import av
 import numpy as np
@@ -189,3 +190,46 @@ def test_a_frame_that_the_decoder_does_not_return_is_noticed(tmp_path, needed):
     path.write_bytes(data)
     with pytest.raises((SeekError, av.error.FFmpegError)):
         decoded(path, wanted if needed else [*wanted, gone], FRAMES, Seek.BY_STAMP)
+
+
+@pytest.mark.parametrize("seek", Seek)
+def test_damage_is_seen_in_what_is_shown_after_the_clip_but_needed_by_it(tmp_path, seek):
+    path = encode("h264", "bframes", tmp_path / "video.mp4", gop=GOP)
+    entry = replace(probe_video(path), seek=seek)
+    with open_video(str(path)) as container:
+        stored = [packet.pts for packet in container.demux(video_stream(container)) if packet.size]
+    order = np.argsort(np.argsort(stored)).tolist()
+    # The frame that is stored next is shown before, so it refers to this one.
+    damaged, last = next(pair for pair in pairwise(order) if pair[1] < pair[0] > 50)
+    plan = ClipPlan(
+        0, str(path), 0, np.arange(last - 12, last + 1, 4), (0.0, 0.0, 1.0, 1.0), False, {}
+    )
+    decode_pixels(plan, entry, 64)
+
+    def cut(packets):
+        for packet in packets:
+            if packet.pts == damaged:
+                half = av.Packet(bytes(packet)[: packet.size // 2])
+                half.pts, half.dts, half.time_base = packet.pts, packet.dts, packet.time_base
+                half.stream = packet.stream
+                packet = half
+            yield packet
+
+    encode("h264", "bframes", path, gop=GOP, alter=cut)
+    file = path.stat()
+    entry = replace(entry, mtime_ns=file.st_mtime_ns, size_bytes=file.st_size)
+    with pytest.raises(UserError, match=f"frame {damaged} is corrupt"):
+        decode_pixels(plan, entry, 64)
+
+
+def test_sublayers_are_read_before_their_key_frame(tmp_path):
+    path = encode("hevc", "bframes", tmp_path / "video.mkv")
+    with open_video(str(path)) as container:
+        stream = video_stream(container)
+        is_unused = NonReference(stream)
+        packets = [packet for packet in container.demux(stream) if packet.size]
+        assert any(map(is_unused, packets))
+        # A sequence parameter set (kind 33) of three sub-layers, in a packet that is no key frame.
+        unit = bytes([33 << 1, 1, 2 << 1, 0])
+        assert not is_unused(av.Packet(len(unit).to_bytes(4) + unit))
+        assert not any(map(is_unused, packets))

@@ -226,16 +226,16 @@ def _chosen(
     """The frames with the `wanted` numbers."""
     position, intact = 0, False
     for number, frame in numbered:
-        # The first frames may refer to ones that were skipped or cut off; no wanted one does.
-        if frame.is_corrupt and (intact or number == wanted[position]):
+        is_wanted = position < len(wanted) and number == wanted[position]
+        # The first frames may refer to ones that were skipped or cut off; no wanted one does. After
+        # the last wanted one come frames that are stored before it: it may refer to them.
+        if frame.is_corrupt and (intact or is_wanted):
             if seek:
                 raise SeekError
             raise BadVideo(f"frame {number} is corrupt")
         intact = intact or not frame.is_corrupt
-        if number == wanted[position]:
+        if is_wanted:
             yield frame
             position += 1
-            if position == len(wanted):
-                return
-    if seek:
+    if seek and position < len(wanted):
         raise SeekError

@@ -48,9 +48,10 @@ class NonReference:
             return False
         data = bytes(packet)
         units = _after_lengths(data, self._length) if self._length else _after_start_codes(data)
+        if self._codec == "hevc":
+            units = list(units)
+            self._read_sublayers(data, units)  # may be sent before the key frame that they are for
         if packet.is_keyframe:
-            if self._codec == "hevc":
-                self._read_sublayers(data, units)
             return False
         kind_of = _kind_of_h264 if self._codec == "h264" else self._kind_of_hevc
         found = False

@@ -56,7 +56,7 @@ def numbered_frames(
         frames: number of frames of the video.
         seek: how a seek finds a frame of this video; `Seek.NEVER` decodes from the start.
         wanted: the numbers of the frames that are needed; None: of all. With `Seek.BY_STAMP` others
-            may be missing.
+            may be missing. After the last one come those only that the decoder has, too.
 
     Yields:
         (number, frame) in order of display. After a seek, frames before the key frame have any
@@ -66,13 +66,15 @@ def numbered_frames(
         SeekError: see there.
         av.error.FFmpegError, EOFError: the file cannot be read.
     """
+    needed = None if wanted is None else set(wanted)
+    last = max(needed) if needed else frames
     if seek == Seek.NEVER:
-        return enumerate(container.decode(stream))
+        return _counted(container.demux(stream), stream, 0, last)
     listed = stream.index_entries
     if "mp4" not in container.format.name or len(listed) != frames or first >= frames:
         listed = None
     if seek == Seek.BY_ORDER:
-        return _from_key_in_order(container, stream, first, listed)
+        return _from_key_in_order(container, stream, first, last, listed)
     if first < NEAR_START:
         packets = _ranked(container.demux(stream), stream, 0)
         key = 0
@@ -80,7 +82,7 @@ def numbered_frames(
         key, packets = _from_listed_key(container, stream, first, listed)
     else:
         key, packets = _from_stamped_key(container, stream, first)
-    return _decoded(packets, stream, key, None if wanted is None else set(wanted))
+    return _decoded(packets, stream, key, needed)
 
 
 def _from_listed_key(
@@ -215,6 +217,7 @@ def _from_key_in_order(
     container: av.container.InputContainer,
     stream: av.video.stream.VideoStream,
     first: int,
+    last: int,
     listed: av.stream.IndexEntries | None,
 ) -> _Numbered:
     """By order, from the last key frame that at most `first` frames are stored before."""
@@ -242,8 +245,23 @@ def _from_key_in_order(
     key = next((packet for packet in packets if packet.pos == where[1]), None)
     if key is None or not key.is_keyframe:
         raise SeekError
-    frames = (frame for packet in chain([key], packets) for frame in packet.decode())
-    return _beginning_with_key(enumerate(frames, number))
+    return _beginning_with_key(_counted(chain([key], packets), stream, number, last))
+
+
+def _counted(
+    packets: Iterable[av.Packet], stream: av.video.stream.VideoStream, number: int, last: int
+) -> _Numbered:
+    """The frames of these packets, counted from `number`, to `last` and those that the decoder
+    holds back then.
+    """
+    for packet in packets:
+        for frame in packet.decode():
+            yield number, frame
+            number += 1
+        if number > last:
+            if packet.size:  # the empty one at the end has made the decoder return all
+                yield from enumerate(stream.decode(None), number)
+            return
 
 
 def _beginning_with_key(numbered: _Numbered) -> _Numbered:
