@@ -44,7 +44,7 @@ def test_pyav_decodes_every_codec(tmp_path, codec, extension, frames):
     videos.write_video(path, (videos.numbered(i) for i in range(90)), codec, options=options)
     planner = Fixed(videos.manifest_of(tmp_path, [path]), frames)
     with make_loader(planner, [[0]], 48) as batches:
-        assert batches.backend == ("dali" if codec == "vp8" else "pyav")
+        assert batches.backend == "pyav"  # on a CPU for any codec
     assert videos.read_numbers(one(planner, "pyav")) == frames
 
 
