@@ -119,7 +119,7 @@ class TeacherConfig(Section):
 
 
 class ZeroConfig(Section):
-    """DeepSpeed's ZeRO: what the processes shard."""
+    """ZeRO: what the processes shard."""
 
     stage: Stage = 1
     """0: nothing is sharded; 1: optimizer state; 2: gradients too; 3: the weights of encoder and

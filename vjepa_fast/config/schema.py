@@ -229,7 +229,7 @@ class Config(Section):
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """Precision of forward and backward; master weights are fp32. auto: bf16 on CUDA, else fp32."""
     zero: ZeroConfig = ZeroConfig()
-    """DeepSpeed's ZeRO."""
+    """ZeRO: what the processes shard."""
     compile: bool = False
     """Run torch.compile on each transformer block."""
     activation_checkpointing: Literal["none", "selective", "full"] = "none"
