@@ -222,8 +222,9 @@ def test_parts_follow_each_other_and_leave_nothing_behind(bench, config):
         return [set(vars(owner)) for owner in owners], hooks
 
     before, parts = state(), bench.trainers.PARTS
-    first, *others, backward, optimizer, ema = parts  # ours runs the target encoder last
-    own = (first, "context", "predictor", "target", "predictor", backward, optimizer, ema)
+    first, *others, backward, optimizer, ema = parts
+    # ours marks the predictor's end, and that of the loss
+    own = (first, "target", "context", "predictor", "predictor", backward, optimizer, ema)
     assert set(own) == set(parts) and set(others) == {"context", "predictor", "target"}
     for side, order in ((ours, own), (bench.trainers.Baseline(config, ours.device), parts)):
         marks = []

@@ -9,8 +9,8 @@ import pytest
 from tests.config.bad_configs import REMOVED, check_sentence
 
 TOP = (
-    "one of seed, output, init, data, model, masks, optim, teacher, precision, zero, compile, "
-    "activation_checkpointing, log, checkpoint"
+    "one of seed, output, init, objective, data, model, masks, optim, teacher, precision, zero, "
+    "compile, activation_checkpointing, log, checkpoint"
 )
 PAIR = "expected a list of two numbers; write e.g. [0.5, 1.0]"
 SPECS = 'write the whole list, e.g. [{"num_blocks": 8, "spatial_scale": [0.15, 0.15]}]'

@@ -14,8 +14,8 @@ from vjepa_fast.errors import UserError
 
 CONFIGS = REPOSITORY / "configs"
 TOP = (
-    "one of seed, output, init, data, model, masks, optim, teacher, precision, zero, compile, "
-    "activation_checkpointing, log, checkpoint"
+    "one of seed, output, init, objective, data, model, masks, optim, teacher, precision, zero, "
+    "compile, activation_checkpointing, log, checkpoint"
 )
 GIVEN_TWICE = "found twice in the same object, expected once; remove one"
 
