@@ -208,10 +208,10 @@ def gathered_ahead(
         teacher, weights: seconds of the gathers.
         teacher_buckets, buckets: calls of each gather.
     """
-    done = max(teacher / teacher_buckets + target, teacher + target / teacher_buckets)
-    start = max(done, teacher + weights / buckets)
-    done = max(start + student, teacher + weights + student / buckets)
-    return done - target - student
+    # Each wait is how much later than without communication something begins or ends.
+    ends = max(teacher / teacher_buckets, teacher + target / teacher_buckets - target)
+    starts = max(ends, teacher + weights / buckets - target)
+    return max(starts, teacher + weights + student / buckets - target - student)
 
 
 def _stage_3(
