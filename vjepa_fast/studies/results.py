@@ -99,8 +99,12 @@ def cost_of(run: PlannedRun, clip_flops: float) -> Cost:
     rows = read_metrics(run.folder / "metrics.jsonl")
     clips = run.config.optim.steps * run.config.optim.global_batch
     last = {name: points(rows, name)[-1:] for name in ("rank_me", "std_across_clips")}
-    rates = [rate for _, rate in points(rows, "clips_per_second") if rate > 0]
-    hours = clips / (sum(rates) / len(rates)) / 3600 if rates else math.nan
+    seconds, before = 0.0, 0
+    for row, rate in points(rows, "clips_per_second"):
+        done = row + 1
+        seconds += (done - before) * run.config.optim.global_batch / rate
+        before = done
+    hours = seconds / 3600 if before else math.nan
     rank_me, std = (values[0][1] if values else math.nan for values in last.values())
     return Cost(run.variant, run.seed, clips, clips * clip_flops, hours, rank_me, std)
 
