@@ -81,7 +81,8 @@ def _plot(axes: Axes, series: Series, name: str) -> None:
 
 
 def _finish(axes: Axes, x: str) -> None:
-    axes.set(xlabel=x, ylabel="score on the test videos", ylim=(0, None))
+    axes.set(xlabel=x, ylabel="score on the test videos")
+    axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))  # R² may be negative
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small")
 
