@@ -79,6 +79,7 @@ def test_runs_are_planned_with_what_they_need_before_them(
         ({"variant": {}}, "variant: found an unknown key"),
         ({"variants": {}}, "variants: found {}"),
         ({"variants": {"a b": []}}, "variants: found the name 'a b', which becomes a folder's"),
+        ({"variants": {"..": []}}, "variants: found the name '..', which becomes a folder's"),
         ({"variants": {"a": ["x={b}"]}}, "variants: found {b} in a, expected another variant's"),
         ({"variants": {"a": ["x={a}"]}}, "variants: found {a} in a, expected another variant's"),
         (

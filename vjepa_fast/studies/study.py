@@ -14,7 +14,7 @@ from vjepa_fast.config.messages import sentence
 from vjepa_fast.errors import UserError
 
 FOLDER = Path("configs/studies")
-_NAME = re.compile(r"[\w.+-]+")
+_NAME = re.compile(r"\w[\w.+-]*")
 _RUN_OF = re.compile(r"\{([\w.+-]+)\}")
 Text = Annotated[str, Field(min_length=1)]
 
@@ -66,7 +66,7 @@ class Study(Section):
             if not _NAME.fullmatch(name):
                 raise ValueError(
                     f"found the name {name!r}, which becomes a folder's, expected letters, digits "
-                    "and . _ + -; rename it"
+                    "and, not first, . + -; rename it"
                 )
         return value
 
