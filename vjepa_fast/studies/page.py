@@ -67,7 +67,7 @@ def write_page(
     """
     if not scores:
         raise UserError(
-            f"found no score of the study {name}, expected some; see why its runs failed: "
+            f"STUDY: found no score of {name}, expected some; see why its runs failed: "
             + "; ".join(failed)
         )
     page, image, data = (output / f"{name}{suffix}" for suffix in (".md", ".png", ".json"))
