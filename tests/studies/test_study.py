@@ -11,7 +11,7 @@ import pytest
 
 from vjepa_fast.cli import main
 from vjepa_fast.errors import UserError
-from vjepa_fast.studies.execute import run_study
+from vjepa_fast.studies.execute import Programs, run_study
 from vjepa_fast.studies.page import results_table, write_page
 from vjepa_fast.studies.plan import PlannedRun, plan_study
 from vjepa_fast.studies.results import Cost, Score, spread
@@ -159,6 +159,13 @@ def test_every_kind_of_picture(described: Callable[..., dict], tmp_path: Path, k
     costs = [Cost(variant, 0, 4000, 2e15, math.nan, 7.0, 0.3) for variant in study.variants]
     write_page("some", study, scores, costs, [], [], tmp_path)
     assert (tmp_path / "some.png").stat().st_size > 1000
+
+
+def test_a_failure_is_not_explained_by_an_earlier_one(tmp_path: Path) -> None:
+    log = tmp_path / "study.log"
+    log.write_text("error: an earlier one\n")
+    with pytest.raises(UserError, match=r"^found exit status 1 \(.*no_such_module.*study\.log\]$"):
+        Programs(1).run(["no_such_module"], log)
 
 
 def test_spread() -> None:

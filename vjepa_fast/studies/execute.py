@@ -33,7 +33,8 @@ class Programs:
             UserError: it failed, in its own words; or all programs are being ended.
         """
         log.parent.mkdir(parents=True, exist_ok=True)
-        with log.open("a", encoding="utf-8") as output:
+        with log.open("ab") as output:
+            start = output.tell()
             with self._lock:
                 if self._stopping.is_set():
                     raise UserError("found an interrupt, expected to run all of the study")
@@ -53,7 +54,7 @@ class Programs:
         if self._stopping.is_set():
             raise UserError("found an interrupt, expected to run all of the study")
         if status:
-            raise UserError(_reason(log, status))
+            raise UserError(_reason(log, start, status))
 
     def stop(self) -> None:
         """End all programs; those that train save first."""
@@ -134,9 +135,11 @@ def _probe(probe: PlannedProbe, programs: Programs) -> None:
     (probe.output / "options.json").write_text(text + "\n", encoding="utf-8")
 
 
-def _reason(log: Path, status: int) -> str:
-    """The error that a program printed last, with its log."""
-    lines = log.read_text(encoding="utf-8", errors="replace")[-_TAIL:].strip().splitlines()
+def _reason(log: Path, start: int, status: int) -> str:
+    """The error that a program printed last, with its log, which has earlier attempts up to `start`
+    bytes."""
+    text = log.read_bytes()[start:].decode("utf-8", errors="replace")
+    lines = text[-_TAIL:].strip().splitlines()
     said = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
     found = said[-1] if said else f"found exit status {status} ({lines[-1] if lines else 'silent'})"
     return f"{found} [{log}]"
