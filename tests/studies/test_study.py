@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -214,15 +215,14 @@ def test_a_study_runs_fails_in_words_and_goes_on(
 
 
 @pytest.mark.slow
-def test_an_interrupt_ends_the_runs_and_is_one_sentence(
-    described: Callable[..., dict], tmp_path: Path
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_an_interrupt_ends_the_runs_and_says_how_far_it_came(
+    described: Callable[..., dict], tmp_path: Path, number: int
 ) -> None:
     runs = planned(described(seeds=[0], set=["optim.steps=100000"]), tmp_path / "runs")
-
-    def interrupted(*_: object) -> None:
-        raise KeyboardInterrupt
-
+    before = signal.getsignal(number)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("vjepa_fast.studies.execute.wait", interrupted)
-        with pytest.raises(UserError, match=r"^found an interrupt after 0 of 2 runs, expected"):
+        patch.setattr("vjepa_fast.studies.execute.wait", lambda *_, **__: signal.raise_signal(number))
+        with pytest.raises(KeyboardInterrupt, match=r"^after 0 of 2 runs$"):
             run_study(runs, 2, lambda *_: None)
+    assert signal.getsignal(number) is before

@@ -7,14 +7,16 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from pathlib import Path
 from threading import Event, Lock
 
 from vjepa_fast.errors import UserError
 from vjepa_fast.studies.plan import PlannedProbe, PlannedRun
 
+_SIGNALS = signal.SIGTERM, signal.SIGHUP
 _TAIL = 4000  # characters of a program's log that are searched for its error
 
 
@@ -78,13 +80,14 @@ def run_study(
         why runs failed; the others are done.
 
     Raises:
-        UserError: an interrupt; the same call goes on where it was stopped.
+        KeyboardInterrupt: Ctrl-C, SIGTERM or SIGHUP, with how far it came; the same call goes on
+            where it was stopped.
     """
     cores = len(os.sched_getaffinity(0))
     programs = Programs(max(1, cores // jobs))
     waiting, done, failed = list(runs), set(), {}
     running: dict[Future, PlannedRun] = {}
-    with ThreadPoolExecutor(jobs) as pool:
+    with _signals_interrupt(), ThreadPoolExecutor(jobs) as pool:
         try:
             while waiting or running:
                 for run in list(waiting):
@@ -108,13 +111,27 @@ def run_study(
                     else:
                         raise error
         except KeyboardInterrupt:
-            raise UserError(
-                f"found an interrupt after {len(done)} of {len(runs)} runs, expected to do all; "
-                "run the same command again, which goes on from there"
-            ) from None
+            raise KeyboardInterrupt(f"after {len(done)} of {len(runs)} runs") from None
         finally:
             programs.stop()
     return list(failed.values())
+
+
+@contextmanager
+def _signals_interrupt() -> Iterator[None]:
+    """Signals that would end this process alone, and leave its programs, act as Ctrl-C does; those
+    that are ignored, as SIGHUP is under nohup, stay so."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    signals = [s for s in _SIGNALS if signal.getsignal(s) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, interrupt) for number in signals}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _train_and_probe(run: PlannedRun, programs: Programs) -> None:

@@ -37,7 +37,7 @@ def run(options: argparse.Namespace) -> int:
         1 where runs failed; the page has the others.
 
     Raises:
-        UserError: a mistake in the study, or an interrupt.
+        UserError: a mistake in the study.
     """
     import os
 
