@@ -28,7 +28,7 @@ COMMANDS = {
     "export": export,
     "features": features,
 }
-RESUME = {"index", "transcode", "demo-data", "probe", "finetune", "features", "study"}  # when run again
+RESUME = {"index", "transcode", "demo-data", "probe", "finetune", "study", "features"}  # again
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

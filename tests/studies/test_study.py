@@ -222,7 +222,9 @@ def test_an_interrupt_ends_the_runs_and_says_how_far_it_came(
     runs = planned(described(seeds=[0], set=["optim.steps=100000"]), tmp_path / "runs")
     before = signal.getsignal(number)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("vjepa_fast.studies.execute.wait", lambda *_, **__: signal.raise_signal(number))
+        patch.setattr(
+            "vjepa_fast.studies.execute.wait", lambda *_, **__: signal.raise_signal(number)
+        )
         with pytest.raises(KeyboardInterrupt, match=r"^after 0 of 2 runs$"):
             run_study(runs, 2, lambda *_: None)
     assert signal.getsignal(number) is before
