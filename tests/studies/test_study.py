@@ -111,6 +111,32 @@ def test_settings_that_the_config_refuses_name_the_variant(
         planned(described(variants={"fast": ["optim.lr=-1"]}), tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("options", "found"),
+    [
+        (
+            ["--labels", "digit", "--epoch", "x"],
+            "argument --epochs: found 'x', expected a positive",
+        ),
+        (["--labels", "digit", "--flip"], "--flip: found it without --augment"),
+        (["--labels", "digit", "--output=x"], "found --output=x, which the study sets"),
+        ([], "the following arguments are required: --labels"),
+    ],
+)
+def test_mistakes_of_a_probe_are_found_before_anything_runs(
+    described: Callable[..., dict],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture,
+    options: list[str],
+    found: str,
+) -> None:
+    file = tmp_path / "some.json"
+    file.write_text(json.dumps(described(probes={"mine": options})))
+    assert main(["study", str(file), "--runs", str(tmp_path / "runs")]) == 2
+    assert capsys.readouterr().err.startswith(f"error: probes.mine: {found}")
+    assert not (tmp_path / "runs").exists()
+
+
 def test_an_unknown_study_is_one_sentence(capsys: pytest.CaptureFixture) -> None:
     assert main(["study", "no_such_study"]) == 2
     error = capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""The runs and the probes of a study, checked before any starts."""
+"""The runs and the probes of a study; all configs are checked before any run starts."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def plan_study(name: str, study: Study, runs: Path) -> list[PlannedRun]:
         runs: the folder of all studies' runs.
 
     Raises:
-        UserError: settings that the config or the probe refuses.
+        UserError: settings that the config refuses.
     """
     order = list(dict.fromkeys(v for variant in study.variants for v in study.order_of(variant)))
     return [

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from vjepa_fast.commands.evaluation.probe_table import probe_table
 from vjepa_fast.commands.terminal import path_argument, positive_int
@@ -146,6 +148,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=positive_int,
         help="decoding workers (default: the run's data.num_workers)",
     )
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(message)
+
+
+def parsed(arguments: Sequence[str]) -> argparse.Namespace:
+    """The options in a command line of this command.
+
+    Raises:
+        UserError: it has a mistake; no file is looked at.
+    """
+    parser = _Parser()
+    add_arguments(parser)
+    options = parser.parse_args(arguments)
+    _refuse_without_effect(options)
+    return options
 
 
 def run(options: argparse.Namespace) -> int:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 from vjepa_fast.commands.terminal import path_argument, positive_int
+from vjepa_fast.errors import UserError
 
 HELP = "train and probe the runs of a study, and write its page"
 
@@ -49,6 +51,9 @@ def run(options: argparse.Namespace) -> int:
     from vjepa_fast.studies.study import read_study
 
     name, study = read_study(options.study)
+    for probe, own in study.probes.items():
+        baselines = ["--baselines", ",".join(study.baselines)] if study.baselines else []
+        _check_probe(probe, [*own, *baselines])
     runs = plan_study(name, study, options.runs)
     print(f"{name}: {len(runs)} runs of {len(study.variants)} variants, in {options.runs / name}")
     done = sum([run.is_done for run in runs])  # all are looked at, before any starts
@@ -66,3 +71,19 @@ def run(options: argparse.Namespace) -> int:
     print("\n".join(results_table(study, scores, costs)))
     print(f"written to {page}")
     return 1 if failed else 0
+
+
+def _check_probe(name: str, options: Sequence[str]) -> None:
+    """Raise UserError for a mistake that would end a probe after its run was trained."""
+    from vjepa_fast.commands.evaluation.probe import parsed
+
+    where = f"probes.{name}"
+    for option in options:
+        if option.partition("=")[0] in ("--checkpoint", "--output"):
+            raise UserError(
+                f"{where}: found {option}, which the study sets, expected other options; remove it"
+            )
+    try:
+        parsed(["--checkpoint", "planned", *options])
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
