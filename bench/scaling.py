@@ -17,10 +17,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from common import CONFIGS, check_json, picture, write_json
+from common import CONFIGS, check_json, count, picture, write_json
 from scale.model import Bytes, Links, Parts, Step, step_on
 from vjepa_fast.commands.cost_of_config import (
     by_length,
@@ -175,6 +176,17 @@ def draw(found: dict[int, dict[int, Step]], title: str, path: Path, weak: bool) 
         figure.suptitle(title, fontsize=9)
 
 
+def positive(text: str) -> float:
+    """Parse a positive number, for argparse."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected a positive number")
+    return value
+
+
 def run(options: argparse.Namespace) -> int:
     """Predict from measured or stated parts, or check the model on this machine."""
     check_json(options.json)
@@ -244,27 +256,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--config", type=Path, help="the measured config's JSON file, if it is not in configs/"
     )
     parser.add_argument(
-        "--tflops", type=float, help="rate of the passes, TFLOP/s a GPU, where nothing is measured"
+        "--tflops",
+        type=positive,
+        help="rate of the passes, TFLOP/s a GPU, where nothing is measured",
     )
     parser.add_argument(
         "--memory",
-        type=float,
+        type=positive,
         default=2300.0,
         help="with --tflops: rate of AdamW and the EMA, GB/s (default: 2300)",
     )
     parser.add_argument(
         "--weak", action="store_true", help="a micro-batch for each GPU, whatever their number"
     )
-    parser.add_argument("--per-host", type=int, default=8, help="GPUs per host (default: 8)")
+    parser.add_argument("--per-host", type=count, default=8, help="GPUs per host (default: 8)")
     parser.add_argument(
         "--inside",
-        type=float,
+        type=positive,
         default=315.0,
         help="bandwidth within a host, GB/s per GPU (default: 315)",
     )
     parser.add_argument(
         "--between",
-        type=float,
+        type=positive,
         default=35.0,
         help="bandwidth between hosts, GB/s per GPU (default: 35)",
     )

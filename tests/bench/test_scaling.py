@@ -159,6 +159,13 @@ def test_mistakes_are_a_sentence(scaling, tmp_path, capsys):
         assert found in error and error.count("\n") == 1
 
 
+@pytest.mark.parametrize("option", ["--tflops", "--memory", "--per-host", "--inside", "--between"])
+def test_a_rate_of_zero_is_a_sentence(scaling, capsys, option):
+    with pytest.raises(SystemExit):
+        scaling.main([option, "0"])
+    assert f"argument {option}: found '0', expected a positive" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_the_model_is_checked_against_processes(scaling, tmp_path, capsys):
     output = tmp_path / "check.json"
