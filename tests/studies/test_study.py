@@ -169,7 +169,7 @@ def test_the_table_has_mean_and_deviation_over_seeds(
     kept = json.loads((tmp_path / "some.json").read_text())
     assert [Score(**row) for row in kept["scores"]] == scores
     assert (tmp_path / "some.png").stat().st_size > 1000
-    with pytest.raises(UserError, match="^STUDY: found no score of some, expected"):
+    with pytest.raises(UserError, match=r"^STUDY: found no score of some, expected"):
         write_page("some", study, [], [], [], ["runs/x: failed"], tmp_path)
 
 
