@@ -137,8 +137,8 @@ def step_on(
     """Predict a step of `global_batch` clips, split into micro-batches of at most `micro_batch`.
 
     Stage 0 all-reduces the gradients (a reduce-scatter and an all-gather), stage 1 reduce-scatters
-    them, both during the last micro-batch's backward pass; stages 2 and 3 reduce-scatter after
-    every micro-batch. From stage 1 on each device updates its shard, then target encoder and
+    them, both during the last micro-batch's backward pass, stage 2 during every one; stage 3
+    reduce-scatters in every one, and nothing is hidden. From stage 1 on each device updates its shard, then target encoder and
     weights are gathered. Stage 3 gathers the weights before each forward pass instead, and part of
     a large model's again in the backward pass; only its target encoder is gathered behind other
     work.
