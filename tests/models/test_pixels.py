@@ -38,7 +38,7 @@ def closed_form(prediction: np.ndarray, video: np.ndarray, masks) -> tuple[float
 def test_loss_and_gradient_are_the_closed_form(scale: float) -> None:
     model = make_model(objective="pixels")
     video, masks = micro_batch(0)
-    video[0, :2] = 90  # constant patches, whose target is zero
+    video[0, :2] = 90  # gray patches, whose three normalized colors differ
     rows, width = len(masks.target_rows), 3 * 2 * 8 * 8
     prediction = scale * torch.randn(rows, width, generator=torch.Generator().manual_seed(1))
     prediction.requires_grad_()

@@ -121,7 +121,8 @@ class FinetuneTrainer(EngineTrainer):
 
     @torch.no_grad()
     def load(self, weights: Mapping[str, Tensor]) -> None:
-        """Set the master weights in fp32, which the engine made of weights in bf16. Collective.
+        """Set the master weights in fp32, which DeepSpeed makes of weights in bf16 (stage 3, or
+        offloaded). Collective.
 
         Args:
             weights: of every parameter of the model, by name, fp32.
