@@ -15,6 +15,7 @@ from vjepa_fast.evaluation.attentive_classifier import AttentiveClassifier
 from vjepa_fast.evaluation.heads.spec import LinearClassifier
 from vjepa_fast.finetuning.model import ClipClassifier
 from vjepa_fast.models.jepa import encode_clips
+from vjepa_fast.training.zero.bucketed import BucketedOptimizer
 from vjepa_fast.training.zero.gradients import GradientBuckets
 from vjepa_fast.training.zero.shards import (
     ALIGNED,
@@ -157,6 +158,38 @@ def test_what_no_gradient_reaches_is_zero(two_ranks: list[Tensor], keep: bool) -
         for b in buckets:
             own = gradients.shards[0][b.offset : b.offset + b.length]
             assert own.any() == (b != bucket)
+
+
+class Sum(nn.Module):
+    """Calls one of its linear layers, and takes the weight of the other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.called, self.taken = nn.Linear(40, 40), nn.Linear(40, 40)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.called(x) + x @ self.taken.weight
+
+
+def test_weights_that_nothing_waits_for_are_an_error(
+    two_ranks: list[Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = Sum()
+    group = {"params": list(model.parameters()), "name": "encoder.decay", "part": "encoder"}
+    monkeypatch.setattr(dist, "get_rank", lambda: 0)
+    monkeypatch.setattr(
+        dist, "all_gather_into_tensor", lambda *_, **__: SimpleNamespace(wait=lambda: None)
+    )
+    monkeypatch.setattr("vjepa_fast.training.zero.bucketed.bucket_capacity", lambda *_: 100)
+    optimizer = BucketedOptimizer(model, torch.optim.AdamW([group]), 1, torch.float32)
+    model(torch.zeros(1, 40))
+    optimizer.begin_backward(first=True, last=True)  # nothing is gathered yet
+    optimizer.share_weights()
+    model(torch.zeros(1, 40))
+    with pytest.raises(RuntimeError, match=r"^weights: found taken\.weight used or unused"):
+        optimizer.begin_backward(first=True, last=True)
+    optimizer.wait_for_weights()
+    optimizer.begin_backward(first=True, last=True)
 
 
 class Lazy:
