@@ -138,10 +138,10 @@ def step_on(
 
     Stage 0 all-reduces the gradients (a reduce-scatter and an all-gather), stage 1 reduce-scatters
     them, both during the last micro-batch's backward pass, stage 2 during every one; stage 3
-    reduce-scatters in every one, and nothing is hidden. From stage 1 on each device updates its shard, then target encoder and
-    weights are gathered. Stage 3 gathers the weights before each forward pass instead, and part of
-    a large model's again in the backward pass; only its target encoder is gathered behind other
-    work.
+    reduce-scatters in every one, and nothing is hidden. From stage 1 on each device updates its
+    shard, then target encoder and weights are gathered. Stage 3 gathers the weights before each
+    forward pass instead, and part of a large model's again in the backward pass; only its target
+    encoder is gathered behind other work.
 
     Args:
         devices: devices that divide the batch equally.
