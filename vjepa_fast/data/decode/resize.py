@@ -171,7 +171,8 @@ def _chroma_place(frame: av.VideoFrame) -> tuple[float, float]:
     found = []
     for plane in upsampled.planes[1:3]:
         chroma = np.frombuffer(plane, np.uint8).reshape(_PROBE, plane.line_size)[at, at]
-        found.append(at - 2 * float(chroma) / _RISE)
+        place = at - 2 * float(chroma) / _RISE
+        found.append(round(2 * place) / 2)  # halves, whatever this processor's scaler rounds
     return found[0], found[1]
 
 
