@@ -138,7 +138,7 @@ ALLOWED = {
         *UPPER,
     },
     "finetuning": {*PLANS, *UPPER, "evaluation", "inference", "kernels", "masks", "training"},
-    "studies": {*UPPER, "evaluation.kinds", "training.monitoring", "training.recipe"},
+    "studies": {*UPPER, "evaluation", "training.monitoring", "training.recipe"},
     "commands": {
         "data.prepare",
         "evaluation",

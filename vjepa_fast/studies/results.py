@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from vjepa_fast.evaluation.results import mean_and_std
 from vjepa_fast.studies.plan import PlannedProbe, PlannedRun
 from vjepa_fast.training.monitoring.collapse import STD_FLOOR
 from vjepa_fast.training.monitoring.curves import points
@@ -63,11 +64,7 @@ class Spread:
 def spread(values: Iterable[float]) -> Spread:
     """Of at least one value."""
     found = list(values)
-    mean = math.fsum(found) / len(found)
-    if len(found) < 2:
-        return Spread(mean, math.nan, len(found))
-    square = math.fsum((value - mean) ** 2 for value in found) / (len(found) - 1)
-    return Spread(mean, math.sqrt(square), len(found))
+    return Spread(*mean_and_std(found), len(found))
 
 
 def scores_of(runs: Sequence[PlannedRun]) -> list[Score]:

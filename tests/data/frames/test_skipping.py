@@ -143,6 +143,27 @@ def test_only_the_highest_sublayer_is_left_out(tmp_path):
     assert layers[True] == {3} and layers[False] >= {1, 2}
 
 
+def cut_in_half(damaged):
+    """For `encode`: of the packet with this time stamp only the first half is written."""
+
+    def cut(packets):
+        for packet in packets:
+            if packet.pts == damaged:
+                half = av.Packet(bytes(packet)[: packet.size // 2])
+                half.pts, half.dts, half.time_base = packet.pts, packet.dts, packet.time_base
+                half.stream = packet.stream
+                packet = half
+            yield packet
+
+    return cut
+
+
+def as_it_is_now(entry, path):
+    """The manifest entry of a file that was written again."""
+    file = path.stat()
+    return replace(entry, mtime_ns=file.st_mtime_ns, size_bytes=file.st_size)
+
+
 @pytest.mark.parametrize("codec", ["h264", "mpeg4"])
 @pytest.mark.parametrize("unused", [False, True])
 @pytest.mark.parametrize("wanted", [False, True])
@@ -156,18 +177,8 @@ def test_damage_is_seen_where_it_matters(tmp_path, codec, unused, wanted):
     plan = ClipPlan(0, str(path), 0, frames, (0.0, 0.0, 1.0, 1.0), False, {})
     whole = decode_pixels(plan, entry, 64)
 
-    def cut(packets):
-        for packet in packets:
-            if packet.pts == damaged:
-                half = av.Packet(bytes(packet)[: packet.size // 2])
-                half.pts, half.dts, half.time_base = packet.pts, packet.dts, packet.time_base
-                half.stream = packet.stream
-                packet = half
-            yield packet
-
-    encode(codec, "bframes", path, gop=FRAMES, alter=cut)
-    file = path.stat()
-    entry = replace(entry, mtime_ns=file.st_mtime_ns, size_bytes=file.st_size)
+    encode(codec, "bframes", path, gop=FRAMES, alter=cut_in_half(damaged))
+    entry = as_it_is_now(entry, path)
     if wanted or not unused or codec != "h264":
         with pytest.raises(UserError, match="corrupt"):
             decode_pixels(plan, entry, 64)
@@ -206,18 +217,8 @@ def test_damage_is_seen_in_what_is_shown_after_the_clip_but_needed_by_it(tmp_pat
     )
     decode_pixels(plan, entry, 64)
 
-    def cut(packets):
-        for packet in packets:
-            if packet.pts == damaged:
-                half = av.Packet(bytes(packet)[: packet.size // 2])
-                half.pts, half.dts, half.time_base = packet.pts, packet.dts, packet.time_base
-                half.stream = packet.stream
-                packet = half
-            yield packet
-
-    encode("h264", "bframes", path, gop=GOP, alter=cut)
-    file = path.stat()
-    entry = replace(entry, mtime_ns=file.st_mtime_ns, size_bytes=file.st_size)
+    encode("h264", "bframes", path, gop=GOP, alter=cut_in_half(damaged))
+    entry = as_it_is_now(entry, path)
     with pytest.raises(UserError, match=f"frame {damaged} is corrupt"):
         decode_pixels(plan, entry, 64)
 

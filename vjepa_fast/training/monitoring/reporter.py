@@ -140,10 +140,10 @@ class Reporter(MetricsReporter):
         if self._writer is None or not self._has_encoder:
             return
         teacher = self._trainer.teacher
-        network = "target" if teacher else "encoder"
+        kind, folder = ("target", "target_encoder") if teacher else ("encoder", "encoder")
         if self._is_main(result.video):
             features = self._features(result)
-            self._writer.histogram(step, f"{network}_features", features[:, ::4])
+            self._writer.histogram(step, f"{kind}_features", features[:, ::4])
         self._trainer.optimizer.wait_for_weights()
         encoder = teacher.network() if teacher else self._trainer.model.encoder
         for name, module in (
@@ -151,7 +151,6 @@ class Reporter(MetricsReporter):
             *((f"block_{i}", block) for i, block in enumerate(encoder.blocks)),
         ):
             weights = [p.detach().flatten() for p in module.parameters() if p.ndim >= 2]
-            folder = "target_encoder" if teacher else "encoder"
             self._writer.histogram(step, f"{folder}/{name}", torch.cat(weights))
 
     @property
