@@ -53,6 +53,13 @@ def new_file(text: str) -> Path:
     return Path(text)
 
 
+def add_json_argument(parser: argparse.ArgumentParser) -> None:
+    """Add --json; see `check_json`."""
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="file for all results; a picture is saved beside"
+    )
+
+
 def check_json(path: Path | None) -> None:
     """Raises UserError if a JSON file or the picture beside it cannot be written at the end."""
     if path and (path.is_dir() or not path.parent.is_dir() or path.suffix == ".png"):

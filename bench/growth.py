@@ -22,6 +22,7 @@ import torch
 from common import (
     CONFIGS,
     DEFAULT_CONFIG,
+    add_json_argument,
     check_json,
     check_one_process,
     count,
@@ -177,9 +178,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--repeats", type=count, default=7, help="timed steps per config (default: 7)"
     )
-    parser.add_argument(
-        "--json", type=Path, metavar="FILE", help="file for all results; a picture is saved beside"
-    )
+    add_json_argument(parser)
     options = parser.parse_args(arguments)
     return exit_status(lambda: run(options))
 

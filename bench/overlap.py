@@ -20,8 +20,19 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 
-from common import CONFIGS, check_json, count, describe, picture, spread, spread_text, write_json
+from common import (
+    CONFIGS,
+    add_json_argument,
+    check_json,
+    count,
+    describe,
+    picture,
+    spread,
+    spread_text,
+    write_json,
+)
 from scale.link import ADDRESSES, Link, two_namespaces
 from vjepa_fast.commands.terminal import text_table
 from vjepa_fast.errors import UserError, exit_status
@@ -189,7 +200,7 @@ def draw(result: dict, path: Path) -> None:
 def run(options: argparse.Namespace) -> int:
     """Measure, print, save."""
     check_json(options.json)
-    result = describe_cpu() | measure(options)
+    result = describe(torch.device("cpu")) | measure(options)
     print(
         f"{result['cpu']}, {result['cores']} cores, one thread a process; "
         f"{result['parameters'] / 1e6:.1f} M parameters in fp32, ZeRO stage 1; "
@@ -202,13 +213,6 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def describe_cpu() -> dict:
-    """Machine, versions and commit."""
-    import torch
-
-    return describe(torch.device("cpu"))
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """0; 2 for a mistake."""
     parser = argparse.ArgumentParser(
@@ -218,9 +222,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--clips", type=count, default=4, help="of each process and step (default: 4)"
     )
-    parser.add_argument(
-        "--json", type=Path, metavar="FILE", help="file for all results; a picture is saved beside"
-    )
+    add_json_argument(parser)
     options = parser.parse_args(arguments)
     return exit_status(lambda: run(options))
 

@@ -21,7 +21,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from common import CONFIGS, check_json, count, picture, write_json
+from common import CONFIGS, add_json_argument, check_json, count, picture, write_json
 from scale.model import Bytes, Links, Parts, Step, step_on
 from vjepa_fast.commands.cost_of_config import (
     by_length,
@@ -290,9 +290,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         action="store_true",
         help="check the model against gloo processes on this machine",
     )
-    parser.add_argument(
-        "--json", type=Path, metavar="FILE", help="file for all results; a picture is saved beside"
-    )
+    add_json_argument(parser)
     options = parser.parse_args(arguments)
     return exit_status(lambda: run(options))
 

@@ -25,6 +25,7 @@ import torch
 from common import (
     CONFIGS,
     DEFAULT_CONFIG,
+    add_json_argument,
     check_json,
     check_one_process,
     count,
@@ -80,9 +81,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="checkout of facebookresearch/jepa or vjepa2 to time as well",
     )
     parser.add_argument("--profile", type=Path, metavar="DIR", help="folder for a trace per side")
-    parser.add_argument(
-        "--json", type=Path, metavar="FILE", help="file for all results; a picture is saved beside"
-    )
+    add_json_argument(parser)
     return parser.parse_args(arguments)
 
 
