@@ -128,8 +128,9 @@ def test_commands_name_options_and_files_that_are_there(bench, device, tmp_path)
             files += [command[command.index("--config") + 1]] if "--config" in command else []
             assert all(Path(item).exists() for item in files), command
             source = Path(command[1]).read_text() if command[1].endswith(".py") else ""
-            if command[1].endswith("train.py"):  # its --config and --set stand there
+            if source:  # --config and --set of train.py, --json of the benchmarks
                 source += (REPOSITORY / "vjepa_fast/commands/terminal.py").read_text()
+                source += (BENCH / "common.py").read_text()
             for item in command if source else ():
                 assert not item.startswith("--") or f'"{item.replace("--no-", "--")}"' in source
 
