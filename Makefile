@@ -56,7 +56,7 @@ $(TESTS): $(STAMP)
 	@$(COMPILE)
 	@touch $@
 
-$(DATA)/train.csv: $(STAMP) vjepa_fast/data/prepare/demo.py
+$(DATA)/train.csv: $(STAMP) $(wildcard vjepa_fast/data/prepare/demo/*.py)
 	$(BIN)/vjepa-fast demo-data --output $(DATA)
 	@touch $@
 

@@ -75,7 +75,7 @@ def _logger_as_it_was() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a few demo videos: train.csv (48 clips) and test.csv (16)."""
-    from vjepa_fast.data.prepare.demo import make_demo
+    from vjepa_fast.data.prepare.demo.write import make_demo
 
     folder = tmp_path_factory.mktemp("demo")
     make_demo(folder, clips=48, test_clips=16, workers=2)

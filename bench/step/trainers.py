@@ -17,7 +17,7 @@ from step.baseline import BaselineTrainer, no_mark
 from vjepa_fast.config import Config, load_config
 from vjepa_fast.config.model import build_model
 from vjepa_fast.data.loader import make_loader
-from vjepa_fast.data.prepare.demo import make_demo
+from vjepa_fast.data.prepare.demo.write import make_demo
 from vjepa_fast.errors import UserError
 from vjepa_fast.masks import MaskBatch, MaskSampler
 from vjepa_fast.training.batches import make_planner, make_sampler, packed

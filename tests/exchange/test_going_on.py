@@ -20,7 +20,7 @@ from tests.helpers.videos import write_video
 from vjepa_fast.cli import main
 from vjepa_fast.config import parse_config
 from vjepa_fast.data.manifest.files import read_csv, write_manifest
-from vjepa_fast.data.prepare.demo import make_demo
+from vjepa_fast.data.prepare.demo.write import make_demo
 from vjepa_fast.training.checkpoint.format import Checkpoint
 from vjepa_fast.training.loop import pretrain
 

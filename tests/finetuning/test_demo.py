@@ -9,7 +9,7 @@ import pytest
 from tests.helpers.paths import REPOSITORY
 from vjepa_fast.config import load_config
 from vjepa_fast.config.finetune.load import load_finetune_config
-from vjepa_fast.data.prepare.demo import make_demo
+from vjepa_fast.data.prepare.demo.write import make_demo
 from vjepa_fast.finetuning.loop import finetune
 from vjepa_fast.training.loop import pretrain
 

@@ -67,7 +67,8 @@ def find_clip(config: Config) -> tuple[np.ndarray, str]:
     """
     import torch
 
-    from vjepa_fast.data.prepare.demo import FRAMES, render_clip
+    from vjepa_fast.data.prepare.demo.clip import FRAMES
+    from vjepa_fast.data.prepare.demo.digits import render_clip
 
     data = config.data
     for path in (Path(manifest.path) for manifest in data.manifests):
