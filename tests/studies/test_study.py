@@ -15,7 +15,7 @@ from vjepa_fast.errors import UserError
 from vjepa_fast.studies.execute import Programs, run_study
 from vjepa_fast.studies.page import results_table, write_page
 from vjepa_fast.studies.plan import PlannedRun, plan_study
-from vjepa_fast.studies.results import Cost, Score, spread
+from vjepa_fast.studies.results import Cost, Score, flop_unit, spread
 from vjepa_fast.studies.study import Study, read_study
 from vjepa_fast.training.checkpoint.format import Checkpoint
 
@@ -158,7 +158,7 @@ def test_the_table_has_mean_and_deviation_over_seeds(
     scores += [a_score("plain", 0, 0.125, features="random encoder")]
     costs = [Cost("plain", seed, 4000, 2e15, 1.0, 7.0, std) for seed, std in ((0, 0.05), (1, 0.25))]
     head, _, plain, pixels, random = results_table(study, scores, costs)
-    assert head.startswith("| variant | digit, 10 % |")
+    assert head.startswith("| variant | digit, 10 % |") and head.endswith(" | clips | PFLOP |")
     assert plain == "| plain | 0.500 ± 0.250 | 7.0 | 0.15 (1 of 2 collapsed) | 4,000 | 2 |"
     assert pixels.startswith("| pixels | 0.500 |")  # of one seed there is no deviation
     assert random.startswith("| random encoder (plain) | 0.125 |")
@@ -173,15 +173,17 @@ def test_the_table_has_mean_and_deviation_over_seeds(
         write_page("some", study, [], [], [], ["runs/x: failed"], tmp_path)
 
 
-@pytest.mark.parametrize("kind", ["axis", "progress"])
+@pytest.mark.parametrize("kind", ["axis", "progress", "shares"])
 def test_every_kind_of_picture(described: Callable[..., dict], tmp_path: Path, kind: str) -> None:
     changes = {"axis": {"name": "x", "values": {"plain": 1.0, "pixels": 10.0}, "log": True}}
-    study = Study.model_validate(described(**(changes if kind == "axis" else {"probe_every": 2})))
+    changes = {"axis": changes, "progress": {"probe_every": 2}, "shares": {}}[kind]
+    study = Study.model_validate(described(**changes))
     scores = [
-        a_score(variant, seed, 0.1 * step, step=step)
+        a_score(variant, seed, 0.1 * step, step=step, share=share)
         for variant in study.variants
         for seed in (0, 1)
-        for step in (2, 4)
+        for step in ((2, 4) if kind == "progress" else (4,))
+        for share in ((0.1, 1.0) if kind == "shares" else (0.1,))
     ]
     costs = [Cost(variant, 0, 4000, 2e15, math.nan, 7.0, 0.3) for variant in study.variants]
     write_page("some", study, scores, costs, [], [], tmp_path)
@@ -193,6 +195,26 @@ def test_a_failure_is_not_explained_by_an_earlier_one(tmp_path: Path) -> None:
     log.write_text("error: an earlier one\n")
     with pytest.raises(UserError, match=r"^found exit status 1 \(.*no_such_module.*study\.log\]$"):
         Programs(1).run(["no_such_module"], log)
+
+
+def test_the_unit_of_flops_suits_the_dearest_run() -> None:
+    def unit(*flops: float) -> str:
+        return flop_unit([Cost("a", 0, 1, f, 1.0, 1.0, 1.0) for f in flops])[0]
+
+    assert unit(3e12, 2e9) == "TFLOP" and unit(1e15) == "PFLOP" and unit(9e14) == "TFLOP"
+    assert unit(5e22) == "EFLOP" and unit(12.0) == unit() == "MFLOP"
+
+
+def test_videos_that_a_probe_needs_are_missed_before_anything_runs(
+    described: Callable[..., dict], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    file = tmp_path / "some.json"
+    absent = str(tmp_path / "absent.csv")
+    file.write_text(json.dumps(described(probes={"other": [*PROBE, "--train", absent]})))
+    assert main(["study", str(file), "--runs", str(tmp_path / "runs")]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: probes.other: --train: found no file {absent}, expected")
+    assert not (tmp_path / "runs").exists()
 
 
 def test_spread() -> None:

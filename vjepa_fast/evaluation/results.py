@@ -1,4 +1,4 @@
-"""Figures of merit of predictions: accuracies of classes, errors of values, mean over draws."""
+"""Figures of merit of predictions: accuracies, errors, mean over draws; and how files hold them."""
 
 from __future__ import annotations
 
@@ -93,3 +93,14 @@ def mean_and_std(values: Sequence[float]) -> tuple[float, float]:
     if len(values) < 2:
         return mean, math.nan
     return mean, math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (len(values) - 1))
+
+
+def json_data(value: object) -> object:
+    """JSON data, in which a number that is not finite is null."""
+    if isinstance(value, dict):
+        return {key: json_data(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [json_data(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

@@ -11,8 +11,9 @@ from pathlib import Path
 from vjepa_fast.data.manifest.replaced import replaced_atomically
 from vjepa_fast.errors import UserError
 from vjepa_fast.evaluation.kinds import PRETRAINED
+from vjepa_fast.evaluation.results import json_data
 from vjepa_fast.studies.picture import draw
-from vjepa_fast.studies.results import Cost, Score, Spread, machine_of, spread
+from vjepa_fast.studies.results import Cost, Score, Spread, flop_unit, machine_of, spread
 from vjepa_fast.studies.study import Study
 
 
@@ -74,7 +75,7 @@ def write_page(
     content = {
         "study": study.model_dump(mode="json"),
         "scores": [asdict(score) for score in scores],
-        "costs": [_finite(asdict(cost)) for cost in costs],
+        "costs": [json_data(asdict(cost)) for cost in costs],
         "failed": list(failed),
     }
     try:
@@ -90,10 +91,6 @@ def write_page(
             "folder of yours; name another"
         ) from None
     return page
-
-
-def _finite(row: dict) -> dict:
-    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
 
 
 def _text(
@@ -152,6 +149,7 @@ def results_table(study: Study, scores: Sequence[Score], costs: Sequence[Cost]) 
     """The Markdown table of the last checkpoints' scores, costs and collapse."""
     last = _of_last_step(scores)
     columns = list(dict.fromkeys(map(Column.of, last)))
+    unit, flops = flop_unit(costs)
     rows = []
     for features in dict.fromkeys(score.features for score in last):
         for variant in study.variants:
@@ -161,9 +159,9 @@ def results_table(study: Study, scores: Sequence[Score], costs: Sequence[Cost]) 
             name = variant if features == PRETRAINED else f"{features} ({variant})"
             cells = [_mean(s.value for s in own if Column.of(s) == column) for column in columns]
             its = [cost for cost in costs if cost.variant == variant and features == PRETRAINED]
-            rows.append((name, *cells, *_cost_cells(its)))
+            rows.append((name, *cells, *_cost_cells(its, flops)))
     titles = [column.title(columns) for column in columns]
-    return _table(("variant", *titles, "RankMe", "std across clips", "clips", "PFLOP"), rows)
+    return _table(("variant", *titles, "RankMe", "std across clips", "clips", unit), rows)
 
 
 def _of_last_step(scores: Sequence[Score]) -> list[Score]:
@@ -178,14 +176,14 @@ def _mean(values: Iterable[float]) -> str:
     return str(spread(found)) if found else "–"
 
 
-def _cost_cells(costs: Sequence[Cost]) -> tuple[str, str, str, str]:
+def _cost_cells(costs: Sequence[Cost], unit: float) -> tuple[str, str, str, str]:
     if not costs:
         return "", "", "", ""
     rank, std = (_spread(getattr(c, n) for c in costs) for n in ("rank_me", "std_across_clips"))
     collapsed = sum(cost.collapsed for cost in costs)
     verdict = f" ({collapsed} of {len(costs)} collapsed)" if collapsed else ""
     text = f"{std.mean:.2f}{verdict}" if std else "–"
-    flops = f"{costs[0].flops / 1e15:.3g}"
+    flops = f"{costs[0].flops / unit:.3g}"
     return f"{rank.mean:.1f}" if rank else "–", text, f"{costs[0].clips:,}", flops
 
 

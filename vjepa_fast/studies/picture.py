@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vjepa_fast.evaluation.kinds import PRETRAINED
-from vjepa_fast.studies.results import Cost, Score, spread
+from vjepa_fast.studies.results import Cost, Score, flop_unit, spread
 from vjepa_fast.studies.study import Study
 
 if TYPE_CHECKING:
@@ -20,7 +20,8 @@ def draw(study: Study, scores: Sequence[Score], costs: Sequence[Cost], path: Pat
     """Draw a panel for each label and save it.
 
     With `probe_every`, scores are drawn over the clips seen and, below, over the FLOPs; with an
-    axis, over its numbers; otherwise as a bar for each variant.
+    axis, over its numbers; with several shares of labels, over these; otherwise as a bar for each
+    variant.
     """
     import matplotlib
 
@@ -29,7 +30,9 @@ def draw(study: Study, scores: Sequence[Score], costs: Sequence[Cost], path: Pat
 
     labels = list(dict.fromkeys(score.label for score in scores))
     rows = 2 if study.probe_every else 1
-    height = 3.4 if study.axis or study.probe_every else 1.4 + 0.32 * _bars(scores, labels[0])
+    shares = len({score.share for score in scores}) > 1
+    bars = not (study.axis or study.probe_every or shares)
+    height = 1.4 + 0.32 * _bars(scores, labels[0]) if bars else 3.4
     size = (1.0 + 4.8 * len(labels), 0.4 + height * rows)
     figure, axes = plt.subplots(
         rows, len(labels), figsize=size, squeeze=False, layout="constrained"
@@ -41,6 +44,8 @@ def draw(study: Study, scores: Sequence[Score], costs: Sequence[Cost], path: Pat
                 _draw_progress(axes[row, column], own, costs, by)
         elif study.axis:
             _draw_axis(axes[0, column], own, study)
+        elif shares:
+            _draw_shares(axes[0, column], own)
         else:
             _draw_bars(axes[0, column], own, study)
         axes[0, column].set_title(label)
@@ -99,20 +104,28 @@ def _draw_axis(axes: Axes, scores: Sequence[Score], study: Study) -> None:
     _finish(axes, study.axis.name)
 
 
+def _draw_shares(axes: Axes, scores: Sequence[Score]) -> None:
+    for name in dict.fromkeys((_name(s), s.probe) for s in scores):
+        own = [s for s in scores if (_name(s), s.probe) == name]
+        _plot(axes, _series(own, lambda score: 100 * score.share), ", ".join(name))
+    axes.set_xscale("log")
+    _finish(axes, "labels (%)")
+
+
 def _draw_progress(axes: Axes, scores: Sequence[Score], costs: Sequence[Cost], by: str) -> None:
     total = {cost.variant: getattr(cost, by) for cost in costs}
     last = {v: max(s.step for s in scores if s.variant == v) for v in {s.variant for s in scores}}
-    unit = 1.0 if by == "clips" else 1e15
+    unit, divisor = ("clips seen", 1.0) if by == "clips" else flop_unit(costs)
 
     def place(score: Score) -> float:
-        return total[score.variant] * score.step / last[score.variant] / unit
+        return total[score.variant] * score.step / last[score.variant] / divisor
 
     trained = [score for score in scores if score.features == PRETRAINED]
     for name in dict.fromkeys(f"{s.variant}, {_kind(s)}" for s in trained):
         _plot(
             axes, _series([s for s in trained if f"{s.variant}, {_kind(s)}" == name], place), name
         )
-    _finish(axes, "clips seen" if by == "clips" else "PFLOP")
+    _finish(axes, unit)
 
 
 def _draw_bars(axes: Axes, scores: Sequence[Score], study: Study) -> None:

@@ -14,6 +14,8 @@ from vjepa_fast.training.monitoring.collapse import STD_FLOOR
 from vjepa_fast.training.monitoring.curves import points
 from vjepa_fast.training.monitoring.writer import read_metrics
 
+_FLOP_UNITS = ("EFLOP", 1e18), ("PFLOP", 1e15), ("TFLOP", 1e12), ("GFLOP", 1e9), ("MFLOP", 1e6)
+
 
 @dataclass(frozen=True)
 class Score:
@@ -59,6 +61,13 @@ class Spread:
     def __str__(self) -> str:
         text = f"{self.mean:.3f}"
         return text if math.isnan(self.std) else f"{text} ± {self.std:.3f}"
+
+
+def flop_unit(costs: Sequence[Cost]) -> tuple[str, float]:
+    """The unit for a table of these costs: its name, and its FLOPs. Of the dearest run it is the
+    largest unit that gives 1 or more."""
+    most = max((cost.flops for cost in costs), default=0.0)
+    return next((unit for unit in _FLOP_UNITS if most >= unit[1]), _FLOP_UNITS[-1])
 
 
 def spread(values: Iterable[float]) -> Spread:

@@ -5,9 +5,14 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vjepa_fast.commands.terminal import path_argument, positive_int
 from vjepa_fast.errors import UserError
+
+if TYPE_CHECKING:
+    from vjepa_fast.studies.plan import PlannedRun
+    from vjepa_fast.studies.study import Study
 
 HELP = "train and probe the runs of a study, and write its page"
 
@@ -46,15 +51,11 @@ def run(options: argparse.Namespace) -> int:
     from vjepa_fast.commands.cost_of_config import mean_clip_flops
     from vjepa_fast.studies.execute import run_study
     from vjepa_fast.studies.page import results_table, write_page
-    from vjepa_fast.studies.plan import plan_study
     from vjepa_fast.studies.results import cost_of, scores_of
-    from vjepa_fast.studies.study import read_study
 
-    name, study = read_study(options.study)
+    name, study, runs = checked(options.study, options.runs)
     for probe, own in study.probes.items():
-        baselines = ["--baselines", ",".join(study.baselines)] if study.baselines else []
-        _check_probe(probe, [*own, *baselines])
-    runs = plan_study(name, study, options.runs)
+        _check_manifest(probe, own)
     print(f"{name}: {len(runs)} runs of {len(study.variants)} variants, in {options.runs / name}")
     done = sum([run.is_done for run in runs])  # all are looked at, before any starts
     if done:
@@ -65,12 +66,52 @@ def run(options: argparse.Namespace) -> int:
     )
     finished = [run for run in runs if run.is_done]
     scores = scores_of(finished)
-    costs = [cost_of(run, mean_clip_flops(run.config)) for run in finished]
+    # Once a variant: its seeds differ in what was drawn alone.
+    flops: dict[str, float] = {}
+    for run in finished:
+        flops[run.variant] = flops.get(run.variant) or mean_clip_flops(run.config)
+    costs = [cost_of(run, flops[run.variant]) for run in finished]
     folders = [run.folder for run in finished]
     page = write_page(name, study, scores, costs, folders, failed, options.output)
     print("\n".join(results_table(study, scores, costs)))
     print(f"written to {page}")
     return 1 if failed else 0
+
+
+def checked(study: str, folder: Path) -> tuple[str, Study, list[PlannedRun]]:
+    """Read and plan a study; no data is looked at.
+
+    Args:
+        study: its name or its file.
+        folder: of all studies' runs.
+
+    Returns:
+        name, study and runs.
+
+    Raises:
+        UserError: a mistake in the study, in a config or in the options of a probe.
+    """
+    from vjepa_fast.studies.plan import plan_study
+    from vjepa_fast.studies.study import read_study
+
+    name, found = read_study(study)
+    baselines = ["--baselines", ",".join(found.baselines)] if found.baselines else []
+    for probe, own in found.probes.items():
+        _check_probe(probe, [*own, *baselines])
+    return name, found, plan_study(name, found, folder)
+
+
+def _check_manifest(name: str, options: Sequence[str]) -> None:
+    """Raise UserError for videos whose absence would end a probe after its run was trained."""
+    from vjepa_fast.commands.evaluation.probe import parsed
+
+    found = parsed(["--checkpoint", "planned", *options])
+    for option, path in (("--train", found.train), ("--test", found.test)):
+        if path and not path.is_file():
+            raise UserError(
+                f"probes.{name}: {option}: found no file {path}, expected a manifest; write it "
+                "(docs/studies.md says how for the demo data), or name another"
+            )
 
 
 def _check_probe(name: str, options: Sequence[str]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 
 from vjepa_fast.data.manifest.replaced import replaced_atomically
 from vjepa_fast.errors import UserError
@@ -14,7 +13,7 @@ from vjepa_fast.evaluation.places import RESULT
 from vjepa_fast.evaluation.probe import KindResult, Probing
 from vjepa_fast.evaluation.report.pictures import MOST_CLASSES, Curve, Matrix, draw_probe
 from vjepa_fast.evaluation.report.selection import best_heads, summary, whole_grid
-from vjepa_fast.evaluation.results import confusion_matrix
+from vjepa_fast.evaluation.results import confusion_matrix, json_data
 from vjepa_fast.evaluation.saved_probe import probe_file_name, save_probe
 from vjepa_fast.weights import weights_checksum
 
@@ -69,7 +68,7 @@ def write_results(probing: Probing) -> dict:
     matrices = _matrices(probing, most)
     result["confusion"] = {name: matrix.counts.tolist() for name, matrix in matrices.items()}
     result["saved"] = _save_heads(probing, most)
-    result = _plain(result)
+    result = json_data(result)
     picture = probing.output / PICTURE
     try:
         if draw_probe(picture, list(matrices.values()), _curves(probing.targets, rows)):
@@ -223,16 +222,5 @@ def _save_heads(probing: Probing, share: float) -> dict[str, str]:
         }
         saved[target.name] = probe_file_name(target.name)
         file = probing.output / saved[target.name]
-        save_probe(file, kind.stack.single(head), _plain(header))
+        save_probe(file, kind.stack.single(head), json_data(header))
     return saved
-
-
-def _plain(value: object) -> object:
-    """JSON data, in which a number that is not finite is null."""
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
