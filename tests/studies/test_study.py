@@ -15,7 +15,7 @@ from vjepa_fast.errors import UserError
 from vjepa_fast.studies.execute import Programs, run_study
 from vjepa_fast.studies.page import results_table, write_page
 from vjepa_fast.studies.plan import PlannedRun, plan_study
-from vjepa_fast.studies.results import Cost, Score, flop_unit, spread
+from vjepa_fast.studies.results import Cost, Score, cost_of, flop_unit, spread
 from vjepa_fast.studies.study import Study, read_study
 from vjepa_fast.training.checkpoint.format import Checkpoint
 
@@ -156,7 +156,10 @@ def test_the_table_has_mean_and_deviation_over_seeds(
     scores = [a_score("plain", seed, value) for seed, value in enumerate((0.25, 0.5, 0.75))]
     scores += [a_score("plain", 0, 0.9, step=2), a_score("pixels", 0, 0.5)]
     scores += [a_score("plain", 0, 0.125, features="random encoder")]
-    costs = [Cost("plain", seed, 4000, 2e15, 1.0, 7.0, std) for seed, std in ((0, 0.05), (1, 0.25))]
+    costs = [
+        Cost("plain", seed, 4000, 2e15, 1.0, 7.0, std, std < 0.1)
+        for seed, std in ((0, 0.05), (1, 0.25))
+    ]
     head, _, plain, pixels, random = results_table(study, scores, costs)
     assert head.startswith("| variant | digit, 10 % |") and head.endswith(" | clips | PFLOP |")
     assert plain == "| plain | 0.500 ± 0.250 | 7.0 | 0.15 (1 of 2 collapsed) | 4,000 | 2 |"
@@ -185,7 +188,7 @@ def test_every_kind_of_picture(described: Callable[..., dict], tmp_path: Path, k
         for step in ((2, 4) if kind == "progress" else (4,))
         for share in ((0.1, 1.0) if kind == "shares" else (0.1,))
     ]
-    costs = [Cost(variant, 0, 4000, 2e15, math.nan, 7.0, 0.3) for variant in study.variants]
+    costs = [Cost(variant, 0, 4000, 2e15, math.nan, 7.0, 0.3, False) for variant in study.variants]
     write_page("some", study, scores, costs, [], [], tmp_path)
     assert (tmp_path / "some.png").stat().st_size > 1000
 
@@ -197,9 +200,26 @@ def test_a_failure_is_not_explained_by_an_earlier_one(tmp_path: Path) -> None:
         Programs(1).run(["no_such_module"], log)
 
 
+@pytest.mark.parametrize(("variant", "judged"), [("plain", True), ("pixels", False)])
+def test_a_run_that_ends_collapsed_is_named_unless_it_predicts_pixels(
+    described: Callable[..., dict], tmp_path: Path, variant: str, judged: bool
+) -> None:
+    run = next(r for r in planned(described(), tmp_path / "runs") if r.variant == variant)
+    run.folder.mkdir(parents=True)
+    metrics = run.folder / "metrics.jsonl"
+    for last, collapsed in ((0.05, judged), (0.15, False)):
+        rows = [{"step": 0, "std_across_clips": 0.2}, {"step": 2, "std_across_clips": last}]
+        metrics.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        cost = cost_of(run, 1e6)
+        assert (cost.collapsed, cost.std_across_clips) == (collapsed, last)
+        clips = 4 * run.config.optim.global_batch
+        assert (cost.clips, cost.flops) == (clips, clips * 1e6)
+        assert math.isnan(cost.rank_me) and math.isnan(cost.hours)
+
+
 def test_the_unit_of_flops_suits_the_dearest_run() -> None:
     def unit(*flops: float) -> str:
-        return flop_unit([Cost("a", 0, 1, f, 1.0, 1.0, 1.0) for f in flops])[0]
+        return flop_unit([Cost("a", 0, 1, f, 1.0, 1.0, 1.0, False) for f in flops])[0]
 
     assert unit(3e12, 2e9) == "TFLOP" and unit(1e15) == "PFLOP" and unit(9e14) == "TFLOP"
     assert unit(5e22) == "EFLOP" and unit(12.0) == unit() == "MFLOP"

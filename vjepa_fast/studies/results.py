@@ -34,7 +34,8 @@ class Score:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a run took, and its last measures of collapse (NaN if there are none)."""
+    """What a run took, its last measures of collapse (NaN if there are none), and the collapse
+    monitor's verdict on them, which does not judge runs on pixels."""
 
     variant: str
     seed: int
@@ -43,11 +44,7 @@ class Cost:
     hours: float
     rank_me: float
     std_across_clips: float
-
-    @property
-    def collapsed(self) -> bool:
-        """The collapse monitor's verdict."""
-        return self.std_across_clips < STD_FLOOR
+    collapsed: bool
 
 
 @dataclass(frozen=True)
@@ -112,7 +109,8 @@ def cost_of(run: PlannedRun, clip_flops: float) -> Cost:
         before = done
     hours = seconds / 3600 if before else math.nan
     rank_me, std = (values[0][1] if values else math.nan for values in last.values())
-    return Cost(run.variant, run.seed, clips, clips * clip_flops, hours, rank_me, std)
+    collapsed = std < STD_FLOOR and run.config.objective == "features"
+    return Cost(run.variant, run.seed, clips, clips * clip_flops, hours, rank_me, std, collapsed)
 
 
 def machine_of(folder: Path) -> str:
