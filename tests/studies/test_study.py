@@ -164,7 +164,7 @@ def test_the_table_has_mean_and_deviation_over_seeds(
     assert head.startswith("| variant | digit, 10 % |") and head.endswith(" | clips | PFLOP |")
     assert plain == "| plain | 0.500 ± 0.250 | 7.0 | 0.15 (1 of 2 collapsed) | 4,000 | 2 |"
     assert pixels.startswith("| pixels | 0.500 |")  # of one seed there is no deviation
-    assert random.startswith("| random encoder (plain) | 0.125 |")
+    assert random.startswith("| baseline: random encoder | 0.125 |")
 
     page = write_page("some", study, scores, costs, [], ["runs/x: failed"], tmp_path)
     text = page.read_text()
@@ -258,7 +258,7 @@ def test_a_study_runs_fails_in_words_and_goes_on(
     assert "no/such.csv" in printed
     text = (output / "some.md").read_text()
     assert text.count("Not done:") == 2 and "which failed" in text
-    assert "| pixels | " in text and "| random encoder (plain) | " in text
+    assert "| pixels | " in text and "| baseline: random encoder | " in text
     assert Checkpoint.find(runs / "some/pixels/seed0").result_weights == "master"
 
     # Again: nothing of what is done is done again, and what failed goes on.

@@ -156,10 +156,9 @@ def results_table(study: Study, scores: Sequence[Score], costs: Sequence[Cost]) 
             own = [s for s in last if (s.features, s.variant) == (features, variant)]
             if not own:
                 continue
-            name = variant if features == PRETRAINED else f"{features} ({variant})"
             cells = [_mean(s.value for s in own if Column.of(s) == column) for column in columns]
             its = [cost for cost in costs if cost.variant == variant and features == PRETRAINED]
-            rows.append((name, *cells, *_cost_cells(its, flops)))
+            rows.append((own[0].name, *cells, *_cost_cells(its, flops)))
     titles = [column.title(columns) for column in columns]
     return _table(("variant", *titles, "RankMe", "std across clips", "clips", unit), rows)
 

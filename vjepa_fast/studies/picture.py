@@ -60,12 +60,8 @@ def _kind(score: Score) -> str:
     return " ".join([score.probe, *parts])
 
 
-def _name(score: Score) -> str:
-    return score.variant if score.features == PRETRAINED else score.features
-
-
 def _bars(scores: Sequence[Score], label: str) -> int:
-    return len({(_name(s), _kind(s)) for s in scores if s.label == label})
+    return len({(s.name, _kind(s)) for s in scores if s.label == label})
 
 
 def _series(scores: Sequence[Score], place: Callable[[Score], float]) -> Series:
@@ -97,18 +93,21 @@ def _draw_axis(axes: Axes, scores: Sequence[Score], study: Study) -> None:
     for kind in dict.fromkeys(map(_kind, trained)):
         own = [score for score in trained if _kind(score) == kind]
         _plot(axes, _series(own, lambda score: study.axis.values[score.variant]), kind)
-    for score in _means(s for s in scores if s.features != PRETRAINED):
-        axes.axhline(score[1], color="grey", linestyle=":", label=score[0])
+    for name, mean in _means([s for s in scores if s.features != PRETRAINED]):
+        axes.axhline(mean, color="grey", linestyle=":", label=name)
     if study.axis.log:
         axes.set_xscale("log")
     _finish(axes, study.axis.name)
 
 
 def _draw_shares(axes: Axes, scores: Sequence[Score]) -> None:
-    for name in dict.fromkeys((_name(s), s.probe) for s in scores):
-        own = [s for s in scores if (_name(s), s.probe) == name]
+    for name in dict.fromkeys((s.name, s.probe) for s in scores):
+        own = [s for s in scores if (s.name, s.probe) == name]
         _plot(axes, _series(own, lambda score: 100 * score.share), ", ".join(name))
     axes.set_xscale("log")
+    axes.minorticks_off()
+    ticks = sorted({100 * score.share for score in scores})
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     _finish(axes, "labels (%)")
 
 
@@ -129,12 +128,12 @@ def _draw_progress(axes: Axes, scores: Sequence[Score], costs: Sequence[Cost], b
 
 
 def _draw_bars(axes: Axes, scores: Sequence[Score], study: Study) -> None:
-    order = list(dict.fromkeys([*study.variants, *map(_name, scores)]))
+    order = list(dict.fromkeys([*study.variants, *(s.name for s in scores)]))
     kinds = list(dict.fromkeys(map(_kind, scores)))
     names, means, deviations, colors = [], [], [], []
     for name in order:
         for kind in kinds:
-            own = [s.value for s in scores if (_name(s), _kind(s)) == (name, kind)]
+            own = [s.value for s in scores if (s.name, _kind(s)) == (name, kind)]
             if own:
                 found = spread(own)
                 names.append(name if len(kinds) == 1 else f"{name}, {kind}")
@@ -151,5 +150,5 @@ def _draw_bars(axes: Axes, scores: Sequence[Score], study: Study) -> None:
 def _means(scores: Sequence[Score]) -> list[tuple[str, float]]:
     found: dict[str, list[float]] = {}
     for score in scores:
-        found.setdefault(f"{score.features}, {_kind(score)}", []).append(score.value)
+        found.setdefault(f"{score.name}, {_kind(score)}", []).append(score.value)
     return [(name, spread(values).mean) for name, values in found.items()]

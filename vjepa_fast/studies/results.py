@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from vjepa_fast.evaluation.kinds import PRETRAINED
 from vjepa_fast.evaluation.results import mean_and_std
 from vjepa_fast.studies.plan import PlannedProbe, PlannedRun
 from vjepa_fast.training.monitoring.collapse import STD_FLOOR
@@ -30,6 +31,11 @@ class Score:
     features: str
     measure: str
     value: float
+
+    @property
+    def name(self) -> str:
+        """Whose it is: the variant's, or a baseline's."""
+        return self.variant if self.features == PRETRAINED else f"baseline: {self.features}"
 
 
 @dataclass(frozen=True)
