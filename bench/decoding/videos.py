@@ -18,6 +18,7 @@ ENCODERS = {
     # Closed GOPs: after a seek into open ones decord shows other frames than were asked for.
     "hevc": ("libx265", "mp4", {"preset": "veryfast", "x265-params": "log-level=error:open-gop=0"}),
     "vp9": ("libvpx-vp9", "webm", {"deadline": "realtime", "cpu-used": "8", "crf": "32"}),
+    "av1": ("libsvtav1", "mp4", {"preset": "8", "crf": "32", "svtav1-params": "lp=1"}),
 }
 _BITS = 10  # of a frame's number
 _DETAIL = 4.0  # standard deviation of the finest texture, gray levels

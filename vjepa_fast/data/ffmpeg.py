@@ -14,10 +14,19 @@ class BadVideo(Exception):
     """A video that cannot be used; the message is the reason, in words for the user."""
 
 
-def open_video(url: str) -> av.container.InputContainer:
-    """Open a file, or what `manifest.location.entry_url` returns, for reading."""
+def open_video(url: str, probe: bool = True) -> av.container.InputContainer:
+    """Open a file, or what `manifest.location.entry_url` returns, for reading.
+
+    Args:
+        probe: let FFmpeg decode what it needs to tell all properties of the streams. Without,
+            those may be wrong that only frames tell, such as H.264's format of pixels and how many
+            frames it stores in another order than it shows them; decoding finds them out.
+    """
     # pattern_type: a "%" in the name of an image is no pattern. Titles need not be UTF-8.
-    return av.open(url, metadata_errors="replace", options={"pattern_type": "none"})
+    options = {"pattern_type": "none"}
+    if not probe:  # FFmpeg's probe reads one packet and decodes none
+        options |= {"probesize": "32", "skip_frame": "all"}
+    return av.open(url, metadata_errors="replace", options=options)
 
 
 def video_stream(

@@ -20,7 +20,7 @@ from tests.data.frames.makers.numbered_videos import (
 )
 from vjepa_fast.data.decode.pyav import decode_pixels
 from vjepa_fast.data.ffmpeg import open_video, video_stream
-from vjepa_fast.data.frames.nonreference import NonReference
+from vjepa_fast.data.frames.roles import Role, Roles
 from vjepa_fast.data.frames.seek import NEAR_START, SeekError, numbered_frames
 from vjepa_fast.data.manifest.entry import Seek
 from vjepa_fast.data.plan.clip_plan import ClipPlan
@@ -121,8 +121,8 @@ def unused_frames(path):
     """By number, whether a frame may be left out."""
     with open_video(str(path)) as container:
         stream = video_stream(container)
-        is_unused = NonReference(stream)
-        packets = [(p.pts, is_unused(p)) for p in container.demux(stream) if p.size]
+        role_of = Roles(stream)
+        packets = [(p.pts, role_of(p) is Role.UNUSED) for p in container.demux(stream) if p.size]
     return dict(enumerate(unused for _, unused in sorted(packets)))
 
 
@@ -131,7 +131,7 @@ def test_only_the_highest_sublayer_is_left_out(tmp_path):
     path = encode("hevc", "layers", tmp_path / "video.mkv")
     with open_video(str(path)) as container:
         stream = video_stream(container)
-        is_unused = NonReference(stream)
+        role_of = Roles(stream)
         layers = {True: set(), False: set()}
         for packet in container.demux(stream):
             if packet.size:
@@ -139,7 +139,7 @@ def test_only_the_highest_sublayer_is_left_out(tmp_path):
                 data, at = bytes(packet), 4
                 while at + int.from_bytes(data[at - 4 : at]) + 4 < len(data):
                     at += int.from_bytes(data[at - 4 : at]) + 4
-                layers[is_unused(packet)].add(data[at + 1] & 7)
+                layers[role_of(packet) is Role.UNUSED].add(data[at + 1] & 7)
     assert layers[True] == {3} and layers[False] >= {1, 2}
 
 
@@ -227,10 +227,10 @@ def test_sublayers_are_read_before_their_key_frame(tmp_path):
     path = encode("hevc", "bframes", tmp_path / "video.mkv")
     with open_video(str(path)) as container:
         stream = video_stream(container)
-        is_unused = NonReference(stream)
+        role_of = Roles(stream)
         packets = [packet for packet in container.demux(stream) if packet.size]
-        assert any(map(is_unused, packets))
+        assert Role.UNUSED in map(role_of, packets)
         # A sequence parameter set (kind 33) of three sub-layers, in a packet that is no key frame.
         unit = bytes([33 << 1, 1, 2 << 1, 0])
-        assert not is_unused(av.Packet(len(unit).to_bytes(4) + unit))
-        assert not any(map(is_unused, packets))
+        assert role_of(av.Packet(len(unit).to_bytes(4) + unit)) is Role.KEPT
+        assert Role.UNUSED not in map(role_of, packets)

@@ -23,6 +23,8 @@ from vjepa_fast.data.workers.process_pool import ProcessPool
 from vjepa_fast.data.workers.thread_pool import CLIP_SECONDS
 from vjepa_fast.errors import UserError
 
+_MP4 = (".mp4", ".m4v", ".mov")  # FFmpeg knows these containers by their first bytes
+
 
 class PyavDecoder:
     """Decodes planned clips to uint8 [B, T, S, S, 3] on `device` in `num_workers` processes.
@@ -166,15 +168,12 @@ def _fill(
     """Write the crops of the frames with the `wanted` (ascending, distinct) numbers to `squares`,
     uint8 [crops, frames, S, S, 3].
     """
-    seeks = [Seek.NEVER]
-    if entry.seek and (wanted[0] >= NEAR_START or entry.seek == Seek.BY_STAMP):
-        seeks.insert(0, Seek(entry.seek))
     found = 0
     try:
-        for seek in seeks:
+        for seek, probe in _ways(entry, int(wanted[0])):
             with suppress(SeekError):
                 found = 0
-                for frame in _wanted_frames(entry, wanted.tolist(), seek):
+                for frame in _wanted_frames(entry, wanted.tolist(), seek, probe):
                     for cropper, video in zip(croppers, squares, strict=True):
                         cropper(frame, video[found])
                     found += 1
@@ -197,14 +196,31 @@ def _fill(
         )
 
 
-def _wanted_frames(entry: ManifestEntry, wanted: list[int], seek: Seek) -> Iterator[av.VideoFrame]:
+def _ways(entry: ManifestEntry, first: int) -> Iterator[tuple[Seek, bool]]:
+    """The ways to the frames from number `first` on, the cheapest one first: how to seek, and
+    whether to probe the file when it is opened.
+    """
+    if entry.seek == Seek.BY_STAMP:
+        # What a probe would tell but the order of the frames, the decoder finds out as well, and
+        # the order is checked after this seek. Of other codecs FFmpeg's probe decodes nothing.
+        if entry.codec == "h264" and entry.path.lower().endswith(_MP4):
+            yield Seek.BY_STAMP, False
+        yield Seek.BY_STAMP, True
+    elif entry.seek and first >= NEAR_START:
+        yield Seek(entry.seek), True
+    yield Seek.NEVER, True
+
+
+def _wanted_frames(
+    entry: ManifestEntry, wanted: list[int], seek: Seek, probe: bool
+) -> Iterator[av.VideoFrame]:
     """The frames with the `wanted` (ascending, distinct) numbers; fewer where the video ends early.
 
     Raises:
         BadVideo: a frame has another size, or the decoder concealed errors in it.
         SeekError: the seek did not lead to the frames.
     """
-    with open_video(entry_url(entry)) as container:
+    with open_video(entry_url(entry), probe) as container:
         stream = video_stream(container, entry.stream)
         if stream is None:
             return

@@ -8,8 +8,9 @@ whether a seek can tell these numbers (`addressing.py`), and how:
 
 Where the container's list has every frame (MP4, MOV), nothing before the key frame is read.
 Elsewhere all packets are read, but not decoded. By time stamp, frames that are not wanted are not
-decoded where no other frame refers to them, nor is anything after the last wanted one. What a seek
-finds is checked: after it, the decoder must return all that it was given, in order of the numbers.
+decoded where no other frame refers to them, nor is anything between the last wanted frame and a key
+frame that needs nothing before it, or the end. What a seek finds is checked: after it, the decoder
+must return all that it was given, in order of the numbers.
 """
 
 from __future__ import annotations
@@ -23,12 +24,13 @@ from itertools import chain
 import av
 
 from vjepa_fast.data.ffmpeg import count_frame
-from vjepa_fast.data.frames.nonreference import NonReference
+from vjepa_fast.data.frames.roles import Role, Roles
 from vjepa_fast.data.manifest.entry import Seek
 
 # How many frames may be stored after a key frame and shown before it: decoders of H.264 and H.265
 # may hold back 16 frames.
 REORDERED = 16
+_HELD = 256  # packets at most that wait for a key frame which makes them needless
 # Below this frame, decoding from the first one is cheaper than finding the key frames.
 NEAR_START = 32
 _Numbered = Iterator[tuple[int, av.VideoFrame]]
@@ -182,7 +184,6 @@ def _decoded(
             order of their numbers; or the first of them is no key frame to the decoder: containers
             may call any frame so.
     """
-    is_unused = NonReference(stream)
     kept = set() if wanted is None else wanted | {-1, key}
     to_come = set() if wanted is None else set(wanted)
     number_of: dict[int, int] = {}  # by time stamp, of packets in the decoder
@@ -199,9 +200,7 @@ def _decoded(
                 begun = True
             yield number, frame
 
-    for number, packet in packets:
-        if wanted is not None and is_unused(packet) and number not in kept:
-            continue
+    for number, packet in packets if wanted is None else _needed(packets, Roles(stream), kept):
         if number >= 0:
             number_of[packet.pts] = number
         if number >= key:
@@ -211,6 +210,21 @@ def _decoded(
         if wanted is not None and not to_come:
             yield from checked(stream.decode(None))  # what the decoder holds back
             return
+
+
+def _needed(packets: _NumberedPackets, role_of: Roles, kept: set[int]) -> _NumberedPackets:
+    """The packets whose numbers are in `kept`, and those that they may need."""
+    held: list[tuple[int, av.Packet]] = []  # needed if a kept one comes before the next start
+    for number, packet in packets:
+        role, is_kept = role_of(packet), number in kept
+        if role is Role.UNUSED and not is_kept:
+            continue
+        if role is Role.START:
+            held.clear()
+        held.append((number, packet))
+        if is_kept or role is Role.KEPT or len(held) > _HELD:
+            yield from held
+            held.clear()
 
 
 def _from_key_in_order(
