@@ -3,8 +3,10 @@
 Encodes videos whose frames show their frame numbers. A decoder is timed only after a check that its
 clips have the planned frames and the pixels of PyAV's clips. Each decoder has its own process, and
 they take turns, one at a time, on the same clips. Figures are medians over the rounds.
-PyAV and DALI run as in training. decord and torchcodec, if installed, decode one clip per thread,
-with the same crop and resize in torch. CPU time is that of all processes and threads.
+PyAV and DALI run as in training: PyAV in processes of its own, from which the clips are copied.
+"pyav alone", and decord and torchcodec if installed, decode one clip per thread, decord and
+torchcodec with the same crop and resize in torch; all end with the same uint8 tensors.
+CPU time is that of all processes and threads.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ import numpy as np
 import torch
 
 from common import count, describe, machine_text, new_file, spread, spread_text
-from decoding.providers import BASELINE, OTHERS, PROVIDERS, obstacles, versions
+from decoding.providers import BASELINE, OTHERS, OURS, PROVIDERS, obstacles, versions
 from decoding.side import BATCH, STEP, Side, serve
 from decoding.videos import ENCODERS, make_video
 
@@ -77,7 +79,7 @@ def run_case(case: dict, sides: list[Side], options: argparse.Namespace) -> Iter
         row |= {key: statistics.median(one[key] for one in found) for key in found[0]}
         row["cpu_ms"] = spread(np.array([one["cpu_ms_per_clip"] for one in found]))
         row |= {"batches": batches, "bytes": case["bytes"], "b_frames": case["b_frames"]}
-        if name == BASELINE:
+        if name in OURS:
             row["cpu_to"] = {
                 other: statistics.median(_ratios(found, rounds[other]))
                 for other in OTHERS

@@ -22,12 +22,14 @@ from vjepa_fast.errors import UserError
 _DALI = ("nvidia-dali-cuda130", "nvidia-dali-cuda120")  # one per CUDA version
 PACKAGES = {
     "pyav": ("av",),
+    "pyav alone": ("av",),
     "dali cpu": _DALI,
     "dali gpu": _DALI,
     "decord": ("decord",),
     "torchcodec": ("torchcodec",),
 }
 BASELINE = "pyav"
+OURS = (BASELINE, "pyav alone")  # as the trainer decodes; one clip per thread, as the others do
 OTHERS = ("decord", "torchcodec")  # not ours
 _AHEAD = 2  # batches, as many as ours
 # Mean difference from PyAV's pixels in gray levels: rounding and chroma differ between decoders.
@@ -35,6 +37,7 @@ TOLERANCE = 4.0
 
 Batches = Iterable[list[int]]
 Decode = Callable[[ClipPlanner, Batches, int, int], Iterator[torch.Tensor]]
+DecodeOne = Callable[[ClipPlan, ManifestEntry, int], torch.Tensor]  # uint8 [T, S, S, 3]
 
 
 def _ours(backend: str, device: str) -> Decode:
@@ -54,9 +57,8 @@ def _ours(backend: str, device: str) -> Decode:
     return decode
 
 
-def _clip_by_clip(read_frames: Callable[[ManifestEntry, np.ndarray], np.ndarray]) -> Decode:
-    """Make a loader from a function that reads frames [n, H, W, 3]: one clip per thread, as many
-    batches ahead as ours."""
+def _resized(read_frames: Callable[[ManifestEntry, np.ndarray], np.ndarray]) -> DecodeOne:
+    """Make a function that decodes a clip from one that reads frames [n, H, W, 3]."""
 
     def one(plan: ClipPlan, entry: ManifestEntry, crop_size: int) -> torch.Tensor:
         wanted, order = np.unique(plan.frames, return_inverse=True)
@@ -68,6 +70,13 @@ def _clip_by_clip(read_frames: Callable[[ManifestEntry, np.ndarray], np.ndarray]
             frames.permute(0, 3, 1, 2), (crop_size, crop_size), mode="bilinear", antialias=True
         ).permute(0, 2, 3, 1)[torch.from_numpy(order)]
         return video.flip(2) if plan.flip else video
+
+    return one
+
+
+def _clip_by_clip(one: DecodeOne) -> Decode:
+    """Make a loader from a function that decodes a clip: one clip per thread, as many batches ahead
+    as ours."""
 
     def decode(planner: ClipPlanner, batches: Batches, crop_size: int, threads: int) -> Iterator:
         batches = iter(batches)
@@ -104,8 +113,9 @@ PROVIDERS: dict[str, Decode] = {
     "pyav": _ours("pyav", "cpu"),
     "dali cpu": _ours("dali", "cpu"),
     "dali gpu": _ours("dali", "cuda"),
-    "decord": _clip_by_clip(_decord),
-    "torchcodec": _clip_by_clip(_torchcodec),
+    "pyav alone": _clip_by_clip(decode_clip),
+    "decord": _clip_by_clip(_resized(_decord)),
+    "torchcodec": _clip_by_clip(_resized(_torchcodec)),
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import av
@@ -20,6 +21,7 @@ ENCODERS = {
     "vp9": ("libvpx-vp9", "webm", {"deadline": "realtime", "cpu-used": "8", "crf": "32"}),
     "av1": ("libsvtav1", "mp4", {"preset": "8", "crf": "32", "svtav1-params": "lp=1"}),
 }
+os.environ["SVT_LOG"] = "1"  # of SVT-AV1: errors only
 _BITS = 10  # of a frame's number
 _DETAIL = 4.0  # standard deviation of the finest texture, gray levels
 

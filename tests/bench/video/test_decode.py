@@ -39,16 +39,19 @@ def case(bench, tmp_path):
 
 def test_it_makes_checks_and_times(bench, tmp_path, capsys):
     output = tmp_path / "rows.jsonl"
-    arguments = [*ONE_CASE, "--providers", "pyav", "dali cpu", "--rounds", "2", "--seconds", "0.1"]
+    arguments = [*ONE_CASE, "--providers", "pyav", "pyav alone", "dali cpu"]
+    arguments += ["--rounds", "2", "--seconds", "0.1"]
     assert bench.main([*arguments, "--output", str(output)]) == 0
     rows = [json.loads(line) for line in output.read_text().splitlines()]
     assert [(row["provider"], row["codec"], row["baseline"]) for row in rows] == [
         ("pyav", "h264", True),
+        ("pyav alone", "h264", False),
         ("dali cpu", "h264", False),
         ("pyav", "vp9", True),
+        ("pyav alone", "vp9", False),
         ("dali cpu", "vp9", False),
     ]
-    skipped = rows.pop(1)
+    skipped = rows.pop(2)
     assert (
         "DALI decodes none of the videos on cpu: 1 h264" in skipped["skipped"]
         and "clips_per_s" not in skipped
@@ -85,18 +88,20 @@ def test_the_decoders_take_turns_and_the_ratio_is_of_the_same_round(bench):
         Scripted("pyav", asked, [9e9, 10.0, 30.0, 21.0]),
         Scripted("dali cpu", asked, start={"skipped": "not here"}),
         Scripted("decord", asked, [1.0, 20.0, 40.0, 30.0]),
+        Scripted("pyav alone", asked, [1.0, 10.0, 10.0, 21.0]),
     ]
     case = dict.fromkeys(("codec", "width", "height", "gop", "num_frames", "bytes", "b_frames"), 1)
     options = argparse.Namespace(rounds=3, seconds=1.0)
-    ours, skipped, other = bench.run_case(case, sides, options)
+    ours, skipped, other, alone = bench.run_case(case, sides, options)
     assert [name for name, what in asked if what == "batches"] == [
-        "pyav",
-        "decord",
-        "decord",
-        "pyav",
-    ] * 2
+        *("pyav", "decord", "pyav alone"),
+        *("decord", "pyav alone", "pyav"),
+        *("pyav alone", "pyav", "decord"),
+        *("pyav", "decord", "pyav alone"),
+    ]
     assert (ours["cpu_ms_per_clip"], other["cpu_ms_per_clip"]) == (21.0, 30.0)
     assert ours["cpu_to"] == {"decord": 0.7} and "cpu_to" not in other
+    assert alone["cpu_to"] == {"decord": 0.5}
     assert ours["batches"] == other["batches"] == 10
     assert skipped["skipped"] == "not here" and "cpu_ms" not in skipped
 

@@ -20,6 +20,7 @@ from tests.data.frames.makers.numbered_videos import (
 )
 from vjepa_fast.data.decode.pyav import decode_pixels
 from vjepa_fast.data.ffmpeg import open_video, video_stream
+from vjepa_fast.data.frames import seek
 from vjepa_fast.data.frames.roles import Role, Roles
 from vjepa_fast.data.frames.seek import NEAR_START, SeekError, numbered_frames
 from vjepa_fast.data.manifest.entry import Seek
@@ -27,12 +28,17 @@ from vjepa_fast.data.plan.clip_plan import ClipPlan
 from vjepa_fast.data.prepare.inspect import probe_video
 from vjepa_fast.errors import UserError
 
+_X264 = "bframes=3:b-adapt=0:scenecut=0:keyint=GOP:min-keyint=GOP"
 _X265 = "log-level=none:keyint=GOP:pools=1:frame-threads=1:bframes=4:b-adapt=0"
 MORE = {
     "h264": {
         "slices": Encoding("libx264", {"x264-params": "slices=4:bframes=3:b-adapt=0:keyint=GOP"}),
+        "headers": Encoding("libx264", {"x264-params": f"{_X264}:repeat-headers=1"}),
     },
     "hevc": {
+        "headers": Encoding(
+            "libx265", {"preset": "ultrafast", "x265-params": f"{_X265}:repeat-headers=1"}
+        ),
         "layers": Encoding(
             "libx265", {"preset": "ultrafast", "x265-params": f"{_X265}:temporal-layers=3"}
         ),
@@ -117,13 +123,63 @@ def test_frames_that_no_other_needs_are_not_decoded(tmp_path, codec):
     assert abs(count - (wanted[-1] + 1 - len(spared))) <= 4
 
 
-def unused_frames(path):
-    """By number, whether a frame may be left out."""
+def roles(path):
+    """Of the packets, in stored order, by time stamp."""
     with open_video(str(path)) as container:
         stream = video_stream(container)
         role_of = Roles(stream)
-        packets = [(p.pts, role_of(p) is Role.UNUSED) for p in container.demux(stream) if p.size]
-    return dict(enumerate(unused for _, unused in sorted(packets)))
+        return {packet.pts: role_of(packet) for packet in container.demux(stream) if packet.size}
+
+
+def unused_frames(path):
+    """By number, whether a frame may be left out."""
+    return dict(enumerate(role is Role.UNUSED for _, role in sorted(roles(path).items(), key=at)))
+
+
+def at(stamp_and_role):
+    return stamp_and_role[0]
+
+
+@pytest.mark.parametrize("held", [256, 2])
+@pytest.mark.parametrize("codec", ["h264", "hevc", "vp8", "vp9"])
+def test_frames_before_a_key_frame_that_needs_none_of_them_are_not_decoded(
+    tmp_path, monkeypatch, codec, held
+):
+    """With room for few packets more are decoded, but no others shown."""
+    monkeypatch.setattr(seek, "_HELD", held)
+    path = encode(codec, "plain", tmp_path / "video.mkv")
+    assert [role is Role.START for role in roles(path).values()] == [
+        number % GOP == 0 for number in range(FRAMES)
+    ]
+    expected = all_frames(path)
+    wanted = [40, 41, 43, 77, 107]  # of the GOPs from 30, 75 and 105 on, and none from 45 and 60 on
+    count, found = decoded(path, wanted, FRAMES, Seek.BY_STAMP)
+    assert all(np.array_equal(found[number], expected[number]) for number in wanted)
+    needed = (44 - 30) + (78 - 75) + (108 - 105)
+    assert count == needed if held > GOP else needed < count < 108 - 30
+
+
+@pytest.mark.parametrize("codec", ["mjpeg", "prores"])
+def test_of_codecs_without_references_only_wanted_frames_are_decoded(tmp_path, codec):
+    path = encode(codec, "plain", tmp_path / "video.mkv")
+    expected, wanted = all_frames(path), [40, 44, 48, 90]
+    count, found = decoded(path, wanted, FRAMES, Seek.BY_STAMP)
+    assert all(np.array_equal(found[number], expected[number]) for number in wanted)
+    assert count == len(wanted)
+
+
+@pytest.mark.parametrize("codec", ["h264", "hevc"])
+def test_a_key_frame_that_others_refer_across_is_no_start(tmp_path, codec):
+    path = encode(codec, "open", tmp_path / "video.mkv")
+    found = list(roles(path).values())
+    assert found.count(Role.START) == 1 and found[0] is Role.START
+
+
+@pytest.mark.parametrize("codec", ["h264", "hevc"])
+def test_parameters_within_the_stream_are_decoded_in_any_case(tmp_path, codec):
+    path = encode(codec, "headers", tmp_path / "video.mp4")
+    found = list(roles(path).values())
+    assert found.count(Role.KEPT) == FRAMES // GOP and Role.START not in found
 
 
 def test_only_the_highest_sublayer_is_left_out(tmp_path):

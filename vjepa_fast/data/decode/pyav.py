@@ -220,20 +220,22 @@ def _wanted_frames(
         BadVideo: a frame has another size, or the decoder concealed errors in it.
         SeekError: the seek did not lead to the frames.
     """
-    with open_video(entry_url(entry), probe) as container:
-        stream = video_stream(container, entry.stream)
-        if stream is None:
-            return
-        try:
+    try:
+        with open_video(entry_url(entry), probe) as container:
+            stream = video_stream(container, entry.stream)
+            if stream is None:
+                if seek:
+                    raise SeekError
+                return
             numbered = numbered_frames(container, stream, wanted[0], entry.frames, seek, wanted)
             for frame in _chosen(numbered, wanted, seek):
                 if (frame.width, frame.height) != entry.stored_size:
                     raise BadVideo(f"a frame of {frame.width}x{frame.height} pixels")
                 yield frame
-        except av.error.FFmpegError as error:
-            if seek:  # an index may lead nowhere though the file decodes from its start
-                raise SeekError from error
-            raise
+    except av.error.FFmpegError as error:
+        if seek:  # an index may lead nowhere though the file decodes from its start
+            raise SeekError from error
+        raise
 
 
 def _chosen(
