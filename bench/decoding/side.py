@@ -59,8 +59,10 @@ class Decoding:
         if video.is_cuda:
             torch.cuda.synchronize()  # its resize and flip may still be running
         # As many batches are decoded ahead as before.
+        looking = time.thread_time()
         wall = until_quiet(self._processes) - start
-        cpu = cpu_seconds(self._processes) - cpu
+        looking = time.thread_time() - looking
+        cpu = cpu_seconds(self._processes) - cpu - looking
         clips = batches * BATCH
         return {
             "clips_per_s": clips / wall,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -43,12 +44,28 @@ def resident_mib() -> float:
 
 
 def until_quiet(pids: Sequence[int]) -> float:
-    """Wait until these processes do nothing; when that began, by `time.perf_counter`."""
+    """Wait until these processes do nothing; when that began, by `time.perf_counter`.
+
+    A thread that is ready to run, but has no core on a busy machine, is not quiet.
+    """
     ended, before = time.perf_counter(), cpu_seconds(pids)
-    while time.perf_counter() - ended < _QUIET:
+    while time.perf_counter() - ended < _QUIET or _is_ready(pids):
         time.sleep(_QUIET / 10)
         now = cpu_seconds(pids)
         if now - before > _QUIET / 100:  # more than this look itself costs
             ended = time.perf_counter()
         before = now
     return ended
+
+
+def _is_ready(pids: Sequence[int]) -> bool:
+    """Whether a thread of these processes, but the calling one, runs, is ready to or reads a disk
+    (state R or D).
+    """
+    for pid in pids:
+        for path in Path(f"/proc/{pid}/task").glob("[0-9]*/stat"):
+            with suppress(OSError):  # it has ended
+                state = path.read_text().rpartition(")")[2].split()[0]
+                if state in "RD" and int(path.parent.name) != threading.get_native_id():
+                    return True
+    return False

@@ -134,6 +134,20 @@ def test_quiet_is_when_the_work_has_ended(bench):
         process.communicate(b"\n")
 
 
+def test_what_is_ready_to_run_is_not_quiet(bench):
+    """On a busy machine it may have no core for longer than `until_quiet` waits."""
+    usage = sys.modules["decoding.usage"]
+    for program, ready in (("input()", False), ("print(flush=True)\nwhile True: pass", True)):
+        command = [sys.executable, "-c", "print(flush=True)\n" + program]
+        with subprocess.Popen(command, stdin=-1, stdout=-1) as process:
+            for _ in range(1 + ready):
+                process.stdout.readline()
+            while not ready and usage._is_ready([process.pid]):
+                time.sleep(0.01)
+            assert usage._is_ready([process.pid]) == ready
+            process.kill()
+
+
 def test_numbers_are_read_at_any_size(bench, tmp_path):
     manifest, facts = bench.make_video(tmp_path, "vp9", (200, 64), 12, 20)
     assert manifest.is_file() and facts["b_frames"] == 0 and facts["bytes"] > 1000
