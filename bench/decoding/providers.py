@@ -97,9 +97,12 @@ def _clip_by_clip(one: DecodeOne) -> Decode:
 
 
 def _decord(entry: ManifestEntry, wanted: np.ndarray) -> np.ndarray:
-    from decord import VideoReader
+    from decord import DECORDError, VideoReader
 
-    return VideoReader(entry.path, num_threads=1).get_batch(wanted.tolist()).asnumpy()
+    try:
+        return VideoReader(entry.path, num_threads=1).get_batch(wanted.tolist()).asnumpy()
+    except DECORDError as error:  # a codec that it does not know
+        raise RuntimeError(str(error)) from None
 
 
 def _torchcodec(entry: ManifestEntry, wanted: np.ndarray) -> np.ndarray:

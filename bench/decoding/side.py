@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -135,7 +136,8 @@ class Side:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._process.stdin.close()
+        with suppress(BrokenPipeError):  # it has ended
+            self._process.stdin.close()
         self._process.wait()
         self._process.stdout.close()
         self._errors.close()

@@ -205,4 +205,5 @@ def test_a_process_that_ends_is_wrong(side, tmp_path):
     script = tmp_path / "ends.py"
     script.write_text("import sys; input(); print('no such thing', file=sys.stderr); sys.exit(3)")
     with side.Side(str(script), "pyav", OPTIONS) as one:
-        assert one.ask(case={}) == {"wrong": "ended with 3 (no such thing)"}
+        for _ in range(2):
+            assert one.ask(case={}) == {"wrong": "ended with 3 (no such thing)"}
