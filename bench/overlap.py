@@ -4,10 +4,10 @@
 
 Two processes train on this machine, each in a network namespace of its own (this needs root). The
 link between them is limited to rates at which a step's communication takes 0.5, 1 and 2 times its
-computation. A step is measured with overlap, and without: gradients reduced after the backward
-pass, weights gathered before the step ends, as until 2026-11-30. Computation and communication
-alone are measured in the same processes, in turn with the steps. Before that, losses and gradient
-norms are compared with a plain PyTorch loop, and both ways must end with the same bits.
+computation, in fp32 and in bf16. A step is measured with overlap, and without: gradients reduced
+after the backward pass, weights gathered before the step ends, as until 2026-11-30. Computation and
+communication alone are measured in the same processes, in turn with the steps. Before that, losses
+and gradient norms are compared with plain PyTorch loops, and both ways must end with the same bits.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -37,9 +38,12 @@ from scale.link import ADDRESSES, Link, two_namespaces
 from vjepa_fast.commands.terminal import text_table
 from vjepa_fast.errors import UserError, exit_status
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 RATIOS = (0.5, 1.0, 2.0)  # of communication to computation
 TASKS = ("computation", "communication", "overlapped", "apart")
-LIMIT = 1e-4  # relative difference of losses and gradient norms from the plain loop, in fp32
+PRECISIONS = "fp32", "bf16"
 # Token counts of a clip are about those of configs/vith16.json, a third of its grid.
 MODEL = (
     "data.num_frames=16",
@@ -61,11 +65,12 @@ class Pair:
     Args:
         link: between them.
         clips: of each process and step.
+        precision: "fp32" or "bf16".
     """
 
-    def __init__(self, link: Link, clips: int) -> None:
-        self._link = link
-        overrides = [*MODEL, f"optim.global_batch={2 * clips}", f"optim.micro_batch={clips}"]
+    def __init__(self, link: Link, clips: int, precision: str) -> None:
+        batch = [f"optim.global_batch={2 * clips}", f"optim.micro_batch={clips}"]
+        overrides = [*MODEL, *batch, f"precision={precision}"]
         program = [str(Path(__file__).parent / "scale" / "pair.py"), str(CONFIGS / "tiny.json")]
         common = {"MASTER_ADDR": ADDRESSES[0], "MASTER_PORT": "29500", "WORLD_SIZE": "2"}
         common |= {"OMP_NUM_THREADS": "1", "LOCAL_RANK": "0"}
@@ -111,20 +116,20 @@ class Pair:
         )
 
 
-def measure(options: argparse.Namespace) -> dict:
+def measure(precision: str, options: argparse.Namespace) -> dict:
     """All times in seconds, by ratio and task.
 
     Raises:
         UserError: no permission, or the trainer differs from the plain loop.
     """
     with two_namespaces() as link:
-        pair = Pair(link, options.clips)
+        pair = Pair(link, options.clips, precision)
         try:
-            if pair.facts["difference"] > LIMIT:
+            if pair.facts["difference"] > pair.facts["limit"]:
                 raise UserError(
-                    "losses and gradient norms: found a difference of "
-                    f"{pair.facts['difference']:.1e} from the plain loop, expected at most "
-                    f"{LIMIT:.0e}; nothing is timed"
+                    f"losses and gradient norms in {precision}: found a difference of "
+                    f"{pair.facts['difference']:.1e} from the plain loop in fp32, expected at most "
+                    f"{pair.facts['limit']:.1e}; nothing is timed"
                 )
             before = link.sent()
             pair.measure("communication")
@@ -156,7 +161,7 @@ def bounds(row: dict) -> dict[str, dict[str, float]]:
 
 
 def text_of(result: dict) -> str:
-    """The table."""
+    """The table of a precision."""
     header = ("link", "computation", "communication", "overlapped", "one after another")
     rows = [(*header, "overlapped / longer", "one after another / longer")]
     for row in result["rows"]:
@@ -170,46 +175,52 @@ def text_of(result: dict) -> str:
     return text_table(rows)
 
 
-def draw(result: dict, path: Path) -> None:
-    """Step times beside their bound and the sum."""
-    with picture(path, (8, 4), grid="y") as (_, axes):
-        for column, row in enumerate(result["rows"]):
-            found = bounds(row)
-            parts = [found[task]["p50"] for task in ("computation", "communication")]
-            bars = {
-                "longer of both": (max(parts), "#bdbdbd"),
-                "step with overlap": (found["overlapped"]["p50"], "#3182bd"),
-                "step, one after another": (found["apart"]["p50"], "#e6550d"),
-                "sum of both": (sum(parts), "#737373"),
-            }
-            for index, (label, (seconds, color)) in enumerate(bars.items()):
-                position = column + 0.2 * (index - 1.5)
-                label = label if column == 0 else None
-                axes.bar(position, 1e3 * seconds, 0.18, color=color, label=label)
-        names = [f"{row['ratio']:g}" for row in result["rows"]]
-        axes.set_xticks(range(len(names)), names)
-        axes.set(xlabel="communication / computation", ylabel="ms")
-        axes.set_title(
-            f"a step of two processes on one machine, {result['parameters'] / 1e6:.1f} M "
-            "parameters, rate-limited link",
-            fontsize=9,
-        )
-        axes.legend(frameon=False, fontsize=8)
+def draw(results: dict[str, dict], path: Path) -> None:
+    """Step times beside their bound and the sum, a panel for each precision."""
+    with picture(path, (10, 4), columns=len(results), grid="y") as (_, panels):
+        for axes, (precision, result) in zip(panels, results.items(), strict=True):
+            draw_panel(axes, precision, result)
+
+
+def draw_panel(axes: Axes, precision: str, result: dict) -> None:
+    """The rates of a precision."""
+    for column, row in enumerate(result["rows"]):
+        found = bounds(row)
+        parts = [found[task]["p50"] for task in ("computation", "communication")]
+        bars = {
+            "longer of both": (max(parts), "#bdbdbd"),
+            "step with overlap": (found["overlapped"]["p50"], "#3182bd"),
+            "step, one after another": (found["apart"]["p50"], "#e6550d"),
+            "sum of both": (sum(parts), "#737373"),
+        }
+        for index, (label, (seconds, color)) in enumerate(bars.items()):
+            position = column + 0.2 * (index - 1.5)
+            label = label if column == 0 else None
+            axes.bar(position, 1e3 * seconds, 0.18, color=color, label=label)
+    names = [f"{row['ratio']:g}" for row in result["rows"]]
+    axes.set_xticks(range(len(names)), names)
+    axes.set(xlabel="communication / computation", ylabel="ms", title=f"a step in {precision}")
+    axes.legend(frameon=False, fontsize=8)
 
 
 def run(options: argparse.Namespace) -> int:
     """Measure, print, save."""
     check_json(options.json)
-    result = describe(torch.device("cpu")) | measure(options)
-    print(
-        f"{result['cpu']}, {result['cores']} cores, one thread a process; "
-        f"{result['parameters'] / 1e6:.1f} M parameters in fp32, ZeRO stage 1; "
-        f"{result['sent_bytes'] / 1e6:.1f} MB and {result['calls']} calls a step\n"
-        f"largest difference from the plain loop: {result['difference']:.1e}\n{text_of(result)}"
-    )
+    machine = describe(torch.device("cpu"))
+    print(f"{machine['cpu']}, {machine['cores']} cores, one thread a process")
+    results = {}
+    for precision in PRECISIONS:
+        result = results[precision] = measure(precision, options)
+        print(
+            f"{result['parameters'] / 1e6:.1f} M parameters in {precision}, ZeRO stage 1; "
+            f"{result['sent_bytes'] / 1e6:.1f} MB and {result['calls']} calls a step\n"
+            f"largest difference from the plain loop in fp32: {result['difference']:.1e} "
+            f"(at most {result['limit']:.1e})\n{text_of(result)}",
+            flush=True,
+        )
     if options.json:
-        write_json(options.json, result)
-        draw(result, options.json.with_suffix(".png"))
+        write_json(options.json, machine | {"precisions": results})
+        draw(results, options.json.with_suffix(".png"))
     return 0
 
 

@@ -17,6 +17,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from functools import partial
 from itertools import islice, pairwise
 from unittest.mock import patch
@@ -38,6 +39,7 @@ from vjepa_fast.training.schedules import make_schedules
 from vjepa_fast.training.trainer import Trainer
 
 WORLD, STEPS = 2, 3
+LIMIT = 1e-4  # relative difference of losses and gradient norms from the plain loop, in fp32
 COLLECTIVES = "all_gather_into_tensor", "all_reduce", "all_to_all_single"
 Batch = list[tuple[Tensor, PackedMasks]]
 
@@ -135,10 +137,12 @@ def communication_seconds(collectives: list[Callable[[], dist.Work]]) -> float:
     return time.perf_counter() - start
 
 
-def plain_steps(config: Config, batches: list[list[Batch]]) -> list[list[float]]:
-    """Loss and gradient norms of steps on the clips of all processes, in plain PyTorch."""
+def plain_steps(config: Config, batches: list[list[Batch]], dtype: torch.dtype) -> np.ndarray:
+    """Loss and gradient norms of steps on the clips of all processes, in plain PyTorch: forward and
+    backward in `dtype`, master weights and EMA in fp32."""
     model, schedules = build_model(config), make_schedules(config)
     teacher, optim = model.make_target_encoder(), config.optim
+    runs, averaged = (deepcopy(network).to(dtype) for network in (model, teacher))
     decays = [p for p in model.parameters() if p.ndim > 1]
     others = [p for p in model.parameters() if p.ndim == 1]
     adam = torch.optim.AdamW(
@@ -151,9 +155,13 @@ def plain_steps(config: Config, batches: list[list[Batch]]) -> list[list[float]]
         losses = []
         for ((video, masks),) in of_ranks:
             with torch.no_grad():
-                features = encode_clips(teacher, video)
-            loss = feature_loss(model(video, masks), features, masks, optim.loss_exponent)
-            (loss / len(of_ranks)).backward()
+                features = encode_clips(averaged, video)
+            loss = feature_loss(runs(video, masks), features, masks, optim.loss_exponent)
+            loss.backward()
+            for master, p in zip(model.parameters(), runs.parameters(), strict=True):
+                gradient = p.grad.float() / len(of_ranks)
+                master.grad = gradient if master.grad is None else master.grad + gradient
+            runs.zero_grad()
             losses.append(loss.item())
         norms = [
             torch.nn.utils.clip_grad_norm_(part.parameters(), optim.clip_grad).item()
@@ -169,19 +177,28 @@ def plain_steps(config: Config, batches: list[list[Batch]]) -> list[list[float]]
         with torch.no_grad():
             for average, p in zip(teacher.parameters(), model.encoder.parameters(), strict=True):
                 average.lerp_(p, 1 - momentum)
-    return found
+            runs.load_state_dict(model.state_dict())
+            averaged.load_state_dict(teacher.state_dict())
+    return np.array(found)
 
 
-def largest_difference(config: Config, trainers: list[Trainer], rank: int) -> float:
-    """Train both in turn, and a plain loop: the largest relative difference of losses and gradient
-    norms from it.
+def compare(config: Config, trainers: list[Trainer], rank: int) -> tuple[float, float]:
+    """Train both in turn, and plain loops in fp32 and in the precision of the config.
+
+    Returns:
+        The largest relative difference of losses and gradient norms from the plain loop in fp32,
+        and how large it may be: in bf16 twice that of the plain loop in bf16.
 
     Raises:
         RuntimeError: the trainers don't end with the same bits.
     """
     torch.manual_seed(0)  # every process makes the clips of all
     ranks = [list(islice(micro_batches(config, r, WORLD), STEPS)) for r in range(WORLD)]
-    plain = plain_steps(config, [list(step) for step in zip(*ranks, strict=True)])
+    steps = [list(step) for step in zip(*ranks, strict=True)]
+    plain, limit = plain_steps(config, steps, torch.float32), LIMIT
+    if config.precision_on("cpu") == "bf16":
+        rounded = plain_steps(config, steps, torch.bfloat16)
+        limit = 2 * float(np.abs(rounded / plain - 1).max())
     found = []
     for trainer in trainers:
         found = []
@@ -196,7 +213,7 @@ def largest_difference(config: Config, trainers: list[Trainer], rank: int) -> fl
     )
     if not all(torch.equal(a, b) for a, b in zip(one, other, strict=True)):
         raise RuntimeError("found other weights with overlap than without, expected the same bits")
-    return float(np.abs(np.array(found) / np.array(plain) - 1).max())
+    return float(np.abs(np.array(found) / plain - 1).max()), limit
 
 
 def main() -> None:
@@ -206,7 +223,7 @@ def main() -> None:
     config = load_config(sys.argv[1], json.loads(sys.argv[2]))
     overlapped, apart = (build_trainer(config, WORLD) for _ in range(2))
     one_after_another(apart)
-    difference = largest_difference(config, [overlapped, apart], rank)
+    difference, limit = compare(config, [overlapped, apart], rank)
     batch = next(micro_batches(config, 0, WORLD))  # for both: they take equally long
     with recorded() as collectives:
         overlapped.step(batch)
@@ -214,6 +231,7 @@ def main() -> None:
     student = overlapped.model
     answer: object = {
         "difference": difference,
+        "limit": limit,
         "parameters": sum(p.numel() for p in student.parameters()),
         "encoder_parameters": sum(p.numel() for p in student.encoder.parameters()),
         "calls": len(collectives),

@@ -33,12 +33,18 @@ def test_it_trains_as_a_plain_loop_and_sends_each_gradient_once(overlap, tmp_pat
         assert "network namespaces: found" in error and error.count("\n") == 1
         pytest.skip(error)
     result = json.loads(output.read_text())
-    assert result["difference"] <= overlap.LIMIT
-    # half of the gradients, of the weights and of the target encoder's weights leave each process
-    least = 4 * (2 * result["parameters"] + result["encoder_parameters"]) / 2
-    assert least <= result["sent_bytes"] < 1.1 * least
-    assert [row["ratio"] for row in result["rows"]] == [0.5, 1.0, 2.0]
-    for row in result["rows"]:
-        assert row["seconds"].keys() == set(overlap.TASKS)
+    printed = capsys.readouterr().out
+    assert list(result["precisions"]) == ["fp32", "bf16"]
+    for precision, found in result["precisions"].items():
+        assert found["difference"] <= found["limit"]
+        # half of the gradients (fp32), of the weights and of the target encoder's leave a process
+        weight = {"fp32": 4, "bf16": 2}[precision]
+        weights = found["parameters"] + found["encoder_parameters"]
+        least = (4 * found["parameters"] + weight * weights) / 2
+        assert least <= found["sent_bytes"] < 1.1 * least
+        assert [row["ratio"] for row in found["rows"]] == [0.5, 1.0, 2.0]
+        for row in found["rows"]:
+            assert row["seconds"].keys() == set(overlap.TASKS)
+        assert f"parameters in {precision}" in printed
     assert output.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
-    assert "overlapped / longer" in capsys.readouterr().out
+    assert "overlapped / longer" in printed
