@@ -30,6 +30,7 @@ _REPORTED = (
     "wrap60-h264-bframes-ts",
     "fields_each-h264-bframes-mkv",
     "h264-open-good-below-ts",
+    "h264-plain-good-below-flv",
 )
 _SAMPLE = random.Random(20).sample(sorted(_CASES), 12)
 

@@ -8,6 +8,7 @@ from fractions import Fraction
 from pathlib import Path
 
 import av
+import numpy as np
 from av.video.reformatter import ColorRange, Interpolation, VideoReformatter
 
 from vjepa_fast.data.decode.color import (
@@ -46,6 +47,9 @@ CODECS = {  # name -> (encoder, suffix, options, muxer's options)
         {},
     ),
 }
+# An MP4 file stores when a frame is shown relative to when it is decoded, in 32 bits. Of a B-frame
+# that is up to four frames apart.
+_LONGEST_PAUSE = 2**31 // 8  # between frames, in units of the time base, that B-frames may span
 # Without the others, another matrix costs three gray levels.
 _TO_COPY = (
     Interpolation.AREA
@@ -121,6 +125,8 @@ def encode_copy(
         time_base = Fraction(1, 1000)
         if suffix == ".mp4":
             time_base = 1 / rate if times is None else video.time_base
+            if times is not None and np.diff(times).max(initial=0) / time_base > _LONGEST_PAUSE:
+                stream.options = options | {"bf": "0"}
         stream.codec_context.time_base = time_base
         stream.codec_context.colorspace, stream.codec_context.color_range = BT601, ColorRange.MPEG
         stream.codec_context.gop_size = settings.gop
