@@ -15,7 +15,10 @@ THREADS = 2 if os.environ.get("OMP_NUM_THREADS") == "2" else 1  # eight processe
 os.environ["OMP_NUM_THREADS"] = str(THREADS)
 torch.set_num_threads(THREADS)
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may need the network
-signal.signal(signal.SIGHUP, signal.SIG_DFL)  # runs would ignore it where nohup started the tests
+# Runs would ignore these where nohup, or a shell in the background, started the tests.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 KERNELS = Path(__file__).parent / "kernels" / "triton_kernels"
 
