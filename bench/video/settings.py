@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 from vjepa_fast.data.prepare.encode import CODECS
 
+os.environ["SVT_LOG"] = "1"  # of SVT-AV1: errors only
 _ENCODER, _SUFFIX, _SHIPPED, _MUXING = CODECS["h264"]
 
 
