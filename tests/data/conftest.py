@@ -22,13 +22,16 @@ def vp9(tmp_path_factory):
 @pytest.fixture
 def eight_videos(tmp_path):
     """Eight VP9 videos of 24 frames; video i shows i in a column of its own."""
-    paths = []
+    paths, others = [], threading.enumerate()
     for i in range(8):
         pictures = [videos.numbered(8 * i + k % 8) for k in range(24)]
         paths.append(videos.write_video(tmp_path / f"{i}.webm", pictures, "vp9"))
     yield videos.manifest_of(tmp_path, paths)
     for path in filter(Path.is_fifo, paths):
-        while any(thread.name.startswith("vjepa-") for thread in threading.enumerate()):
+        while any(
+            thread.name.startswith("vjepa-") and thread not in others
+            for thread in threading.enumerate()
+        ):
             with contextlib.suppress(OSError):  # no reader at this moment
                 os.close(os.open(path, os.O_WRONLY | os.O_NONBLOCK))
             time.sleep(0.01)
