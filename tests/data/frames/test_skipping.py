@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from tests.data.frames.makers import numbered_videos
+from tests.data.frames.makers.mp4_files import joined_descriptions
 from tests.data.frames.makers.numbered_videos import (
     ENCODINGS,
     FRAMES,
@@ -180,6 +181,18 @@ def test_parameters_within_the_stream_are_decoded_in_any_case(tmp_path, codec):
     path = encode(codec, "headers", tmp_path / "video.mp4")
     found = list(roles(path).values())
     assert found.count(Role.KEPT) == FRAMES // GOP and Role.START not in found
+
+
+def test_headers_of_a_second_description_reach_the_decoder(tmp_path, monkeypatch):
+    """They come with a key frame, from frame 60 on, that no wanted frame needs."""
+    matrices = "bframes=0:scenecut=0:keyint=GOP:min-keyint=GOP:cqm=jvt"  # to scale coefficients
+    other = Encoding("libx264", {"preset": "veryfast", "x264-params": matrices})
+    monkeypatch.setitem(ENCODINGS["h264"], "other", other)
+    path = tmp_path / "video.mp4"
+    joined_descriptions("h264", "other", path)
+    expected, wanted = all_frames(path), [40, 41, 100]
+    _, found = decoded(path, wanted, FRAMES, Seek.BY_STAMP)
+    assert all(np.array_equal(found[number], expected[number]) for number in wanted)
 
 
 def test_only_the_highest_sublayer_is_left_out(tmp_path):

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import av
 
+NEW_HEADERS = "new_extradata"  # side data of a packet: another stream's headers begin
 _HEAD = 4096  # bytes of a key frame in which its headers are
 _START = re.compile(rb"\x00\x00\x01")
 _SIZE_OF_JPEG = {0xC0, 0xC1, 0xC2}

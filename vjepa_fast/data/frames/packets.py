@@ -9,9 +9,8 @@ import av
 
 from vjepa_fast.data.ffmpeg import count_frame
 from vjepa_fast.data.frames.fields import may_have_fields
-from vjepa_fast.data.frames.headers import Headers
+from vjepa_fast.data.frames.headers import NEW_HEADERS, Headers
 
-_NEW_HEADERS = "new_extradata"  # side data of a packet: another stream's headers begin
 # Of these it is known which packets give a frame, and that key frames need nothing before them.
 # Others keep palettes or repeat pictures.
 _KNOWN = {
@@ -110,7 +109,7 @@ def read_packets(
             found.doubts.add("pictures that may not be coded")
         if packet.is_discard:
             found.doubts.add("an edit list")
-        if headers.change_at(packet) or packet.has_sidedata(_NEW_HEADERS):
+        if headers.change_at(packet) or packet.has_sidedata(NEW_HEADERS):
             found.doubts.add("new headers within the stream")
         if not count_frame(packet, codec):
             continue

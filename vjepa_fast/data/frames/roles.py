@@ -14,7 +14,7 @@ from enum import Enum
 
 import av
 
-from vjepa_fast.data.frames.headers import size_header
+from vjepa_fast.data.frames.headers import NEW_HEADERS, size_header
 
 
 class Role(Enum):
@@ -29,7 +29,7 @@ class Role(Enum):
 _START_CODE = re.compile(rb"\x00\x00\x01")
 _ALONE = ("mjpeg", "prores")  # codecs without references
 _WITH_KEYS = ("vp8", "vp9")  # codecs whose key frames replace all references
-_HEAD = 32  # bytes of a frame that have its picture's size, of these
+_HEAD = 32  # bytes at the start of a VP8 or VP9 key frame that have its picture's size
 _HEVC_PARAMETERS = 33
 
 
@@ -89,6 +89,9 @@ class Roles:
         if self._codec in _WITH_KEYS and packet.size:
             is_key = packet.is_keyframe and size_header(self._codec, bytes(packet)[:_HEAD], b"")
             return Role.START if is_key else Role.REFERENCE
+        if packet.has_sidedata(NEW_HEADERS):
+            # The decoder has to see these, and they may pack units in another way.
+            self._by_byte = None
         if self._by_byte is None:
             return Role.KEPT
         data = bytes(packet)

@@ -109,7 +109,7 @@ def _with_descriptions(moov: Box) -> None:
     table.find(b"stsc").content = struct.pack(">II6I", 0, 2, 1, 1, 1, half, 1, 2)
 
 
-def _joined_descriptions(codec: str, structure: str, path: Path) -> None:
+def joined_descriptions(codec: str, structure: str, path: Path) -> None:
     """Two streams of different headers in one track, as phones and editors write them."""
     with tempfile.TemporaryDirectory() as folder:
         parts = [
@@ -190,5 +190,5 @@ def situations() -> list[Case]:
             alter = partial(_with_keys, keys=keys)
             add(situation, codec, structure, partial(altered, codec, structure, alter))
     for structure in ("bframes", "open"):
-        add("headers_change", "h264", structure, partial(_joined_descriptions, "h264", structure))
+        add("headers_change", "h264", structure, partial(joined_descriptions, "h264", structure))
     return cases
