@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from tests.data.frames.makers import mp4_files
 from tests.data.frames.makers.numbered_videos import ENCODINGS, FRAMES, encode
 from vjepa_fast.data.decode import pyav
 from vjepa_fast.data.decode.pyav import decode_pixels
@@ -56,6 +57,20 @@ def test_without_a_probe_no_frame_is_decoded(tmp_path):
         with open_video(str(path), probe) as container:
             formats[probe] = video_stream(container).codec_context.pix_fmt
     assert formats == {False: None, True: "yuv420p"}
+
+
+@pytest.mark.parametrize("structure", ["bframes", "open"])
+def test_a_video_that_an_edit_list_trims_is_opened_once(tmp_path, opened, structure):
+    """Its first frame is no key frame: that is stored before it, and not shown."""
+    path = tmp_path / "video.mp4"
+    name = f"edit_in_the_middle-h264-{structure}-mp4"
+    next(case for case in mp4_files.situations() if case.name == name).make(path)
+    entry = probe_video(path)
+    plans = [plan for plan in clips(path) if plan.frames[-1] < entry.frames]
+    found = [decode_pixels(plan, entry, 64) for plan in plans]
+    assert opened == [False] * 3
+    counted = replace(entry, seek=Seek.NEVER)
+    assert np.array_equal(found, [decode_pixels(plan, counted, 64) for plan in plans])
 
 
 def test_what_fails_without_a_probe_is_tried_with_one_and_from_the_start(tmp_path, opened):

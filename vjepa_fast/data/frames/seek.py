@@ -181,8 +181,8 @@ def _decoded(
 
     Raises:
         SeekError: the frames from the key frame on are not those of the packets, one by one in
-            order of their numbers; or the first of them is no key frame to the decoder: containers
-            may call any frame so.
+            order of their numbers; or the first of them is neither the video's first nor a key
+            frame to the decoder: containers may call any frame so.
     """
     kept = set() if wanted is None else wanted | {-1, key}
     to_come = set() if wanted is None else set(wanted)
@@ -195,7 +195,7 @@ def _decoded(
         for frame in frames:
             number = number_of.pop(frame.pts, -1)
             if number >= key or begun:
-                if not due or heappop(due) != number or (number == key and not frame.key_frame):
+                if not due or heappop(due) != number or (number == key > 0 and not frame.key_frame):
                     raise SeekError
                 begun = True
             yield number, frame
