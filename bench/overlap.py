@@ -125,7 +125,7 @@ def measure(precision: str, options: argparse.Namespace) -> dict:
     with two_namespaces() as link:
         pair = Pair(link, options.clips, precision)
         try:
-            if pair.facts["difference"] > pair.facts["limit"]:
+            if not pair.facts["difference"] <= pair.facts["limit"]:  # NaN is none that agrees
                 raise UserError(
                     f"losses and gradient norms in {precision}: found a difference of "
                     f"{pair.facts['difference']:.1e} from the plain loop in fp32, expected at most "

@@ -5,6 +5,9 @@ from __future__ import annotations
 import importlib
 import json
 import shutil
+import subprocess
+import sys
+from contextlib import nullcontext
 
 import pytest
 
@@ -23,6 +26,20 @@ def test_without_its_tools_it_is_a_sentence(overlap, monkeypatch, capsys) -> Non
     error = capsys.readouterr().err
     assert "network namespaces: found no ip and no tc, expected" in error
     assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("difference", ["0.5", "NaN"])
+def test_what_differs_from_the_plain_loop_is_not_timed(
+    overlap, monkeypatch, capsys, difference
+) -> None:
+    class OneMachine:
+        def start(self, rank, command, environment, **pipes):
+            answer = f'ANSWER{{"difference": {difference}, "limit": 0.1}}'
+            return subprocess.Popen([sys.executable, "-c", f"print({answer!r}); input()"], **pipes)
+
+    monkeypatch.setattr(overlap, "two_namespaces", lambda: nullcontext(OneMachine()))
+    assert overlap.main([]) == 2
+    assert "in fp32: found a difference of" in capsys.readouterr().err
 
 
 @pytest.mark.slow
