@@ -66,7 +66,7 @@ def run(options: argparse.Namespace) -> int:
     )
     finished = [run for run in runs if run.is_done]
     scores = scores_of(finished)
-    # Once a variant: its seeds differ in what was drawn alone.
+    # Once a variant, as it takes long: seeds only change what is drawn.
     flops: dict[str, float] = {}
     for run in finished:
         flops[run.variant] = flops.get(run.variant) or mean_clip_flops(run.config)

@@ -23,7 +23,7 @@ from vjepa_fast.data.workers.process_pool import ProcessPool
 from vjepa_fast.data.workers.thread_pool import CLIP_SECONDS
 from vjepa_fast.errors import UserError
 
-_MP4 = (".mp4", ".m4v", ".mov")  # FFmpeg knows these containers by their first bytes
+_MP4 = (".mp4", ".m4v", ".mov")  # their headers have all that a decoder needs to begin
 
 
 class PyavDecoder:
@@ -201,8 +201,8 @@ def _ways(entry: ManifestEntry, first: int) -> Iterator[tuple[Seek, bool]]:
     whether to probe the file when it is opened.
     """
     if entry.seek == Seek.BY_STAMP:
-        # What a probe would tell but the order of the frames, the decoder finds out as well, and
-        # the order is checked after this seek. Of other codecs FFmpeg's probe decodes nothing.
+        # FFmpeg's probe decodes a key frame of H.264, and nothing of other codecs. What it finds
+        # the decoder finds, too, except for the order of the frames, which is checked.
         if entry.codec == "h264" and entry.path.lower().endswith(_MP4):
             yield Seek.BY_STAMP, False
         yield Seek.BY_STAMP, True

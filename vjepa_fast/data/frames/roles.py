@@ -1,9 +1,9 @@
 """Which packets need not be decoded for the frames of a clip.
 
-Of H.264 and H.265 the headers tell which frames no other one refers to, and across which none
-refers (ITU-T H.264, section 7.4.1, nal_ref_idc and table 7-1; H.265, section 7.4.2.2, table 7-1).
-Key frames of VP8 and VP9 replace all references (RFC 6386, section 9.7; VP9 bitstream, section
-7.2). In some codecs every frame stands alone. Others do not tell at little cost.
+Of H.264 and H.265 the headers tell which frames no other one refers to, and which key frames no
+reference crosses (ITU-T H.264, section 7.4.1, nal_ref_idc and table 7-1; H.265, section 7.4.2.2,
+table 7-1). Key frames of VP8 and VP9 replace all references (RFC 6386, section 9.7; VP9 bitstream,
+section 7.2). In some codecs every frame stands alone. Of others it costs too much to find out.
 """
 
 from __future__ import annotations

@@ -7,10 +7,10 @@ whether a seek can tell these numbers (`addressing.py`), and how:
 - by order: a key frame that n frames are stored before is frame n, and those after it are counted.
 
 Where the container's list has every frame (MP4, MOV), nothing before the key frame is read.
-Elsewhere all packets are read, but not decoded. By time stamp, frames that are not wanted are not
-decoded where no other frame refers to them, nor is anything between the last wanted frame and a key
-frame that needs nothing before it, or the end. What a seek finds is checked: after it, the decoder
-must return all that it was given, in order of the numbers.
+Elsewhere all packets are read, but not decoded. By time stamp, three kinds of frames that are not
+wanted are not decoded: those that no other frame refers to; those that are stored, after a wanted
+frame, before a key frame that no reference crosses; and those after the last wanted one. What a
+seek finds is checked: the decoder must return all that it was given, in order of the numbers.
 """
 
 from __future__ import annotations

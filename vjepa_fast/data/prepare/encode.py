@@ -47,9 +47,10 @@ CODECS = {  # name -> (encoder, suffix, options, muxer's options)
         {},
     ),
 }
-# An MP4 file stores when a frame is shown relative to when it is decoded, in 32 bits. Of a B-frame
-# that is up to four frames apart.
-_LONGEST_PAUSE = 2**31 // 8  # between frames, in units of the time base, that B-frames may span
+# The longest pause between frames at which there are B-frames, in units of the time base. MP4 has
+# 32 bits for the time from a frame's decoding to its display, which with three B-frames may be that
+# of four frames; half of the range is a margin.
+_LONGEST_PAUSE = 2**31 // 8
 # Without the others, another matrix costs three gray levels.
 _TO_COPY = (
     Interpolation.AREA
