@@ -244,9 +244,12 @@ def test_spread() -> None:
 
 @pytest.mark.slow
 def test_a_study_runs_fails_in_words_and_goes_on(
-    described: Callable[..., dict], tmp_path: Path, capsys: pytest.CaptureFixture
+    described: Callable[..., dict], tmp_path: Path, capsys: pytest.CaptureFixture, demo: Path
 ) -> None:
-    data = described(seeds=[0], baselines=["random"])
+    videos = tmp_path / "videos"
+    videos.symlink_to(demo)
+    probe = [*PROBE, "--train", str(videos / "train.csv")]
+    data = described(seeds=[0], baselines=["random"], probes={"attentive": probe})
     data["variants"]["broken"] = ['data.manifests=["no/such.csv"]']
     data["variants"]["after"] = ["teacher.mode=frozen", "teacher.checkpoint={broken}"]
     file, runs, output = tmp_path / "some.json", tmp_path / "runs", tmp_path / "pages"
@@ -261,7 +264,8 @@ def test_a_study_runs_fails_in_words_and_goes_on(
     assert "| pixels | " in text and "| baseline: random encoder | " in text
     assert Checkpoint.find(runs / "some/pixels/seed0").result_weights == "master"
 
-    # Again: nothing of what is done is done again, and what failed goes on.
+    # Again: nothing of what is done is done again, nor are its videos needed.
+    videos.unlink()
     del data["variants"]["broken"], data["variants"]["after"]
     file.write_text(json.dumps(data))
     logs = {log: log.read_bytes() for log in runs.glob("some/p*/**/study.log")}

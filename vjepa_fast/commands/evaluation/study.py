@@ -54,8 +54,9 @@ def run(options: argparse.Namespace) -> int:
     from vjepa_fast.studies.results import cost_of, scores_of
 
     name, study, runs = checked(options.study, options.runs)
-    for probe, own in study.probes.items():
-        _check_manifest(probe, own)
+    # Of a study that is done the page can be written again without its videos.
+    for probe in dict.fromkeys(p.name for run in runs for p in run.probes if not p.is_done):
+        _check_manifest(probe, study.probes[probe])
     print(f"{name}: {len(runs)} runs of {len(study.variants)} variants, in {options.runs / name}")
     done = sum([run.is_done for run in runs])  # all are looked at, before any starts
     if done:
