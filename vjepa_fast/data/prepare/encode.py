@@ -47,10 +47,11 @@ CODECS = {  # name -> (encoder, suffix, options, muxer's options)
         {},
     ),
 }
-# The longest pause between frames at which there are B-frames, in units of the time base. MP4 has
-# 32 bits for the time from a frame's decoding to its display, which with three B-frames may be that
-# of four frames; half of the range is a margin.
-_LONGEST_PAUSE = 2**31 // 8
+# MP4 has 32 bits for the time from a frame to the next, and for that from a frame's decoding to its
+# display, which with three B-frames may be that of four frames; half of the range is a margin.
+# Where a pause is longer, copies count milliseconds and have no B-frames: up to pauses of 24 days.
+_LONGEST_PAUSE = 2**31 // 8  # in MP4's units of time
+_MP4_UNITS = 20_000  # a second: FFmpeg doubles those of the time base until they are over 10,000
 # Without the others, another matrix costs three gray levels.
 _TO_COPY = (
     Interpolation.AREA
@@ -126,7 +127,10 @@ def encode_copy(
         time_base = Fraction(1, 1000)
         if suffix == ".mp4":
             time_base = 1 / rate if times is None else video.time_base
-            if times is not None and np.diff(times).max(initial=0) / time_base > _LONGEST_PAUSE:
+            pause = 0.0 if times is None else np.diff(times).max(initial=0)
+            if pause * max(float(1 / time_base), _MP4_UNITS) > _LONGEST_PAUSE:
+                time_base = Fraction(1, 1000)
+                copy.options["video_track_timescale"] = "1000"
                 stream.options = options | {"bf": "0"}
         stream.codec_context.time_base = time_base
         stream.codec_context.colorspace, stream.codec_context.color_range = BT601, ColorRange.MPEG
