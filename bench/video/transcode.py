@@ -13,7 +13,8 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -88,16 +89,21 @@ def check(copies: Copies, original: Copies, clips: int) -> str | None:
             return f"has {copy.shape} pixels instead of {exact.shape}"
         errors.append(((copy.astype(np.int16) - exact) ** 2).mean(dtype=np.float64))
     copies.psnr = float(np.mean(10 * np.log10(255**2 / np.maximum(errors, 1e-9))))
-    for name, decode in decoders(copies).items():
-        for plan, clip in zip(copies.planner.plan(range(clips)), decode(range(clips)), strict=True):
-            source = original.planner.entries[plan.video]
-            off = {}
-            for shift in (-1, 0, 1):
-                frames = (plan.frames + shift).clip(0, FRAMES - 1)
-                exact = decode_clip(replace(plan, frames=frames), source, CROP_SIZE)
-                off[shift] = (clip.float() - exact.float()).abs().mean().item()
-            if off[0] > TOLERANCE or off[0] >= min(off[-1], off[1]):
-                return f"as {name} decodes it is off by {off} gray levels (by frame before, after)"
+    with decoders(copies) as named:
+        for name, decode in named.items():
+            for plan, clip in zip(
+                copies.planner.plan(range(clips)), decode(range(clips)), strict=True
+            ):
+                source = original.planner.entries[plan.video]
+                off = {}
+                for shift in (-1, 0, 1):
+                    frames = (plan.frames + shift).clip(0, FRAMES - 1)
+                    exact = decode_clip(replace(plan, frames=frames), source, CROP_SIZE)
+                    off[shift] = (clip.float() - exact.float()).abs().mean().item()
+                if off[0] > TOLERANCE or off[0] >= min(off[-1], off[1]):
+                    return (
+                        f"as {name} decodes it is off by {off} gray levels (by frame before, after)"
+                    )
     return None
 
 
@@ -108,16 +114,19 @@ def _luma(path: str) -> np.ndarray:
     return np.stack(frames)
 
 
-def decoders(copies: Copies) -> dict[str, Decode]:
+@contextmanager
+def decoders(copies: Copies) -> Iterator[dict[str, Decode]]:
     """By name, what decodes the copies on a CPU: PyAV, and DALI if it can."""
     entries, plan = copies.planner.entries, copies.planner.plan
     found: dict[str, Decode] = {
         "PyAV": lambda ids: [decode_clip(p, entries[p.video], CROP_SIZE) for p in plan(ids)]
     }
-    if entries[0].codec in DALI_CODECS["cpu"] and find_spec("nvidia.dali"):
-        from vjepa_fast.data.decode.dali import DaliDecoder
+    if entries[0].codec not in DALI_CODECS["cpu"] or not find_spec("nvidia.dali"):
+        yield found
+        return
+    from vjepa_fast.data.decode.dali import DaliDecoder
 
-        dali = DaliDecoder(entries, CROP_SIZE, torch.device("cpu"), num_workers=1)
+    with closing(DaliDecoder(entries, CROP_SIZE, torch.device("cpu"), num_workers=1)) as dali:
 
         def decode(ids: Sequence[int]) -> list[torch.Tensor]:
             clips: list[torch.Tensor] = []
@@ -129,20 +138,24 @@ def decoders(copies: Copies) -> dict[str, Decode]:
                 clips += video
             return clips
 
-        found["DALI"] = decode
-    return found
+        yield found | {"DALI": decode}
 
 
 def measure(made: Sequence[Copies], clips: int, rounds: int) -> list[dict[str, float]]:
     """For each setting, by decoder: median CPU milliseconds for a clip."""
-    calls = [(i, name, call) for i, c in enumerate(made) for name, call in decoders(c).items()]
-    seconds: dict[tuple[int, str], list[float]] = {(i, name): [] for i, name, _ in calls}
-    for each in range(-1, rounds):  # the first round warms up
-        for i, name, call in calls:
-            start = time.process_time()
-            call(range(clips))
-            if each >= 0:
-                seconds[i, name].append((time.process_time() - start) / clips)
+    with ExitStack() as stack:
+        calls = [
+            (i, name, call)
+            for i, copies in enumerate(made)
+            for name, call in stack.enter_context(decoders(copies)).items()
+        ]
+        seconds: dict[tuple[int, str], list[float]] = {(i, name): [] for i, name, _ in calls}
+        for each in range(-1, rounds):  # the first round warms up
+            for i, name, call in calls:
+                start = time.process_time()
+                call(range(clips))
+                if each >= 0:
+                    seconds[i, name].append((time.process_time() - start) / clips)
     rows: list[dict[str, float]] = [{} for _ in made]
     for (i, name), found in seconds.items():
         rows[i][name] = 1000 * float(np.median(found))

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+from contextlib import contextmanager
 
 import av
 import numpy as np
@@ -51,12 +52,15 @@ def test_every_setting_has_its_own_name(bench):
 def test_wrong_copies_are_not_timed(bench, monkeypatch, capsys, wrong):
     real = bench.decoders
 
+    @contextmanager
     def decoders(copies):
-        def decode(ids):
-            clips = real(copies)["PyAV"](ids)
-            return [c.roll(1, dims=0) if wrong == "frames" else c // 2 for c in clips]
+        with real(copies) as named:
 
-        return {"PyAV": decode}
+            def decode(ids):
+                clips = named["PyAV"](ids)
+                return [c.roll(1, dims=0) if wrong == "frames" else c // 2 for c in clips]
+
+            yield {"PyAV": decode}
 
     monkeypatch.setattr(bench, "decoders", decoders)
     assert bench.main(["--only", PLAIN, "--clips", "1", "--rounds", "1"]) == 1

@@ -5,7 +5,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.rounding.accuracy import assert_accurate
+from tests.rounding.accuracy import ROUNDING, assert_accurate
 from vjepa_fast.kernels import ema, ema_update_
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -27,7 +27,9 @@ def check(teacher, student, momentum, copies=None):
     for t, old, s, source in zip(teacher, before, student, sources, strict=True):
         exact = momentum * old.double() + (1 - momentum) * source.double()
         torchs = torch.lerp(old, source.float(), 1 - momentum)
-        assert_accurate(t, torchs, exact, atol=1e-7)
+        # 1 - momentum, two products and their sum, each rounded; PyTorch may be exact by chance
+        largest = torch.cat([old.flatten(), source.float().flatten(), old.new_zeros(1)]).abs().max()
+        assert_accurate(t, torchs, exact, atol=4 * ROUNDING * largest.item())
         assert torch.equal(s, source)
     for c, t in zip(copies or [], teacher, strict=bool(copies)):
         assert torch.equal(c, t.to(c.dtype))
