@@ -35,6 +35,8 @@ from vjepa_fast.commands.terminal import text_table
 from vjepa_fast.data.decode.backend import DALI_CODECS
 from vjepa_fast.data.decode.pyav import decode_clip
 from vjepa_fast.data.manifest.entries import entries_of
+from vjepa_fast.data.manifest.entry import ManifestEntry
+from vjepa_fast.data.plan.clip_plan import ClipPlan
 from vjepa_fast.data.plan.crops import Augment
 from vjepa_fast.data.plan.planner import ClipPlanner
 from vjepa_fast.data.prepare import encode
@@ -91,20 +93,23 @@ def check(copies: Copies, original: Copies, clips: int) -> str | None:
     copies.psnr = float(np.mean(10 * np.log10(255**2 / np.maximum(errors, 1e-9))))
     with decoders(copies) as named:
         for name, decode in named.items():
-            for plan, clip in zip(
-                copies.planner.plan(range(clips)), decode(range(clips)), strict=True
-            ):
-                source = original.planner.entries[plan.video]
-                off = {}
-                for shift in (-1, 0, 1):
-                    frames = (plan.frames + shift).clip(0, FRAMES - 1)
-                    exact = decode_clip(replace(plan, frames=frames), source, CROP_SIZE)
-                    off[shift] = (clip.float() - exact.float()).abs().mean().item()
+            plans = copies.planner.plan(range(clips))
+            for plan, clip in zip(plans, decode(range(clips)), strict=True):
+                off = _off(clip, plan, original.planner.entries[plan.video])
                 if off[0] > TOLERANCE or off[0] >= min(off[-1], off[1]):
-                    return (
-                        f"as {name} decodes it is off by {off} gray levels (by frame before, after)"
-                    )
+                    gray = f"{off} gray levels (by frame before, after)"
+                    return f"as {name} decodes it is off by {gray}"
     return None
+
+
+def _off(clip: torch.Tensor, plan: ClipPlan, source: ManifestEntry) -> dict[int, float]:
+    """Mean difference of a clip from the source's, in gray levels, by a shift of the frames."""
+    off = {}
+    for shift in (-1, 0, 1):
+        frames = (plan.frames + shift).clip(0, FRAMES - 1)
+        exact = decode_clip(replace(plan, frames=frames), source, CROP_SIZE)
+        off[shift] = (clip.float() - exact.float()).abs().mean().item()
+    return off
 
 
 def _luma(path: str) -> np.ndarray:
