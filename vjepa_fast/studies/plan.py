@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Iterator
@@ -147,10 +148,12 @@ def _probes(study: Study, variant: str, folder: Path, steps: int) -> Iterator[Pl
             own = list(options)
             if study.baselines and variant == first and step == steps:
                 own += ["--baselines", ",".join(study.baselines)]
+            # Studies that share a run may give their probes of one name other options.
+            which = hashlib.sha256(json.dumps(own).encode()).hexdigest()[:8]
             yield PlannedProbe(
                 name,
                 step,
                 folder / "checkpoints" / STEP.format(step),
-                folder / "probes" / f"{name}_{step}",
+                folder / "probes" / f"{name}_{step}_{which}",
                 tuple(own),
             )

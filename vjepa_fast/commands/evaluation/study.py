@@ -52,15 +52,20 @@ def run(options: argparse.Namespace) -> int:
     from vjepa_fast.studies.execute import run_study
     from vjepa_fast.studies.page import results_table, write_page
     from vjepa_fast.studies.results import cost_of, scores_of
+    from vjepa_fast.studies.reuse import link_same_run
 
     name, study, runs = checked(options.study, options.runs)
+    done = [run for run in runs if run.is_done]  # all are looked at, before any starts
+    linked = [(run, link_same_run(run)) for run in runs if run not in done]
     # Of a study that is done the page can be written again without its videos.
     for probe in dict.fromkeys(p.name for run in runs for p in run.probes if not p.is_done):
         _check_manifest(probe, study.probes[probe])
     print(f"{name}: {len(runs)} runs of {len(study.variants)} variants, in {options.runs / name}")
-    done = sum([run.is_done for run in runs])  # all are looked at, before any starts
     if done:
-        print(f"{done} of them are trained")
+        print(f"{len(done)} of them are trained")
+    for run, other in linked:
+        if other:
+            print(f"{run.variant}, seed {run.seed}: the run in {other}")
     jobs = options.jobs or len(os.sched_getaffinity(0))
     failed = run_study(
         runs, jobs, lambda text, done, total: print(f"[{done}/{total}] {text}", flush=True)
