@@ -10,7 +10,7 @@ CONFIG := configs/v2_tiny.json
 RUN := runs/v2_tiny
 # Low-shot, as in the paper: a tenth of the labels, three draws; 200 updates of 64 clips.
 PROBE := --labels digit,direction --label-shares 0.1 --baselines random,pixels \
-	--epochs 32 --batch 64 --lr 3e-3
+	--epochs 96 --batch 64 --lr 1e-3
 SOURCES := setup.py pyproject.toml constraints.txt $(wildcard csrc/*)
 
 .DEFAULT_GOAL := help

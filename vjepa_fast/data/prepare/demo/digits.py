@@ -21,16 +21,17 @@ from vjepa_fast.data.prepare.demo.clip import FRAMES, SIZE, generator, line
 DIGITS = 10
 DIRECTIONS = 8
 
-VERSION = 3  # raise it when the drawing changes: files of other versions are written again
+VERSION = 4  # raise it when the drawing changes: files of other versions are written again
 _DIGIT_SIZE = 20.0  # pixels that the 8 scanned ones are stretched to
 _SPEED = (2.0, 4.0)  # of the digit, pixels per frame
 _PAN = (1.5, 3.0)  # of the background, pixels per frame
 _SHAKE = 0.75  # of the camera, pixels, standard deviation in each direction
 _BACKGROUND = 125.0  # grey level
-_CONTRAST = 100.0  # grey levels that the ink is lighter
+_CONTRAST = 130.0  # grey levels that the ink is lighter
+_EDGE, _SHARPNESS = 0.4, 3.0  # the ink at which a stroke ends, and how steeply it does
 _TEXTURE = 30.0  # grey levels, standard deviation
 _GRAIN = 1.2  # pixels, the texture's smoothness
-_NOISE = 10.0  # of the sensor, grey levels, standard deviation
+_NOISE = 5.0  # of the sensor, grey levels, standard deviation
 _HELD_OUT = 0.2  # of the images of each digit, for the test split
 
 
@@ -74,7 +75,8 @@ def _stretch(image: np.ndarray, centre: np.ndarray) -> np.ndarray:
     offset = (offset + SIZE / 2) % SIZE - SIZE / 2
     scan = offset * 8 / _DIGIT_SIZE + 3.5
     weight = _cubic_spline(scan[..., None] - np.arange(8))  # [T, SIZE, 2, 8]
-    return np.einsum("tyi,ij,txj->tyx", weight[:, :, 0], image, weight[:, :, 1]).clip(0, 1)
+    ink = np.einsum("tyi,ij,txj->tyx", weight[:, :, 0], image, weight[:, :, 1])
+    return ((ink - _EDGE) * _SHARPNESS + 0.5).clip(0, 1)
 
 
 def _cubic_spline(x: np.ndarray) -> np.ndarray:
