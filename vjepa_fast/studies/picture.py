@@ -124,6 +124,8 @@ def _draw_progress(axes: Axes, scores: Sequence[Score], costs: Sequence[Cost], b
         _plot(
             axes, _series([s for s in trained if f"{s.variant}, {_kind(s)}" == name], place), name
         )
+    axes.locator_params(axis="x", nbins=6)  # more numbers of clips would touch
+    axes.xaxis.set_major_formatter("{x:,g}")
     _finish(axes, unit)
 
 
