@@ -87,6 +87,15 @@ def test_the_input_is_not_changed(form):
     assert torch.equal(qkv, before)
 
 
+@forms
+def test_memory_that_begins_at_an_odd_place(form):
+    qkv, tokens = make(63, GRIDS[1], 24)
+    odd = torch.cat([torch.zeros(1), qkv.flatten()])[1:].view_as(qkv)
+    assert odd.storage_offset() == 1
+    expected = rotate_queries_keys(qkv, tokens, GRIDS[1], form)
+    assert torch.equal(rotate_queries_keys_(odd, tokens, GRIDS[1], form), expected)
+
+
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode], ids=str)
 @pytest.mark.parametrize("head_dim", HEAD_DIMS)
 @dtypes

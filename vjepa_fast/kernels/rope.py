@@ -55,21 +55,38 @@ def rotate_queries_keys_reference_(
     _, height, width = grid
     a = axis_width(qkv.shape[-1])
     places = [tokens // (height * width), tokens // width % height, tokens % width]
-    table = cos_sin(max(grid), a, qkv.device, wide_dtype(qkv))
-    # one entry a channel: angles 0 1 2 0 1 2 ("tiled") or 0 0 1 1 2 2 ("rotation")
-    table = torch.cat([table, table], -1) if form == "tiled" else table.repeat_interleave(2, -1)
-    cos, sin = table.unbind(0)
+    place = torch.stack(places, 1).flatten()
+    cos, sin = cos_sin(max(grid), a, qkv.device, wide_dtype(qkv)).unbind(0)
+    part = qkv[:, :2, :, : 3 * a]
+    wide = part.to(cos.dtype)
+    if form == "rotation":
+        _turn_(wide, torch.complex(cos, -sin if transposed else sin)[place])
+    else:
+        _turn_tiled_(wide, cos[place], sin[place], transposed)
+    part.copy_(wide)
+    return qkv
+
+
+def _turn_(x: Tensor, factors: Tensor) -> None:
+    """Pairs of channels of x [rows, 2, heads, 3a] times complex [rows · 3, a / 2], in place."""
+    whole = x  # a view as complex numbers has to begin at even places
+    if x.storage_offset() % 2 or any(stride % 2 for stride in x.stride()[:-1]):
+        whole = x.clone(memory_format=torch.contiguous_format)
+    pairs = torch.view_as_complex(whole.unflatten(-1, (-1, 2)))
+    pairs.mul_(factors.view(len(x), 1, 1, pairs.shape[-1]))
+    x.copy_(whole)
+
+
+def _turn_tiled_(x: Tensor, cos: Tensor, sin: Tensor, transposed: bool) -> None:
+    """The same with the angles 0 1 2 0 1 2 for one channel after the other: cos, sin
+    [rows · 3, a / 2]."""
+    cos, sin = torch.cat([cos, cos], -1), torch.cat([sin, sin], -1)
     if transposed:
         sin = -sin.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
     sin = torch.stack([-sin[:, ::2], sin[:, 1::2]], -1).flatten(-2)
-    place = torch.stack(places, 1).flatten()
-    cos, sin = (t.index_select(0, place).view(len(tokens), 1, 1, 3 * a) for t in (cos, sin))
-
-    part = qkv[:, :2, :, : 3 * a]
-    wide = part.to(cos.dtype)
-    swapped = torch.stack([wide[..., 1::2], wide[..., ::2]], -1).flatten(-2)  # flip is slower
-    part.copy_(wide.mul_(cos).add_(swapped.mul_(sin)))
-    return qkv
+    cos, sin = (table.view(len(x), 1, 1, x.shape[-1]) for table in (cos, sin))
+    swapped = torch.stack([x[..., 1::2], x[..., ::2]], -1).flatten(-2)  # flip is slower
+    x.mul_(cos).add_(swapped.mul_(sin))
 
 
 def rotate_queries_keys_reference(
