@@ -138,7 +138,13 @@ ALLOWED = {
         *UPPER,
     },
     "finetuning": {*PLANS, *UPPER, "evaluation", "inference", "kernels", "masks", "training"},
-    "studies": {*UPPER, "evaluation", "training.monitoring", "training.recipe"},
+    "studies": {
+        *UPPER,
+        "evaluation",
+        "training.batches",
+        "training.monitoring",
+        "training.recipe",
+    },
     "commands": {
         "data.prepare",
         "evaluation",

@@ -4,47 +4,21 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from tests.studies.conftest import PROBE
 from vjepa_fast.cli import main
 from vjepa_fast.errors import UserError
 from vjepa_fast.studies.execute import Programs, run_study
 from vjepa_fast.studies.page import results_table, write_page
 from vjepa_fast.studies.plan import PlannedRun, plan_study
 from vjepa_fast.studies.results import Cost, Score, cost_of, flop_unit, spread
-from vjepa_fast.studies.reuse import link_same_run
 from vjepa_fast.studies.study import Study, read_study
 from vjepa_fast.training.checkpoint.format import Checkpoint
-from vjepa_fast.training.recipe import settings_of
-
-PROBE = ["--labels", "digit", "--epochs", "1", "--batch", "64"]
-
-
-@pytest.fixture
-def described(small_config: Callable[..., dict], tmp_path: Path) -> Callable[..., dict]:
-    """Makes the JSON data of a study whose runs take seconds; keyword arguments replace keys."""
-    config = tmp_path / "config.json"
-    config.write_text(json.dumps(small_config(optim={"steps": 4})))
-
-    def make(**changes: object) -> dict:
-        study = {
-            "title": "A title",
-            "question": "What is asked?",
-            "paper": "What is known.",
-            "config": str(config),
-            "set": ["log.every=2"],
-            "variants": {"plain": [], "pixels": ["objective=pixels"]},
-            "seeds": [0, 1],
-            "probes": {"attentive": PROBE},
-        }
-        return study | changes
-
-    return make
 
 
 def planned(data: dict, runs: Path) -> list[PlannedRun]:
@@ -276,54 +250,28 @@ def test_a_study_runs_fails_in_words_and_goes_on(
     assert main(command) == 0
     assert {log: log.read_bytes() for log in logs} == logs
 
-    # Nor by another study that has the same runs.
+    # Nor is a run trained again by another study that has the same one.
+    videos.symlink_to(demo)
     file.with_name("other.json").write_text(json.dumps(data))
     assert main(["study", str(file.with_name("other.json")), *command[2:]]) == 0
-    assert f"plain, seed 0: the run in {runs}/some/plain/seed0" in capsys.readouterr().out
+    assert f"plain, seed 0: the same run as {runs}/some/plain/seed0" in capsys.readouterr().out
     assert {log: log.read_bytes() for log in logs} == logs
+    assert [p.name for p in (runs / "other/plain/seed0").iterdir()] == ["probes"]
+    assert "2 of 2 runs are those of some." in (output / "other.md").read_text()
     tables = [(output / page).read_text().partition("![")[0] for page in ("some.md", "other.md")]
     assert tables[0] == tables[1]
 
     # Other options are probed, too; a finished run of another recipe is refused.
     data["probes"]["attentive"] = [*PROBE, "--seed", "1"]
     file.write_text(json.dumps(data))
+    before = {log: log.read_bytes() for log in logs}
     assert main(command) == 0
-    assert {log: log.read_bytes() for log in logs} == logs
-    assert len(list(runs.glob("some/p*/seed0/probes/*/study.log"))) == 4
+    probed = [log for log in before if log.read_bytes() != before[log]]
+    assert probed == [log for log in logs if log.parent.name == "attentive_4"]
     data["set"] = ["optim.lr=1e-2"]
     file.write_text(json.dumps(data))
     assert main(command) == 2
     assert "found a finished run of another recipe (optim.lr was 0.001" in capsys.readouterr().err
-
-
-def test_only_the_same_finished_run_of_another_study_is_linked(
-    described: Callable[..., dict], tmp_path: Path
-) -> None:
-    def run_of(name: str, **changes: object) -> PlannedRun:
-        study = Study.model_validate(described(seeds=[0], **changes))
-        return plan_study(name, study, tmp_path / "runs")[0]
-
-    def finish(run: PlannedRun) -> None:
-        for probe in run.probes:
-            probe.checkpoint.mkdir(parents=True)
-            state = {"config": settings_of(run.config)}
-            (probe.checkpoint / "state.json").write_text(json.dumps(state))
-
-    first, same = run_of("first"), run_of("second")
-    assert link_same_run(same) is None  # not finished
-    finish(first)
-    assert link_same_run(run_of("first", variants={"again": []})) is None  # of its own study
-    for changes in ({"set": ["optim.lr=0.01"]}, {"probe_every": 2}, {"set": ["optim.steps=5"]}):
-        assert link_same_run(run_of("second", **changes)) is None
-    assert link_same_run(same) == first.folder
-    assert same.is_done and same.folder.resolve() == first.folder
-    third = run_of("third")
-    assert link_same_run(third) == first.folder  # not the link
-    shutil.rmtree(first.folder)
-    assert not same.is_done and link_same_run(same) is None
-    same.folder.mkdir(parents=True)
-    finish(first)
-    assert link_same_run(same) is None  # begun
 
 
 @pytest.mark.slow

@@ -136,6 +136,11 @@ def _signals_interrupt() -> Iterator[None]:
 
 def _train_and_probe(run: PlannedRun, programs: Programs) -> None:
     if not run.is_done:
+        if run.folder != run.home:
+            raise UserError(
+                f"{run.folder}: found that this run was removed, expected it to stay until it is "
+                "probed; run the study again, to train it"
+            )
         options = [part for override in run.overrides for part in ("--set", override)]
         config = ["--config", str(run.config_file)]
         programs.run(["vjepa_fast.train", *config, *options], run.folder / "study.log")

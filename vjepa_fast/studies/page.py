@@ -84,7 +84,7 @@ def write_page(
         with replaced_atomically(data) as file:
             file.write(json.dumps(content, indent=1) + "\n")
         with replaced_atomically(page) as file:
-            file.write(_text(study, scores, costs, folders, failed, image.name))
+            file.write(_text(name, study, scores, costs, list(folders), failed))
     except OSError as error:
         raise UserError(
             f"--output: found that {output} cannot be written ({error.strerror}), expected a "
@@ -94,14 +94,15 @@ def write_page(
 
 
 def _text(
+    name: str,
     study: Study,
     scores: Sequence[Score],
     costs: Sequence[Cost],
-    folders: Iterable[Path],
+    folders: Sequence[Path],
     failed: Sequence[str],
-    image: str,
 ) -> str:
     seeds = len(study.seeds)
+    shared = [folder.parts[-3] for folder in folders if folder.parts[-3] != name]
     machines = sorted({machine_of(folder) for folder in folders} - {""})
     hours = sum(cost.hours for cost in costs if math.isfinite(cost.hours))
     lines = [
@@ -120,7 +121,7 @@ def _text(
         "",
         *results_table(study, scores, costs),
         "",
-        f"![{study.title}]({image})",
+        f"![{study.title}]({name}.png)",
         "",
         *(study.reading or []),
         *[""] * bool(study.reading),
@@ -139,6 +140,8 @@ def _text(
         *(f"Probe {probe}: `{' '.join(options)}`." for probe, options in study.probes.items()),
         "",
         f"Training took {hours:.1f} hours, all runs together.",
+        *[f"{len(shared)} of {len(folders)} runs are those of {' and '.join(sorted({*shared}))}."]
+        * bool(shared),
         *(f"Machine: {machine}." for machine in machines),
         *(f"Not done: {reason}" for reason in failed),
     ]

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vjepa_fast.config import Config, load_config
 from vjepa_fast.errors import UserError
+from vjepa_fast.studies.reuse import STEP, finished_elsewhere, run_folder, state_of, videos_of
 from vjepa_fast.studies.study import Study
 from vjepa_fast.training.recipe import recipe_changes, settings_of, with_defaults
-
-STEP = "step_{:08d}"
 
 
 @dataclass(frozen=True)
@@ -59,7 +57,8 @@ class PlannedRun:
 
     Attributes:
         variant, seed: which one.
-        folder: of the run.
+        home: its folder in the study, which also has its probes.
+        folder: of the run: its home, or where another study has finished it.
         config_file: the study's.
         overrides: its --set options.
         config: with them applied.
@@ -69,6 +68,7 @@ class PlannedRun:
 
     variant: str
     seed: int
+    home: Path
     folder: Path
     config_file: Path
     overrides: tuple[str, ...]
@@ -81,12 +81,10 @@ class PlannedRun:
         """Whether it was trained to its end.
 
         Raises:
-            UserError: the folder holds a run of another recipe.
+            UserError: the folder holds a run of another recipe, or on other videos.
         """
-        state = self.folder / "checkpoints" / STEP.format(self.config.optim.steps) / "state.json"
-        try:
-            saved = json.loads(state.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        saved = state_of(self.folder, self.config.optim.steps)
+        if saved is None:
             return False
         changes = [
             change
@@ -94,6 +92,8 @@ class PlannedRun:
             # a run pins the checkpoint that it was given by its run's folder
             if not re.match(r"(teacher|init)\.checkpoint was ", change)
         ]
+        if videos_of(self.config) not in (None, saved.get("videos")):
+            changes.append("data.manifests list other videos now")
         if changes:
             raise UserError(
                 f"{self.folder}: found a finished run of another recipe ({'; '.join(changes)}), "
@@ -108,26 +108,29 @@ def plan_study(name: str, study: Study, runs: Path) -> list[PlannedRun]:
     Args:
         name: the study's.
         study: what to run.
-        runs: the folder of all studies' runs.
+        runs: the folder of all studies' runs. A run that is finished there is taken where it is.
 
     Raises:
-        UserError: settings that the config refuses.
+        UserError: settings that the config refuses, or a run in a folder of the study that is not
+            the study's.
     """
     order = list(dict.fromkeys(v for variant in study.variants for v in study.order_of(variant)))
-    return [
-        _plan_run(name, study, variant, seed, runs) for variant in order for seed in study.seeds
-    ]
+    planned: dict[tuple[str, int], PlannedRun] = {}
+    for variant in order:
+        for seed in study.seeds:
+            needs = {other: planned[other, seed].folder for other in study.needs(variant)}
+            home = run_folder(runs, name, variant, seed)
+            planned[variant, seed] = _plan_run(study, variant, seed, home, needs)
+    return list(planned.values())
 
 
-def _plan_run(name: str, study: Study, variant: str, seed: int, runs: Path) -> PlannedRun:
-    def folder_of(other: str) -> Path:
-        return runs / name / other / f"seed{seed}"
-
-    folder, needs = folder_of(variant), {other: folder_of(other) for other in study.needs(variant)}
+def _plan_run(
+    study: Study, variant: str, seed: int, home: Path, needs: dict[str, Path]
+) -> PlannedRun:
     overrides = [
         *study.settings(variant, needs),
         f"seed={seed}",
-        f"output={json.dumps(str(folder))}",
+        f"output={json.dumps(str(home))}",
     ]
     if study.probe_every:
         overrides += [f"checkpoint.{key}={study.probe_every}" for key in ("every", "keep_every")]
@@ -135,25 +138,24 @@ def _plan_run(name: str, study: Study, variant: str, seed: int, runs: Path) -> P
         config = load_config(study.config, overrides)
     except UserError as error:
         raise UserError(f"variants.{variant}: {error}") from None
-    probes = tuple(_probes(study, variant, folder, config.optim.steps))
     file, before = Path(study.config), tuple(needs.values())
-    return PlannedRun(variant, seed, folder, file, tuple(overrides), config, before, probes)
+    run = PlannedRun(variant, seed, home, home, file, tuple(overrides), config, before, ())
+    steps = sorted({*range(0, config.optim.steps, study.probe_every or config.optim.steps)} - {0})
+    steps.append(config.optim.steps)
+    folder = home if run.is_done else finished_elsewhere(config, home, steps) or home
+    probes = _probes(study, variant, steps, home, folder)
+    return replace(run, folder=folder, probes=tuple(probes))
 
 
-def _probes(study: Study, variant: str, folder: Path, steps: int) -> Iterator[PlannedProbe]:
-    every = study.probe_every or steps
+def _probes(
+    study: Study, variant: str, steps: list[int], home: Path, folder: Path
+) -> Iterator[PlannedProbe]:
     first = next(iter(study.variants))
-    for step in sorted({*range(every, steps + 1, every), steps}):
+    for step in steps:
         for name, options in study.probes.items():
             own = list(options)
-            if study.baselines and variant == first and step == steps:
+            if study.baselines and variant == first and step == steps[-1]:
                 own += ["--baselines", ",".join(study.baselines)]
-            # Studies that share a run may give their probes of one name other options.
-            which = hashlib.sha256(json.dumps(own).encode()).hexdigest()[:8]
-            yield PlannedProbe(
-                name,
-                step,
-                folder / "checkpoints" / STEP.format(step),
-                folder / "probes" / f"{name}_{step}_{which}",
-                tuple(own),
-            )
+            checkpoint = folder / "checkpoints" / STEP.format(step)
+            output = home / "probes" / f"{name}_{step}"
+            yield PlannedProbe(name, step, checkpoint, output, tuple(own))

@@ -52,20 +52,17 @@ def run(options: argparse.Namespace) -> int:
     from vjepa_fast.studies.execute import run_study
     from vjepa_fast.studies.page import results_table, write_page
     from vjepa_fast.studies.results import cost_of, scores_of
-    from vjepa_fast.studies.reuse import link_same_run
 
     name, study, runs = checked(options.study, options.runs)
-    done = [run for run in runs if run.is_done]  # all are looked at, before any starts
-    linked = [(run, link_same_run(run)) for run in runs if run not in done]
     # Of a study that is done the page can be written again without its videos.
     for probe in dict.fromkeys(p.name for run in runs for p in run.probes if not p.is_done):
         _check_manifest(probe, study.probes[probe])
     print(f"{name}: {len(runs)} runs of {len(study.variants)} variants, in {options.runs / name}")
-    if done:
-        print(f"{len(done)} of them are trained")
-    for run, other in linked:
-        if other:
-            print(f"{run.variant}, seed {run.seed}: the run in {other}")
+    if trained := sum(run.is_done for run in runs):  # all are looked at, before any starts
+        print(f"{trained} of them are trained")
+    for run in runs:
+        if run.folder != run.home:
+            print(f"{run.variant}, seed {run.seed}: the same run as {run.folder}")
     jobs = options.jobs or len(os.sched_getaffinity(0))
     failed = run_study(
         runs, jobs, lambda text, done, total: print(f"[{done}/{total}] {text}", flush=True)
@@ -85,7 +82,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def checked(study: str, folder: Path) -> tuple[str, Study, list[PlannedRun]]:
-    """Read and plan a study; no data is looked at.
+    """Read and plan a study.
 
     Args:
         study: its name or its file.
@@ -95,7 +92,8 @@ def checked(study: str, folder: Path) -> tuple[str, Study, list[PlannedRun]]:
         name, study and runs.
 
     Raises:
-        UserError: a mistake in the study, in a config or in the options of a probe.
+        UserError: a mistake in the study, in a config or in the options of a probe; a run of
+            another recipe where one of the study should be.
     """
     from vjepa_fast.studies.plan import plan_study
     from vjepa_fast.studies.study import read_study
