@@ -8,7 +8,7 @@ PYTHON ?= $(or $(wildcard $(shell sed -n 's/^executable = //p' $(VENV)/pyvenv.cf
 DATA := data/demo
 CONFIG := configs/v2_tiny.json
 RUN := runs/v2_tiny
-# Low-shot, as in the paper: a tenth of the labels, three draws; 200 updates of 64 clips.
+# Low-shot, as in the paper: a tenth of the labels, three draws; 600 updates of 64 clips.
 PROBE := --labels digit,direction --label-shares 0.1 --baselines random,pixels \
 	--epochs 96 --batch 64 --lr 1e-3
 SOURCES := setup.py pyproject.toml constraints.txt $(wildcard csrc/*)

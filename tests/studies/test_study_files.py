@@ -1,5 +1,6 @@
 """The studies of configs/studies: each can be read and planned, and the documentation lists it."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -29,3 +30,21 @@ def test_a_study_has_runs_that_differ_and_the_documentation_counts_them(
     assert row in LIST.splitlines()
     recipes = {run.config.model_dump_json(exclude={"output"}) for run in runs}
     assert len(recipes) == len(runs)
+
+
+def test_the_documentation_names_the_studies_that_share_runs(tmp_path: Path) -> None:
+    users: dict[str, list[str]] = {}
+    for file in FILES:
+        for run in checked(file.stem, tmp_path)[2]:
+            own = run.config.model_dump_json(exclude={"output", "log", "checkpoint"})
+            if not run.needs:
+                users.setdefault(own, []).append(file.stem)
+    shared = {frozenset(names) for names in users.values() if len(set(names)) > 1}
+    largest = [group for group in shared if not any(group < other for other in shared)]
+    (sentence,) = re.findall(r"trained once: (.*?)\n[A-Z]", LIST, re.DOTALL)
+    said = re.sub(r"\(.*?\)", "", sentence, flags=re.DOTALL)
+    named = [
+        {*re.findall(r"\w+", part)} & {file.stem for file in FILES}
+        for part in re.split(r", (?:and )?of ", said)
+    ]
+    assert sorted(map(sorted, named)) == sorted(map(sorted, largest))

@@ -28,7 +28,8 @@ _PAN = (1.5, 3.0)  # of the background, pixels per frame
 _SHAKE = 0.75  # of the camera, pixels, standard deviation in each direction
 _BACKGROUND = 125.0  # grey level
 _CONTRAST = 130.0  # grey levels that the ink is lighter
-_EDGE, _SHARPNESS = 0.4, 3.0  # the ink at which a stroke ends, and how steeply it does
+_EDGE = 0.4  # ink, 0 to 1, at the edge of a stroke
+_SHARPNESS = 3.0  # factor of the contrast of the ink there
 _TEXTURE = 30.0  # grey levels, standard deviation
 _GRAIN = 1.2  # pixels, the texture's smoothness
 _NOISE = 5.0  # of the sensor, grey levels, standard deviation
@@ -70,7 +71,8 @@ def digit_images(split: str) -> tuple[np.ndarray, ...]:
 
 
 def _stretch(image: np.ndarray, centre: np.ndarray) -> np.ndarray:
-    """Draw an 8x8 scan at `centre` [T, 2] (y, x; pixels), wrapping around: [T, H, W] in 0 .. 1."""
+    """Draw an 8x8 scan, its strokes sharpened, at `centre` [T, 2] (y, x; pixels), wrapping around:
+    [T, H, W] in 0 .. 1."""
     offset = np.arange(SIZE)[:, None] - centre[:, None, :]  # [T, SIZE, 2]
     offset = (offset + SIZE / 2) % SIZE - SIZE / 2
     scan = offset * 8 / _DIGIT_SIZE + 3.5
