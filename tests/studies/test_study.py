@@ -153,17 +153,18 @@ def test_the_table_has_mean_and_deviation_over_seeds(
         write_page("some", study, [], [], [], ["runs/x: failed"], tmp_path)
 
 
-@pytest.mark.parametrize("kind", ["axis", "progress", "shares"])
+@pytest.mark.parametrize("kind", ["axis", "progress", "shares", "bars"])
 def test_every_kind_of_picture(described: Callable[..., dict], tmp_path: Path, kind: str) -> None:
     changes = {"axis": {"name": "x", "values": {"plain": 1.0, "pixels": 10.0}, "log": True}}
-    changes = {"axis": changes, "progress": {"probe_every": 2}, "shares": {}}[kind]
+    changes = {"axis": changes, "progress": {"probe_every": 2}, "shares": {}, "bars": {}}[kind]
     study = Study.model_validate(described(**changes))
     scores = [
-        a_score(variant, seed, 0.1 * step, step=step, share=share)
+        a_score(variant, seed, 0.1 * step, step=step, share=share, label=label)
         for variant in study.variants
         for seed in (0, 1)
         for step in ((2, 4) if kind == "progress" else (4,))
         for share in ((0.1, 1.0) if kind == "shares" else (0.1,))
+        for label in ("digit", "direction", "motion")  # in two columns
     ]
     costs = [Cost(variant, 0, 4000, 2e15, math.nan, 7.0, 0.3, False) for variant in study.variants]
     write_page("some", study, scores, costs, [], [], tmp_path)

@@ -29,26 +29,30 @@ def draw(study: Study, scores: Sequence[Score], costs: Sequence[Cost], path: Pat
     import matplotlib.pyplot as plt
 
     labels = list(dict.fromkeys(score.label for score in scores))
-    rows = 2 if study.probe_every else 1
+    columns = min(len(labels), 2)
+    panels = 2 if study.probe_every else 1  # of a label, one below the other
+    rows = panels * -(-len(labels) // columns)
     shares = len({score.share for score in scores}) > 1
     bars = not (study.axis or study.probe_every or shares)
     height = 1.4 + 0.32 * _bars(scores, labels[0]) if bars else 3.4
-    size = (1.0 + 4.8 * len(labels), 0.4 + height * rows)
-    figure, axes = plt.subplots(
-        rows, len(labels), figsize=size, squeeze=False, layout="constrained"
-    )
-    for column, label in enumerate(labels):
+    size = (1.0 + 4.8 * columns, 0.4 + height * rows)
+    figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
+    for i, label in enumerate(labels):
         own = [score for score in scores if score.label == label]
+        row, column = i // columns * panels, i % columns
         if study.probe_every:
-            for row, by in enumerate(("clips", "flops")):
-                _draw_progress(axes[row, column], own, costs, by)
+            for panel, by in enumerate(("clips", "flops")):
+                _draw_progress(axes[row + panel, column], own, costs, by)
         elif study.axis:
-            _draw_axis(axes[0, column], own, study)
+            _draw_axis(axes[row, column], own, study)
         elif shares:
-            _draw_shares(axes[0, column], own)
+            _draw_shares(axes[row, column], own)
         else:
-            _draw_bars(axes[0, column], own, study)
-        axes[0, column].set_title(label)
+            _draw_bars(axes[row, column], own, study)
+        axes[row, column].set_title(label)
+    for empty in axes.flat:
+        if not empty.has_data():
+            empty.remove()
     figure.suptitle(study.title)
     figure.savefig(path, dpi=110)
     plt.close(figure)
