@@ -44,7 +44,7 @@ def test_the_same_finished_run_is_taken_and_probed_where_it_is(plan: Plan) -> No
     first = plan("first")
     assert plan("second").folder == plan("second").home != first.home  # not finished
     finish(first)
-    second = plan("second", variants={"other": ["log.every=3", "checkpoint.every=3"]})
+    second = plan("second", variants={"other": ["checkpoint.every=3"]})
     assert (second.folder, second.is_done) == (first.home, True)
     assert second.probes[0].checkpoint == first.probes[0].checkpoint
     # Its probes are its own: both studies may run at the same time.
@@ -58,6 +58,27 @@ def test_the_same_finished_run_is_taken_and_probed_where_it_is(plan: Plan) -> No
     assert not first.home.exists()
 
 
+def test_scores_of_another_run_are_not_its_own(plan: Plan) -> None:
+    """A variant whose settings were edited after it was probed, and that takes another run now."""
+    for settings in ([], ["objective=pixels"]):
+        finish(plan("pixels" if settings else "features", variants={"plain": settings}))
+    (probe,) = plan("second").probes
+    probe.output.mkdir(parents=True)
+    (probe.output / "probe.json").write_text(json.dumps({"step": 4}))
+    (probe.output / "options.json").write_text(json.dumps(probe.asked))
+    assert plan("second").probes[0].is_done
+    (edited,) = plan("second", variants={"plain": ["objective=pixels"]}).probes
+    assert (edited.output, edited.options) == (probe.output, probe.options)
+    assert not edited.is_done
+
+
+def test_a_run_that_was_begun_is_taken_where_it_is_finished(plan: Plan) -> None:
+    first = finish(plan("first"))
+    begun = plan("second", variants={"plain": []}).home / "checkpoints/step_00000002"
+    begun.mkdir(parents=True)
+    assert plan("second").folder == first.home
+
+
 @pytest.mark.parametrize(
     "settings",
     [
@@ -65,6 +86,7 @@ def test_the_same_finished_run_is_taken_and_probed_where_it_is(plan: Plan) -> No
         ["optim.steps=5"],
         ["compile=true"],
         ["optim.micro_batch=2"],
+        ["log.collapse_every=3"],
         ["data.crop_size=32"],
     ],
     ids=str,
@@ -114,7 +136,7 @@ def test_a_run_on_other_videos_is_neither_taken_nor_kept(
     manifest.write_text("".join(rows[:-1]))
     second = plan("second", set=videos)
     assert second.folder == second.home
-    with pytest.raises(UserError, match=r"another recipe \(data\.manifests list other videos now"):
+    with pytest.raises(UserError, match=r"on other videos than data\.manifests list now, expected"):
         plan("first", set=videos)
     manifest.unlink()  # its page can still be written
     assert plan("first", set=videos).is_done
@@ -126,11 +148,11 @@ def test_a_run_that_starts_from_another_is_never_taken(plan: Plan, tmp_path: Pat
     frozen["frozen"].append("teacher.checkpoint={pixels}")
     pixels = finish(plan("first", variants={"pixels": frozen["pixels"]}))
     second = plan("second", variants=frozen)
-    assert second.needs == (pixels.home,)
+    assert second.needs == (second.home.parents[1] / "pixels/seed0",)
     assert second.config.teacher.checkpoint == str(pixels.home)
     finish(second)
     third = plan("third", variants=frozen)
-    assert (third.needs, third.folder) == (second.needs, third.home)
+    assert (third.config.teacher, third.folder) == (second.config.teacher, third.home)
 
 
 def test_a_checkpoint_of_an_earlier_version_counts(plan: Plan) -> None:

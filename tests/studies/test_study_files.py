@@ -36,7 +36,7 @@ def test_the_documentation_names_the_studies_that_share_runs(tmp_path: Path) -> 
     users: dict[str, list[str]] = {}
     for file in FILES:
         for run in checked(file.stem, tmp_path)[2]:
-            own = run.config.model_dump_json(exclude={"output", "log", "checkpoint"})
+            own = run.config.model_dump_json(exclude={"output", "checkpoint"})
             if not run.needs:
                 users.setdefault(own, []).append(file.stem)
     shared = {frozenset(names) for names in users.values() if len(set(names)) > 1}

@@ -62,7 +62,7 @@ def rotate_queries_keys_reference_(
     if form == "rotation":
         _turn_(wide, torch.complex(cos, -sin if transposed else sin)[place])
     else:
-        _turn_tiled_(wide, cos[place], sin[place], transposed)
+        _turn_tiled_(wide, *(table[place] for table in _tiled(cos, sin, transposed)))
     part.copy_(wide)
     return qkv
 
@@ -77,16 +77,20 @@ def _turn_(x: Tensor, factors: Tensor) -> None:
     x.copy_(whole)
 
 
-def _turn_tiled_(x: Tensor, cos: Tensor, sin: Tensor, transposed: bool) -> None:
-    """The same with the angles 0 1 2 0 1 2 for one channel after the other: cos, sin
-    [rows · 3, a / 2]."""
+def _tiled(cos: Tensor, sin: Tensor, transposed: bool) -> tuple[Tensor, Tensor]:
+    """Tables [places, a] of the angles 0 1 2 0 1 2: factors of a channel and of its partner."""
     cos, sin = torch.cat([cos, cos], -1), torch.cat([sin, sin], -1)
     if transposed:
         sin = -sin.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
-    sin = torch.stack([-sin[:, ::2], sin[:, 1::2]], -1).flatten(-2)
-    cos, sin = (table.view(len(x), 1, 1, x.shape[-1]) for table in (cos, sin))
+    return cos, torch.stack([-sin[:, ::2], sin[:, 1::2]], -1).flatten(-2)
+
+
+def _turn_tiled_(x: Tensor, own: Tensor, partner: Tensor) -> None:
+    """Each channel of x [rows, 2, heads, 3a] becomes it times `own` plus the other channel of its
+    pair times `partner`, [rows · 3, a], in place."""
+    own, partner = (table.view(len(x), 1, 1, x.shape[-1]) for table in (own, partner))
     swapped = torch.stack([x[..., 1::2], x[..., ::2]], -1).flatten(-2)  # flip is slower
-    x.mul_(cos).add_(swapped.mul_(sin))
+    x.mul_(own).add_(swapped.mul_(partner))
 
 
 def rotate_queries_keys_reference(

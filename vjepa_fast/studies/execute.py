@@ -91,10 +91,10 @@ def run_study(
         try:
             while waiting or running:
                 for run in list(waiting):
-                    broken = [folder for folder in run.needs if folder in failed]
+                    broken = [home for home in run.needs if home in failed]
                     if broken:
                         waiting.remove(run)
-                        failed[run.folder] = f"{run.folder}: needs {broken[0]}, which failed"
+                        failed[run.home] = f"{run.home}: needs {broken[0]}, which failed"
                     elif done.issuperset(run.needs) and len(running) < jobs:
                         waiting.remove(run)
                         running[pool.submit(_train_and_probe, run, programs)] = run
@@ -103,10 +103,10 @@ def run_study(
                     run = running.pop(future)
                     error = future.exception()
                     if error is None:
-                        done.add(run.folder)
+                        done.add(run.home)
                         report(f"{run.variant}, seed {run.seed}", len(done), len(runs))
                     elif isinstance(error, UserError):
-                        failed[run.folder] = str(error)
+                        failed[run.home] = str(error)
                         report(str(error), len(done), len(runs))
                     else:
                         raise error
@@ -153,8 +153,7 @@ def _probe(probe: PlannedProbe, programs: Programs) -> None:
     where = ["--checkpoint", str(probe.checkpoint), "--output", str(probe.output)]
     log = probe.output / "study.log"
     programs.run(["vjepa_fast.cli", "probe", *where, *probe.options], log)
-    text = json.dumps([*probe.options])
-    (probe.output / "options.json").write_text(text + "\n", encoding="utf-8")
+    (probe.output / "options.json").write_text(json.dumps(probe.asked) + "\n", encoding="utf-8")
 
 
 def _reason(log: Path, start: int, status: int) -> str:

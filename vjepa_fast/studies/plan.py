@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -39,7 +40,10 @@ class PlannedProbe:
 
     @property
     def is_done(self) -> bool:
-        """Whether its scores, by these options and of this checkpoint, are there."""
+        """Whether its scores, by these options and of this checkpoint, are there.
+
+        `asked` is written last, so a probe that was interrupted is not done.
+        """
         try:
             asked = json.loads((self.output / "options.json").read_text(encoding="utf-8"))
             found = json.loads(self.result.read_text(encoding="utf-8"))
@@ -48,7 +52,12 @@ class PlannedProbe:
         state = self.checkpoint / "state.json"
         # A run that was deleted and trained again has newer checkpoints.
         newer = not state.exists() or state.stat().st_mtime <= self.result.stat().st_mtime
-        return newer and (asked, found.get("step")) == ([*self.options], self.step)
+        return newer and (asked, found.get("step")) == (self.asked, self.step)
+
+    @property
+    def asked(self) -> list[str]:
+        """What was probed and how, as `options.json` has it; the same where all runs are moved."""
+        return [os.path.relpath(self.checkpoint, self.output), *self.options]
 
 
 @dataclass(frozen=True)
@@ -62,7 +71,7 @@ class PlannedRun:
         config_file: the study's.
         overrides: its --set options.
         config: with them applied.
-        needs: folders of the runs that have to be done before.
+        needs: homes of the runs that have to be done before.
         probes: of its checkpoints.
     """
 
@@ -93,7 +102,10 @@ class PlannedRun:
             if not re.match(r"(teacher|init)\.checkpoint was ", change)
         ]
         if videos_of(self.config) not in (None, saved.get("videos")):
-            changes.append("data.manifests list other videos now")
+            raise UserError(
+                f"{self.folder}: found a finished run on other videos than data.manifests list "
+                "now, expected the same; restore the manifest, or name another folder with --runs"
+            )
         if changes:
             raise UserError(
                 f"{self.folder}: found a finished run of another recipe ({'; '.join(changes)}), "
@@ -118,17 +130,17 @@ def plan_study(name: str, study: Study, runs: Path) -> list[PlannedRun]:
     planned: dict[tuple[str, int], PlannedRun] = {}
     for variant in order:
         for seed in study.seeds:
-            needs = {other: planned[other, seed].folder for other in study.needs(variant)}
+            needs = {other: planned[other, seed] for other in study.needs(variant)}
             home = run_folder(runs, name, variant, seed)
             planned[variant, seed] = _plan_run(study, variant, seed, home, needs)
     return list(planned.values())
 
 
 def _plan_run(
-    study: Study, variant: str, seed: int, home: Path, needs: dict[str, Path]
+    study: Study, variant: str, seed: int, home: Path, needs: dict[str, PlannedRun]
 ) -> PlannedRun:
     overrides = [
-        *study.settings(variant, needs),
+        *study.settings(variant, {name: run.folder for name, run in needs.items()}),
         f"seed={seed}",
         f"output={json.dumps(str(home))}",
     ]
@@ -138,7 +150,7 @@ def _plan_run(
         config = load_config(study.config, overrides)
     except UserError as error:
         raise UserError(f"variants.{variant}: {error}") from None
-    file, before = Path(study.config), tuple(needs.values())
+    file, before = Path(study.config), tuple(run.home for run in needs.values())
     run = PlannedRun(variant, seed, home, home, file, tuple(overrides), config, before, ())
     steps = sorted({*range(0, config.optim.steps, study.probe_every or config.optim.steps)} - {0})
     steps.append(config.optim.steps)

@@ -13,7 +13,7 @@ from vjepa_fast.training.batches import make_planner
 from vjepa_fast.training.recipe import settings_of, with_defaults
 
 STEP = "step_{:08d}"
-_OF_NO_EFFECT = "output", "log", "checkpoint"  # on weights, or on what a page says of a run
+_OF_NO_EFFECT = "output", "checkpoint"  # on weights, or on what a page says of a run
 _videos: dict[tuple, str | None] = {}  # by data section and times of the manifests
 
 
@@ -35,7 +35,7 @@ def run_folder(runs: Path, study: str, variant: str, seed: int) -> Path:
 def finished_elsewhere(config: Config, own: Path, steps: Iterable[int]) -> Path | None:
     """Find the same run, finished by another study.
 
-    The same means all settings but those of folder, log and checkpoints, the videos as the
+    The same means all settings but those of folder and checkpoints, the videos as the
     manifests list them now, and a checkpoint after each of `steps`. A run that starts from another
     one, or has its teacher from there, is never the same.
 
