@@ -16,6 +16,13 @@ from vjepa_fast.training.loop import pretrain
 CONFIGS = REPOSITORY / "configs"
 
 
+def test_the_tiny_config_sees_clips_as_its_encoder_did() -> None:
+    tuned = load_finetune_config(CONFIGS / "finetune" / "tiny.json", []).data
+    data = load_config(CONFIGS / "v2_tiny.json", []).data
+    for key in ("num_frames", "frame_step", "crop_size", "area", "aspect_ratio"):
+        assert getattr(tuned, key) == getattr(data, key)
+
+
 @pytest.mark.slow
 def test_the_tiny_config_learns(tmp_path: Path) -> None:
     """0.49 of 8 directions on one processor, 0.41 after 150 steps of pretraining; chance is 0.125,
