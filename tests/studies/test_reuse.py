@@ -15,6 +15,7 @@ from vjepa_fast.studies.execute import run_study
 from vjepa_fast.studies.plan import PlannedRun, plan_study
 from vjepa_fast.studies.reuse import videos_of
 from vjepa_fast.studies.study import Study
+from vjepa_fast.training.batches import make_planner
 from vjepa_fast.training.recipe import settings_of
 
 Plan = Callable[..., PlannedRun]
@@ -125,9 +126,9 @@ def test_a_run_on_other_videos_is_neither_taken_nor_kept(
     manifest = tmp_path / "some.csv"
     rows = Path(small_config()["data"]["manifests"][0]).read_text().splitlines(keepends=True)
     root = Path(small_config()["data"]["manifests"][0]).parent
-    for row in rows[1:]:
-        (tmp_path / row.split(",")[0]).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / row.split(",")[0]).symlink_to(root / row.split(",")[0])
+    for file in (row.split(",")[0] for row in rows[1:]):
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).symlink_to(root / file)
     manifest.write_text("".join(rows))
     videos = [f"data.manifests={json.dumps([str(manifest)])}"]
     first = finish(plan("first", set=videos))
@@ -143,7 +144,7 @@ def test_a_run_on_other_videos_is_neither_taken_nor_kept(
     assert plan("second", set=videos).folder == second.home
 
 
-def test_a_run_that_starts_from_another_is_never_taken(plan: Plan, tmp_path: Path) -> None:
+def test_a_run_that_starts_from_another_is_never_taken(plan: Plan) -> None:
     frozen = {"pixels": ["objective=pixels"], "frozen": ["teacher.mode=frozen"]}
     frozen["frozen"].append("teacher.checkpoint={pixels}")
     pixels = finish(plan("first", variants={"pixels": frozen["pixels"]}))
@@ -174,8 +175,6 @@ def test_what_is_no_run_is_passed_over(plan: Plan, state: str) -> None:
 
 
 def test_the_hash_is_that_of_the_run(small_config: Callable[..., dict], tmp_path: Path) -> None:
-    from vjepa_fast.training.batches import make_planner
-
     file = tmp_path / "config.json"
     file.write_text(json.dumps(small_config()))
     config = load_config(file, [])

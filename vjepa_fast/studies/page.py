@@ -14,6 +14,7 @@ from vjepa_fast.evaluation.kinds import PRETRAINED
 from vjepa_fast.evaluation.results import json_data
 from vjepa_fast.studies.picture import draw
 from vjepa_fast.studies.results import Cost, Score, Spread, flop_unit, machine_of, spread
+from vjepa_fast.studies.reuse import study_of
 from vjepa_fast.studies.study import Study
 
 
@@ -102,7 +103,7 @@ def _text(
     failed: Sequence[str],
 ) -> str:
     seeds = len(study.seeds)
-    shared = [folder.parts[-3] for folder in folders if folder.parts[-3] != name]
+    shared = [study for study in map(study_of, folders) if study != name]
     machines = sorted({machine_of(folder) for folder in folders} - {""})
     hours = sum(cost.hours for cost in costs if math.isfinite(cost.hours))
     lines = [

@@ -11,7 +11,13 @@ from pathlib import Path
 
 from vjepa_fast.config import Config, load_config
 from vjepa_fast.errors import UserError
-from vjepa_fast.studies.reuse import STEP, finished_elsewhere, run_folder, state_of, videos_of
+from vjepa_fast.studies.reuse import (
+    checkpoint_of,
+    finished_elsewhere,
+    run_folder,
+    state_of,
+    videos_of,
+)
 from vjepa_fast.studies.study import Study
 from vjepa_fast.training.recipe import recipe_changes, settings_of, with_defaults
 
@@ -152,8 +158,9 @@ def _plan_run(
         raise UserError(f"variants.{variant}: {error}") from None
     file, before = Path(study.config), tuple(run.home for run in needs.values())
     run = PlannedRun(variant, seed, home, home, file, tuple(overrides), config, before, ())
-    steps = sorted({*range(0, config.optim.steps, study.probe_every or config.optim.steps)} - {0})
-    steps.append(config.optim.steps)
+    last = config.optim.steps
+    every = study.probe_every or last
+    steps = sorted({*range(every, last + 1, every), last})
     folder = home if run.is_done else finished_elsewhere(config, home, steps) or home
     probes = _probes(study, variant, steps, home, folder)
     return replace(run, folder=folder, probes=tuple(probes))
@@ -168,6 +175,6 @@ def _probes(
             own = list(options)
             if study.baselines and variant == first and step == steps[-1]:
                 own += ["--baselines", ",".join(study.baselines)]
-            checkpoint = folder / "checkpoints" / STEP.format(step)
+            checkpoint = checkpoint_of(folder, step)
             output = home / "probes" / f"{name}_{step}"
             yield PlannedProbe(name, step, checkpoint, output, tuple(own))

@@ -3,28 +3,16 @@
 from __future__ import annotations
 
 import json
-import logging
-from collections.abc import Iterable
+from collections.abc import Collection
 from pathlib import Path
 
 from vjepa_fast.config import Config
 from vjepa_fast.errors import UserError
-from vjepa_fast.training.batches import make_planner
+from vjepa_fast.training.batches import planner_if_readable
 from vjepa_fast.training.recipe import settings_of, with_defaults
 
-STEP = "step_{:08d}"
 _OF_NO_EFFECT = "output", "checkpoint"  # on weights, or on what a page says of a run
 _videos: dict[tuple, str | None] = {}  # by data section and times of the manifests
-
-
-def state_of(run: Path, step: int) -> dict | None:
-    """What a run's checkpoint after that many steps stored; None if there is none."""
-    try:
-        state = json.loads((run / "checkpoints" / STEP.format(step) / "state.json").read_bytes())
-    except (OSError, ValueError):
-        return None
-    known = isinstance(state, dict) and isinstance(state.get("config"), dict)
-    return state if known else None
 
 
 def run_folder(runs: Path, study: str, variant: str, seed: int) -> Path:
@@ -32,7 +20,27 @@ def run_folder(runs: Path, study: str, variant: str, seed: int) -> Path:
     return runs / study / variant / f"seed{seed}"
 
 
-def finished_elsewhere(config: Config, own: Path, steps: Iterable[int]) -> Path | None:
+def study_of(run: Path) -> str:
+    """The study that a `run_folder` belongs to."""
+    return run.parent.parent.name
+
+
+def checkpoint_of(run: Path, step: int) -> Path:
+    """The folder of a run's checkpoint after that many steps."""
+    return run / "checkpoints" / f"step_{step:08d}"
+
+
+def state_of(run: Path, step: int) -> dict | None:
+    """What that checkpoint stored; None if there is none."""
+    try:
+        state = json.loads((checkpoint_of(run, step) / "state.json").read_bytes())
+    except (OSError, ValueError):
+        return None
+    known = isinstance(state, dict) and isinstance(state.get("config"), dict)
+    return state if known else None
+
+
+def finished_elsewhere(config: Config, own: Path, steps: Collection[int]) -> Path | None:
     """Find the same run, finished by another study.
 
     The same means all settings but those of folder and checkpoints, the videos as the
@@ -49,17 +57,15 @@ def finished_elsewhere(config: Config, own: Path, steps: Iterable[int]) -> Path 
     """
     if config.teacher.checkpoint or config.init.checkpoint:
         return None
-    study = own.parent.parent
-    for other in sorted(study.parent.glob(str(run_folder(Path(), "*", "*", config.seed)))):
-        states = [state_of(other, step) for step in steps]
-        if study not in other.parents and all(
-            state and _is_same(state, config) for state in states
-        ):
-            return other
-    return None
+    runs = own.parents[2].glob(str(run_folder(Path(), "*", "*", config.seed)))
+    others = (run for run in sorted(runs) if study_of(run) != study_of(own))
+    same = (run for run in others if all(_is_same(state_of(run, s), config) for s in steps))
+    return next(same, None)
 
 
-def _is_same(state: dict, config: Config) -> bool:
+def _is_same(state: dict | None, config: Config) -> bool:
+    if state is None:
+        return False
     try:
         saved, own = with_defaults(state["config"]), settings_of(config)
     except UserError:  # a fine-tuning
@@ -81,13 +87,6 @@ def videos_of(config: Config) -> str | None:
         return None
     key = config.data.model_dump_json(), *times
     if key not in _videos:
-        log = logging.getLogger("vjepa_fast")
-        level = log.level
-        log.setLevel(logging.ERROR)  # what is odd about a manifest is said when a run starts
-        try:
-            _videos[key] = make_planner(config).digest
-        except (UserError, OSError):
-            _videos[key] = None
-        finally:
-            log.setLevel(level)
+        planner = planner_if_readable(config)
+        _videos[key] = planner.digest if planner else None
     return _videos[key]

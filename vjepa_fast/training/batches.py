@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
@@ -51,6 +52,22 @@ def make_planner(config: Config, manifests: Sequence[Entries] | None = None) -> 
         own=[manifest.own for manifest in data.manifests],
         group=config.masks.truncate_group,
     )
+
+
+def planner_if_readable(config: Config) -> ClipPlanner | None:
+    """`make_planner` of a run that was started before; None if its manifests cannot be read.
+
+    What is odd about them was said then, and is not said again.
+    """
+    log = logging.getLogger("vjepa_fast")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        return make_planner(config)
+    except (UserError, OSError):
+        return None
+    finally:
+        log.setLevel(level)
 
 
 def run_loader(

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import logging
-
-from vjepa_fast.errors import UserError
 from vjepa_fast.exchange.export.source import Source
-from vjepa_fast.training.batches import make_planner
+from vjepa_fast.training.batches import planner_if_readable
 
 
 def video_counts(source: Source) -> list[int] | None:
@@ -17,13 +14,6 @@ def video_counts(source: Source) -> list[int] | None:
     Returns:
         None if a manifest is not where it was, or lists other videos than the run was trained on.
     """
-    log = logging.getLogger("vjepa_fast")
-    level = log.level
-    log.setLevel(logging.ERROR)  # what is wrong with a manifest was said when the run started
-    try:
-        planner = make_planner(source.config)
-    except (UserError, OSError):
-        return None
-    finally:
-        log.setLevel(level)
-    return planner.counts if planner.digest == source.checkpoint.state["videos"] else None
+    planner = planner_if_readable(source.config)
+    known = planner is not None and planner.digest == source.checkpoint.state["videos"]
+    return planner.counts if known else None
